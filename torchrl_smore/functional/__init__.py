@@ -1,0 +1,1 @@
+"""Mathematics as plain functions: tensors in, tensors out."""
