@@ -1,0 +1,511 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_smore.data import _disk
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.trajectories import TrajectoryStore
+
+LEAVES = {"include_nested": True, "leaves_only": True}
+
+
+def equal(left: TrajectoryStore, right: TrajectoryStore) -> bool:
+    return all(torch.equal(left.data[key], right.data[key]) for key in left.data.keys(**LEAVES))
+
+
+# building
+
+
+def test_two_short_episodes_give_the_rows_written_out_by_hand():
+    first = {
+        "observation": np.array([[0.0], [1.0], [2.0]]),
+        "achieved_goal": np.array([[10.0], [11.0], [12.0]]),
+        "action": np.array([[0.1], [0.2]]),
+        "desired_goal": np.array([12.0]),
+        "reward": np.array([0, 1]),
+    }
+    second = {
+        "observation": np.array([[5.0], [6.0], [7.0], [8.0]]),
+        "achieved_goal": np.array([[15.0], [16.0], [17.0], [18.0]]),
+        "action": np.array([[0.3], [0.4], [0.5]]),
+        "desired_goal": np.array([[90.0], [91.0], [92.0]]),
+        "reward": np.array([0.0, 0.0, 0.0]),
+        "terminated": np.array([False, False, True]),
+    }
+
+    store = TrajectoryStore.from_episodes([first, second], {"task": "Line"})
+
+    expected = {
+        "observation": [0, 1, 5, 6, 7],
+        ("next", "observation"): [1, 2, 6, 7, 8],
+        "achieved_goal": [10, 11, 15, 16, 17],
+        ("next", "achieved_goal"): [11, 12, 16, 17, 18],
+        "action": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "desired_goal": [12, 12, 90, 91, 92],
+        ("next", "reward"): [0, 1, 0, 0, 0],
+    }
+    for key, values in expected.items():
+        torch.testing.assert_close(store.data[key], torch.tensor(values, dtype=torch.float32)[:, None])
+    flags = {"done": [0, 1, 0, 0, 1], "terminated": [0, 0, 0, 0, 1], "truncated": [0, 1, 0, 0, 0]}
+    for key, values in flags.items():
+        assert store.data["next", key].squeeze(-1).int().tolist() == values
+    assert store.data["traj_start"].tolist() == [0, 0, 2, 2, 2]
+    assert store.data["traj_stop"].tolist() == [2, 2, 5, 5, 5]
+    assert [bound.tolist() for bound in store.trajectory_bounds] == [[0, 2], [2, 5]]
+    assert (store.num_transitions, store.num_trajectories, store.goal_dim) == (5, 2, 1)
+    assert store.meta == {"task": "Line"}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(2, 9), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_every_episode_can_be_read_back_from_its_rows(make_episodes, lengths, seed):
+    episodes = make_episodes(lengths, seed=seed)
+    store = TrajectoryStore.from_episodes(episodes)
+
+    for episode, start, stop in zip(episodes, *(bound.tolist() for bound in store.trajectory_bounds)):
+        rows = store.data[start:stop]
+        for key in ("observation", "achieved_goal"):
+            states = torch.cat([rows[key], rows["next", key][-1:]])
+            np.testing.assert_array_equal(states.numpy(), episode[key])
+            assert torch.equal(rows[key][1:], rows["next", key][:-1])
+        np.testing.assert_array_equal(rows["action"].numpy(), episode["action"])
+        np.testing.assert_array_equal(rows["next", "reward"][:, 0].numpy(), episode["reward"])
+        assert (rows["desired_goal"].numpy() == episode["desired_goal"]).all()
+
+
+def without(key):
+    return lambda episode: episode.pop(key)
+
+
+def put(key, value):
+    return lambda episode: episode.__setitem__(key, value(episode) if callable(value) else value)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (without("action"), r"episode 1: missing \['action'\]"),
+        (put("terminate", np.zeros(3)), r"episode 1: unexpected \['terminate'\]"),
+        (put("action", np.zeros((0, 3))), r"episode 1: expected two or more transitions, found .* \[0, 3\]"),
+        (put("action", np.zeros((1, 3))), r"episode 1: expected two or more transitions, found .* \[1, 3\]"),
+        (put("action", np.zeros((3, 2))), r"episode 1: 'action': expected shape \[3, 3\] .* found \[3, 2\]"),
+        (put("observation", np.zeros((3, 4))), r"episode 1: 'observation': expected shape \[4, 4\] .* found \[3, 4\]"),
+        (put("desired_goal", np.zeros(5)), r"episode 1: 'desired_goal': expected shape \[3, 2\] .* found \[3, 5\]"),
+        (put("desired_goal", np.zeros((4, 2))), r"episode 1: 'desired_goal': expected shape \[3, 2\]"),
+        (put("desired_goal", np.float32(1)), r"episode 1: 'desired_goal': expected shape \[3, 2\]"),
+        (put("reward", np.zeros((3, 1))), r"episode 1: 'reward': expected shape \[3\], found \[3, 1\]"),
+        (put("reward", np.array([0, 1, 2])), r"'reward'\): expected 1 where .* found 2.0 in row 7"),
+        (put("reward", np.array([0, -1, 0])), r"'reward'\): expected 1 where .* found -1.0 in row 6"),
+        (put("terminated", np.zeros(3)), r"episode 1: 'terminated': expected booleans, found dtype float64"),
+        (put("terminated", np.array([False, True, True])), r"episode 1: 'terminated': expected False .* step 1"),
+        (put("action", np.full((3, 3), "x")), r"episode 1: 'action': expected real numbers, found dtype <U1"),
+        (put("action", np.full((3, 3), np.nan)), r"'action': expected finite numbers, found .*nan.* in row 5"),
+        (put("action", np.full((3, 3), 1e300)), r"'action': expected finite numbers, found .*inf.* in row 5"),
+        (put("observation", np.array([[0.0] * 4] * 3 + [[np.inf] * 4])), r"\('next', 'observation'\).* in row 7"),
+    ],
+)
+def test_a_fault_in_an_episode_is_named(episodes, break_it, message):
+    break_it(episodes[1])
+    with pytest.raises(DatasetError, match=message):
+        TrajectoryStore.from_episodes(episodes)
+
+
+def test_no_episode_is_an_error():
+    with pytest.raises(DatasetError, match="at least one episode"):
+        TrajectoryStore.from_episodes([])
+
+
+# rows: 0-4, 5-7, 8-9, 10-16
+
+
+def poke(key, row, value):
+    return lambda data: data[key].__setitem__(row, value)
+
+
+def one_trajectory_too_short(data):
+    # the two rows of the third trajectory become one trajectory each
+    data["traj_start"][9], data["traj_stop"][8] = 9, 9
+    data["next", "done"][8] = data["next", "truncated"][8] = True
+
+
+def interleave(data):
+    order = torch.arange(17)
+    order[4], order[5] = 5, 4
+    data.update_(data[order].clone())
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda data: data.pop("desired_goal"), r"key 'desired_goal' is missing"),
+        (lambda data: data.pop(("next", "done")), r"key \('next', 'done'\) is missing"),
+        (lambda data: data.set("extra", torch.zeros(17)), r"unexpected keys \['extra'\]"),
+        (
+            lambda data: data.set("action", data["action"].double()),
+            r"'action': expected dtype torch.float32, .*float64",
+        ),
+        (lambda data: data.set("traj_stop", data["traj_stop"].int()), r"'traj_stop': expected dtype torch.int64"),
+        (lambda data: data.set("action", data["action"][:, 0]), r"'action': expected shape \[N, action_dim\]"),
+        (lambda data: data.set("action", data["action"][:, :0]), r"'action': expected shape \[17, action_dim > 0\]"),
+        (
+            lambda data: data.set("desired_goal", torch.zeros(17, 3)),
+            r"'desired_goal': expected shape \[17, 2\] .*\[17, 3\]",
+        ),
+        (lambda data: data.set(("next", "reward"), torch.zeros(17, 2)), r"'reward'\): expected shape \[17, 1\]"),
+        (
+            poke("observation", (11, 2), float("nan")),
+            r"'observation': expected finite numbers, found .*nan.* in row 11",
+        ),
+        (
+            poke(("next", "achieved_goal"), (3, 0), float("-inf")),
+            r"'achieved_goal'\): expected finite .*-inf.* in row 3",
+        ),
+        (poke(("next", "done"), 7, False), r"'done'\): expected True in the last row .* found False in row 7"),
+        (poke(("next", "done"), 6, True), r"'done'\): expected False before the last row .* found True in row 6"),
+        (
+            poke(("next", "truncated"), 4, False),
+            r"'done'\): expected terminated or truncated = False, found True in row 4",
+        ),
+        (
+            poke(("next", "terminated"), 2, True),
+            r"'done'\): expected terminated or truncated = True, found False in row 2",
+        ),
+        (poke("traj_start", 0, 1), r"'traj_start': expected 0 in row 0, found 1"),
+        (poke("traj_start", 6, 4), r"'traj_start': trajectories must be contiguous .* expected 5 in row 6, found 4"),
+        (poke("traj_stop", 16, 18), r"'traj_stop': trajectories must be contiguous .* expected 17 in row 16, found 18"),
+        (interleave, r"'traj_start': trajectories must be contiguous"),
+        (one_trajectory_too_short, r"trajectory 2 \(row 8\) has a single transition"),
+    ],
+)
+def test_a_fault_in_the_rows_is_named(store, break_it, message):
+    break_it(store.data)
+    with pytest.raises(DatasetError, match=message):
+        TrajectoryStore(store.data)
+
+
+def test_an_empty_or_batched_tensordict_is_refused(store):
+    for data in (store.data[:0], store.data[:4].reshape(2, 2)):
+        with pytest.raises(DatasetError, match=r"batch size \[N\]"):
+            TrajectoryStore(data)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"seed": np.int64(3)}, "expressible in JSON"),
+        ({"gain": float("nan")}, "expressible in JSON"),
+        ({"composition": {"expert": 4}}, "expected a list of"),
+        ({"composition": [{"behaviour": "expert"}]}, "expected a list of"),
+        ({"composition": [{"num_trajectories": 3}]}, r"add up to 4 trajectories, found 3 = 3"),
+    ],
+)
+def test_meta_data_that_cannot_be_stored_or_true_are_refused(store, meta, message):
+    with pytest.raises(DatasetError, match=message):
+        TrajectoryStore(store.data, meta)
+
+
+def test_a_task_of_other_dimensions_is_named(store):
+    store.check_task(observation_dim=4, goal_dim=2, action_dim=3, name="Right")
+    with pytest.raises(DatasetError, match=r"'Wrong'.*'goal_dim': 3.*found.*'goal_dim': 2"):
+        store.check_task(observation_dim=4, goal_dim=3, action_dim=3, name="Wrong")
+
+
+# selecting
+
+
+def test_selected_trajectories_are_those_episodes_in_that_order(episodes, store):
+    chosen = store.select_trajectories(torch.tensor([3, 0, 3]))
+    assert equal(chosen, TrajectoryStore.from_episodes([episodes[3], episodes[0], episodes[3]]))
+    assert chosen.data["observation"].data_ptr() != store.data["observation"].data_ptr()
+
+
+@pytest.mark.parametrize("index", [[], [4], [-1], [0.0], [True, False, True, True], [[0]]], ids=str)
+def test_an_index_that_names_no_trajectories_is_refused(store, index):
+    with pytest.raises(DatasetError, match="expected trajectory numbers"):
+        store.select_trajectories(torch.tensor(index))
+
+
+def test_the_composition_follows_a_selection_or_is_dropped(make_store):
+    composition = [{"behaviour": "expert", "num_trajectories": 1}, {"behaviour": "random", "num_trajectories": 3}]
+    store = make_store(meta={"task": "A", "composition": composition})
+
+    assert store.select_trajectories(torch.tensor([0, 2, 3])).meta["composition"] == [
+        {"behaviour": "expert", "num_trajectories": 1},
+        {"behaviour": "random", "num_trajectories": 2},
+    ]
+    assert store.select_trajectories(torch.tensor([2])).meta["composition"] == [
+        {"behaviour": "random", "num_trajectories": 1}
+    ]
+    assert store.select_trajectories(torch.tensor([2, 0])).meta == {"task": "A"}
+
+
+def test_the_summary_reports_success_and_return(make_episodes):
+    first, second = make_episodes([2, 3])
+    first["reward"], second["reward"] = np.array([0, 1]), np.array([0, 0, 0])
+    # 0.5 ** 1 in the first, nothing in the second: a mean of 0.25
+    text = TrajectoryStore.from_episodes([first, second]).summary(gamma=0.5)
+    assert "some step: 50.0% of trajectories, in the last step: 50.0%" in text
+    assert "mean discounted return at 0.5: 0.25" in text
+
+
+def test_a_replay_buffer_samples_rows_of_the_store(store):
+    storage = store.to_storage()
+    assert len(storage) == store.num_transitions
+    batch = TensorDictReplayBuffer(storage=storage, batch_size=64).sample()
+    rows = store.data[batch["index"]]
+    for key in store.data.keys(**LEAVES):
+        assert torch.equal(batch[key], rows[key])
+
+
+# on disk
+
+
+def test_a_saved_store_is_equal_when_loaded_and_keeps_its_digest(store, tmp_path):
+    store = TrajectoryStore(store.data, {"task": "A", "nested": {"seeds": [1, 2]}})
+    store.save(tmp_path / "deep" / "store")
+    loaded = TrajectoryStore.load(tmp_path / "deep" / "store")
+    unverified = TrajectoryStore.load(str(tmp_path / "deep" / "store"), verify=False)
+
+    assert equal(store, loaded)
+    assert equal(store, unverified)
+    assert loaded.meta == unverified.meta == store.meta
+    assert loaded.sha256 == store.sha256 == json.loads((tmp_path / "deep/store/meta.json").read_text())["sha256"]
+    assert os.listdir(tmp_path / "deep") == ["store"]
+
+
+def test_the_digest_depends_on_every_value_and_on_nothing_else(store, make_store):
+    digest = store.sha256
+    assert make_store(meta={"task": "A"}).sha256 == digest
+    store.data["action"][3, 1] += 1e-6
+    assert store.sha256 != digest
+
+
+def test_the_data_folder_is_an_ordinary_tensordict_memmap(store, tmp_path):
+    store.save(tmp_path / "store")
+    data = TensorDict.load_memmap(tmp_path / "store" / "data", allow_pickle=False)
+    assert (data == store.data).all()
+
+
+def test_writing_to_loaded_data_leaves_the_file_alone(store, tmp_path):
+    store.save(tmp_path / "store")
+    loaded = TrajectoryStore.load(tmp_path / "store")
+    loaded.data["observation"].zero_()
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+
+
+def test_a_store_is_replaced_only_when_asked_and_only_by_name(store, make_store, tmp_path):
+    store.save(tmp_path / "store")
+    other = make_store(seed=1)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        other.save(tmp_path / "store")
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+
+    loaded = TrajectoryStore.load(tmp_path / "store")
+    other.save(tmp_path / "store", overwrite=True)
+    assert equal(TrajectoryStore.load(tmp_path / "store"), other)
+    assert equal(loaded, store)  # what was mapped before stays readable
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_folder_that_holds_something_else_is_never_replaced(store, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years")
+    with pytest.raises(DatasetError, match="not a trajectory store"):
+        store.save(tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years"
+    assert os.listdir(tmp_path) == ["home"]
+
+
+class DiskFull(OSError):
+    pass
+
+
+@pytest.mark.parametrize("name", ["action.memmap", "truncated.memmap", "meta.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_full_disk_leaves_nothing_behind_and_the_old_store_whole(
+    store, make_store, tmp_path, monkeypatch, name, overwrite
+):
+    if overwrite:
+        store.save(tmp_path / "store")
+    write_file = _disk._write_file
+
+    def fail_halfway(file, content):
+        if file.name == name:
+            write_file(file, bytes(content)[: len(content) // 2])
+            raise DiskFull("no space left on device")
+        write_file(file, content)
+
+    monkeypatch.setattr(_disk, "_write_file", fail_halfway)
+    with pytest.raises(DiskFull):
+        make_store(seed=1).save(tmp_path / "store", overwrite=overwrite)
+    assert os.listdir(tmp_path) == (["store"] if overwrite else [])
+    if overwrite:
+        assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+
+
+def test_a_rename_that_fails_puts_the_old_store_back(store, make_store, tmp_path, monkeypatch):
+    store.save(tmp_path / "store")
+    rename = os.rename
+
+    def fail_to_publish(source, target):
+        if ".partial-" in str(source):
+            raise OSError("refused")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_to_publish)
+    with pytest.raises(OSError, match="refused"):
+        make_store(seed=1).save(tmp_path / "store", overwrite=True)
+    assert os.listdir(tmp_path) == ["store"]
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+
+
+KILLED = """
+    import os, signal, sys, torch
+    from torchrl_smore.data import _disk
+    from torchrl_smore.data.trajectories import TrajectoryStore
+
+    store = TrajectoryStore.load(sys.argv[1])
+    store.data["action"].zero_()
+    publish, rename = _disk._write_file, os.rename
+
+    def write_file(file, content):
+        if file.name == "desired_goal.memmap" and sys.argv[2] == "writing":
+            os.kill(os.getpid(), signal.SIGKILL)
+        publish(file, content)
+
+    def rename_and_die(source, target):
+        rename(source, target)
+        if sys.argv[2] == "renaming":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _disk._write_file, os.rename = write_file, rename_and_die
+    store.save(sys.argv[1], overwrite=True)
+"""
+
+
+def run_killed(path, moment):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path), moment]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == -signal.SIGKILL, result.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_process_killed_while_writing_leaves_the_old_store_whole(store, tmp_path):
+    store.save(tmp_path / "store")
+    run_killed(tmp_path / "store", "writing")
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_says_where(store, tmp_path):
+    store.save(tmp_path / "store")
+    run_killed(tmp_path / "store", "renaming")
+    with pytest.raises(DatasetError, match=r"interrupted overwrite left .*\.store\.replaced-") as error:
+        TrajectoryStore.load(tmp_path / "store")
+    previous = next(tmp_path.glob(".store.replaced-*"))
+    assert str(previous) in str(error.value)
+    assert equal(TrajectoryStore.load(previous), store)
+    assert (TrajectoryStore.load(next(tmp_path.glob(".store.partial-*"))).data["action"] == 0).all()
+
+
+ALL_FILES = [
+    "data/meta.json",
+    "data/observation.memmap",
+    "data/next/meta.json",
+    "data/next/done.memmap",
+    "data/traj_start.memmap",
+]
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_a_flipped_bit_a_truncated_and_a_missing_file_are_named(store, tmp_path, name):
+    store.save(tmp_path / "store")
+    file = tmp_path / "store" / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(DatasetError, match=f"{name} is altered: expected SHA-256"):
+        TrajectoryStore.load(tmp_path / "store")
+    file.write_bytes(content[:-1])
+    for verify in (True, False):
+        with pytest.raises(
+            DatasetError, match=f"{name} is truncated .* {len(content)} bytes, found {len(content) - 1}"
+        ):
+            TrajectoryStore.load(tmp_path / "store", verify=verify)
+    file.unlink()
+    for verify in (True, False):
+        with pytest.raises(DatasetError, match=f"{name} is missing"):
+            TrajectoryStore.load(tmp_path / "store", verify=verify)
+
+
+def edit_manifest(**changes):
+    def edit(path):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda path: path.unlink(), "not a trajectory store: it has no meta.json"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "meta.json is damaged: expected JSON"),
+        (lambda path: path.write_text("[1]"), "does not name the format"),
+        (edit_manifest(format="something"), "does not name the format"),
+        (edit_manifest(format_version=2), "expected format version 1, found 2"),
+        (edit_manifest(sha256=None), "expected 'sha256' of type str"),
+        (edit_manifest(sha256="0" * 64), "'sha256'"),
+        (edit_manifest(files={}), "expected size and digest of data/meta.json, found None"),
+        (edit_manifest(columns={}), "expected a shape of positive numbers"),
+        (edit_manifest(num_transitions=10**9), "found shape"),
+    ],
+)
+def test_a_damaged_manifest_is_a_clear_error(store, tmp_path, break_it, message):
+    store.save(tmp_path / "store")
+    break_it(tmp_path / "store" / "meta.json")
+    with pytest.raises(DatasetError, match=message):
+        TrajectoryStore.load(tmp_path / "store")
+
+
+def test_a_larger_shape_in_the_manifest_never_grows_the_file(store, tmp_path):
+    store.save(tmp_path / "store")
+    manifest = json.loads((tmp_path / "store" / "meta.json").read_text())
+    manifest["columns"]["data/action.memmap"] = [17, 4]
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match=r"expected 204 bytes in 17 rows, found shape \[17, 4\]"):
+        TrajectoryStore.load(tmp_path / "store", verify=False)
+    assert (tmp_path / "store" / "data" / "action.memmap").stat().st_size == 17 * 3 * 4
+
+
+def test_loading_checks_values_that_a_consistent_store_should_not_hold(store, tmp_path):
+    store.data["observation"][4, 0] = float("nan")
+    store.save(tmp_path / "store")
+    with pytest.raises(DatasetError, match="'observation': expected finite numbers"):
+        TrajectoryStore.load(tmp_path / "store")
+
+
+def test_no_pickle_in_the_folder_is_ever_read(store, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    store.save(tmp_path / "store")
+    for folder in ("", "data", "data/next"):
+        for name in ("other.pickle", "pickle.pkl"):
+            (tmp_path / "store" / folder / name).write_bytes(pickle.dumps(Bomb()))
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+    assert not (tmp_path / "exploded").exists()

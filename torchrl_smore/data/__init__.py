@@ -1,0 +1,24 @@
+"""The trajectory store, its readers, and sampling of goal transitions."""
+
+from torchrl_smore.data import readers
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.mixing import mix, split_by_behaviour
+from torchrl_smore.data.packed import GoalBatchSampler
+from torchrl_smore.data.samplers import GoalTransition, GoalTransitionSampler, stored_goal_reached
+from torchrl_smore.data.statistics import standardization
+from torchrl_smore.data.trajectories import TrajectoryStore
+from torchrl_smore.data.transforms import HindsightGoalTransform
+
+__all__ = [
+    "DatasetError",
+    "GoalBatchSampler",
+    "GoalTransition",
+    "GoalTransitionSampler",
+    "HindsightGoalTransform",
+    "TrajectoryStore",
+    "mix",
+    "readers",
+    "split_by_behaviour",
+    "standardization",
+    "stored_goal_reached",
+]

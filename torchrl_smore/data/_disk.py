@@ -1,0 +1,226 @@
+"""The trajectory store on disk: a TensorDict memmap folder and a manifest, published whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from torchrl_smore.data._schema import SCHEMA, Key
+from torchrl_smore.data.errors import DatasetError
+
+FORMAT = "torchrl_smore.trajectories"
+FORMAT_VERSION = 1
+_MANIFEST = "meta.json"
+_FOLDER = "data"
+_BLOCK = 1 << 24
+
+
+def _file(key: Key) -> str:
+    return "/".join([_FOLDER, *([key] if isinstance(key, str) else key)]) + ".memmap"
+
+
+_LAYOUT_FILES = [f"{_FOLDER}/meta.json", f"{_FOLDER}/next/meta.json"]
+_FILES = [*_LAYOUT_FILES, *map(_file, SCHEMA)]
+
+
+def content_digest(data: TensorDictBase) -> str:
+    """SHA-256 over the keys, dtypes, shapes and bytes of the columns, in hexadecimal."""
+    with ThreadPoolExecutor() as pool:
+        return _combined(data, dict(zip(SCHEMA, pool.map(lambda key: _bytes_digest(data.get(key)), SCHEMA))))
+
+
+def write(path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: bool) -> None:
+    """Writes a store beside ``path`` and renames it when whole; see :meth:`TrajectoryStore.save`."""
+    path = path.resolve()
+    if path.exists():
+        if not overwrite:
+            raise FileExistsError(f"{path} exists: pass overwrite=True to replace the trajectory store there.")
+        read_manifest(path)  # never replaces a folder that holds something else
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _published(path) as partial:
+        folder = partial / _FOLDER
+        # lays out the folder with empty files; the bytes follow through plain writes, because a full disk
+        # turns a write to a mapped page into SIGBUS, and a plain write into an OSError
+        data.cpu().memmap_like(str(folder))
+        with ThreadPoolExecutor() as pool:
+            digests = dict(zip(SCHEMA, pool.map(lambda key: _write_column(folder, key, data.get(key)), SCHEMA)))
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "num_transitions": data.shape[0],
+            "sha256": _combined(data, digests),
+            "files": {name: _file_record(partial / name) for name in _LAYOUT_FILES}
+            | {_file(key): {"bytes": _size(data.get(key)), "sha256": digests[key]} for key in SCHEMA},
+            "columns": {_file(key): list(data.get(key).shape) for key in SCHEMA},
+            "meta": meta,
+        }
+        _write_file(partial / _MANIFEST, json.dumps(manifest, indent=2).encode())
+
+
+def read(path: Path, *, verify: bool) -> tuple[TensorDict, dict[str, Any]]:
+    """Maps the columns of a store into memory, copy-on-write; see :meth:`TrajectoryStore.load`."""
+    manifest = read_manifest(path)
+    _check_files(path, manifest["files"], verify=verify)
+    rows = manifest["num_transitions"]
+    columns = {
+        key: _map_column(path / _file(key), manifest["columns"].get(_file(key)), rows, dtype)
+        for key, (dtype, _) in SCHEMA.items()
+    }
+    data = TensorDict({"next": TensorDict({}, [rows])}, [rows])
+    for key, column in columns.items():
+        data.set(key, column)
+    if verify:
+        digests = {key: manifest["files"][_file(key)]["sha256"] for key in SCHEMA}
+        if (found := _combined(data, digests)) != manifest["sha256"]:
+            raise DatasetError(f"{path / _MANIFEST}: 'sha256': expected {found} from its files, found a different one.")
+    return data, manifest["meta"]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads ``meta.json`` and checks that this version of the library can read what it describes."""
+    file = path / _MANIFEST
+    if not file.is_file():
+        raise DatasetError(f"{path} is not a trajectory store: it has no {_MANIFEST}.{_hint(path.resolve())}")
+    try:
+        manifest = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DatasetError(f"{file} is damaged: expected JSON, found {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DatasetError(f"{path} is not a trajectory store: {_MANIFEST} does not name the format {FORMAT!r}.")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise DatasetError(f"{file}: expected format version {FORMAT_VERSION}, found {manifest.get('format_version')}.")
+    expected = {"num_transitions": int, "sha256": str, "files": dict, "columns": dict, "meta": dict}
+    for key, kind in expected.items():
+        if not isinstance(manifest.get(key), kind):
+            raise DatasetError(f"{file} is damaged: expected {key!r} of type {kind.__name__}.")
+    for name in _FILES:
+        record = manifest["files"].get(name)
+        if not isinstance(record, dict) or record.keys() != {"bytes", "sha256"}:
+            raise DatasetError(f"{file} is damaged: expected size and digest of {name}, found {record}.")
+    return manifest
+
+
+def _hint(path: Path) -> str:
+    """Says where the previous store lies, if an overwrite was killed between its two renames."""
+    siblings = path.parent.iterdir() if path.parent.is_dir() else []
+    left = [sibling for sibling in siblings if sibling.name.startswith(f".{path.name}.replaced-")]
+    return f" An interrupted overwrite left the store that was there at {left[0]}." if left else ""
+
+
+def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) -> None:
+    for name in _FILES:
+        file, record = path / name, files[name]
+        if not file.is_file():
+            raise DatasetError(f"{file} is missing.")
+        if (size := file.stat().st_size) != record["bytes"]:
+            raise DatasetError(f"{file} is truncated or altered: expected {record['bytes']} bytes, found {size}.")
+    if not verify:
+        return
+    with ThreadPoolExecutor() as pool:
+        for name, digest in zip(_FILES, pool.map(lambda name: _file_digest(path / name), _FILES)):
+            if digest != (expected := files[name]["sha256"]):
+                raise DatasetError(f"{path / name} is altered: expected SHA-256 {expected}, found {digest}.")
+
+
+def _map_column(file: Path, shape: Any, rows: int, dtype: torch.dtype) -> Tensor:
+    """Maps one file privately: writes to the tensor stay in memory, and read-only files will do."""
+    if not isinstance(shape, list) or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise DatasetError(f"{file}: expected a shape of positive numbers in {_MANIFEST}, found {shape}.")
+    elements = math.prod(shape)
+    if shape[:1] != [rows] or elements * dtype.itemsize != file.stat().st_size:
+        raise DatasetError(
+            f"{file}: expected {file.stat().st_size} bytes in {rows} rows, "
+            f"found shape {shape} of {dtype} in {_MANIFEST}."
+        )
+    return torch.from_file(str(file), shared=False, size=elements, dtype=dtype).view(shape)
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside ``path`` that takes its place on success and disappears on failure."""
+    token = uuid.uuid4().hex[:12]
+    partial = path.with_name(f".{path.name}.partial-{token}")
+    replaced = path.with_name(f".{path.name}.replaced-{token}")
+    partial.mkdir()
+    try:
+        yield partial
+        for folder in (partial / _FOLDER / "next", partial / _FOLDER, partial):
+            _sync_folder(folder)
+        if path.exists():
+            os.rename(path, replaced)
+        try:
+            os.rename(partial, path)
+        except BaseException:
+            if replaced.exists():
+                os.rename(replaced, path)
+            raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write_column(folder: Path, key: Key, value: Tensor) -> str:
+    content = _as_bytes(value)
+    _write_file(folder.parent / _file(key), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_file(file: Path, content: bytes | memoryview) -> None:
+    with open(file, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened, and renames need no help
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _combined(data: TensorDictBase, digests: dict[Key, str]) -> str:
+    columns = [(_file(key), str(data.get(key).dtype), list(data.get(key).shape), digests[key]) for key in SCHEMA]
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+
+def _bytes_digest(value: Tensor) -> str:
+    return hashlib.sha256(_as_bytes(value)).hexdigest()
+
+
+def _as_bytes(value: Tensor) -> memoryview:
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _file_record(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": _file_digest(file)}
+
+
+def _file_digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _size(value: Tensor) -> int:
+    return value.numel() * value.element_size()

@@ -1,0 +1,161 @@
+"""Goal-transition batches out of one packed table, as a function that compiles into the update."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor
+
+from torchrl_smore.data.samplers import stored_goal_reached
+from torchrl_smore.functional.goals import NUM_UNIFORMS, goal_transition_rows
+
+_logger = logging.getLogger("torchrl_smore")
+_COLUMNS: tuple[NestedKey, ...] = (
+    "observation",
+    "action",
+    ("next", "observation"),
+    "desired_goal",
+    ("next", "achieved_goal"),
+)
+
+
+class GoalBatchSampler:
+    """Samples offline and goal transitions from a dataset held as one contiguous table.
+
+    Does what a replay buffer with :class:`GoalTransition` and :class:`HindsightGoalTransform` does, on the same
+    functional core, in two gathers of whole rows. :meth:`draw` makes random numbers from this object's own generator,
+    :meth:`gather` is a pure function of them: no host synchronisation, static shapes, no graph break, so a trainer
+    compiles it together with the loss.
+
+    Args:
+        data: TED layout with ``traj_stop``, batch size ``[N]``, as in
+            :class:`~torchrl_smore.data.TrajectoryStore`.
+        batch_size: offline rows, and goal-transition rows, of a batch.
+        her_ratio: probability of relabelling, in ``[0, 1]``.
+        strategy: see :class:`GoalTransition`.
+        gamma: used by the ``"geometric"`` strategy.
+        coupled: see :class:`GoalTransition`.
+        success: ``success(achieved_goal, goal) -> bool``; when given, 0/1 rewards and ``terminated`` are added, for
+            losses that read them.
+        reward_values: see :class:`HindsightGoalTransform`.
+        terminate_at_goal: see :class:`HindsightGoalTransform`.
+        q: whether to sample goal transitions at all.
+        seed: seed of the generator.
+        device: where the table lies.
+
+    Raises:
+        ValueError: if ``batch_size`` is not positive or ``her_ratio`` lies outside ``[0, 1]``.
+    """
+
+    def __init__(
+        self,
+        data: TensorDictBase,
+        batch_size: int,
+        *,
+        her_ratio: float = 0.8,
+        strategy: str = "future",
+        gamma: float = 0.99,
+        coupled: bool = False,
+        success: Callable[[Tensor, Tensor], Tensor] | None = None,
+        reward_values: tuple[float, float] = (0.0, 1.0),
+        terminate_at_goal: bool = False,
+        q: bool = True,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}.")
+        if not 0.0 <= her_ratio <= 1.0:
+            raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
+        device = torch.device(device or data.get("action").device)
+        self.batch_size = batch_size
+        self.her_ratio = her_ratio
+        self.strategy = strategy
+        self.gamma = gamma
+        self.coupled = coupled
+        self.success = success
+        self.reward_values = reward_values
+        self.terminate_at_goal = terminate_at_goal
+        self.q = q
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
+        self._table = torch.cat([data.get(key) for key in _COLUMNS], -1).contiguous().to(device)
+        self._stop = data.get("traj_stop").reshape(-1).to(device)
+        self._truncated = data.get(("next", "truncated")).to(device)
+        self._reached = stored_goal_reached(data).nonzero().squeeze(-1).to(device)
+        if q and her_ratio < 1.0 and self._reached.numel() == 0:
+            _logger.warning("no transition reaches its stored goal: every goal transition is a relabelled one")
+
+    def __len__(self) -> int:
+        return self._table.shape[0]
+
+    def draw(self) -> Tensor:
+        """Uniform numbers for one batch, ``[B, NUM_UNIFORMS]``, float64, from this object's generator."""
+        return torch.rand(
+            self.batch_size,
+            NUM_UNIFORMS,
+            dtype=torch.float64,
+            device=self._table.device,
+            generator=self.generator,
+        )
+
+    def gather(self, uniform: Tensor) -> TensorDict:
+        """The batch that belongs to ``uniform``; deterministic.
+
+        Returns:
+            Batch size ``[B]``: ``observation``, ``action``, ``desired_goal``, ``("next", "observation")``,
+            ``("next", "achieved_goal")``, with ``success`` also ``("next", "reward" | "terminated" | "done")``, and the
+            same under ``"q"``.
+        """
+        rows = goal_transition_rows(
+            uniform,
+            self._stop,
+            self._reached,
+            her_ratio=self.her_ratio,
+            strategy=self.strategy,
+            gamma=self.gamma,
+            coupled=self.coupled,
+        )
+        num_goal = self._widths[-1]
+        batch = self._rows(rows.index, self._table[rows.goal_index, -num_goal:], rows.relabel_mask)
+        if self.q:
+            batch.set("q", self._rows(rows.q_index, None, rows.q_relabel_mask))
+        return batch
+
+    def __call__(self) -> TensorDict:
+        """Draws and gathers one batch."""
+        return self.gather(self.draw())
+
+    def _rows(self, index: Tensor, goal: Tensor | None, relabel_mask: Tensor) -> TensorDict:
+        observation, action, next_observation, stored, entered = self._table[index].split(self._widths, -1)
+        goal = torch.where(relabel_mask.unsqueeze(-1), entered if goal is None else goal, stored)
+        after: dict[str, Tensor] = {"observation": next_observation, "achieved_goal": entered}
+        if self.success is not None:
+            reached = self.success(entered, goal).unsqueeze(-1)
+            failure, success = self.reward_values
+            terminated = reached & self.terminate_at_goal
+            after["reward"] = torch.where(reached, success, failure).to(goal.dtype)
+            after["terminated"] = terminated
+            after["done"] = terminated | self._truncated[index]
+        size: Sequence[int] = index.shape
+        return TensorDict(
+            {
+                "observation": observation,
+                "action": action,
+                "desired_goal": goal,
+                "next": TensorDict(dict[str, Any](after), batch_size=size),
+            },
+            batch_size=size,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state of the generator."""
+        self.generator.set_state(state["generator"])

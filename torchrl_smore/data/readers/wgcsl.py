@@ -1,0 +1,108 @@
+"""Reader of ``buffer.pkl``, the offline goal-conditioned datasets of WGCSL, GoFAR and GOAT.
+
+A file is a pickled dictionary of arrays: observations ``o [K, T+1, ds]``, achieved goals ``ag [K, T+1, dg]``, actions
+``u [K, T, da]`` and goals ``g [K, T, dg]``. Published files have 51 states and 50 actions, or 50 and 49. Rewards are
+not stored. Source: Yang et al. (2022), arXiv:2202.04478, whose authors share the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers._unpickle import load_arrays
+from torchrl_smore.data.trajectories import TrajectoryStore
+
+_NAMES = {"o": "observation", "ag": "achieved_goal", "u": "action", "g": "desired_goal"}
+_STATES = ("o", "ag")  # one row per state; the others have one per step
+
+
+def read(
+    path: str | Path,
+    *,
+    reached: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    max_trajectories: int | None = None,
+    clip: float | None = 200.0,
+    meta: Mapping[str, Any] | None = None,
+) -> TrajectoryStore:
+    """Reads a ``buffer.pkl`` without running any code it may contain.
+
+    Numbers become float32. Needs memory for about twice the file.
+
+    Args:
+        path: the file.
+        reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``. The reward of a
+            step is 1 where the goal achieved after the step fulfils it.
+        max_trajectories: how many trajectories to keep, the first ones; all by default.
+        clip: observations and goals are clipped to ``[-clip, clip]``, in their own units, as the official training
+            codes do; ``None`` leaves them.
+        meta: of the store, beside ``"source"``, the name of the file.
+
+    Returns:
+        The trajectories in the order of the file.
+
+    Raises:
+        DatasetError: if the file is missing, damaged, or not of this format; the message says what was expected.
+    """
+    path = Path(path)
+    if max_trajectories is not None and max_trajectories < 1:
+        raise ValueError(f"max_trajectories must be at least 1, got {max_trajectories}.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip}.")
+    columns = load_arrays(path, _NAMES)
+    _check_shapes(path, columns)
+    for key in _NAMES:
+        # one after the other, so that the float64 original of each is freed before the next is converted
+        columns[key] = _prepared(path, key, columns[key][:max_trajectories], None if key == "u" else clip)
+    reward = _rewards(reached, columns["ag"][:, 1:], columns["g"])
+    episodes = (
+        {_NAMES[key]: array[number] for key, array in columns.items()} | {"reward": reward[number]}
+        for number in range(len(reward))
+    )
+    return TrajectoryStore.from_episodes(episodes, {**(meta or {}), "source": path.name})
+
+
+def _check_shapes(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    shapes = {key: list(array.shape) for key, array in columns.items()}
+    if any(array.ndim != 3 for array in columns.values()):
+        raise DatasetError(f"{path}: expected arrays [trajectories, time, width], found {shapes}.")
+    trajectories, steps, _ = columns["u"].shape
+    for key, array in columns.items():
+        rows = steps + 1 if key in _STATES else steps
+        if array.shape[:2] != (trajectories, rows):
+            raise DatasetError(
+                f"{path}: {key!r}: expected {trajectories} trajectories of {rows} rows, as 'u' has {steps} steps, "
+                f"found {shapes}."
+            )
+    if columns["ag"].shape[2] != columns["g"].shape[2]:
+        raise DatasetError(f"{path}: 'g': expected goals as wide as the achieved goals 'ag', found {shapes}.")
+    if trajectories == 0 or steps < 2:
+        raise DatasetError(f"{path}: expected at least one trajectory of two or more steps, found {shapes}.")
+
+
+def _prepared(path: Path, key: str, array: np.ndarray, clip: float | None) -> np.ndarray:
+    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
+        prepared = array.astype(np.float32, order="C")
+    # NaN and infinities survive minimum and maximum, which need no second array; clipping would hide the infinities
+    if not np.isfinite([prepared.min(), prepared.max()]).all():
+        trajectory, row, _ = np.argwhere(~np.isfinite(prepared))[0].tolist()
+        raise DatasetError(
+            f"{path}: {key!r}: expected finite numbers, found {prepared[trajectory, row].tolist()} in trajectory "
+            f"{trajectory}, row {row}."
+        )
+    return prepared if clip is None else np.clip(prepared, -clip, clip, out=prepared)
+
+
+def _rewards(
+    reached: Callable[[np.ndarray, np.ndarray], np.ndarray], achieved: np.ndarray, goal: np.ndarray
+) -> np.ndarray:
+    reward = np.asarray(reached(achieved, goal))
+    if reward.shape != goal.shape[:2] or reward.dtype != np.bool_:
+        raise DatasetError(
+            f"reached: expected booleans of shape {list(goal.shape[:2])}, found {reward.dtype} {list(reward.shape)}."
+        )
+    return reward

@@ -1,0 +1,252 @@
+"""The trajectory store: one dataset of goal-conditioned trajectories, in memory or on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorStorage
+
+from torchrl_smore.data import _disk
+from torchrl_smore.data._composition import check_composition, select_composition
+from torchrl_smore.data._episodes import stack_episodes
+from torchrl_smore.data._schema import SCHEMA, check_structure, check_trajectories, check_values
+from torchrl_smore.data.errors import DatasetError
+
+
+class TrajectoryStore:
+    """Transitions of many trajectories, flat and contiguous, in TED layout.
+
+    Columns of ``data``, batch size ``[N]``, float32 unless said otherwise:
+
+    - ``observation [N, ds]``, ``action [N, da]``, ``achieved_goal [N, dg]``, ``desired_goal [N, dg]``;
+    - ``("next", "observation") [N, ds]``, ``("next", "achieved_goal") [N, dg]``;
+    - ``("next", "reward") [N, 1]``: 1 where the goal is reached after the step, else 0;
+    - ``("next", "done" | "terminated" | "truncated")``, bool ``[N, 1]``: done in the last row of each trajectory only;
+    - ``traj_start``, ``traj_stop``, int64 ``[N]``: half-open interval of rows of the row's trajectory.
+
+    Args:
+        data: a TensorDict with exactly these columns; kept, not copied.
+        meta: what is known about the data (task, seed, versions, ...), expressible in JSON; copied.
+            ``"composition"``, if given, lists ``{"behaviour": str, "num_trajectories": int, ...}`` in the order of the
+            trajectories.
+
+    Raises:
+        DatasetError: at the first fault, naming the key, what was expected and what was found.
+    """
+
+    data: TensorDictBase
+    meta: dict[str, Any]
+
+    def __init__(self, data: TensorDictBase, meta: Mapping[str, Any] | None = None) -> None:
+        check_structure(data)
+        check_values(data)
+        self._set(data, meta)
+
+    def _set(self, data: TensorDictBase, meta: Mapping[str, Any] | None) -> None:
+        self._start, self._stop = check_trajectories(data)
+        self.data, self.meta = data, _json_copy(meta or {})
+        check_composition(self.meta, self.num_trajectories)
+
+    @classmethod
+    def _of_valid(cls, data: TensorDictBase, meta: Mapping[str, Any]) -> TrajectoryStore:
+        """Makes a store of columns whose values need not be read again."""
+        store = cls.__new__(cls)
+        check_structure(data)
+        store._set(data, meta)
+        return store
+
+    @classmethod
+    def from_episodes(
+        cls, episodes: Iterable[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
+    ) -> TrajectoryStore:
+        """Builds a store from episodes of ``T >= 2`` steps each; ``T`` may differ between episodes.
+
+        Args:
+            episodes: mappings of arrays: ``observation [T+1, ds]``, ``achieved_goal [T+1, dg]``, ``action [T, da]``,
+                ``desired_goal [dg]`` or ``[T, dg]``, ``reward [T]`` of 0 and 1, and optionally ``terminated [T]``
+                (bool, True in the last step at most). An episode that did not terminate is marked truncated.
+            meta: see the class.
+
+        Raises:
+            DatasetError: naming the episode or row, the key, what was expected and what was found.
+        """
+        return cls(stack_episodes(episodes), meta)
+
+    @property
+    def num_transitions(self) -> int:
+        """Number of rows, ``N``."""
+        return int(self.data.shape[0])
+
+    @property
+    def num_trajectories(self) -> int:
+        """Number of trajectories, ``K``."""
+        return int(self._start.shape[0])
+
+    @property
+    def observation_dim(self) -> int:
+        """Width of an observation, ``ds``."""
+        return int(self.data.get("observation").shape[-1])
+
+    @property
+    def action_dim(self) -> int:
+        """Width of an action, ``da``."""
+        return int(self.data.get("action").shape[-1])
+
+    @property
+    def goal_dim(self) -> int:
+        """Width of a goal, ``dg``."""
+        return int(self.data.get("desired_goal").shape[-1])
+
+    @property
+    def trajectory_bounds(self) -> tuple[Tensor, Tensor]:
+        """First row and one past the last row of each trajectory, int64, shape ``[K]`` each."""
+        return self._start, self._stop
+
+    @property
+    def sha256(self) -> str:
+        """Digest of keys, dtypes, shapes and bytes of ``data`` (not ``meta``): the same in memory and on disk."""
+        return _disk.content_digest(self.data)
+
+    def __len__(self) -> int:
+        return self.num_transitions
+
+    def __repr__(self) -> str:
+        return (
+            f"TrajectoryStore(num_trajectories={self.num_trajectories}, num_transitions={self.num_transitions}, "
+            f"observation_dim={self.observation_dim}, goal_dim={self.goal_dim}, action_dim={self.action_dim})"
+        )
+
+    def select_trajectories(self, index: Tensor) -> TrajectoryStore:
+        """Copies the given trajectories, in the given order, into a store of their own.
+
+        ``meta["composition"]`` follows the selection where the order of its parts survives, and is dropped otherwise.
+
+        Args:
+            index: numbers of trajectories in ``[0, K)``, integer, shape ``[M]`` with ``M > 0``; may repeat.
+
+        Raises:
+            DatasetError: if ``index`` is empty, of another shape or dtype, or out of range.
+        """
+        index = self._checked_index(index)
+        start, length = self._start[index], (self._stop - self._start)[index]
+        stop = length.cumsum(0)
+        rows = (start - (stop - length)).repeat_interleave(length) + torch.arange(int(stop[-1]), device=index.device)
+        data = self.data.select(*(key for key in SCHEMA if key not in ("traj_start", "traj_stop")))[rows]
+        data.set("traj_start", (stop - length).repeat_interleave(length))
+        data.set("traj_stop", stop.repeat_interleave(length))
+        return self._of_valid(data, select_composition(self.meta, index))
+
+    def _checked_index(self, index: Tensor) -> Tensor:
+        index = torch.as_tensor(index, device=self._start.device)
+        if index.ndim != 1 or index.numel() == 0 or index.dtype.is_floating_point or index.dtype == torch.bool:
+            raise DatasetError(
+                f"expected trajectory numbers as integers of shape [M], M > 0, found {index.dtype} {list(index.shape)}."
+            )
+        if index.min() < 0 or index.max() >= self.num_trajectories:
+            raise DatasetError(
+                f"expected trajectory numbers in [0, {self.num_trajectories}), found {index.min()} to {index.max()}."
+            )
+        return index.long()
+
+    def check_task(self, *, observation_dim: int, goal_dim: int, action_dim: int, name: str) -> None:
+        """Checks that the columns are as wide as a task's spaces.
+
+        Args:
+            observation_dim: width of the task's observation.
+            goal_dim: width of the task's goal.
+            action_dim: width of the task's action.
+            name: the task's name, for the message.
+
+        Raises:
+            DatasetError: if a width differs.
+        """
+        expected = {"observation_dim": observation_dim, "goal_dim": goal_dim, "action_dim": action_dim}
+        found = {key: getattr(self, key) for key in expected}
+        if found != expected:
+            raise DatasetError(f"the dataset does not fit the task {name!r}: expected {expected}, found {found}.")
+
+    def summary(self, gamma: float = 0.99) -> str:
+        """A few lines for people: counts, share of successful trajectories, mean discounted return.
+
+        Args:
+            gamma: discount of the return, dimensionless, in ``[0, 1]``.
+        """
+        length = self._stop - self._start
+        step = torch.arange(self.num_transitions, device=length.device) - self.data.get("traj_start")
+        reward = self.data.get(("next", "reward")).squeeze(-1).double()
+        number = torch.arange(self.num_trajectories, device=length.device).repeat_interleave(length)
+        discounted = torch.zeros(self.num_trajectories, dtype=torch.float64, device=length.device)
+        discounted.index_add_(0, number, reward * gamma**step)
+        lines = [
+            f"trajectories {self.num_trajectories:,} of {int(length.min())} to {int(length.max())} transitions, "
+            f"{self.num_transitions:,} in all",
+            f"observation {self.observation_dim}, goal {self.goal_dim}, action {self.action_dim}",
+            f"at the goal in some step: {(discounted > 0).double().mean():.1%} of trajectories, "
+            f"in the last step: {reward[self._stop - 1].mean():.1%}",
+            f"mean discounted return at {gamma}: {discounted.mean():.2f}",
+        ]
+        lines += [
+            f"  {part.get('behaviour', 'part')}: {part['num_trajectories']:,} trajectories"
+            for part in self.meta.get("composition", [])
+        ]
+        return "\n".join(lines)
+
+    def to_storage(self, device: torch.device | str | None = None) -> TensorStorage:
+        """A full TorchRL storage of the ``N`` rows, for a ``ReplayBuffer`` or ``TensorDictReplayBuffer``.
+
+        On the store's own device it shares memory with the store, so extending the buffer would overwrite ``data``.
+
+        Args:
+            device: where the rows shall lie; where they are by default.
+        """
+        data = self.data if device is None else self.data.to(device)
+        return TensorStorage(data, device=data.get("action").device)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes the store to a folder, whole or not at all.
+
+        The columns form a TensorDict memmap folder, ``path/data``; ``path/meta.json`` holds ``meta`` and the SHA-256
+        of each file. Everything is written to a hidden folder beside ``path`` and renamed when whole. On an error
+        nothing is left behind and a store that was there stays as it was; a killed process may leave the hidden
+        folder. Replacing takes two renames: killed between them, ``path`` is missing and :meth:`load` names the
+        hidden folder with the previous store.
+
+        Args:
+            path: the folder; its parents are made.
+            overwrite: whether a store at ``path`` may be replaced.
+
+        Raises:
+            FileExistsError: if ``path`` exists and ``overwrite`` is False.
+            DatasetError: if ``path`` holds something else than a trajectory store.
+            OSError: if the disk is full or refuses the write.
+        """
+        _disk.write(Path(path), self.data, _json_copy(self.meta), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, *, verify: bool = True) -> TrajectoryStore:
+        """Maps a saved store into memory; what is then written to ``data`` stays in memory. Unpickles nothing.
+
+        Args:
+            path: the folder.
+            verify: whether to read everything once, for checksums and values. Without it, only files, sizes, shapes
+                and trajectory bounds are checked.
+
+        Raises:
+            DatasetError: if the folder is no store, of another format version, incomplete, damaged or altered.
+        """
+        data, meta = _disk.read(Path(path), verify=verify)
+        return cls(data, meta) if verify else cls._of_valid(data, meta)
+
+
+def _json_copy(meta: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"meta must be expressible in JSON: {error}.") from error
+    return copied

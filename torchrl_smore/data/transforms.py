@@ -1,0 +1,125 @@
+"""Relabelling of sampled goal transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.envs.transforms import Transform
+
+SuccessFn = Callable[[Tensor, Tensor], Tensor]
+
+
+class HindsightGoalTransform(Transform):
+    """Turns a ``[B, 4]`` batch of :class:`~torchrl_smore.data.GoalTransition` into offline and goal transitions.
+
+    Output, batch size ``[B]``: at the root the offline transitions (rho), their goal replaced by
+    ``("next", achieved_goal)`` of the goal row with probability ``her_ratio`` and kept otherwise; under ``q_key`` the
+    goal transitions, which pursue the goal that they enter, or, with probability ``1 - her_ratio``, transitions that
+    reach their stored goal (relabelled ones where the data has none). ``desired_goal`` and ``("next", desired_goal)``
+    agree; reward, terminated and done are recomputed for the new goal when ``success`` is given, else dropped for being
+    stale.
+
+    Args:
+        her_ratio: probability of relabelling, in ``[0, 1]``; the paper uses 0.8 for every task.
+        success: ``success(achieved_goal [*, G], goal [*, G]) -> bool [*]``, the task's success rule.
+        reward_values: reward of a step that does not, and that does, reach the goal.
+        terminate_at_goal: end the trajectory (``terminated``) where the goal is reached.
+        generator: random numbers of the relabelling mask; torch's global ones if ``None``.
+        achieved_goal_key: key of the achieved goal.
+        desired_goal_key: key of the goal pursued.
+        q_key: where goal transitions are written.
+
+    Raises:
+        ValueError: if ``her_ratio`` lies outside ``[0, 1]``.
+    """
+
+    def __init__(
+        self,
+        her_ratio: float = 0.8,
+        *,
+        success: SuccessFn | None = None,
+        reward_values: tuple[float, float] = (0.0, 1.0),
+        terminate_at_goal: bool = False,
+        generator: torch.Generator | None = None,
+        achieved_goal_key: NestedKey = "achieved_goal",
+        desired_goal_key: NestedKey = "desired_goal",
+        q_key: NestedKey = "q",
+    ) -> None:
+        if not 0.0 <= her_ratio <= 1.0:
+            raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
+        super().__init__(in_keys=[achieved_goal_key, desired_goal_key], out_keys=[desired_goal_key, q_key])
+        self.her_ratio = her_ratio
+        self.success = success
+        self.reward_values = reward_values
+        self.terminate_at_goal = terminate_at_goal
+        self.generator = generator
+        self.achieved_goal_key = achieved_goal_key
+        self.desired_goal_key = desired_goal_key
+        self.q_key = q_key
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """See the class.
+
+        Raises:
+            ValueError: if the batch is not ``[B, 4]``.
+        """
+        if tensordict.ndim != 2 or tensordict.shape[1] != 4:
+            raise ValueError(
+                "HindsightGoalTransform expects a [B, 4] batch from GoalTransition, "
+                f"got batch size {list(tensordict.shape)}."
+            )
+        offline, source, entering, arriving = tensordict.unbind(1)
+        goal, entered = self._entered(source), self._entered(entering)
+        stored_mask, q_stored_mask = self._stored_masks(offline, arriving)
+        q = torch.where(q_stored_mask, arriving, entering)
+        self._pursue(offline, _select(stored_mask, offline.get(self.desired_goal_key), goal))
+        self._pursue(q, _select(q_stored_mask, arriving.get(self.desired_goal_key), entered))
+        return offline.set(self.q_key, q)
+
+    def _entered(self, rows: TensorDictBase) -> Tensor:
+        return rows.get(("next", self.achieved_goal_key))
+
+    def _stored_masks(self, offline: TensorDictBase, arriving: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Rows that keep their stored goal, in rho and in q; bool ``[B]`` each."""
+        device = offline.get(self.desired_goal_key).device
+        uniform = torch.rand(2, offline.shape[0], device=device, generator=self.generator)
+        keep = uniform >= self.her_ratio
+        # without a row that reaches its stored goal the unit repeats the entering row, which must be relabelled
+        if self.success is not None:
+            reaches = self.success(self._entered(arriving), arriving.get(self.desired_goal_key))
+        else:
+            reaches = (arriving.get(("next", "reward")) > 0).reshape(offline.shape[0])
+        return keep[0], keep[1] & reaches
+
+    def _pursue(self, rows: TensorDictBase, goal: Tensor) -> None:
+        """Writes the goal and everything that depends on it."""
+        rows.set(self.desired_goal_key, goal)
+        rows.set(("next", self.desired_goal_key), goal)
+        if self.success is None:
+            for key in ("reward", "done", "terminated", "truncated"):
+                rows.pop(("next", key), None)
+            return
+        reached = self.success(self._entered(rows), goal).unsqueeze(-1)
+        failure, success = self.reward_values
+        rows.set(("next", "reward"), torch.where(reached, success, failure).to(goal.dtype))
+        terminated = reached & self.terminate_at_goal
+        truncated = rows.get(("next", "truncated"), torch.zeros_like(terminated))
+        rows.set(("next", "terminated"), terminated)
+        rows.set(("next", "done"), terminated | truncated)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restores the generator."""
+        if self.generator is not None and state is not None:
+            self.generator.set_state(state)
+
+    def get_extra_state(self) -> Any:
+        """State of the generator."""
+        return None if self.generator is None else self.generator.get_state()
+
+
+def _select(mask: Tensor, where_true: Tensor, where_false: Tensor) -> Tensor:
+    return torch.where(mask.unsqueeze(-1), where_true, where_false)
