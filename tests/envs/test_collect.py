@@ -1,0 +1,194 @@
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_smore.data.trajectories import TrajectoryStore
+from torchrl_smore.envs import TASKS, _rollout, collect
+from torchrl_smore.envs import collect as collect_function
+
+collect_module = sys.modules["torchrl_smore.envs.collect"]
+
+
+def point(**changes):
+    arguments = {"expert_episodes": 50, "random_episodes": 70, "seed": 3, "progress": False} | changes
+    return collect_function("PointRooms", **arguments)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return point()
+
+
+def test_the_store_is_the_same_for_any_number_of_workers(reference):
+    assert point(workers=3).sha256 == reference.sha256
+    assert point(seed=4).sha256 != reference.sha256
+
+
+def test_a_simulated_task_gives_the_same_store_for_any_number_of_workers():
+    stores = [
+        collect("FetchReach", expert_episodes=21, random_episodes=3, seed=0, workers=workers, progress=False)
+        for workers in (1, 2)
+    ]
+    assert stores[0].sha256 == stores[1].sha256
+    assert stores[0].meta == stores[1].meta
+
+
+def test_an_episode_depends_on_its_number_and_not_on_how_many_there_are(reference):
+    fewer = point(expert_episodes=20, random_episodes=0)
+    torch.testing.assert_close(reference.data[: 20 * 50], fewer.data, rtol=0.0, atol=0.0)
+
+
+def test_experts_come_first_and_meta_says_what_each_part_achieved(reference):
+    parts = reference.meta["composition"]
+    assert [(part["behaviour"], part["num_trajectories"]) for part in parts] == [("expert", 50), ("random", 70)]
+    assert reference.num_trajectories == 120
+    reward = reference.data["next", "reward"].reshape(120, 50).numpy().astype(np.float64)
+    for part, rows in zip(parts, (reward[:50], reward[50:]), strict=True):
+        assert part["success"] == pytest.approx(rows[:, -1].mean())
+        assert part["discounted_return"] == pytest.approx((rows * 0.99 ** np.arange(50)).sum(1).mean())
+    assert parts[0]["success"] == 1.0
+    assert parts[1]["success"] < 0.2
+    assert reference.meta["task"] == "PointRooms"
+    assert reference.meta["seed"] == 3
+    assert set(reference.meta["versions"]) >= {"torch", "gymnasium", "gymnasium-robotics", "mujoco", "torchrl-smore"}
+
+
+def test_rewards_and_motion_in_the_store_are_those_of_the_task(reference):
+    data, task = reference.data, TASKS["PointRooms"]
+    reached = task.reached(data["next", "achieved_goal"], data["desired_goal"])
+    assert torch.equal(data["next", "reward"].squeeze(-1), reached.float())
+    moved = task.make_expert().world.move(data["observation"].double().numpy(), data["action"].double().numpy())
+    free = np.abs(moved - data["next", "observation"].numpy()).max(-1) < 1e-5
+    assert free.mean() > 0.995  # the rest starts at a face and rounds into the wall
+
+
+def test_random_actions_are_uniform_and_independent(reference):
+    action = reference.data["action"].reshape(120, 50, 2)[50:].reshape(-1)
+    # 7,000 draws: the standard error of the mean is 0.0069, of the variance 0.0036
+    assert abs(float(action.mean())) < 0.03
+    assert float(action.var()) == pytest.approx(1.0 / 3.0, abs=0.015)
+    assert abs(float((action[2:] * action[:-2]).mean())) < 0.02
+
+
+def test_each_noise_changes_what_it_names(reference):
+    expert = {"expert_episodes": 20, "random_episodes": 0}
+    plain = reference.data[:1000]
+
+    noisy = point(**expert, expert_noise=0.3).data
+    assert not torch.equal(noisy["action"][0], plain["action"][0])
+    assert noisy["action"].abs().max() <= 1.0
+
+    replaced = point(**expert, expert_random_prob=0.25).data
+    start = torch.arange(0, 1000, 50)
+    # the first states agree, so the expert's own first actions do too
+    share = (replaced["action"][start] != plain["action"][start]).any(-1).float().mean()
+    assert 0.0 < float(share) < 0.7
+
+    shaken = point(**expert, action_noise=0.5).data
+    assert torch.equal(shaken["action"][start], plain["action"][start])
+    assert not torch.equal(shaken["next", "observation"][start], plain["next", "observation"][start])
+
+
+def test_an_interrupted_collection_goes_on_where_it_stopped(reference, tmp_path, monkeypatch):
+    out, run, done = tmp_path / "deep" / "store", _rollout.run_episodes, []
+
+    def full_disk_at_the_fourth(*arguments):
+        if len(done) == 3:
+            raise OSError("No space left on device")
+        done.append(arguments)
+        return run(*arguments)
+
+    monkeypatch.setattr(collect_module, "run_episodes", full_disk_at_the_fourth)
+    with pytest.raises(OSError, match="No space left"):
+        point(out=out)
+    assert not out.exists()
+    partial = out.with_name("store.partial")
+    assert len(list(partial.glob("chunk_*.npz"))) == 3
+
+    (partial / "chunk_000001.npz").write_bytes(b"torn")
+    again = []
+    monkeypatch.setattr(collect_module, "run_episodes", lambda *a: again.append(a[-1]) or run(*a))
+    store = point(out=out)
+    assert [episodes.start for episodes in again] == [20, 50, 70, 90, 110]  # chunk 1 was torn, 3 to 6 were missing
+    assert store.sha256 == reference.sha256 == TrajectoryStore.load(out).sha256
+    assert store.meta == reference.meta
+    assert not partial.exists()
+
+
+def test_an_unfinished_collection_of_something_else_is_refused(tmp_path, monkeypatch):
+    out = tmp_path / "store"
+    with monkeypatch.context() as broken:
+        broken.setattr(collect_module, "_run_chunks", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            point(out=out)
+    with pytest.raises(ValueError, match=r"unfinished collection of something else \(seed: 3 there, 4 now\)"):
+        point(out=out, seed=4)
+    assert point(out=out).num_trajectories == 120
+
+
+@pytest.mark.slow
+def test_a_killed_collection_is_resumed_to_the_same_store(tmp_path):
+    out = tmp_path / "store"
+    request = "'FetchReach', expert_episodes=0, random_episodes=40, seed=1, workers=1, progress=False"
+    code = f"from torchrl_smore.envs import collect; collect({request}, out={str(out)!r})"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as running:
+        deadline = time.monotonic() + 60.0
+        while not list(tmp_path.glob("store.partial/chunk_*.npz")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.kill()
+    survived = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("store.partial/chunk_*.npz")}
+    assert len(survived) == 1
+    assert not out.exists()
+
+    arguments = {"expert_episodes": 0, "random_episodes": 40, "seed": 1, "progress": False}
+    resumed = collect("FetchReach", **arguments, workers=2, out=out)
+    assert resumed.sha256 == collect("FetchReach", **arguments, workers=1).sha256
+
+
+def test_an_existing_store_is_kept_unless_told_otherwise(tmp_path):
+    out = tmp_path / "store"
+    first = point(out=out, expert_episodes=1, random_episodes=1)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        point(out=out, expert_episodes=2, random_episodes=1)
+    assert TrajectoryStore.load(out).sha256 == first.sha256
+    assert point(out=out, expert_episodes=2, random_episodes=1, overwrite=True).num_trajectories == 3
+    assert json.loads((out / "meta.json").read_text())
+
+
+def test_progress_and_a_line_on_quality_are_shown_when_asked_for(capsys):
+    point(progress=True, expert_episodes=2, random_episodes=1)
+    captured = capsys.readouterr()
+    assert "3/3" in captured.err
+    assert captured.out.startswith("PointRooms: 2 expert (success 1.000, discounted return ")
+    point(progress=False, expert_episodes=2, random_episodes=1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_worker_that_fails_is_named():
+    broken = dataclasses.replace(TASKS["FetchReach"], name="Broken", make_base_env=dict)
+    with pytest.raises(RuntimeError, match=r"(?s)collection worker \d of Broken failed.*Expected env to be a"):
+        collect(broken, expert_episodes=0, random_episodes=30, seed=0, workers=2, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 0}, 'workers must be "auto" or an integer of at least 1, got 0'),
+        ({"workers": "all"}, "workers must be"),
+        ({"expert_episodes": -1}, "expert_episodes must be at least 0, got -1"),
+        ({"expert_episodes": 0, "random_episodes": 0}, "must not both be 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"expert_noise": -0.1}, "expert_noise must be a finite number of at least 0"),
+        ({"action_noise": float("nan")}, "action_noise must be a finite number of at least 0"),
+        ({"expert_random_prob": 1.5}, r"expert_random_prob must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        point(**changes)

@@ -1,0 +1,142 @@
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from torchrl_smore.envs import TASKS, EnvPool
+from torchrl_smore.envs._worker import Worker
+
+
+def rollout(pool, seeds, steps):
+    rng = np.random.default_rng(0)
+    trace = [np.concatenate(list(pool.reset(seeds).values()), axis=1)]
+    for _ in range(steps):
+        observation, reward = pool.step(rng.uniform(-1.0, 1.0, (pool.num_envs, pool.task.action_dim)))
+        trace.append(np.concatenate(list(observation.values()), axis=1))
+        assert reward.shape == (pool.num_envs,)
+        np.testing.assert_array_equal(
+            reward, pool.task.reached(observation["achieved_goal"], observation["desired_goal"])
+        )
+    return np.stack(trace)
+
+
+@pytest.mark.parametrize(("name", "noise"), [("FetchPush", 0.0), ("FetchReach", 0.5), ("PointRooms", 0.5)])
+def test_the_same_seeds_give_the_same_episodes_for_any_number_of_workers(name, noise):
+    seeds = [1, 2**63, 7]
+    with EnvPool(name, 3, action_noise=noise) as here, EnvPool(name, 3, num_workers=2, action_noise=noise) as spread:
+        rollout(here, [4, 5, 6], 2)  # what ran before must not matter
+        expected = rollout(here, seeds, 8)
+        np.testing.assert_array_equal(rollout(spread, seeds, 8), expected)
+    assert np.ptp(expected, axis=1).max() > 0.0
+
+
+def test_environments_that_do_not_divide_evenly_keep_their_order():
+    with EnvPool("PointReach", 5) as here, EnvPool("PointReach", 5, num_workers=3) as spread:
+        np.testing.assert_array_equal(here.reset(range(5))["observation"], spread.reset(range(5))["observation"])
+
+
+def test_more_workers_than_environments_are_not_started():
+    with EnvPool("PointReach", 2, num_workers=8) as pool:
+        assert pool.reset([0, 1])["observation"].shape == (2, 2)
+        assert len(pool._workers) == 2
+
+
+def test_action_noise_changes_what_happens_and_nothing_else():
+    with EnvPool("PointReach", 2) as quiet, EnvPool("PointReach", 2, action_noise=0.5) as noisy:
+        for key, value in quiet.reset([0, 1]).items():
+            np.testing.assert_array_equal(noisy.reset([0, 1])[key], value)
+        still = np.zeros((2, 2), dtype=np.float32)
+        before = quiet.step(still)[0]["observation"]
+        assert not np.array_equal(noisy.step(still)[0]["observation"], before)
+
+
+def test_a_dead_worker_is_named_with_its_cause_and_all_are_collected():
+    pool = EnvPool("PointReach", 2, num_workers=2)
+    pids = [worker.pid for worker in pool._workers]
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"environment worker 1 of PointReach \(process \d+\) was killed by SIGKILL"):
+        pool.reset([0, 1])
+    for pid in pids:
+        with pytest.raises(ChildProcessError):  # no child of that id: neither running nor a zombie
+            os.waitpid(pid, os.WNOHANG)
+    with pytest.raises(RuntimeError, match="the pool is closed"):
+        pool.reset([0, 1])
+
+
+def test_an_exception_in_a_worker_comes_back_with_its_traceback():
+    pool = EnvPool("PointReach", 2, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"(?s)environment worker 0 of PointReach failed.*actual value: -5"):
+        pool.reset([0, -5])
+
+
+def test_workers_leave_when_their_parent_is_killed():
+    code = (
+        "import os, signal\n"
+        "from torchrl_smore.envs import EnvPool\n"
+        "pool = EnvPool('PointReach', 2, num_workers=2)\n"
+        "print(*[worker.pid for worker in pool._workers], flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        # the output ends only when nobody holds it any more
+        pids = [int(pid) for pid in parent.stdout.read().split()]
+    assert len(pids) == 2
+    for pid in pids:
+        _wait_until_gone(pid)
+
+
+def _wait_until_gone(pid):
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return  # ended; its new parent has not asked for it yet
+        except FileNotFoundError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} is still there")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"num_envs": 2, "num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"num_envs": 2, "action_noise": -0.5}, "action_noise must be a finite number of at least 0, got -0.5"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EnvPool("PointReach", **arguments)
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_name():
+    with pytest.raises(ValueError, match="Did you mean 'PointReach'"):
+        EnvPool("PointReech", 1)
+
+
+def test_wrong_shapes_are_refused():
+    with EnvPool(TASKS["PointReach"], 2) as pool:
+        with pytest.raises(ValueError, match="one seed for each of 2 environments, got 3"):
+            pool.reset([0, 1, 2])
+        pool.reset([0, 1])
+        with pytest.raises(ValueError, match=r"expected actions of shape \(2, 2\), got \(2,\)"):
+            pool.step(np.zeros(2))
+
+
+def test_a_worker_imports_torch_only_when_the_package_is_asked_for_a_name():
+    worker = Worker("worker")
+    imported = functools.partial(eval, "'torch' in __import__('sys').modules")
+    worker.send(imported)
+    assert worker.receive() is False
+    worker.send(functools.partial(eval, "__import__('torchrl_smore').TrajectoryStore.__name__"))
+    worker.send(imported)
+    assert [worker.receive(), worker.receive()] == ["TrajectoryStore", True]
+    worker.close()
+    worker.close()

@@ -1,0 +1,11 @@
+"""Tasks, their environments and scripted experts, and the collection of datasets.
+
+Importing this needs gymnasium only; the simulators are imported when an environment is built.
+"""
+
+from torchrl_smore.envs.collect import collect
+from torchrl_smore.envs.experts import Expert
+from torchrl_smore.envs.pool import EnvPool
+from torchrl_smore.envs.tasks import TASKS, Task, get_task, task_names
+
+__all__ = ["TASKS", "EnvPool", "Expert", "Task", "collect", "get_task", "task_names"]

@@ -1,0 +1,121 @@
+"""Episodes of a behaviour policy, run in lockstep; every episode depends on ``(seed, number)`` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_smore.envs.batch import BatchEnv
+from torchrl_smore.envs.tasks import Task
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A behaviour policy.
+
+    Attributes:
+        kind: the task's scripted expert, or actions drawn uniformly from ``[-1, 1]``, independent in each step.
+        noise: standard deviation of Gaussian noise added to the expert's actions, which are then clipped.
+        random_prob: probability, in each step, that a uniform action replaces the expert's.
+    """
+
+    kind: Literal["expert", "random"]
+    noise: float = 0.0
+    random_prob: float = 0.0
+
+
+def run_episodes(
+    task: Task, batch: BatchEnv, behaviour: Behaviour, seed: int, episodes: Sequence[int]
+) -> dict[str, Array]:
+    """Runs the episodes of the given numbers, ``batch.num_envs`` at a time.
+
+    Args:
+        task: supplies horizon, expert and success rule.
+        batch: environments of that task.
+        behaviour: the policy; stored actions are the ones it chose, before any noise of the environment.
+        seed: seed of the whole collection.
+        episodes: numbers of the episodes, k of them.
+
+    Returns:
+        float32 arrays ``observation [k, T+1, ds]``, ``achieved_goal [k, T+1, dg]``, ``desired_goal [k, dg]``,
+        ``action [k, T, da]`` and ``reward [k, T]``.
+    """
+    width = batch.num_envs
+    parts = [
+        _lockstep(task, batch, behaviour, seed, episodes[first : first + width])
+        for first in range(0, len(episodes), width)
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _lockstep(
+    task: Task, batch: BatchEnv, behaviour: Behaviour, seed: int, episodes: Sequence[int]
+) -> dict[str, Array]:
+    seeds = [_episode_seeds(seed, episode) for episode in episodes]
+    policy = _Policy(task, behaviour, [np.random.default_rng(policy_seed) for _, policy_seed in seeds])
+    observation = batch.reset([env_seed for env_seed, _ in seeds])
+    states, actions = [observation], []
+    for step in range(task.horizon):
+        action = policy(observation, step)
+        observation = batch.step(action)
+        actions.append(action)
+        states.append(observation)
+    out = {key: np.stack([state[key] for state in states], axis=1) for key in ("observation", "achieved_goal")}
+    out["desired_goal"] = states[0]["desired_goal"]
+    out["action"] = np.stack(actions, axis=1)
+    reached = task.reached(out["achieved_goal"][:, 1:], out["desired_goal"][:, None])
+    return out | {"reward": reached.astype(np.float32)}
+
+
+class _Policy:
+    """A behaviour with the random numbers of its episodes drawn in advance, each from its own generator."""
+
+    def __init__(self, task: Task, behaviour: Behaviour, generators: Sequence[np.random.Generator]) -> None:
+        shape = (task.horizon, task.action_dim)
+        self._behaviour = behaviour
+        # all are drawn, whatever is used: the random numbers of one option do not shift those of another
+        self._uniform = np.stack([g.uniform(-1.0, 1.0, shape) for g in generators]).astype(np.float32)
+        self._noise = np.stack([behaviour.noise * g.standard_normal(shape) for g in generators])
+        self._replace = np.stack([g.random(task.horizon) for g in generators]) < behaviour.random_prob
+        self._expert = task.make_expert()
+
+    def __call__(self, observation: dict[str, Array], step: int) -> Array:
+        if self._behaviour.kind == "random":
+            return self._uniform[:, step]
+        action = self._expert(observation)
+        if self._behaviour.noise > 0.0:
+            action = np.clip(action + self._noise[:, step], -1.0, 1.0).astype(np.float32)
+        if self._behaviour.random_prob > 0.0:
+            action = np.where(self._replace[:, step, None], self._uniform[:, step], action)
+        return action
+
+
+def _episode_seeds(seed: int, episode: int) -> tuple[int, int]:
+    """Seeds of the environment and of the policy in an episode."""
+    first, second = np.random.SeedSequence(entropy=seed, spawn_key=(episode,)).generate_state(2, np.uint64)
+    return int(first), int(second)
+
+
+def quality(reward: Array, gamma: float = 0.99) -> dict[str, float | None]:
+    """What a behaviour achieved, from rewards ``[k, T]``.
+
+    Returns:
+        ``success`` (share of episodes at the goal after the last step), ``discounted_return`` (mean),
+        ``return_over_max`` (of the return of an episode at the goal from the first step on) and ``first_success``
+        (median number of steps to the first success, over the episodes that have one; ``None`` without any).
+    """
+    discount = gamma ** np.arange(reward.shape[1])
+    mean_return = float((reward.astype(np.float64) @ discount).mean())
+    ever = reward.any(axis=1)
+    return {
+        "success": float(reward[:, -1].mean()),
+        "discounted_return": mean_return,
+        "return_over_max": mean_return / float(discount.sum()),
+        "first_success": float(np.median(reward[ever].argmax(axis=1) + 1)) if ever.any() else None,
+    }

@@ -1,0 +1,296 @@
+"""Collects a dataset with scripted experts and random actions, on all cores, resumable after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import queue
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from torchrl_smore.envs._partial import PartialFolder, write_chunk
+from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
+from torchrl_smore.envs._worker import Worker
+from torchrl_smore.envs.tasks import Task, get_task
+from torchrl_smore.envs.wrappers import check_noise
+
+if TYPE_CHECKING:
+    from torchrl_smore.data.trajectories import TrajectoryStore
+
+_CHUNK = 20  # episodes in one unit of work and of resumption: about a second of a Fetch task
+_LOCKSTEP = 2  # simulators stepped together in a worker: more of them no longer share the cache
+_PACKAGES = ("torchrl-smore", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
+_SIMULATORS = ("gymnasium-robotics", "mujoco")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is collected; the part of the arguments that decides the data."""
+
+    task: Task
+    expert_episodes: int
+    random_episodes: int
+    seed: int
+    expert: Behaviour
+    action_noise: float
+
+    def chunks(self) -> list[tuple[Behaviour, range]]:
+        """Units of work in the order of the store; none mixes behaviours."""
+        whole = self.expert_episodes + self.random_episodes
+        parts = [
+            (self.expert, range(self.expert_episodes)),
+            (Behaviour("random"), range(self.expert_episodes, whole)),
+        ]
+        return [
+            (behaviour, range(first, min(first + _CHUNK, part.stop)))
+            for behaviour, part in parts
+            for first in range(part.start, part.stop, _CHUNK)
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree for chunks to belong to the same collection."""
+        versions = _versions()
+        return {
+            "task": self.task.name,
+            "horizon": self.task.horizon,
+            "expert_episodes": self.expert_episodes,
+            "random_episodes": self.random_episodes,
+            "seed": self.seed,
+            "expert_noise": self.expert.noise,
+            "expert_random_prob": self.expert.random_prob,
+            "action_noise": self.action_noise,
+            "chunk": _CHUNK,
+        } | {name: versions[name] for name in _SIMULATORS}
+
+
+def collect(
+    task: str | Task,
+    *,
+    expert_episodes: int,
+    random_episodes: int,
+    seed: int,
+    workers: int | Literal["auto"] = "auto",
+    expert_noise: float = 0.0,
+    expert_random_prob: float = 0.0,
+    action_noise: float = 0.0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> TrajectoryStore:
+    """Collects trajectories of the scripted expert and of random actions.
+
+    Episode ``e`` depends only on the arguments and ``(seed, e)``: the store is the same for any number of workers.
+    Expert trajectories come first, then random ones; ``meta["composition"]`` lists both parts in this order with
+    their numbers and measured quality. Random actions are uniform in ``[-1, 1]``, independent in each step.
+
+    With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
+    goes on from there. When all are there, the store is saved at ``out`` and the folder removed.
+
+    Args:
+        task: the task or its name.
+        expert_episodes: number of expert trajectories, at least 0.
+        random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
+        seed: at least 0.
+        workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
+            and this process for tasks that are vectorised already.
+        expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
+            stored actions contain it.
+        expert_random_prob: probability in each step that a uniform action replaces the expert's.
+        action_noise: standard deviation of the environment's own noise on every executed action; the stored actions
+            do not contain it.
+        out: folder of the store; its parents are made. ``None`` keeps it in memory only.
+        overwrite: whether a store at ``out`` may be replaced.
+        progress: whether to show a progress bar, and a line about the measured quality at the end.
+
+    Returns:
+        The store; memory-mapped from ``out`` if given.
+
+    Raises:
+        ValueError: for an argument outside its range, or if ``<out>.partial`` was begun for another request.
+        FileExistsError: if ``out`` exists and ``overwrite`` is False.
+        ImportError: if a package of the ``envs`` extra is missing.
+        RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
+        OSError: if the disk is full. Finished chunks are kept.
+    """
+    request = _checked_request(
+        get_task(task),
+        expert_episodes,
+        random_episodes,
+        seed,
+        Behaviour("expert", check_noise("expert_noise", expert_noise), expert_random_prob),
+        check_noise("action_noise", action_noise),
+    )
+    num_workers = _num_workers(workers, request)
+    target = None if out is None else Path(out)
+    if target is not None and target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+    with _partial_folder(target, request) as partial:
+        _fill(request, partial, num_workers, progress)
+        store = _assemble(request, partial)
+        if target is not None:
+            store.save(target, overwrite=overwrite)
+            partial.remove()
+    if progress:
+        print(_summary(store.meta))
+    return store if target is None else type(store).load(target, verify=False)
+
+
+def _checked_request(
+    task: Task, expert_episodes: int, random_episodes: int, seed: int, expert: Behaviour, action_noise: float
+) -> _Request:
+    for name, value in (("expert_episodes", expert_episodes), ("random_episodes", random_episodes), ("seed", seed)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}.")
+    if expert_episodes + random_episodes == 0:
+        raise ValueError("expert_episodes and random_episodes must not both be 0.")
+    if not 0.0 <= expert.random_prob <= 1.0:
+        raise ValueError(f"expert_random_prob must lie in [0, 1], got {expert.random_prob}.")
+    return _Request(task, expert_episodes, random_episodes, seed, expert, action_noise)
+
+
+def _num_workers(workers: int | str, request: _Request) -> int:
+    if workers == "auto":
+        return 1 if request.task.make_batch is not None else _num_cores()
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f'workers must be "auto" or an integer of at least 1, got {workers!r}.')
+    return workers
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path | None, request: _Request) -> Iterator[PartialFolder]:
+    if target is not None:
+        yield PartialFolder(target.with_name(target.name + ".partial"), request.fingerprint())
+        return
+    with tempfile.TemporaryDirectory(prefix="torchrl_smore_") as folder:
+        yield PartialFolder(Path(folder), request.fingerprint())
+
+
+def _fill(request: _Request, partial: PartialFolder, num_workers: int, progress: bool) -> None:
+    chunks = request.chunks()
+    missing = partial.missing(len(chunks))
+    with _progress_bar(request, progress) as bar:
+        bar.update(sum(len(episodes) for _, episodes in chunks) - sum(len(chunks[number][1]) for number in missing))
+        for number in _run_chunks(request, partial.path, missing, min(num_workers, len(missing))):
+            bar.update(len(chunks[number][1]))
+
+
+def _progress_bar(request: _Request, progress: bool) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError(f'collecting needs tqdm ({error}): pip install "torchrl-smore[envs]"') from error
+    total = request.expert_episodes + request.random_episodes
+    return tqdm(total=total, desc=f"collecting {request.task.name}", unit=" episodes", disable=not progress)
+
+
+def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers: int) -> Iterator[int]:
+    """Runs the chunks of the given numbers and yields each number when its chunk is on disk."""
+    if num_workers <= 1:
+        state: dict[str, Any] = {}
+        for number in numbers:
+            _run_chunk(state, request, folder, number)
+            yield number
+        return
+    pool = [Worker(f"collection worker {number} of {request.task.name}") for number in range(num_workers)]
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in pool:
+        idle.put(worker)
+
+    def run(number: int) -> int:
+        worker = idle.get()
+        worker.send(_run_chunk, request, folder, number)
+        worker.receive()
+        idle.put(worker)
+        return number
+
+    threads = ThreadPoolExecutor(num_workers)
+    try:
+        for future in as_completed([threads.submit(run, number) for number in numbers]):
+            yield future.result()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for worker in pool:
+            # without waiting: finished chunks are on disk, and an interrupted one nobody will take
+            worker.close(wait_s=0.0)
+
+
+def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: int) -> None:
+    behaviour, episodes = request.chunks()[number]
+    if "batch" not in state:
+        width = _LOCKSTEP if request.task.make_batch is None else _CHUNK
+        state["batch"] = request.task.make_batch_env(width, request.action_noise)
+    write_chunk(folder, number, run_episodes(request.task, state["batch"], behaviour, request.seed, episodes))
+
+
+def _assemble(request: _Request, partial: PartialFolder) -> TrajectoryStore:
+    # here and not above, so that workers, which never need it, start without importing torch
+    from torchrl_smore.data.trajectories import TrajectoryStore
+
+    chunks = [partial.read(number) for number in range(len(request.chunks()))]
+    episodes = (
+        {key: values[row] for key, values in chunk.items()} for chunk in chunks for row in range(len(chunk["reward"]))
+    )
+    return TrajectoryStore.from_episodes(episodes, _meta(request, np.concatenate([c["reward"] for c in chunks])))
+
+
+def _meta(request: _Request, reward: np.ndarray) -> dict[str, Any]:
+    task = request.task
+    parts = (
+        (request.expert, reward[: request.expert_episodes]),
+        (Behaviour("random"), reward[request.expert_episodes :]),
+    )
+    composition = [
+        {"behaviour": behaviour.kind, "num_trajectories": len(part), "fraction": len(part) / len(reward)}
+        | {key: value for key, value in asdict(behaviour).items() if key != "kind"}
+        | quality(part)
+        for behaviour, part in parts
+        if len(part)
+    ]
+    return {
+        "task": task.name,
+        "seed": request.seed,
+        "horizon": task.horizon,
+        "composition": composition,
+        "expert_fraction": request.expert_episodes / len(reward),
+        "action_noise": request.action_noise,
+        "success_rule": task.success_rule,
+        "threshold": task.threshold,
+        "observation_columns": list(task.observation_columns),
+        "goal_columns": list(task.goal_columns),
+        "action_columns": list(task.action_columns),
+        "gamma": 0.99,
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _summary(meta: dict[str, Any]) -> str:
+    parts = [
+        f"{part['num_trajectories']} {part['behaviour']} (success {part['success']:.3f}, "
+        f"discounted return {part['discounted_return']:.2f})"
+        for part in meta["composition"]
+    ]
+    return f"{meta['task']}: " + ", ".join(parts)

@@ -1,0 +1,201 @@
+"""The tasks: what is observed, what counts as success, how the environment and its expert are built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium
+
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.envs.batch import BatchEnv, GymBatch
+from torchrl_smore.envs.experts import Expert, FetchPickExpert, FetchPushExpert, FetchReachExpert, PointExpert
+from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
+from torchrl_smore.envs.wrappers import GoalTaskWrapper, make_robotics_env
+
+
+@dataclass(frozen=True)
+class Task:
+    """A goal-reaching task with a fixed horizon.
+
+    Episodes last exactly ``horizon`` steps and never end on success. The reward of a step is 1 if the goal is reached
+    after it, else 0.
+
+    Attributes:
+        name: short name, as in the paper.
+        observation_columns: meaning and unit of each column of ``observation``.
+        goal_columns: meaning and unit of each column of ``achieved_goal`` and ``desired_goal``.
+        action_columns: meaning of each action component; all lie in ``[-1, 1]``.
+        threshold: distance that counts as reached, in the unit of the goal.
+        make_base_env: builds the simulator's environment, before it is wrapped.
+        make_expert: builds the scripted expert.
+        make_batch: builds a natively vectorised :class:`~torchrl_smore.envs.batch.BatchEnv` from a number of
+            environments and the action noise; ``None`` steps ``make_env()`` that many times.
+        description: one sentence for people.
+        paper_note: how the simulator differs from the one the paper used.
+        horizon: steps in an episode.
+
+    Everything must be importable by name (no lambdas) for the task to reach other processes.
+    """
+
+    name: str
+    observation_columns: tuple[str, ...]
+    goal_columns: tuple[str, ...]
+    action_columns: tuple[str, ...]
+    threshold: float
+    make_base_env: Callable[[], gymnasium.Env]
+    make_expert: Callable[[], Expert]
+    description: str
+    paper_note: str
+    make_batch: Callable[[int, float], BatchEnv] | None = None
+    horizon: int = 50
+
+    @property
+    def observation_dim(self) -> int:
+        """Number of columns of ``observation``."""
+        return len(self.observation_columns)
+
+    @property
+    def goal_dim(self) -> int:
+        """Number of columns of ``achieved_goal`` and ``desired_goal``."""
+        return len(self.goal_columns)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action components."""
+        return len(self.action_columns)
+
+    @property
+    def success_rule(self) -> str:
+        """The rule of :meth:`reached`, in words."""
+        return f"Euclidean distance between achieved and desired goal of at most {self.threshold:g}"
+
+    def reached(self, achieved: Any, goal: Any) -> Any:
+        """Whether goals are reached: ``|achieved - goal| <= threshold``, as the simulators' sparse reward has it.
+
+        (Their ``is_success`` is strict; the two differ only at equality.)
+
+        Args:
+            achieved: shape ``[*, dg]``, a numpy array or a torch tensor on any device.
+            goal: the same kind, of a shape that broadcasts with ``achieved``.
+
+        Returns:
+            Booleans of shape ``[*]``, of the same kind and device.
+        """
+        return ((achieved - goal) ** 2).sum(-1) ** 0.5 <= self.threshold
+
+    def make_env(self) -> gymnasium.Env:
+        """Builds the environment: float32 observations, 0/1 reward, ``info["is_success"]``, never truncated.
+
+        Raises:
+            ImportError: if a package the simulator needs is missing; says what to install.
+        """
+        return GoalTaskWrapper(self.make_base_env(), self.reached)
+
+    def make_batch_env(self, num_envs: int, action_noise: float = 0.0) -> BatchEnv:
+        """Builds ``num_envs`` environments that are stepped together in this process."""
+        if self.make_batch is not None:
+            return self.make_batch(num_envs, action_noise)
+        return GymBatch(self.make_env, num_envs, action_noise)
+
+
+def get_task(name: str | Task) -> Task:
+    """Returns the task of that name; a :class:`Task` is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name; proposes the nearest one.
+    """
+    if isinstance(name, Task):
+        return name
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name]
+
+
+def task_names() -> tuple[str, ...]:
+    """Names of all tasks, in the order of the registry."""
+    return tuple(TASKS)
+
+
+def _axes(what: str, unit: str, axes: str = "xyz") -> tuple[str, ...]:
+    return tuple(f"{what} {axis} [{unit}]" for axis in axes)
+
+
+_GRIPPER = _axes("gripper position", "m")
+_FINGERS = ("right finger displacement [m]", "left finger displacement [m]")
+_GRIPPER_VELOCITY = _axes("gripper velocity", "m/step")
+_FINGER_VELOCITY = ("right finger velocity [m/step]", "left finger velocity [m/step]")
+_REACH_COLUMNS = (*_GRIPPER, *_FINGERS, *_GRIPPER_VELOCITY, *_FINGER_VELOCITY)
+_BLOCK_COLUMNS = (
+    *_GRIPPER,
+    *_axes("block position", "m"),
+    *_axes("block position minus gripper position", "m"),
+    *_FINGERS,
+    *_axes("block rotation (XYZ Euler angle)", "rad"),
+    *_axes("block velocity minus gripper velocity", "m/step"),
+    *_axes("block angular velocity", "rad/step"),
+    *_GRIPPER_VELOCITY,
+    *_FINGER_VELOCITY,
+)
+_FETCH_ACTION = (*_axes("gripper displacement", "0.05 m"), "finger opening")
+_FETCH_NOTE = (
+    "The paper used {old} (mujoco-py); {new} of gymnasium-robotics has the same observations, actions, goals and "
+    "threshold, but another physics engine version and start poses that differ slightly, so data from the old "
+    "environment are slightly off-distribution. The versions in between (v2 with mujoco >= 3, v3) are broken: "
+    "misplaced robot, block under the table."
+)
+_POINT_NOTE = (
+    "The paper used {old} of the multiworld port in WGCSL. Box, step, radius and walls are the published ones; "
+    "see torchrl_smore.envs.point for how collisions differ. The reward there is dense; ours is 0/1."
+)
+_ROOMS = PointWorld(FOUR_ROOMS)
+
+
+def _fetch(name: str, simulator: str, expert: Callable[[], Expert], goal_of: str, description: str) -> Task:
+    return Task(
+        name=name,
+        observation_columns=_REACH_COLUMNS if goal_of == "gripper" else _BLOCK_COLUMNS,
+        goal_columns=_axes(f"{goal_of} position", "m"),
+        action_columns=_FETCH_ACTION,
+        threshold=0.05,
+        make_base_env=partial(make_robotics_env, f"{simulator}-v4"),
+        make_expert=expert,
+        description=description,
+        paper_note=_FETCH_NOTE.format(old=f"{simulator}-v1", new=f"{simulator}-v4"),
+    )
+
+
+def _point(name: str, simulator: str, world: PointWorld, description: str) -> Task:
+    return Task(
+        name=name,
+        observation_columns=_axes("position", "1", "xy"),
+        goal_columns=_axes("position", "1", "xy"),
+        action_columns=_axes("displacement", "1", "xy"),
+        threshold=GOAL_RADIUS,
+        make_base_env=partial(PointEnv, world),
+        make_expert=partial(PointExpert, world),
+        make_batch=partial(PointBatch, world),
+        description=description,
+        paper_note=_POINT_NOTE.format(old=simulator),
+    )
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _fetch("FetchReach", "FetchReach", FetchReachExpert, "gripper", "Move the gripper to a point in the air."),
+        _fetch("FetchPush", "FetchPush", FetchPushExpert, "block", "Push a block to a point on the table."),
+        _fetch(
+            "FetchPick",
+            "FetchPickAndPlace",
+            FetchPickExpert,
+            "block",
+            "Carry a block to a point on the table or, half the time, in the air.",
+        ),
+        _point("PointReach", "Point2DLargeEnv-v1", PointWorld(), "Move a point to within 1 of another, in a box."),
+        _point("PointRooms", "Point2D-FourRoom-v1", _ROOMS, "The same in four rooms with wide doors."),
+    )
+}
+"""Every task by name."""

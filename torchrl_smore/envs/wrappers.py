@@ -1,0 +1,131 @@
+"""Turns a goal-conditioned gymnasium environment into the form every task has here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+_NOISE_STREAM = 0x5EED  # keeps the noise apart from the environment's own draws, which use the seed itself
+
+
+class GoalTaskWrapper(gymnasium.Wrapper):
+    """Float32 observations, a 0/1 reward, and an episode that success never ends.
+
+    The reward is ``reached(achieved_goal, desired_goal)`` after the step, computed from the float32 observation, so
+    that it can be recomputed exactly from stored data. ``info["is_success"]`` is the same as a bool. The end of the
+    episode is left to the caller, who steps ``Task.horizon`` times: ``terminated`` is what the environment says and
+    ``truncated`` is always ``False``.
+
+    Args:
+        env: an environment with a ``Dict`` observation of ``observation``, ``achieved_goal`` and ``desired_goal``.
+        reached: the success rule, see :meth:`torchrl_smore.envs.Task.reached`.
+    """
+
+    def __init__(self, env: gymnasium.Env, reached: Callable[[Any, Any], Any]) -> None:
+        super().__init__(env)
+        self._reached = reached
+        inner = env.observation_space
+        if not isinstance(inner, spaces.Dict) or set(GOAL_KEYS) - set(inner.spaces):
+            raise ValueError(f"expected a Dict observation space with keys {', '.join(GOAL_KEYS)}, got {inner}.")
+        boxes = {key: inner[key] for key in GOAL_KEYS}
+        self.observation_space = spaces.Dict(
+            {key: spaces.Box(box.low.min(), box.high.max(), box.shape, np.float32) for key, box in boxes.items()}  # type: ignore[attr-defined]
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+        """Starts an episode; see :meth:`gymnasium.Env.reset`."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return _as_float32(observation), info
+
+    def step(
+        self, action: NDArray[Any]
+    ) -> tuple[dict[str, NDArray[np.float32]], SupportsFloat, bool, bool, dict[str, Any]]:
+        """Steps the environment; the reward is 1.0 where the goal is reached afterwards, else 0.0."""
+        raw, _, terminated, _, info = self.env.step(action)
+        observation = _as_float32(raw)
+        success = bool(self._reached(observation["achieved_goal"], observation["desired_goal"]))
+        return observation, float(success), bool(terminated), False, {**info, "is_success": success}
+
+    def compute_reward(self, achieved_goal: NDArray[Any], desired_goal: NDArray[Any], info: Any) -> NDArray[np.float32]:
+        """Rewards of any pairs of goals, shape ``[*]`` from ``[*, dg]``; ``info`` is not used."""
+        return np.asarray(self._reached(achieved_goal, desired_goal), dtype=np.float32)
+
+
+class ActionNoiseWrapper(gymnasium.Wrapper):
+    r"""Noise in the environment itself: executes :math:`\mathrm{clip}(a + \sigma \epsilon, -1, 1)`.
+
+    :math:`\epsilon` is standard normal, independent for each step and component. It comes from a generator of its own,
+    seeded by the reset seed: the same seed gives the same start and goal with and without noise. The paper's Fig. 2
+    uses sigma 0.5, 1.0 and 1.5.
+
+    Args:
+        env: the environment; its actions lie in ``[-1, 1]``.
+        sigma: standard deviation, in units of the action, at least 0.
+    """
+
+    def __init__(self, env: gymnasium.Env, sigma: float) -> None:
+        super().__init__(env)
+        self._sigma = check_noise("action_noise", sigma)
+        self._generator = np.random.default_rng()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode, with new noise if a seed is given."""
+        if seed is not None:
+            self._generator = noise_generator(seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: NDArray[Any]) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Steps the environment with the disturbed action."""
+        return self.env.step(disturb(action, self._sigma, self._generator))
+
+
+def noise_generator(seed: int) -> np.random.Generator:
+    """The generator of an episode's action noise."""
+    return np.random.default_rng([_NOISE_STREAM, seed])
+
+
+def disturb(action: NDArray[Any], sigma: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    """``clip(action + sigma * normal, -1, 1)`` as float32; see :class:`ActionNoiseWrapper`."""
+    noisy = action + sigma * generator.standard_normal(np.shape(action))
+    return np.clip(noisy, -1.0, 1.0).astype(np.float32)
+
+
+def check_noise(name: str, sigma: float) -> float:
+    """Returns ``sigma``, or raises ``ValueError`` unless it is finite and at least 0."""
+    if not (math.isfinite(sigma) and sigma >= 0.0):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {sigma!r}.")
+    return float(sigma)
+
+
+def make_robotics_env(env_id: str) -> gymnasium.Env:
+    """Builds a gymnasium-robotics environment without the wrappers of ``gymnasium.make``.
+
+    Raises:
+        ImportError: if gymnasium-robotics or mujoco is missing; says what to install.
+    """
+    try:
+        # the package prints advice on tasks we do not use to stderr when it is imported
+        with contextlib.redirect_stderr(io.StringIO()):
+            import gymnasium_robotics
+            import mujoco  # noqa: F401 - gymnasium-robotics reports a missing mujoco only later, in other words
+    except ImportError as error:
+        raise ImportError(
+            f'{env_id} needs gymnasium-robotics and mujoco ({error}): pip install "torchrl-smore[envs]"'
+        ) from error
+    gymnasium.register_envs(gymnasium_robotics)
+    return gymnasium.make(env_id, disable_env_checker=True).unwrapped
+
+
+def _as_float32(observation: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
+    return {key: observation[key].astype(np.float32) for key in GOAL_KEYS}
