@@ -1,0 +1,248 @@
+"""Goal index arithmetic: intervals by property, probabilities by enumeration, static graphs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+
+from torchrl_smore.functional.goals import (
+    NUM_UNIFORMS,
+    STRATEGIES,
+    future_goal_row,
+    geometric_goal_row,
+    goal_row,
+    goal_transition_rows,
+    trajectory_stop,
+    uniform_index,
+)
+
+LAST = 1.0 - 2.0**-53  # the largest double below 1
+
+
+def bounds(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """First row and end of the trajectory of every row."""
+    ends = torch.tensor(lengths).cumsum(0)
+    stop = torch.repeat_interleave(ends, torch.tensor(lengths))
+    return torch.repeat_interleave(ends - torch.tensor(lengths), torch.tensor(lengths)), stop
+
+
+def grid(n: int) -> torch.Tensor:
+    """Midpoints of n equal cells of [0, 1): every draw of a uniform over a divisor of n is counted exactly."""
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+uniforms = st.one_of(st.floats(0.0, LAST), st.sampled_from([0.0, LAST, 1.0 - 2.0**-24]))
+datasets = st.lists(st.integers(1, 12), min_size=1, max_size=6)
+
+
+@given(low=st.integers(-(2**40), 2**40), width=st.integers(1, 2**40), uniform=uniforms)
+def test_a_uniform_index_stays_in_its_half_open_interval(low, width, uniform):
+    index = uniform_index(torch.tensor(uniform, dtype=torch.float64), low, low + width)
+    assert index.dtype == torch.int64
+    assert low <= index.item() < low + width
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 2**24 - 1, 2**31 - 1, 2**53 - 1])
+def test_the_largest_uniforms_of_both_precisions_give_the_last_index(width):
+    assert uniform_index(torch.tensor(LAST, dtype=torch.float64), 0, width).item() == width - 1
+    single = torch.tensor(1.0 - 2.0**-24, dtype=torch.float32)
+    # the exact product, floored, in integers; a float32 product would round up to the width
+    assert uniform_index(single, 0, width).item() == pytest.approx(width * (2**24 - 1) // 2**24, abs=1)
+    assert uniform_index(single, 0, width).item() < width
+
+
+@given(lengths=datasets, data=st.data(), strategy=st.sampled_from(["future", "geometric", "final"]), uniform=uniforms)
+def test_goals_are_later_in_state_time_and_in_the_same_trajectory(lengths, data, strategy, uniform):
+    _, stop = bounds(lengths)
+    row = data.draw(st.integers(0, len(stop) - 1))
+    k = goal_row(
+        strategy, torch.tensor([row]), stop[[row]], torch.tensor([uniform], dtype=torch.float64), len(stop), 0.9
+    )
+    # the goal of row k is its *next* achieved goal: k >= i is strictly later than the state of row i
+    assert row <= k.item() < stop[row].item()
+
+
+def test_the_future_strategy_is_exactly_uniform_and_includes_the_last_state():
+    n, index, stop = 12 * 5 * 7, 3, 10
+    k = future_goal_row(torch.full((n,), index), torch.full((n,), stop), grid(n))
+    assert torch.bincount(k, minlength=stop).tolist() == [0, 0, 0] + [n // 7] * 7
+
+
+def test_the_geometric_strategy_has_its_exact_probabilities_and_is_cut_at_the_last_row():
+    n, gamma, index, stop = 100_000, 0.9, 2, 8
+    k = geometric_goal_row(torch.full((n,), index), torch.full((n,), stop), grid(n), gamma)
+    share = torch.bincount(k, minlength=stop).double() / n
+    expected = [0.0, 0.0] + [(1 - gamma) * gamma**j for j in range(5)] + [gamma**5]
+    torch.testing.assert_close(share, torch.tensor(expected, dtype=torch.float64), atol=1.01 / n, rtol=0.0)
+
+
+def test_the_final_strategy_is_the_last_row_and_random_is_uniform_over_the_dataset():
+    _start, stop = bounds([3, 1, 4])
+    rows = torch.arange(8)
+    assert goal_row("final", rows, stop, torch.rand(8), 8).tolist() == [2, 2, 2, 3, 7, 7, 7, 7]
+    k = goal_row("random", torch.zeros(80, dtype=torch.int64), stop[:1].expand(80), grid(80), 8)
+    assert torch.bincount(k).tolist() == [10] * 8
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@given(lengths=datasets, her_ratio=st.sampled_from([0.0, 0.5, 1.0]), coupled=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_every_row_of_a_batch_keeps_the_invariants(strategy, lengths, her_ratio, coupled, seed):
+    _start, stop = bounds(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(64, NUM_UNIFORMS, generator=generator)
+    reached = (torch.rand(len(stop), generator=generator) < 0.3).nonzero().squeeze(-1)
+    rows = goal_transition_rows(uniform, stop, reached, her_ratio=her_ratio, strategy=strategy, coupled=coupled)
+    n = len(stop)
+    for field in (rows.index, rows.goal_index, rows.q_index):
+        assert field.dtype == torch.int64
+        assert field.shape == (64,)
+        assert ((field >= 0) & (field < n)).all()
+    if strategy != "random":
+        assert ((rows.index <= rows.goal_index) & (rows.goal_index < stop[rows.index])).all()
+    if her_ratio in (0.0, 1.0):
+        assert (rows.relabel_mask == bool(her_ratio)).all()
+    if len(reached) == 0:
+        assert rows.q_relabel_mask.all()
+    else:
+        if her_ratio in (0.0, 1.0):
+            assert (rows.q_relabel_mask == bool(her_ratio)).all()
+        # what is not relabelled pursues its stored goal, and reaches it
+        assert torch.isin(rows.q_index[~rows.q_relabel_mask], reached).all()
+    if coupled:
+        # q enters the very goal that rho pursues
+        assert torch.equal(rows.q_index[rows.q_relabel_mask], rows.goal_index[rows.q_relabel_mask])
+
+
+def exact_goal_distribution(stop: torch.Tensor) -> torch.Tensor:
+    """P(m) of the future goal of a uniform anchor: the sum of 1/N 1/(stop - a) over its anchors a <= m."""
+    n = len(stop)
+    out = torch.zeros(n, dtype=torch.float64)
+    for a in range(n):
+        out[a : stop[a]] += 1.0 / n / (stop[a].item() - a)
+    return out
+
+
+def chi_square(rows: torch.Tensor, probability: torch.Tensor) -> float:
+    expected = probability * len(rows)
+    return ((torch.bincount(rows, minlength=len(probability)) - expected) ** 2 / expected).sum().item()
+
+
+def test_rho_is_uniform_and_q_is_distributed_as_the_goals_are_and_independent_of_rho():
+    _, stop = bounds([4, 1, 5])
+    rows = goal_transition_rows(
+        torch.rand(100_000, NUM_UNIFORMS), stop, torch.arange(0), her_ratio=1.0, strategy="future"
+    )
+    probability = exact_goal_distribution(stop)
+    # chi-square with 9 degrees of freedom: 27.9 has probability 0.001
+    assert chi_square(rows.index, torch.full((10,), 0.1, dtype=torch.float64)) < 27.9
+    assert chi_square(rows.goal_index, probability) < 27.9
+    assert chi_square(rows.q_index, probability) < 27.9
+    # 99 degrees of freedom: 148.2 has probability 0.001
+    joint = (probability[:, None] * probability).flatten()
+    assert chi_square(rows.goal_index * 10 + rows.q_index, joint) < 148.2
+
+
+def test_her_ratio_is_the_relabelled_share_of_rho_and_of_q_independently():
+    _, stop = bounds([10])
+    rows = goal_transition_rows(torch.rand(40_000, NUM_UNIFORMS), stop, torch.tensor([3, 7]), her_ratio=0.8)
+    joint = torch.bincount(2 * rows.relabel_mask.long() + rows.q_relabel_mask.long(), minlength=4) / 40_000
+    torch.testing.assert_close(joint, torch.tensor([0.04, 0.16, 0.16, 0.64]), atol=0.01, rtol=0.0)
+    kept = rows.q_index[~rows.q_relabel_mask]
+    assert (kept == 3).double().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_given_index_is_kept_and_the_draw_is_a_function_of_the_uniforms():
+    _, stop = bounds([4, 6])
+    uniform, index = torch.rand(32, NUM_UNIFORMS), torch.randint(10, (32,))
+    first = goal_transition_rows(uniform, stop, torch.tensor([9]), her_ratio=0.5, index=index)
+    again = goal_transition_rows(uniform.clone(), stop, torch.tensor([9]), her_ratio=0.5, index=index)
+    assert torch.equal(first.index, index)
+    for name in ("index", "goal_index", "relabel_mask", "q_index", "q_relabel_mask"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    # q does not depend on which rows a sampler gave
+    other = goal_transition_rows(uniform, stop, torch.tensor([9]), her_ratio=0.5, index=index.flip(0))
+    assert torch.equal(first.q_index, other.q_index)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("value", [0.0, LAST])
+def test_the_ends_of_the_unit_interval_are_safe_everywhere(strategy, value):
+    _, stop = bounds([1, 3, 2])
+    uniform = torch.full((6, NUM_UNIFORMS), value, dtype=torch.float64)
+    rows = goal_transition_rows(uniform, stop, torch.tensor([4]), her_ratio=0.5, strategy=strategy)
+    assert rows.index.tolist() == [0 if value == 0.0 else 5] * 6
+    assert ((rows.goal_index >= 0) & (rows.goal_index < 6)).all()
+    assert ((rows.q_index >= 0) & (rows.q_index < 6)).all()
+
+
+def test_a_gamma_next_to_one_reaches_the_end_without_overflow():
+    k = geometric_goal_row(
+        torch.tensor([0]), torch.tensor([50]), torch.tensor([LAST], dtype=torch.float64), 1.0 - 1e-16
+    )
+    assert k.item() == 49
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"her_ratio": 1.5}, r"her_ratio must lie in \[0, 1\], got 1.5"),
+        ({"her_ratio": -0.1}, "her_ratio must lie"),
+        ({"her_ratio": math.nan}, "her_ratio must lie"),
+        ({"uniform": torch.rand(4, 3)}, r"shape \[B, 7\], got \(4, 3\)"),
+        ({"uniform": torch.rand(NUM_UNIFORMS)}, r"shape \[B, 7\], got \(7,\)"),
+        ({"stop": torch.zeros(0, dtype=torch.int64)}, "empty dataset"),
+        ({"strategy": "futrue"}, "unknown goal strategy 'futrue'.*Did you mean 'future'"),
+        ({"strategy": "geometric", "gamma": 1.0}, r"gamma must lie in \(0, 1\), got 1.0"),
+        ({"index": torch.zeros(3, dtype=torch.int64)}, r"one index for each of the 4 rows, got \(3,\)"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_with_what_was_expected(change, message):
+    arguments = {
+        "uniform": torch.rand(4, NUM_UNIFORMS),
+        "stop": torch.full((5,), 5),
+        "reached": torch.arange(0),
+        "her_ratio": 0.8,
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        goal_transition_rows(**arguments)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_goal_transition_rows_is_one_static_graph_that_is_not_compiled_twice(strategy):
+    _, stop = bounds([4, 6])
+    reached = torch.tensor([2, 9])
+    counter = CompileCounter()
+    torch._dynamo.reset()
+
+    def draw(uniform: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = goal_transition_rows(uniform, stop, reached, her_ratio=0.8, strategy=strategy)
+        return rows.index, rows.goal_index, rows.relabel_mask, rows.q_index, rows.q_relabel_mask
+
+    compiled = torch.compile(draw, backend=counter, fullgraph=True)
+    for _ in range(3):
+        uniform = torch.rand(16, NUM_UNIFORMS)
+        for ours, eager in zip(compiled(uniform), draw(uniform)):
+            assert torch.equal(ours, eager)
+    assert counter.frame_count == 1
+
+
+@given(lengths=datasets)
+def test_trajectory_stop_inverts_the_flags_that_close_trajectories(lengths):
+    _, stop = bounds(lengths)
+    done = torch.zeros(len(stop), dtype=torch.bool)
+    done[stop.unique() - 1] = True
+    assert torch.equal(trajectory_stop(done), stop)
+
+
+@pytest.mark.parametrize("done", [[], [True, False], [[True]]], ids=["empty", "open", "two_dimensional"])
+def test_an_open_last_trajectory_is_refused(done):
+    with pytest.raises(ValueError, match="must be done"):
+        trajectory_stop(torch.tensor(done, dtype=torch.bool))

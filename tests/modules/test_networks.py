@@ -1,0 +1,186 @@
+"""Shapes, presets, initialisation and statistics of the networks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from torchrl_smore.modules import ConcatMLP, GaussianHead, Standardize, goal_specs, make_networks
+
+OBSERVATION, G, A = 5, 3, 4
+SPECS = goal_specs(OBSERVATION, G, A)
+
+
+def linears(module):
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+def test_the_mlp_concatenates_its_inputs_and_keeps_batch_dimensions():
+    mlp = ConcatMLP(OBSERVATION + G, 2, (7, 6))
+    x, g = torch.randn(3, 4, OBSERVATION), torch.randn(3, 4, G)
+    first, second, last = linears(mlp)
+    expected = last(second(first(torch.cat([x, g], -1)).relu()).relu())
+    torch.testing.assert_close(mlp(x, g), expected)
+    assert [layer.weight.shape for layer in (first, second, last)] == [(7, OBSERVATION + G), (6, 7), (2, 6)]
+
+
+def test_layer_norm_stands_before_each_relu_of_the_hidden_layers_only():
+    kinds = [type(layer) for layer in ConcatMLP(3, 1, (4, 4), layer_norm=True).layers]
+    hidden = [nn.Linear, nn.LayerNorm, nn.ReLU]
+    assert kinds == [*hidden, *hidden, nn.Linear]
+
+
+def test_no_hidden_layer_is_a_linear_map():
+    assert [type(layer) for layer in ConcatMLP(3, 1, ()).layers] == [nn.Linear]
+
+
+def test_orthogonal_weights_have_gain_sqrt_two_and_zero_biases():
+    for layer in linears(ConcatMLP(6, 2, (8, 8), orthogonal=True)):
+        w = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
+        torch.testing.assert_close(w @ w.T, 2.0 * torch.eye(len(w)), atol=1e-5, rtol=0.0)
+        assert (layer.bias == 0.0).all()
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_a_reset_draws_each_member_of_a_stacked_ensemble_for_itself(orthogonal):
+    mlp = ConcatMLP(6, 2, (8,), orthogonal=orthogonal)
+    for layer in linears(mlp):
+        layer.weight = nn.Parameter(torch.zeros(3, *layer.weight.shape))
+        layer.bias = nn.Parameter(torch.ones(3, *layer.bias.shape))
+    mlp.reset_parameters()
+    for layer in linears(mlp):
+        bound = 1.0 / math.sqrt(layer.weight.shape[-1])
+        for member in layer.weight:
+            if orthogonal:
+                w = member if member.shape[0] <= member.shape[1] else member.T
+                torch.testing.assert_close(w @ w.T, 2.0 * torch.eye(len(w)), atol=1e-5, rtol=0.0)
+            else:
+                assert 0.5 * bound < member.abs().max() <= bound
+        assert not torch.equal(layer.weight[0], layer.weight[1])
+        assert (layer.bias == 0.0).all() if orthogonal else layer.bias.abs().max() <= bound
+
+
+def test_the_gaussian_head_has_a_tanh_mean_and_a_clipped_log_std():
+    head = GaussianHead(nn.Linear(OBSERVATION, A), A)
+    x = 10.0 * torch.randn(6, OBSERVATION)
+    loc, scale = head(x)
+    torch.testing.assert_close(loc, head.trunk(x).tanh())
+    assert loc.abs().max() <= 1.0
+    assert scale.shape == loc.shape
+    assert (scale == 1.0).all()
+    with torch.no_grad():
+        head.log_std.copy_(torch.tensor([-100.0, 100.0, 1.0, -5.0]))
+    expected = torch.tensor([-5.0, 2.0, 1.0, -5.0]).exp()
+    torch.testing.assert_close(head(x)[1], expected.expand(6, A))
+    head.reset_parameters()
+    assert (head.log_std == 0.0).all()
+
+
+def test_standardize_applies_its_statistics_and_leaves_other_inputs_alone():
+    mean, std = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5])
+    module = Standardize(ConcatMLP(4, 1, ()), [(mean, std), None])
+    x, g = torch.randn(3, 2), torch.randn(3, 2)
+    torch.testing.assert_close(module(x, g), module.network((x - mean) / std, g))
+    mean.zero_()  # the statistics were copied
+    assert module.mean_0.tolist() == [1.0, -2.0]
+
+
+def test_statistics_are_part_of_the_state_and_are_not_trained():
+    statistics = {"observation": (torch.full((OBSERVATION,), 3.0), torch.full((OBSERVATION,), 2.0))}
+    with_statistics = make_networks(*SPECS, hidden=(6,), statistics=statistics)
+    other = make_networks(
+        *SPECS,
+        hidden=(6,),
+        statistics={"observation": (torch.zeros(OBSERVATION), torch.ones(OBSERVATION))},
+        num_score_nets=2,
+    )
+    for network, fresh in zip(
+        [with_statistics.actor, with_statistics.value, *with_statistics.score], [other.actor, other.value, *other.score]
+    ):
+        state = network.state_dict()
+        assert sum(name.endswith(("mean_0", "std_0")) for name in state) == 2
+        assert not any("mean" in name or "std_0" in name for name, _ in network.named_parameters())
+        fresh.load_state_dict(state)
+        assert all(torch.equal(value, state[name]) for name, value in fresh.state_dict().items())
+    x, g = torch.randn(4, OBSERVATION), torch.randn(4, G)
+    module = with_statistics.value.module
+    torch.testing.assert_close(module(x, g), module.network((x - 3.0) / 2.0, g))
+
+
+def test_action_statistics_reach_the_score_alone():
+    statistics = {"action": (torch.zeros(A), torch.full((A,), 2.0))}
+    networks = make_networks(*SPECS, hidden=(6,), statistics=statistics)
+    assert all("module.std_2" in score.state_dict() for score in networks.score)
+    assert not any("std_" in name for name in networks.value.state_dict())
+
+
+def test_the_specs_have_the_sizes_and_bounds_of_the_task():
+    observation, action = SPECS
+    assert {key: spec.shape for key, spec in observation.items()} == {
+        "observation": (OBSERVATION,),
+        "achieved_goal": (G,),
+        "desired_goal": (G,),
+    }
+    assert action.shape == (A,)
+    assert (action.space.low == -1.0).all()
+    assert (action.space.high == 1.0).all()
+
+
+@pytest.mark.parametrize("batch", [(), (7,), (2, 7)], ids=str)
+def test_networks_read_and_write_the_documented_keys_and_shapes(batch):
+    networks = make_networks(*SPECS, hidden=(6,))
+    state = {"observation": torch.randn(*batch, OBSERVATION), "desired_goal": torch.randn(*batch, G)}
+    assert networks.value(**state).shape == (*batch, 1)
+    for score in networks.score:
+        assert score.in_keys == ["observation", "desired_goal", "action"]
+        assert score.out_keys == ["score"]
+        assert score(**state, action=torch.randn(*batch, A)).shape == (*batch, 1)
+    assert networks.value.out_keys == ["state_value"]
+    assert networks.actor.in_keys == ["observation", "desired_goal"]
+    distribution = networks.actor.get_dist(TensorDict(state, batch_size=batch))
+    assert distribution.log_prob(torch.zeros(*batch, A)).shape == batch
+    assert distribution.batch_shape == batch
+
+
+@pytest.mark.parametrize(
+    ("preset", "depth", "norm", "orthogonal"), [("paper", 2, False, False), ("official", 3, True, True)]
+)
+def test_the_presets_are_those_of_the_paper_and_of_the_official_code(preset, depth, norm, orthogonal):
+    networks = make_networks(*SPECS, preset=preset)
+    for network in (networks.actor, networks.value, *networks.score):
+        layers = linears(network)
+        assert len(layers) == depth + 1
+        assert [layer.out_features for layer in layers[:-1]] == [256] * depth
+        assert all((layer.bias == 0.0).all() for layer in layers) == orthogonal
+        has_norm = any(isinstance(layer, nn.LayerNorm) for layer in network.modules())
+        assert has_norm == (norm and network is networks.value)
+    assert len(networks.score) == 2
+
+
+def test_preset_values_can_be_overridden():
+    networks = make_networks(*SPECS, preset="official", hidden=(9,), value_layer_norm=False, num_score_nets=3)
+    assert len(networks.score) == 3
+    assert [layer.out_features for layer in linears(networks.value)] == [9, 1]
+    assert not any(isinstance(layer, nn.LayerNorm) for layer in networks.value.modules())
+    networks = make_networks(*SPECS, hidden=(9,), value_layer_norm=True)
+    assert any(isinstance(layer, nn.LayerNorm) for layer in networks.value.modules())
+
+
+def test_twins_are_initialised_differently():
+    for preset in ("paper", "official"):
+        first, second = make_networks(*SPECS, preset=preset, hidden=(6,)).score
+        for mine, other in zip(linears(first), linears(second)):
+            assert not torch.equal(mine.weight, other.weight)
+
+
+def test_an_unknown_preset_and_a_missing_entry_are_refused():
+    with pytest.raises(ValueError, match=r"unknown preset 'papers'.*Did you mean 'paper'"):
+        make_networks(*SPECS, preset="papers")
+    observation, action = goal_specs(OBSERVATION, G, A)
+    del observation["desired_goal"]
+    with pytest.raises(KeyError, match="desired_goal"):
+        make_networks(observation, action)

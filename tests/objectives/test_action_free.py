@@ -1,0 +1,98 @@
+"""ActionFreeSMORELoss on hand-sized examples: residual, constraint, optional actor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+
+from torchrl_smore.objectives import ActionFreeSMORELoss
+
+
+class Table(nn.Module):
+    """S(s, g) = weight * s + g."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, observation, goal):
+        return self.weight * observation + goal
+
+
+def rows(observation, after, ratio):
+    entries = {"observation": observation, ("next", "observation"): after, "mixture_ratio": ratio}
+    batch = TensorDict({key: torch.tensor(value)[:, None] for key, value in entries.items()}, [2])
+    return batch.set("desired_goal", torch.zeros(2, 1))
+
+
+def example():
+    # gamma 0.5: S = [1, 2] and y = 0.5 S' - S = [1, -4]; under q y = [2, -3]
+    return rows([1.0, 2.0], [4.0, -4.0], [4 / 3, 4 / 3]).set("q", rows([0.0, 3.0], [4.0, 0.0], [0.0, 2 / 3]))
+
+
+def loss_of(**kwargs):
+    network = TensorDictModule(Table(), ["observation", "desired_goal"], ["state_value"])
+    return ActionFreeSMORELoss(network, beta=0.25, gamma=0.5, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "expected"),
+    [
+        ("printed", (0.3125 + 2.5) / 2 + (0.75 - 0.25) / 2),
+        ("corrected", (0.3125 + 0.25) / 2 + (0.75 - 0.4375) / 2),
+    ],
+)
+def test_the_loss_matches_numbers_worked_by_hand(constraint, expected):
+    out = loss_of(constraint=constraint)(example())
+    assert out["loss_value"].item() == pytest.approx(expected)
+    assert out["value"].item() == 1.5
+    assert out["residual"].item() == pytest.approx((17 / 2) ** 0.5)
+
+
+def test_gradient_flows_through_both_ends_of_the_residual():
+    loss = loss_of()
+    loss(example())["loss_value"].backward()
+    # dy/dw = 0.5 s' - s = [1, -4] and [2, -3]; dL/dy = [0.375, -0.75] and [0.5, 0]; beta (1 - gamma) s = [1/8, 2/8]
+    expected = (0.125 + 0.375 + 0.25 + 3.0) / 2 + (1.0 + 0.0) / 2
+    assert loss.value_network_params["module", "weight"].grad.item() == pytest.approx(expected)
+
+
+def test_no_action_is_read_without_an_actor():
+    loss = loss_of()
+    assert not loss.has_actor
+    assert not any("action" in str(key) for key in loss.in_keys)
+    assert "loss_actor" not in loss.out_keys
+
+
+def test_the_actor_is_weighted_by_the_residual_as_a_constant(build, batch_for):
+    loss = build("action_free_actor")
+    batch = batch_for(loss)
+    out = loss(batch)
+    residual = loss.value_loss(batch)[1]["residual"]
+    assert not residual.requires_grad
+    torch.testing.assert_close(out["mean_advantage"], residual.mean())
+    torch.testing.assert_close(out["awr_weight"], (3.0 * residual).exp().clamp(max=100.0).mean())
+    alone, metadata = loss.actor_loss(batch)
+    torch.testing.assert_close(alone, out["loss_actor"])
+    torch.testing.assert_close(metadata["mean_advantage"], out["mean_advantage"])
+
+
+@pytest.mark.parametrize("name", ["kl", "squared_hellinger", "total_variation", "jensen_shannon"])
+def test_other_divergences_give_finite_losses_and_gradients(name, build, batch_for, total):
+    loss = build("action_free_corrected", divergence=name)
+    batch = batch_for(loss)
+    batch["observation"] *= 100.0
+    out = loss(batch)
+    total(out).backward()
+    assert out["loss_value"].isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match=r"unknown constraint 'correct'.*Did you mean 'corrected'"):
+        loss_of(constraint="correct")
+    with pytest.raises(ValueError, match="unknown divergence"):
+        loss_of(divergence="chi")

@@ -1,0 +1,379 @@
+"""SMORELoss against its formulas written out once more with plain modules, and what is its own among the losses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.objectives import HardUpdate, SoftUpdate
+
+from torchrl_smore.modules import goal_specs, make_networks
+from torchrl_smore.objectives import SMORELoss
+
+GAMMA, BETA, EXPECTILE, TEMPERATURE = 0.9, 0.3, 0.7, 2.0
+KWARGS = {"gamma": GAMMA, "beta": BETA, "expectile": EXPECTILE, "temperature": TEMPERATURE}
+
+
+def networks(num_score_nets=2, **kwargs):
+    specs = goal_specs(observation_dim=3, goal_dim=2, action_dim=2)
+    return make_networks(*specs, hidden=(6,), num_score_nets=num_score_nets, **kwargs)
+
+
+def plain(built):
+    """Copies of the bare modules, before a loss takes their parameters."""
+    score = [copy.deepcopy(network.module) for network in built.score]
+    head = copy.deepcopy(built.actor.module[0].module)
+    return score, copy.deepcopy(built.value.module), head
+
+
+class Plain:
+    """Every quantity of the algorithm as an ordinary function of plain modules: no TensorDict network, no vmap."""
+
+    def __init__(self, built, batch, target_shift):
+        self.score, self.value, self.head = plain(built)
+        self.targets = copy.deepcopy(self.score)
+        with torch.no_grad():
+            for network in self.targets:
+                for parameter in network.parameters():
+                    parameter += target_shift
+        self.rho, self.q = batch, batch["q"]
+
+    def at(self, rows):
+        s, g, a, after = rows["observation"], rows["desired_goal"], rows["action"], rows["next", "observation"]
+        return s, g, a, after
+
+    def losses(self, formulation, bounds, bootstrap="value", coef=0.25):
+        (s, g, a, after), (q_s, q_g, q_a, q_after) = self.at(self.rho), self.at(self.q)
+        with torch.no_grad():
+            target = (
+                torch.minimum(*[t(s, g, a) for t in self.targets])
+                if len(self.targets) > 1
+                else self.targets[0](s, g, a)
+            )
+            m, q_m = self.value(after, g).clamp(*bounds), self.value(q_after, q_g).clamp(*bounds)
+            policy, next_policy, q_next_policy = (self.head(*x)[0] for x in ((s, g), (after, g), (q_after, q_g)))
+        value = self.value(s, g)
+        difference = target - value
+        weight = torch.where(difference > 0, EXPECTILE, 1 - EXPECTILE)
+        loss_value = (weight * difference**2).mean()
+        loc, scale = self.head(s, g)
+        log_prob = (-0.5 * ((a - loc) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1, keepdim=True)
+        awr = (TEMPERATURE * difference.detach()).exp().clamp(max=100.0)
+        loss_actor = -(awr * log_prob).mean()
+        loss_score = 0.0
+        for network in self.score:
+            score, q_score = network(s, g, a), network(q_s, q_g, q_a)
+            if bootstrap == "policy":
+                m, q_m = network(after, g, next_policy), network(q_after, q_g, q_next_policy)
+            y, q_y = GAMMA * m - score, GAMMA * q_m - q_score
+            mix = (1 - BETA) * (y**2).mean() + BETA * (q_y**2).mean()
+            if formulation == "in_sample":
+                part = BETA * (1 - GAMMA) * score.mean() - BETA * q_score.mean() + coef * mix
+            elif formulation == "dual":  # Eq. 8 and Eq. 10
+                at_policy = network(s, g, policy).mean()
+                after_q = network(q_after, q_g, q_next_policy).mean()
+                part = BETA * (1 - GAMMA) * at_policy + BETA * (GAMMA * after_q - q_score.mean()) + coef * mix
+            elif formulation == "official":
+                part = -q_score.mean() + 1e-4 * score.mean() + 0.5 * (y**2).mean()
+            else:
+                bellman = (score - (-2 + GAMMA * m)) ** 2
+                part = ((q_score - 2 / (1 - GAMMA)) ** 2).mean()
+                part = part + (1 - GAMMA) * 1e-4 * (score**2).mean() + 0.5 * bellman.mean()
+            loss_score = loss_score + part
+        return {"loss_score": loss_score, "loss_value": loss_value, "loss_actor": loss_actor}
+
+    def grads(self, losses):
+        sum(losses.values()).backward()
+        score = [torch.stack([p.grad for p in twins]) for twins in zip(*[n.parameters() for n in self.score])]
+        return score, [p.grad for p in self.value.parameters()], [p.grad for p in self.head.parameters()]
+
+
+def random_batch(size=8):
+    def rows():
+        return TensorDict(
+            {
+                "observation": torch.randn(size, 3),
+                "desired_goal": torch.randn(size, 2),
+                "action": torch.randn(size, 2),
+                ("next", "observation"): torch.randn(size, 3),
+            },
+            [size],
+        )
+
+    return rows().set("q", rows())
+
+
+@pytest.mark.parametrize("deactivate_vmap", [False, True], ids=["vmap", "loop"])
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize(
+    ("formulation", "bootstrap", "coef"),
+    [
+        ("in_sample", "value", 0.25),
+        ("in_sample", "value", 1.0),
+        ("dual", "value", 1.0),
+        ("dual", "policy", 0.25),
+        ("official", "value", 0.25),
+        ("official_stable", "value", 0.25),
+    ],
+)
+def test_losses_and_gradients_equal_a_computation_with_plain_modules(
+    formulation, bootstrap, coef, num, deactivate_vmap
+):
+    built, batch = networks(num), random_batch()
+    reference = Plain(built, batch, target_shift=0.1)
+    loss = SMORELoss(
+        built.actor,
+        built.score,
+        built.value,
+        formulation=formulation,
+        bootstrap=bootstrap,
+        residual_coef=coef,
+        num_score_nets=num,
+        deactivate_vmap=deactivate_vmap,
+        **KWARGS,
+    )
+    SoftUpdate(loss, tau=0.1)
+    with torch.no_grad():
+        for target in loss.target_score_network_params.values(True, True):
+            target += 0.1
+    lower, upper = (-math.inf, math.inf) if formulation == "dual" else loss.objective.range
+    out = loss(batch)
+    expected = reference.losses(formulation, (lower, upper), bootstrap, coef)
+    for key, value in expected.items():
+        torch.testing.assert_close(out[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+    sum(out[key] for key in expected).backward()
+    score, value, actor = reference.grads(expected)
+    found = {name: parameter.grad for name, parameter in loss.named_parameters()}
+    for prefix, grads in (("score", score), ("value", value), ("actor", actor)):
+        ours = [grad for name, grad in found.items() if name.startswith(f"{prefix}_network_params")]
+        assert len(ours) == len(grads)
+        # ours come in alphabetic order of the names: compare by what they hold
+        key = lambda g: (g.numel(), g.double().sum().item())  # noqa: E731
+        for mine, theirs in zip(sorted(ours, key=key), sorted(grads, key=key)):
+            torch.testing.assert_close(mine.reshape(theirs.shape), theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["smore", "smore_dual", "smore_dual_policy", "smore_official", "smore_no_target"])
+def test_vmap_equals_the_loop(name, build, batch_for, total):
+    vmapped, looped = build(name), build(name, deactivate_vmap=True)
+    looped.load_state_dict(vmapped.state_dict())
+    batch = batch_for(vmapped)
+    outs = [vmapped(batch), looped(batch)]
+    for key, value in outs[0].items():
+        torch.testing.assert_close(value, outs[1][key])
+    for out in outs:
+        total(out).backward()
+    for (name, p), (_, other) in zip(vmapped.named_parameters(), looped.named_parameters()):
+        torch.testing.assert_close(p.grad, other.grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("name", ["smore", "smore_dual", "smore_dual_policy", "smore_official_stable"])
+def test_the_methods_give_the_losses_of_forward_one_by_one(name, build, batch_for):
+    loss = build(name)
+    batch = batch_for(loss)
+    out = loss(batch)
+    for key, method in (
+        ("loss_value", loss.value_loss),
+        ("loss_actor", loss.actor_loss),
+        ("loss_score", loss.score_loss),
+    ):
+        value, metadata = method(batch)
+        torch.testing.assert_close(value, out[key])
+        assert not any(entry.requires_grad for entry in metadata.values())
+
+
+def test_the_sequential_order_sees_the_parameters_of_the_steps_before(build, batch_for):
+    loss = build("smore")
+    batch = batch_for(loss)
+    joint = loss(batch)
+    optimiser = torch.optim.SGD(loss.parameters(), lr=0.1)
+    loss.value_loss(batch)[0].backward()
+    optimiser.step()
+    assert not torch.equal(loss.actor_loss(batch)[0], joint["loss_actor"])
+    assert not torch.equal(loss.score_loss(batch)[0], joint["loss_score"])
+
+
+@pytest.mark.parametrize("as_list", [True, False], ids=["list", "one_network"])
+def test_a_list_keeps_the_initialisation_and_a_single_network_is_resampled(as_list):
+    built = networks()
+    first = built.score[0].module.layers[0].weight.detach().clone()
+    second = built.score[1].module.layers[0].weight.detach().clone()
+    loss = SMORELoss(built.actor, built.score if as_list else built.score[0], built.value, delay_score=False)
+    weight = loss.score_network_params["module", "layers", "0", "weight"]
+    assert weight.shape == (2, *first.shape)
+    assert torch.equal(weight[0], first) == as_list
+    assert torch.equal(weight[1], second) == as_list
+    assert not torch.equal(weight[0], weight[1])
+    assert loss(random_batch())["loss_score"].isfinite()
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_a_list_of_another_length_is_refused(num):
+    built = networks()
+    with pytest.raises(ValueError, match=f"expected {num} score networks, got 2"):
+        SMORELoss(built.actor, built.score, built.value, num_score_nets=num)
+
+
+def test_value_and_actor_fit_the_smallest_target_score_and_not_the_live_one(build, batch_for):
+    loss = build("smore")
+    batch = batch_for(loss)
+    before = loss(batch)
+    with torch.no_grad():
+        # the live scores move the score loss alone, the targets move value and actor alone
+        loss.score_network_params["module", "layers", "2", "bias"].add_(1.0)
+    live = loss(batch)
+    assert torch.equal(live["loss_value"], before["loss_value"])
+    assert torch.equal(live["loss_actor"], before["loss_actor"])
+    assert not torch.equal(live["loss_score"], before["loss_score"])
+    with torch.no_grad():
+        loss.target_score_network_params["module", "layers", "2", "bias"][0].add_(1e3)
+    one = loss(batch)
+    assert one["mean_advantage"] < 100.0  # the other, smaller member rules
+
+
+def test_soft_update_moves_the_target_by_tau_and_nothing_else(build):
+    loss = build("smore", updater=False)
+    updater = SoftUpdate(loss, tau=0.25)
+    before = loss.target_score_network_params.clone()
+    with torch.no_grad():
+        for parameter in loss.score_network_params.values(True, True):
+            parameter += 1.0
+    updater.step()
+    for key, target in loss.target_score_network_params.items(True, True):
+        torch.testing.assert_close(target, before[key] + 0.25)
+        assert not target.requires_grad
+    HardUpdate(loss, value_network_update_interval=1).step()
+    for key, target in loss.target_score_network_params.items(True, True):
+        torch.testing.assert_close(target, loss.score_network_params[key].detach())
+
+
+def test_targets_without_an_updater_warn_as_upstream_does(build, batch_for):
+    loss = build("smore", updater=False)
+    with pytest.warns(UserWarning, match="No target network updater"):
+        loss(batch_for(loss))
+    SoftUpdate(loss, tau=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(batch_for(loss))
+
+
+def test_without_delay_the_targets_are_the_live_scores_and_no_updater_is_possible(build, batch_for):
+    loss = build("smore_no_target")
+    delayed = build("smore")
+    delayed.load_state_dict(loss.state_dict(), strict=False)
+    delayed.target_score_network_params.data.update_(loss.score_network_params.data)
+    batch = batch_for(loss)
+    for key, value in loss(batch).items():
+        torch.testing.assert_close(value, delayed(batch)[key])
+    assert not any("target" in name for name in loss.state_dict())
+    with pytest.raises((RuntimeError, ValueError)):
+        SoftUpdate(loss, tau=0.1)
+
+
+class Shared(nn.Module):
+    """A head on a trunk that other networks use too."""
+
+    def __init__(self, trunk, width, outputs):
+        super().__init__()
+        self.trunk, self.head = trunk, nn.Linear(width, outputs)
+
+    def forward(self, observation, goal, *rest):
+        return self.head(torch.cat([self.trunk(torch.cat([observation, goal], -1)), *rest], -1))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("num", [1, 2])
+def test_separate_losses_train_a_shared_trunk_by_one_loss_only(separate, num, total):
+    trunk, state = nn.Linear(5, 4), ["observation", "desired_goal"]
+    value = TensorDictModule(Shared(trunk, 4, 1), state, ["state_value"])
+    score = TensorDictModule(Shared(trunk, 6, 1), [*state, "action"], ["score"])
+    loss = SMORELoss(networks().actor, score, value, num_score_nets=num, delay_score=False, separate_losses=separate)
+    out = loss(random_batch())
+    key = ("module", "trunk", "weight")
+    out["loss_score"].backward(retain_graph=True)
+    shared = loss.value_network_params[key]
+    if separate:
+        assert shared.grad is None
+        assert not loss.score_network_params[key].requires_grad
+    else:
+        parameter = loss.score_network_params[key]
+        assert parameter.grad is not None
+    assert loss.score_network_params["module", "head", "weight"].grad is not None
+    out["loss_value"].backward()
+    assert shared.grad is not None
+
+
+def test_separate_losses_refuse_a_list_that_shares_parameters():
+    trunk, state = nn.Linear(5, 4), ["observation", "desired_goal"]
+    value = TensorDictModule(Shared(trunk, 4, 1), state, ["state_value"])
+    score = [TensorDictModule(Shared(trunk, 6, 1), [*state, "action"], ["score"]) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"separate_losses.*list"):
+        SMORELoss(networks().actor, score, value, separate_losses=True)
+
+
+def test_a_deep_copy_is_independent(build, batch_for, total):
+    loss = build("smore_no_target")
+    other = copy.deepcopy(loss)
+    batch = batch_for(loss)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert loss(batch)["loss_score"] != 0.0
+    assert other(batch)["loss_score"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"formulation": "insample"}, "unknown formulation"),
+        ({"divergence": "chi"}, "unknown divergence"),
+        ({"beta": 0.0}, "beta must lie"),
+        ({"gamma": 1.0}, "gamma must lie"),
+        ({"expectile": 1.0}, r"expectile must lie in \(0, 1\), got 1.0"),
+        ({"temperature": -1.0}, "temperature must not be negative, got -1.0"),
+        ({"temperature": math.nan}, "temperature must not be negative"),
+        ({"weight_clip": 0.0}, "weight_clip must be positive, got 0.0"),
+        ({"bootstrap": "policy"}, "belongs to formulation='dual'"),
+        ({"score_bounds": (1.0, 1.0)}, "lower < upper"),
+        ({"score_bounds": "automatic"}, "score_bounds must be 'auto', None or"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_when_the_loss_is_built(kwargs, message):
+    built = networks()
+    with pytest.raises(ValueError, match=message):
+        SMORELoss(built.actor, built.score, built.value, **kwargs)
+
+
+def test_a_deterministic_actor_is_refused():
+    built = networks()
+    with pytest.raises(TypeError, match="must be stochastic"):
+        SMORELoss(built.value, built.score, built.value)
+
+
+def test_a_key_of_a_part_is_a_key_of_the_whole(build):
+    fields = set(build("smore").default_keys.__dataclass_fields__)
+    for part in ("value", "actor", "score"):
+        assert set(build(part).default_keys.__dataclass_fields__) <= fields
+
+
+def test_training_on_one_batch_lowers_the_score_loss_and_keeps_the_scores_in_range(build, batch_for, total):
+    loss = build("smore", gamma=0.5)
+    batch = batch_for(loss, 64)
+    optimiser = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    history = []
+    for _ in range(60):
+        out = loss(batch)
+        optimiser.zero_grad()
+        total(out).backward()
+        optimiser.step()
+        history.append(out["loss_score"].item())
+    assert history[-1] < history[0]
+    assert out["score_outside"] < 0.5

@@ -1,0 +1,193 @@
+"""The only place that chooses between the reference (``functional``) and the fused kernels (``smore_kernels``)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.functional.divergences import get_divergence
+from torchrl_smore.functional.score import ScoreObjective, bellman_residual
+
+Implementation = Literal["triton", "reference"]
+Kernels = Literal["auto", "triton", "reference"]
+
+#: What ``"auto"`` runs on CUDA tensors, and why. A kernel is the default only where it beats ``torch.compile`` of its
+#: reference on a GPU (``kernels/README.md``).
+AUTO_ON_CUDA: Implementation = "reference"
+AUTO_REASON = "the kernels have not been timed on a GPU yet"
+
+_logger = logging.getLogger("torchrl_smore")
+
+
+# constant in a compiled graph: neither the search for triton nor the log entry can be traced
+@torch.compiler.assume_constant_result
+def resolve_kernels(kernels: Kernels, device: torch.device | str) -> Implementation:
+    """The implementation to run for tensors on ``device``; logs once what ``"auto"`` chose there, and why.
+
+    Args:
+        kernels: ``"reference"`` is the functional code on any device, ``"triton"`` the fused kernels or an error,
+            ``"auto"`` the faster of the two as far as it has been measured.
+        device: where the tensors are.
+
+    Returns:
+        ``"triton"`` or ``"reference"``; for ``"triton"`` the kernels have been imported.
+
+    Raises:
+        RuntimeError: if ``"triton"`` cannot run there.
+        ValueError: for an unknown name.
+    """
+    if kernels not in get_args(Kernels):
+        raise unknown_name("kernels", kernels, get_args(Kernels))
+    device_type = torch.device(device).type
+    if kernels == "reference":
+        return "reference"
+    if kernels == "triton":
+        missing = _missing_for_triton(device_type)
+        if missing is not None:
+            raise RuntimeError(f"kernels='triton' cannot run on {device_type} tensors: {missing}.")
+        return "triton"
+    chosen, reason = _auto(device_type)
+    _log_once(device_type, chosen, reason)
+    return chosen
+
+
+def mean_score_objective(
+    objective: ScoreObjective,
+    *,
+    score: Tensor,
+    next_value: Tensor,
+    q_score: Tensor,
+    q_next_value: Tensor,
+    policy_score: Tensor | None = None,
+    q_next_policy_score: Tensor | None = None,
+    next_policy_score: Tensor | None = None,
+    bounds: tuple[float, float] | None = None,
+    kernels: Kernels = "auto",
+) -> Tensor:
+    """Score objective averaged over rows and added over the members of an ensemble; see :class:`ScoreObjective`.
+
+    Axes of seeds are mapped with ``torch.vmap``. The kernels are differentiable once.
+
+    Args:
+        objective: formulation and constants.
+        score: ``S(s, a, g)`` on offline rows, shape ``[M, *B]``.
+        next_value: ``M(s', g)`` there, shape ``[*B]``, taken as a constant.
+        q_score: ``S(s, a, g)`` on goal transitions, shape ``[M, *Q]``.
+        q_next_value: ``M(s', g)`` there, shape ``[*Q]``, taken as a constant.
+        policy_score: ``S(s, pi(s, g), g)`` on offline rows, shape ``[M, *B]``; for ``"dual"``, else ignored.
+        q_next_policy_score: ``S(s', pi(s', g), g)`` after goal transitions, ``[M, *Q]``; for ``"dual"``, else ignored.
+        next_policy_score: ``S(s', pi(s', g), g)`` after offline rows, ``[M, *B]``; for ``bootstrap="policy"``, where it
+            and ``q_next_policy_score`` stand for the next values, else ignored.
+        bounds: interval to which both next values are clipped; either end may be infinite.
+        kernels: see :func:`resolve_kernels`.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        RuntimeError: see :func:`resolve_kernels`.
+        ValueError: if the objective lacks a score at the policy's actions.
+    """
+    if objective.bootstrap == "policy" and next_policy_score is None:
+        raise ValueError("bootstrap='policy' needs next_policy_score.")
+    if objective.needs_policy and (policy_score is None or q_next_policy_score is None):
+        raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
+    if not objective.needs_policy:
+        policy_score = q_next_policy_score = None
+    if objective.bootstrap != "policy":
+        next_policy_score = None
+    tensors = (score, next_value, q_score, q_next_value, policy_score, q_next_policy_score, next_policy_score)
+    run = _fused if resolve_kernels(kernels, score.device) == "triton" else _reference
+    return run(objective, bounds, *tensors)
+
+
+def _reference(
+    objective: ScoreObjective,
+    bounds: tuple[float, float] | None,
+    score: Tensor,
+    next_value: Tensor,
+    q_score: Tensor,
+    q_next_value: Tensor,
+    policy_score: Tensor | None,
+    q_next_policy_score: Tensor | None,
+    next_policy_score: Tensor | None,
+) -> Tensor:
+    after, q_after = next_value.detach(), q_next_value.detach()
+    if bounds is not None:
+        after, q_after = after.clamp(*bounds), q_after.clamp(*bounds)
+    if next_policy_score is not None and q_next_policy_score is not None:
+        after, q_after = next_policy_score, q_next_policy_score
+    residual = bellman_residual(score, after, objective.gamma)
+    q_residual = bellman_residual(q_score, q_after, objective.gamma)
+    terms = objective.terms(score, residual, q_score, q_residual, policy_score, q_next_policy_score)
+    loss, q_loss = (term.sum(0).mean() for term in terms)
+    return loss + q_loss
+
+
+def _fused(
+    objective: ScoreObjective,
+    bounds: tuple[float, float] | None,
+    score: Tensor,
+    next_value: Tensor,
+    q_score: Tensor,
+    q_next_value: Tensor,
+    policy_score: Tensor | None,
+    q_next_policy_score: Tensor | None,
+    next_policy_score: Tensor | None,
+) -> Tensor:
+    import smore_kernels
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.flatten(1)
+
+    return smore_kernels.mean_score_objective(
+        score.flatten(1),
+        next_value.flatten(),
+        q_score.flatten(1),
+        q_next_value.flatten(),
+        formulation=objective.formulation,
+        divergence=get_divergence(objective.divergence).name,
+        beta=objective.beta,
+        gamma=objective.gamma,
+        residual_coef=objective.residual_coef,
+        max_ratio=objective.max_ratio,
+        bounds=bounds,
+        policy_score=rows(policy_score),
+        q_next_policy_score=rows(q_next_policy_score),
+        next_policy_score=rows(next_policy_score),
+    )
+
+
+def _auto(device_type: str) -> tuple[Implementation, str]:
+    """What ``"auto"`` runs on a type of device, and why."""
+    if device_type != "cuda":
+        return "reference", "the kernels are for CUDA tensors"
+    missing = _missing_for_triton(device_type) if AUTO_ON_CUDA == "triton" else None
+    return (AUTO_ON_CUDA, AUTO_REASON) if missing is None else ("reference", missing)
+
+
+def _missing_for_triton(device_type: str) -> str | None:
+    """What keeps the kernels from running on tensors of this type of device, or ``None``; imports the kernels."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install 'torchrl-smore[triton]'"
+    if device_type not in ("cuda", "cpu"):
+        return "the kernels are for CUDA tensors"
+    smore_kernels = importlib.import_module("smore_kernels")
+    if device_type == "cpu" and not smore_kernels.interpreted():
+        return (
+            "on a CPU they run under Triton's interpreter alone (slow, for tests): set TRITON_INTERPRET=1 in the "
+            "environment before the process starts, or move the tensors to a CUDA device"
+        )
+    return None
+
+
+@cache
+def _log_once(device_type: str, chosen: Implementation, reason: str) -> None:
+    _logger.info("kernels='auto' runs the %s implementation on %s tensors: %s.", chosen, device_type, reason)

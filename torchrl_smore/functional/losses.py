@@ -1,0 +1,80 @@
+"""Elementwise value and actor loss terms, as functions of tensors only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def expectile_loss(diff: Tensor, expectile: float | Tensor) -> Tensor:
+    r"""Squared error that weighs under- and over-estimation differently.
+
+    .. math:: L(u) = |\text{expectile} - 1[u < 0]| \, u^2, \qquad u = \text{target} - \text{prediction}
+
+    Its minimiser is the mean of the target at ``0.5`` and tends to the in-sample maximum as ``expectile`` tends to
+    ``1``. Source: Kostrikov et al. (2021), arXiv:2110.06169, Sec. 4.1. SMORe (arXiv:2311.02013) prints Eq. 9 with the
+    argument the other way round (erratum E1); ours is the one its text and its code mean, ``u = S - M``.
+
+    Args:
+        diff: ``target - prediction``, shape ``[*]``, floating point.
+        expectile: weight of positive differences, dimensionless, in ``(0, 1)``; a 0-d tensor is taken as it is.
+
+    Returns:
+        The unreduced loss, same shape, dtype and device as ``diff``.
+
+    Raises:
+        ValueError: if a float ``expectile`` lies outside ``(0, 1)``.
+    """
+    if not isinstance(expectile, Tensor) and not 0.0 < expectile < 1.0:
+        raise ValueError(f"expectile must lie in (0, 1), got {expectile}.")
+    square = diff.square()
+    # scalars times a tensor keep the tensor's dtype; a tensor of two scalars would be float32
+    return torch.where(diff > 0, expectile * square, (1.0 - expectile) * square)
+
+
+def awr_weight(advantage: Tensor, temperature: float | Tensor, weight_clip: float = 100.0) -> Tensor:
+    r"""Exponential advantage weight of advantage-weighted regression, capped.
+
+    .. math:: w = \min(\exp(\text{temperature} \cdot A), \text{weight\_clip})
+
+    ``temperature`` multiplies the advantage, as in TorchRL's ``IQLLoss`` (it is an inverse temperature; the paper's
+    alpha). The paper states no cap; the official code (``actor.py``) uses 100. A large advantage gives exactly
+    ``weight_clip`` with gradient 0, never an infinity or NaN.
+
+    Args:
+        advantage: shape ``[*]``, in units of the score.
+        temperature: in one over the unit of the score, non-negative.
+        weight_clip: largest weight, dimensionless, positive; ``math.inf`` leaves the weight free.
+
+    Returns:
+        The weight, same shape, dtype and device as ``advantage``, in ``(0, weight_clip]``.
+
+    Raises:
+        ValueError: if a float ``temperature`` is negative or ``weight_clip`` is not positive.
+    """
+    if not isinstance(temperature, Tensor) and temperature < 0.0:
+        raise ValueError(f"temperature must not be negative, got {temperature}.")
+    if not weight_clip > 0.0:
+        raise ValueError(f"weight_clip must be positive, got {weight_clip}.")
+    exponent = temperature * advantage
+    limit = math.log(weight_clip)
+    # the exponent is clamped too: the gradient of an infinite exp would be inf * 0
+    weight = exponent.clamp_max(limit).exp().clamp_max(weight_clip)
+    return torch.where(exponent >= limit, weight_clip, weight)
+
+
+def awr_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
+    """Weighted negative log-likelihood, ``-weight * log_prob``, with the weight taken as a constant.
+
+    SMORe prints Eq. 11 without the minus sign (erratum E2). Source: Peng et al. (2019), arXiv:1910.00177.
+
+    Args:
+        log_prob: log-density of the dataset action under the policy, shape ``[*]``, in nats.
+        weight: non-negative weight of each action, shape ``[*]``, for example :func:`awr_weight`.
+
+    Returns:
+        The unreduced loss, shape ``[*]``. Gradient flows into ``log_prob`` alone.
+    """
+    return -weight.detach() * log_prob

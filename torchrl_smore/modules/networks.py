@@ -1,0 +1,219 @@
+"""Score, value and actor networks, built from specs in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.modules import IndependentNormal, ProbabilisticActor
+
+from torchrl_smore._errors import unknown_name
+
+Preset = Literal["paper", "official"]
+#: Bounds of the state-independent log standard deviation in the official code (``policy.py``).
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class ConcatMLP(nn.Module):
+    """Multi-layer perceptron with ReLU on the concatenation of its inputs along the last dimension.
+
+    Args:
+        num_inputs: total size of the inputs' last dimensions.
+        num_outputs: size of the output.
+        hidden: widths of the hidden layers.
+        layer_norm: normalise each hidden layer before its ReLU.
+        orthogonal: orthogonal weights of gain sqrt(2) and zero biases, output layer included (official code), instead
+            of PyTorch's default.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        hidden: Sequence[int] = (256, 256),
+        *,
+        layer_norm: bool = False,
+        orthogonal: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = num_inputs
+        for cells in hidden:
+            layers.append(nn.Linear(width, cells))
+            if layer_norm:
+                layers.append(nn.LayerNorm(cells))
+            layers.append(nn.ReLU())
+            width = cells
+        layers.append(nn.Linear(width, num_outputs))
+        self.layers = nn.Sequential(*layers)
+        self.orthogonal = orthogonal
+        if orthogonal:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights; those of an ensemble, stacked along leading dimensions, each for itself."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                weights = layer.weight.view(-1, *layer.weight.shape[-2:])
+                for weight, bias in zip(weights, layer.bias.view(-1, layer.bias.shape[-1])):
+                    _initialize(weight, bias, self.orthogonal)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
+        out: Tensor = self.layers(torch.cat(inputs, -1))
+        return out
+
+
+def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
+    """Fill one linear layer in place: orthogonal with gain sqrt(2), or as PyTorch does."""
+    if orthogonal:
+        nn.init.orthogonal_(weight, math.sqrt(2.0))
+        nn.init.zeros_(bias)
+    else:
+        bound = 1.0 / math.sqrt(weight.shape[-1])
+        nn.init.uniform_(weight, -bound, bound)
+        nn.init.uniform_(bias, -bound, bound)
+
+
+class GaussianHead(nn.Module):
+    """Mean ``tanh(trunk(inputs))`` and a state-independent standard deviation, as in the official code.
+
+    The log standard deviation is a parameter, initially 0, clipped to :data:`LOG_STD_RANGE`. Samples are not squashed.
+    """
+
+    def __init__(self, trunk: nn.Module, action_dim: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def reset_parameters(self) -> None:
+        """Set the log standard deviation to 0 again; the trunk resets itself."""
+        nn.init.zeros_(self.log_std)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale, each ``[*B, action_dim]``."""
+        loc = self.trunk(*inputs).tanh()
+        return loc, self.log_std.clamp(*LOG_STD_RANGE).exp().expand_as(loc)
+
+
+class Standardize(nn.Module):
+    """Applies ``(x - mean) / std`` to each input, then a network; the statistics are buffers and go with its state.
+
+    Args:
+        network: takes the standardised inputs.
+        statistics: mean and standard deviation of each input, or ``None`` to pass it as it is.
+    """
+
+    def __init__(self, network: nn.Module, statistics: Sequence[tuple[Tensor, Tensor] | None]) -> None:
+        super().__init__()
+        self.network = network
+        for position, pair in enumerate(statistics):
+            if pair is not None:
+                self.register_buffer(f"mean_{position}", pair[0].clone())
+                self.register_buffer(f"std_{position}", pair[1].clone())
+        self.standardized = [pair is not None for pair in statistics]
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the network's output."""
+        scaled = [
+            (x - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}") if self.standardized[i] else x
+            for i, x in enumerate(inputs)
+        ]
+        out: Tensor | tuple[Tensor, Tensor] = self.network(*scaled)
+        return out
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What :func:`make_networks` builds; ``score`` is a list, one network for each member of the ensemble."""
+
+    actor: ProbabilisticTensorDictSequential
+    score: list[TensorDictModule]
+    value: TensorDictModule
+
+
+def goal_specs(observation_dim: int, goal_dim: int, action_dim: int) -> tuple[Composite, Bounded]:
+    """Observation and action specs of a goal-conditioned task with actions in ``[-1, 1]``.
+
+    Returns:
+        A :class:`Composite` with ``observation``, ``achieved_goal`` and ``desired_goal``, and a :class:`Bounded`.
+    """
+    observation = Composite(
+        observation=Unbounded((observation_dim,)),
+        achieved_goal=Unbounded((goal_dim,)),
+        desired_goal=Unbounded((goal_dim,)),
+    )
+    return observation, Bounded(-1.0, 1.0, (action_dim,))
+
+
+def make_networks(
+    observation_spec: Composite,
+    action_spec: TensorSpec,
+    *,
+    preset: Preset = "paper",
+    hidden: Sequence[int] | None = None,
+    value_layer_norm: bool | None = None,
+    num_score_nets: int = 2,
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> Networks:
+    """Build score, value and Gaussian actor networks for SMORe.
+
+    ``preset="paper"``: two hidden layers of 256 (Table 4), PyTorch's initialisation. ``preset="official"``: three of
+    256, LayerNorm in the value network, orthogonal initialisation (``gcrl_config.py``, ``value_net.py``). The actor
+    head is that of the official code in both; the paper does not name one.
+
+    Args:
+        observation_spec: has ``observation`` ``[O]`` and ``desired_goal`` ``[G]``.
+        action_spec: ``[A]``, for actions in ``[-1, 1]``.
+        preset: ``"paper"`` or ``"official"``.
+        hidden: widths of the hidden layers, instead of the preset's.
+        value_layer_norm: LayerNorm in the value network, instead of the preset's.
+        num_score_nets: size of the score ensemble.
+        statistics: mean and standard deviation by key (``observation``, ``desired_goal``) to standardise inputs with;
+            they become buffers of every network.
+
+    Returns:
+        Networks with in_keys ``observation``, ``desired_goal`` (and ``action`` for the score) and out keys ``score``,
+        ``state_value`` and ``action``.
+
+    Raises:
+        ValueError: for an unknown preset.
+        KeyError: if the spec lacks an entry.
+    """
+    if preset not in get_args(Preset):
+        raise unknown_name("preset", preset, get_args(Preset))
+    official = preset == "official"
+    hidden = tuple(hidden) if hidden is not None else (256,) * (3 if official else 2)
+    layer_norm = official if value_layer_norm is None else value_layer_norm
+    state_keys = ["observation", "desired_goal"]
+    num_state = sum(observation_spec[key].shape[-1] for key in state_keys)
+    action_dim = action_spec.shape[-1]
+    scales = [None if statistics is None else statistics.get(key) for key in [*state_keys, "action"]]
+
+    def build(num_inputs: int, num_outputs: int, norm: bool = False) -> nn.Module:
+        return ConcatMLP(num_inputs, num_outputs, hidden, layer_norm=norm, orthogonal=official)
+
+    def scaled(network: nn.Module, num_keys: int) -> nn.Module:
+        return network if statistics is None else Standardize(network, scales[:num_keys])
+
+    score = [
+        TensorDictModule(scaled(build(num_state + action_dim, 1), 3), [*state_keys, "action"], ["score"])
+        for _ in range(num_score_nets)
+    ]
+    value = TensorDictModule(scaled(build(num_state, 1, layer_norm), 2), state_keys, ["state_value"])
+    head = scaled(GaussianHead(build(num_state, action_dim), action_dim), 2)
+    actor = ProbabilisticActor(
+        TensorDictModule(head, state_keys, ["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        out_keys=["action"],
+        distribution_class=IndependentNormal,
+        return_log_prob=False,
+    )
+    return Networks(actor, score, value)

@@ -1,0 +1,299 @@
+"""The score loss of SMORe, given state-goal scores to bootstrap from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
+from tensordict.utils import unravel_key
+from torch import Tensor, nn
+
+from torchrl_smore._dispatch import Kernels, mean_score_objective, resolve_kernels
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.functional.score import Bootstrap, Formulation, ScoreObjective, bellman_residual
+from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
+
+ScoreBounds = Literal["auto"] | tuple[float, float] | None
+
+
+class ScoreLoss(OfflineLoss):
+    r"""Fits ``S(s, a, g)`` by one of SMORe's objectives; see :class:`~torchrl_smore.functional.score.ScoreObjective`.
+
+    The input is one TensorDict: offline transitions at the root, goal transitions under ``tensor_keys.q``. Both carry
+    ``tensor_keys.next_value``, the score ``M(s', g)`` to bootstrap from, taken as a constant; for
+    ``formulation="dual"`` also ``tensor_keys.policy_action`` (root) and ``("next", policy_action)`` (under ``q``; with
+    ``bootstrap="policy"`` at the root too). The goal is always read from the root of each, never from ``next``.
+
+    Args:
+        score_network: writes ``tensor_keys.score``, shape ``[*B, 1]``. A list of ``num_score_nets`` networks keeps
+            their initialisation; a single one is cloned and resampled as TorchRL does.
+        formulation: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
+        divergence: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
+        beta: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
+        gamma: discount, in ``(0, 1)``. It multiplies a score and no reward, so it is a coefficient of this loss and
+            not of a value estimator.
+        residual_coef: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
+        max_ratio: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
+        bootstrap: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
+        num_score_nets: size of the ensemble; the losses of its members are added.
+        score_bounds: clips the bootstrapped ``M`` to an interval: ``"auto"`` is the range of the formulation's closed
+            form, ``None`` leaves it free.
+        delay_score: keep target parameters (``target_score_network_params``) for a Polyak updater.
+        kernels: ``"reference"``, ``"triton"`` (the fused kernel, or an error where it cannot run) or ``"auto"``; see
+            ``kernels/README.md``.
+        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
+        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
+        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
+
+    Returns (forward):
+        ``loss_score``, and detached: mean ``score`` and ``q_score``, root mean square ``residual`` on the offline rows,
+        ``bound_clipped`` (fraction of bootstrapped values outside the bounds), ``score_outside`` (fraction of offline
+        scores outside the closed form's range, whether or not it is enforced).
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Keys of :class:`ScoreLoss`.
+
+        Attributes:
+            action: dataset action, ``[*B, A]``.
+            desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
+            q: nested TensorDict of goal transitions.
+            score: written by the score network, ``[*B, 1]``.
+            next_value: ``M(s', g)``, ``[*B, 1]``, at the root and under ``q``.
+            policy_action: ``pi(s, g)``, ``[*B, A]``, for ``formulation="dual"``.
+            priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
+        """
+
+        action: NestedKey = "action"
+        desired_goal: NestedKey = "desired_goal"
+        q: NestedKey = "q"
+        score: NestedKey = "score"
+        next_value: NestedKey = ("next", "state_value")
+        policy_action: NestedKey = "policy_action"
+        priority_weight: NestedKey = "priority_weight"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    out_keys = ["loss_score", "score", "q_score", "residual", "bound_clipped", "score_outside"]
+
+    score_network: TensorDictModule
+    score_network_params: TensorDictParams
+    target_score_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        score_network: TensorDictModule | Sequence[TensorDictModule],
+        *,
+        formulation: Formulation = "in_sample",
+        divergence: str = "pearson_chi2",
+        beta: float = 0.5,
+        gamma: float = 0.99,
+        residual_coef: float = 0.25,
+        max_ratio: float = 100.0,
+        bootstrap: Bootstrap = "value",
+        num_score_nets: int = 2,
+        score_bounds: ScoreBounds = "auto",
+        delay_score: bool = False,
+        kernels: Kernels = "auto",
+        reduction: Reduction | None = None,
+        deactivate_vmap: bool = False,
+        scalar_output_mode: ScalarOutputMode | None = None,
+    ) -> None:
+        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
+        objective = ScoreObjective(formulation, divergence, beta, gamma, residual_coef, max_ratio, bootstrap)
+        self._add_score_term(score_network, objective, num_score_nets, score_bounds, delay_score, kernels)
+        self._make_vmap()
+        self._set_in_keys()
+
+    def _add_score_term(
+        self,
+        score_network: TensorDictModule | Sequence[TensorDictModule],
+        objective: ScoreObjective,
+        num_score_nets: int,
+        score_bounds: ScoreBounds,
+        delay_score: bool,
+        kernels: Kernels,
+        compare_against: list[nn.Parameter] | None = None,
+    ) -> None:
+        if isinstance(score_network, Sequence):
+            score_network = list(score_network)
+            if len(score_network) != num_score_nets:
+                raise ValueError(f"expected {num_score_nets} score networks, got {len(score_network)}.")
+            if num_score_nets == 1:
+                score_network = score_network[0]
+            elif any(
+                p is shared for net in score_network for p in net.parameters() for shared in compare_against or ()
+            ):
+                raise ValueError(
+                    "separate_losses cannot detach what a list of score networks shares with another network; "
+                    "pass one score network, which is then cloned."
+                )
+        self.objective = objective
+        self.num_score_nets = num_score_nets
+        self.delay_score = delay_score
+        if kernels not in get_args(Kernels):
+            raise unknown_name("kernels", kernels, get_args(Kernels))
+        self.kernels = kernels
+        self.score_range = objective.range
+        self.score_bounds = _bounds(score_bounds, objective)
+        self.convert_to_functional(
+            score_network,
+            "score_network",
+            None if num_score_nets == 1 else num_score_nets,
+            create_target_params=delay_score,
+            compare_against=compare_against,
+        )
+
+    def _ensembles(self) -> tuple[str, ...]:
+        return ("score_network",)
+
+    def _batch_key(self) -> NestedKey:
+        return self.tensor_keys.action
+
+    def _read_keys(self) -> Iterable[NestedKey]:
+        keys = self.tensor_keys
+        here = [*self.score_network.in_keys, keys.next_value]
+        q_here = here if self.objective.needs_q_residual else list(self.score_network.in_keys)
+        q_here = list(q_here)
+        if self.objective.needs_policy:
+            after = [*self._next_keys(self.score_network.in_keys), unravel_key(("next", keys.policy_action))]
+            here.append(keys.policy_action)
+            q_here += after
+            if self.objective.bootstrap == "policy":
+                here += after
+        return [*here, *(unravel_key((keys.q, key)) for key in q_here)]
+
+    def _next_keys(self, in_keys: Iterable[NestedKey]) -> list[NestedKey]:
+        """Where a network's inputs are read after the step: state keys under ``next``, the goal where it is."""
+        keys = self.tensor_keys
+        states = [key for key in in_keys if key not in (keys.action, keys.desired_goal)]
+        return [unravel_key(("next", key)) for key in states]
+
+    def _after_step(self, tensordict: TensorDictBase, in_keys: Iterable[NestedKey]) -> TensorDict:
+        """Collect the inputs of a network at the next state, under their root names."""
+        keys = self.tensor_keys
+        entries = {}
+        for key in in_keys:
+            at = key if key == keys.desired_goal else unravel_key(("next", key))
+            if key == keys.action:
+                at = unravel_key(("next", keys.policy_action))
+            entries[key] = tensordict[at]
+        return _flat(entries, tensordict)
+
+    def _at_policy(self, tensordict: TensorDictBase) -> TensorDict:
+        """Collect the inputs of the score network with the policy's action in place of the dataset's."""
+        keys = self.tensor_keys
+        entries = {
+            key: tensordict[keys.policy_action if key == keys.action else key] for key in self.score_network.in_keys
+        }
+        return _flat(entries, tensordict)
+
+    def _scores(self, *batches: TensorDictBase) -> list[Tensor]:
+        """Scores ``[members, *B]`` of several batches in one call of the network."""
+        rows = [batch.select(*self.score_network.in_keys) for batch in batches]
+        scores = self._call_ensemble(
+            "score_network", torch.cat(rows, 0), self.tensor_keys.score, self.score_network_params
+        )
+        return list(torch.split(scores, [batch.shape[0] for batch in rows], 1))
+
+    def score_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reduced score loss, and its detached scalar diagnostics as metadata."""
+        return self._score_term(self._rows(tensordict))
+
+    def _score_term(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        q = tensordict[self.tensor_keys.q]
+        batches = [tensordict, q]
+        if self.objective.needs_policy:
+            batches += [self._at_policy(tensordict), self._after_step(q, self.score_network.in_keys)]
+            if self.objective.bootstrap == "policy":
+                batches.append(self._after_step(tensordict, self.score_network.in_keys))
+        score, q_score, *at_policy = self._scores(*batches)
+        next_value, q_next_value, clipped = self._bootstrap_values(tensordict, q)
+        fused = self._runs_fused(tensordict, q)
+        if fused:
+            policy_score, q_next_policy_score, next_policy_score = (*at_policy, None, None, None)[:3]
+            loss = mean_score_objective(
+                self.objective,
+                score=score,
+                next_value=next_value,
+                q_score=q_score,
+                q_next_value=next_value if q_next_value is None else q_next_value,
+                policy_score=policy_score,
+                q_next_policy_score=q_next_policy_score,
+                next_policy_score=next_policy_score,
+                kernels=self.kernels,
+            )
+        if self.objective.bootstrap == "policy":
+            _, q_next_value, next_value = at_policy
+        gamma = self.objective.gamma
+        residual = bellman_residual(score.detach() if fused else score, next_value, gamma)
+        if not fused:
+            q_residual = None if q_next_value is None else bellman_residual(q_score, q_next_value, gamma)
+            rho_term, q_term = self.objective.terms(score, residual, q_score, q_residual, *at_policy[:2])
+            loss = self._reduce_row_loss(rho_term.sum(0), tensordict) + self._reduce_row_loss(q_term.sum(0), q)
+        lower, upper = self.score_range
+        detached = score.detach()
+        metadata = {
+            "score": detached.mean(),
+            "q_score": q_score.detach().mean(),
+            "residual": residual.detach().square().mean().sqrt(),
+            "bound_clipped": clipped,
+            "score_outside": ((detached < lower) | (detached > upper)).to(score.dtype).mean(),
+        }
+        return loss, metadata
+
+    def _runs_fused(self, tensordict: TensorDictBase, q: TensorDictBase) -> bool:
+        """Whether the fused kernel computes the loss: it averages over all rows, so nothing may mask or weigh them."""
+        if resolve_kernels(self.kernels, tensordict[self.tensor_keys.action].device) == "reference":
+            return False
+        marks = [self.tensor_keys.priority_weight, *self._loss_mask_keys()]
+        plain = self.reduction == "mean" and all(
+            rows.get(key, None) is None for rows in (tensordict, q) for key in marks
+        )
+        if not plain and self.kernels == "triton":
+            raise ValueError(
+                f"kernels='triton' averages over all rows: it needs reduction='mean', got {self.reduction!r}, and a "
+                "batch without masks or priority weights."
+            )
+        return plain
+
+    def _bootstrap_values(self, tensordict: TensorDictBase, q: TensorDictBase) -> tuple[Tensor, Tensor | None, Tensor]:
+        """``M(s', g)`` on rho and on q as constants within the bounds, and the fraction that was outside."""
+        rows = (tensordict, q) if self.objective.needs_q_residual else (tensordict,)
+        values = [batch[self.tensor_keys.next_value].squeeze(-1).detach() for batch in rows]
+        clipped = values[0].new_zeros(())
+        if self.score_bounds is not None:
+            lower, upper = self.score_bounds
+            outside = [((value < lower) | (value > upper)).flatten() for value in values]
+            clipped = torch.cat(outside).to(values[0].dtype).mean()
+            values = [value.clamp(lower, upper) for value in values]
+        return values[0], values[1] if len(values) > 1 else None, clipped
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """Compute the loss on a batch; see the class."""
+        tensordict = self._rows(tensordict)
+        loss, metadata = self._score_term(tensordict)
+        return self._finish({"loss_score": loss}, metadata, tensordict)
+
+
+def _flat(entries: dict[NestedKey, Tensor], like: TensorDictBase) -> TensorDict:
+    out = TensorDict({}, batch_size=like.batch_size)
+    for key, value in entries.items():
+        out.set(key, value)
+    return out
+
+
+def _bounds(bounds: ScoreBounds, objective: ScoreObjective) -> tuple[float, float] | None:
+    if bounds is None:
+        return None
+    lower, upper = objective.range if isinstance(bounds, str) else bounds
+    if (isinstance(bounds, str) and bounds != "auto") or not lower < upper:
+        raise ValueError(f"score_bounds must be 'auto', None or (lower, upper) with lower < upper, got {bounds!r}.")
+    return None if math.isinf(lower) and math.isinf(upper) else (float(lower), float(upper))
