@@ -6,6 +6,17 @@ Importing this needs gymnasium only; the simulators are imported when an environ
 from torchrl_smore.envs.collect import collect
 from torchrl_smore.envs.experts import Expert
 from torchrl_smore.envs.pool import EnvPool
+from torchrl_smore.envs.render import RenderError, render_episode
 from torchrl_smore.envs.tasks import TASKS, Task, get_task, task_names
 
-__all__ = ["TASKS", "EnvPool", "Expert", "Task", "collect", "get_task", "task_names"]
+__all__ = [
+    "TASKS",
+    "EnvPool",
+    "Expert",
+    "RenderError",
+    "Task",
+    "collect",
+    "get_task",
+    "render_episode",
+    "task_names",
+]

@@ -1,0 +1,131 @@
+"""The command line of the recipes: options as ``name=value`` by Hydra, and errors of one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+_USAGE, _INTERRUPTED = 2, 130  # exit statuses
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a recipe's configuration with the text that ``--help`` shows."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def run_recipe(config: type, main: Callable[[Any], None], description: str) -> None:
+    """Parses the command line by Hydra and runs ``main``.
+
+    Faults of the user's become one line on stderr and exit status 2, Ctrl-C becomes exit status 130.
+
+    Args:
+        config: dataclass whose fields are made by :func:`option`.
+        main: takes the composed configuration as an instance of ``config``.
+        description: first lines of ``--help``.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(_help(config, description))
+        return
+    _check_options(config, sys.argv[1:])
+    ConfigStore.instance().store(name="schema", node=config)
+
+    @hydra.main(version_base=None, config_path=str(Path(__file__).parent / "configs"), config_name="recipe")
+    def run(composed: Any) -> None:
+        try:
+            main(OmegaConf.to_object(composed))
+        except KeyboardInterrupt as interrupt:
+            print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
+            raise SystemExit(_INTERRUPTED) from None
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            # a traceback helps nobody who mistyped a name; HYDRA_FULL_ERROR=1 shows it
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            _exit(_one_line(error))
+
+    run()
+
+
+def read_config(config: type, path: Path) -> Any:
+    """Reads an instance of ``config`` from a YAML file.
+
+    Raises:
+        ValueError: if the file is no YAML, or has an option that ``config`` lacks or whose value has another type.
+        OSError: if it cannot be read.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.load(path)))
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a configuration of this recipe: {_first_line(error)}.") from error
+
+
+def _check_options(config: type, arguments: Sequence[str]) -> None:
+    """Finds unknown options and wrong types before Hydra does, which explains them in twelve lines."""
+    for before, argument in zip(["", *arguments], arguments):
+        is_flag = argument.startswith("-") or (before.startswith("-") and "=" not in argument)
+        if not is_flag and not argument.lstrip("+~").startswith("hydra"):
+            _check_option(config, argument, multirun=bool({"-m", "--multirun"} & set(arguments)))
+
+
+def _check_option(config: type, argument: str, multirun: bool) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    names = [field.name for field in dataclasses.fields(config)]
+    name, equals, value = argument.partition("=")
+    if not equals or name not in names:
+        _exit(f"unknown option {argument!r}: options are written name=value, see --help.{nearest(name, names)}")
+    quoted = f"""a value with special signs needs quotes of its own: '{name}="{value}"'"""
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+        if not parsed.is_sweep_override():
+            OmegaConf.update(OmegaConf.structured(config), name, parsed.value())
+        elif not multirun:
+            _exit(f"{argument}: several values need --multirun; {quoted}.")
+    except OmegaConfBaseException as error:
+        _exit(f"{argument}: {_first_line(error)}.")
+    except HydraException:
+        _exit(f"{argument} cannot be read; {quoted}.")
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """A question that proposes the valid name nearest to ``name``, or nothing."""
+    near = difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(_USAGE)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    # of a worker's traceback the first line says who failed, the last one why
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} [...] {lines[-1].strip()}"
+    return f"{type(error).__name__}: {text}"
+
+
+def _help(config: type, description: str) -> str:
+    lines = [description.strip(), "", "Options (name=value), with their defaults:", ""]
+    for field in dataclasses.fields(config):
+        lines.append(f"  {field.name + '=' + str(field.default):<34} {field.metadata['help']}")
+    return "\n".join([*lines, "", "Hydra's own options (--multirun, --cfg job, ...) work too: --hydra-help."])

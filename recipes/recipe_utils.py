@@ -1,0 +1,228 @@
+"""What the recipes share: datasets, run folders, Ctrl-C, files that are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# torchrl imports mujoco, which fails to import where MUJOCO_GL names a library that is not there. Only filming needs
+# it, in a process of its own.
+os.environ.setdefault("SMORE_MUJOCO_GL", os.environ.pop("MUJOCO_GL", "egl"))
+
+import numpy as np
+import torch
+
+from torchrl_smore.data import TrajectoryStore, mix, readers, split_by_behaviour
+from torchrl_smore.envs import EnvPool, RenderError, Task, collect, render_episode
+from torchrl_smore.reports import write_gif
+from torchrl_smore.trainers import ActorPolicy, OfflineTrainer
+
+log = logging.getLogger("torchrl_smore.recipes")
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device to train on; ``"auto"`` chooses and says what.
+
+    Raises:
+        ValueError: for another kind of device than ``"cpu"`` and ``"cuda"``.
+        RuntimeError: if a GPU is asked for and there is none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        log.info("device=auto chose %s", device)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda or the like of cuda:1.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"device={device} was asked for, but this PyTorch ({torch.__version__}) sees no CUDA device: install a "
+            "CUDA build of torch and a driver, or use device=cpu."
+        )
+    return torch.device(device)
+
+
+def load_dataset(path: str, task: Task, expert_fraction: float | None = None) -> TrajectoryStore:
+    """Reads a trajectory store (folder) or a WGCSL/GoFAR ``buffer.pkl``, and checks that it fits the task.
+
+    Args:
+        path: folder or file.
+        task: the task it is for.
+        expert_fraction: share of expert trajectories to reduce or raise the dataset to; ``None`` takes all of it.
+
+    Raises:
+        DatasetError: if it is damaged, hostile, or does not fit.
+    """
+    source = Path(path)
+    store = TrajectoryStore.load(source) if source.is_dir() else readers.wgcsl.read(source, reached=task.reached)
+    store.check_task(
+        observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
+    )
+    if store.meta.get("task", task.name) != task.name:
+        raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {task.name}.")
+    return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)
+
+
+def with_expert_fraction(store: TrajectoryStore, fraction: float) -> TrajectoryStore:
+    """The largest dataset with that share of expert trajectories that ``store`` holds."""
+    parts = split_by_behaviour(store)
+    rest = [name for name in parts if name != "expert"]
+    held = {"expert": parts["expert"].num_trajectories if "expert" in parts else 0}
+    held["rest"] = sum(parts[name].num_trajectories for name in rest)
+    limits = [held["expert"] / fraction] if fraction > 0 else []
+    limits += [held["rest"] / (1 - fraction)] if fraction < 1 else []
+    total = int(min(limits))
+    experts = round(total * fraction)
+    if len(rest) > 1:
+        raise ValueError(f"expert_fraction needs a dataset of one expert and one other part, found {sorted(parts)}.")
+    chosen = [
+        (parts[name], count) for name, count in (("expert", experts), *((n, total - experts) for n in rest)) if count
+    ]
+    if not chosen:
+        raise ValueError(f"the dataset holds too few trajectories for expert_fraction={fraction}: {held}.")
+    stores, counts = zip(*chosen)
+    return mix(stores, counts)
+
+
+def collect_or_load(
+    task: Task, folder: str, *, num_trajectories: int, expert_fraction: float, seed: int, action_noise: float = 0.0
+) -> TrajectoryStore:
+    """Collects expert and random trajectories, or loads what an equal earlier call has collected."""
+    if not 0.0 <= expert_fraction <= 1.0:
+        raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
+    experts = round(num_trajectories * expert_fraction)
+    noise = f"_noise{action_noise:g}" if action_noise else ""
+    out = Path(folder) / f"{task.name}_expert{experts}_random{num_trajectories - experts}_seed{seed}{noise}"
+    if out.exists():
+        log.info("dataset: %s", out)
+        return TrajectoryStore.load(out)
+    return collect(
+        task,
+        expert_episodes=experts,
+        random_episodes=num_trajectories - experts,
+        seed=seed,
+        action_noise=action_noise,
+        out=out,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def new_run_folder(root: str, *parts: object, config: str) -> Path:
+    """A folder of its own below ``root``, named by time and ``parts``, with ``config`` as its ``config.yaml``."""
+    name = "_".join([time.strftime("%Y%m%d-%H%M%S"), *map(str, parts)])
+    for number in range(1000):
+        path = Path(root) / (name if number == 0 else f"{name}.{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        try:
+            write_text(path / "config.yaml", config)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return path
+    raise FileExistsError(f"{root} holds a thousand runs of this second.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is whole or absent."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.write_text(text)
+        os.replace(beside, path)
+    except OSError as error:
+        # of a full disk Python does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def stopping_on_interrupt(trainer: OfflineTrainer, advice: str) -> Iterator[None]:
+    """Within it, Ctrl-C stops training at the next multiple of an interval, with a checkpoint; a second one at once.
+
+    Args:
+        trainer: its state is whole between two intervals only, where its hooks run.
+        advice: message of the ``KeyboardInterrupt`` that is then raised.
+    """
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt(advice)
+        interrupted = True
+        print("\nstopping after this interval; Ctrl-C again stops at once", file=sys.stderr)
+
+    def stop() -> None:
+        if interrupted:
+            trainer.save()
+            raise KeyboardInterrupt(advice)
+
+    trainer.register_op("post_steps", stop)
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class ProgressLines:
+    """Prints one line for each evaluation of a trainer: what a log file gets instead of a progress bar."""
+
+    def __init__(self, trainer: OfflineTrainer) -> None:
+        self.trainer = trainer
+        self.last = trainer.evaluation
+
+    def __call__(self, _: Any) -> None:
+        """Runs as a ``post_steps_log`` hook."""
+        trainer = self.trainer
+        if trainer.evaluation is None or trainer.evaluation is self.last:
+            return
+        self.last = trainer.evaluation
+        shown = ("success_last", "discounted_return_0.99", "final_distance")
+        metrics = ", ".join(f"{name} {trainer.evaluation.metrics[name]:.3f}" for name in shown)
+        print(
+            f"update {trainer.step:,} of {trainer.total_frames:,}: {metrics} ({trainer.updates_per_second:.0f}/s)",
+            flush=True,
+        )
+
+
+def finite_or_none(value: float, digits: int) -> float | None:
+    """``value`` rounded, or ``None`` where JSON has no number for it."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def record_rollout(task: Task, policy: ActorPolicy, seed: int, out: Path) -> str:
+    """Films one episode to a GIF in a process of its own, where a broken OpenGL cannot harm the run.
+
+    Returns:
+        One line that says what came of it.
+    """
+    with EnvPool(task, 1) as pool:
+        observation = pool.reset([seed])
+        actions = []
+        for _ in range(task.horizon):
+            actions.append(policy(observation)[0])
+            observation, _ = pool.step(actions[-1][None])
+    try:
+        opengl: Any = os.environ["SMORE_MUJOCO_GL"]
+        write_gif(render_episode(task, seed, np.stack(actions), opengl=opengl, own_process=True), out)
+    except (RenderError, ValueError) as error:
+        return f"no {out.name}: {error}"
+    return f"rollout: {out}"

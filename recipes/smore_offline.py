@@ -1,0 +1,304 @@
+"""Offline goal-conditioned RL with SMORe: collect or load a dataset, train, evaluate, leave a run folder.
+
+python recipes/smore_offline.py                                    FetchReach from nothing, in a few minutes
+python recipes/smore_offline.py task=FetchPush steps=100000 batch_size=512 num_trajectories=4000
+python recipes/smore_offline.py task=FetchPush dataset=buffer.pkl  a file you own
+python recipes/smore_offline.py resume=runs/NAME                   go on after a kill
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import yaml
+from recipe_cli import nearest, option, read_config, run_recipe
+from recipe_utils import (
+    ProgressLines,
+    collect_or_load,
+    finite_or_none,
+    load_dataset,
+    new_run_folder,
+    record_rollout,
+    resolve_device,
+    stopping_on_interrupt,
+    write_json,
+)
+from torchrl.objectives import SoftUpdate
+from torchrl.record.loggers import Logger, get_logger
+
+from torchrl_smore import GoalBatchSampler, SMORELoss, TrajectoryStore, goal_specs, make_networks
+from torchrl_smore.data import standardization
+from torchrl_smore.envs import EnvPool, Task, get_task
+from torchrl_smore.reports import plot_curves
+from torchrl_smore.trainers import (
+    ActorPolicy,
+    Compile,
+    Evaluator,
+    OfflineTrainer,
+    adam,
+    latest_checkpoint,
+    load_checkpoint,
+)
+
+METHODS = ("smore",)
+LOGGERS = ("tensorboard", "wandb")
+PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
+
+
+@dataclass
+class Config:
+    """Every option of the recipe, its default and its text in ``--help``."""
+
+    task: str = option("FetchReach", "FetchReach, FetchPush, FetchPick, PointReach, PointRooms")
+    method: str = option("smore", "smore (the baselines of the paper are to come)")
+    dataset: str | None = option(None, "a store of collect_dataset.py or a WGCSL/GoFAR buffer.pkl; none: collect one")
+    num_trajectories: int = option(1000, "trajectories to collect when no dataset is given")
+    expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
+    action_noise: float = option(
+        0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
+    )
+    data_dir: str = option("datasets", "where collected datasets are kept and found again")
+    steps: int = option(4000, "updates (the paper: 400,000 to 1,000,000)")
+    batch_size: int = option(256, "offline rows, and as many goal-transition rows (the paper: 512)")
+    seed: int = option(0, "of data collection, networks and sampling; evaluation episodes are always the same")
+    formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
+    divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
+    beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
+    expectile: float = option(0.8, "of the value loss, in (0, 1)")
+    temperature: float = option(3.0, "multiplies the advantage, >= 0")
+    gamma: float = option(0.99, "discount of the objective, in (0, 1)")
+    residual_coef: float = option(0.25, "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed")
+    clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
+    her_ratio: float = option(0.8, "probability of relabelling a goal, in [0, 1]")
+    networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
+    normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
+    learning_rate: float = option(3e-4, "of Adam; the actor's decays by half a cosine over the run")
+    target_rate: float = option(0.005, "Polyak rate of the target scores, in (0, 1]")
+    eval_episodes: int = option(50, "episodes of an evaluation")
+    eval_interval: int = option(500, "updates between evaluations")
+    log_interval: int = option(50, "updates between rows of metrics.csv")
+    save_interval: int = option(1000, "updates between checkpoints")
+    env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
+    device: str = option("auto", "auto, cpu, cuda")
+    threads: int = option(0, "CPU threads of PyTorch; 0: its default")
+    compile: str = option("off", "off, default, max: torch.compile of sampling and losses")
+    logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
+    run_root: str = option("runs", "where run folders are made")
+    resume: str | None = option(None, "run folder to go on with, under its own options")
+    rollout: bool = option(True, "film one episode at the end (rollout.gif)")
+
+
+def main(config: Config) -> None:
+    """Runs the recipe."""
+    started = time.perf_counter()
+    run_dir = None
+    if config.resume is not None:
+        run_dir, config = Path(config.resume), config_of_run(config)
+    check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device, task = resolve_device(config.device), get_task(config.task)
+    store = make_dataset(config, task)
+    print(f"\n{store.summary()}\n")
+    torch.manual_seed(config.seed)
+    loss = make_loss(config, task, store, device)
+    sampler = GoalBatchSampler(
+        store.data, config.batch_size, her_ratio=config.her_ratio, seed=config.seed, device=device
+    )
+    optimizer, scheduler = adam(loss, lr=config.learning_rate, total_steps=config.steps)
+
+    num_envs = min(config.eval_episodes, 50)
+    with EnvPool(task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise) as pool:
+        # only now, when nothing is left that a user's mistake could stop
+        run_dir = run_dir or new_run(config)
+        trainer = OfflineTrainer(
+            loss,
+            sampler,
+            optimizer,
+            total_steps=config.steps,
+            run_dir=run_dir,
+            scheduler=scheduler,
+            target_updater=SoftUpdate(loss, tau=config.target_rate),
+            evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon),
+            log_interval=config.log_interval,
+            eval_interval=config.eval_interval,
+            save_interval=config.save_interval,
+            compile=config.compile,  # type: ignore[arg-type]
+            logger=make_logger(config, run_dir),
+            meta={**identity(config), "dataset_sha256": store.sha256},
+            progress_bar=sys.stderr.isatty(),
+        )
+        if config.resume is not None:
+            resume(trainer)
+        if not trainer.progress_bar:
+            trainer.register_op("post_steps_log", ProgressLines(trainer))
+        with stopping_on_interrupt(trainer, f"Go on with: python recipes/smore_offline.py resume={run_dir}"):
+            trainer.train()
+        report(config, task, run_dir, trainer, time.perf_counter() - started)
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed."""
+    return {"task": config.task, "method": config.method, "formulation": config.formulation}
+
+
+def new_run(config: Config) -> Path:
+    """A new run folder with its ``config.yaml``."""
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return new_run_folder(config.run_root, *identity(config).values(), f"seed{config.seed}", config=text)
+
+
+def config_of_run(config: Config) -> Config:
+    """The options that the run to resume was begun with, once its newest checkpoint is found whole and fitting."""
+    run_dir = Path(config.resume or "")
+    if not (run_dir / "config.yaml").is_file():
+        raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
+    changed = [
+        f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default and f.name != "resume"
+    ]
+    if changed:
+        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
+    own = dataclasses.replace(read_config(Config, run_dir / "config.yaml"), resume=config.resume)
+    if has_checkpoint(run_dir):
+        load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), identity(own))
+    return own
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run has come as far as its first checkpoint."""
+    return any((run_dir / "checkpoint").glob("step_*"))
+
+
+def resume(trainer: OfflineTrainer) -> None:
+    """Takes up the newest checkpoint, if the run had come to one."""
+    assert trainer.run_dir is not None
+    if has_checkpoint(trainer.run_dir):
+        trainer.resume()
+    print(f"resuming {trainer.run_dir} at update {trainer.step:,} of {trainer.total_frames:,}")
+
+
+def check(config: Config) -> None:
+    """Refuses what can be refused before anything is written or collected."""
+    get_task(config.task)
+    counts = ("steps", "batch_size", "num_trajectories")
+    counts += ("eval_episodes", "eval_interval", "log_interval", "save_interval")
+    ranges = {
+        **dict.fromkeys(counts, ("at least 1", lambda value: value >= 1)),
+        **dict.fromkeys(("seed", "env_workers", "threads"), ("at least 0", lambda value: value >= 0)),
+        **dict.fromkeys(
+            ("her_ratio", "expert_fraction"), ("in [0, 1]", lambda value: value is None or 0 <= value <= 1)
+        ),
+        "action_noise": ("a number not below 0", lambda value: 0 <= value < float("inf")),
+        "target_rate": ("in (0, 1]", lambda value: 0 < value <= 1),
+        "learning_rate": ("a positive number", lambda value: 0 < value < float("inf")),
+    }
+    for name, (expected, holds) in ranges.items():
+        if not holds(getattr(config, name)):
+            raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
+    names = {"method": METHODS, "compile": get_args(Compile), "logger": (None, *LOGGERS)}
+    for name, valid in names.items():
+        value = getattr(config, name)
+        if value not in valid:
+            known = ", ".join(map(str, valid))
+            raise ValueError(f"unknown {name} {value!r}: expected {known}.{nearest(str(value), list(map(str, valid)))}")
+    if config.logger is not None and importlib.util.find_spec(config.logger) is None:
+        raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
+    if config.dataset is not None and not Path(config.dataset).exists():
+        raise FileNotFoundError(f"dataset={config.dataset} does not exist; expected a store folder or a buffer.pkl.")
+    if config.device != "auto":
+        resolve_device(config.device)
+    # the networks are tiny here: only the names and constants are looked at
+    networks = make_networks(*goal_specs(1, 1, 1), preset=config.networks, hidden=(1,))  # type: ignore[arg-type]
+    SMORELoss(networks.actor, networks.score, networks.value, **loss_options(config))
+
+
+def make_dataset(config: Config, task: Task) -> TrajectoryStore:
+    """Loads ``dataset=``, or collects one."""
+    if config.dataset is not None:
+        return load_dataset(config.dataset, task, config.expert_fraction)
+    fraction = 0.1 if config.expert_fraction is None else config.expert_fraction
+    return collect_or_load(
+        task,
+        config.data_dir,
+        num_trajectories=config.num_trajectories,
+        expert_fraction=fraction,
+        seed=config.seed,
+        action_noise=config.action_noise,
+    )
+
+
+def loss_options(config: Config) -> dict[str, Any]:
+    """Keyword arguments of :class:`SMORELoss`."""
+    names = ("formulation", "divergence", "beta", "expectile", "temperature", "gamma", "residual_coef")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "score_bounds": "auto" if config.clip_bootstrap else None,
+    }
+
+
+def make_loss(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> SMORELoss:
+    """Networks and loss."""
+    networks = make_networks(
+        *goal_specs(task.observation_dim, task.goal_dim, task.action_dim),
+        preset=config.networks,  # type: ignore[arg-type]
+        statistics=standardization(store.data) if config.normalize else None,
+    )
+    # on a CPU two plain matrix products are faster than the batched one that vmap makes of the twin scores
+    loss = SMORELoss(
+        networks.actor,
+        networks.score,
+        networks.value,
+        deactivate_vmap=device.type == "cpu",
+        **loss_options(config),
+    )
+    return loss.to(device)
+
+
+def make_logger(config: Config, run_dir: Path) -> Logger | None:
+    """The logger asked for beside ``metrics.csv``."""
+    if config.logger is None:
+        return None
+    return get_logger(config.logger, str(run_dir), run_dir.name)
+
+
+def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, seconds: float) -> None:
+    """Writes ``summary.json``, ``curves.png`` and ``rollout.gif``, and prints what came out."""
+    policy = ActorPolicy(trainer.loss_module)
+    assert trainer.evaluator is not None
+    # a run that was killed after its last update has everything but this evaluation
+    evaluation = (trainer.evaluation or trainer.evaluator.run(policy)).summary()
+    summary = {
+        "task": task.name,
+        "method": config.method,
+        "formulation": config.formulation,
+        "seeds": [config.seed],
+        "steps": trainer.step,
+        "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
+        "seconds": round(seconds, 1),
+        "versions": {name: version(name) for name in PACKAGES},
+        "eval": evaluation,
+    }
+    write_json(run_dir / "summary.json", summary)
+    title = f"{task.name}, SMORe {config.formulation}, seed {config.seed}"
+    plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
+    rollout = ""
+    if config.rollout:
+        rollout = record_rollout(task, policy, trainer.evaluator.first_seed, run_dir / "rollout.gif")
+    print(f"\n{title}: {trainer.step:,} updates at {trainer.updates_per_second:.0f}/s, {seconds:.0f} s in all")
+    for key, (low, high) in evaluation["intervals"].items():
+        print(f"  {key:<24} {evaluation[key]:8.3f}   95% interval [{low:.3f}, {high:.3f}]")
+    print(f"over {evaluation['episodes']} episodes. Run folder: {run_dir}")
+    if rollout:
+        print(rollout)
+
+
+if __name__ == "__main__":
+    run_recipe(Config, main, __doc__ or "")

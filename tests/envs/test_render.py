@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrl_smore.envs import RenderError, get_task, render_episode
+
+RED, GREEN, BLUE = (0, 1, 2)
+
+
+def film(*args, **kwargs):
+    try:
+        return render_episode(*args, **kwargs)
+    except RenderError as error:
+        pytest.skip(str(error))
+
+
+def position(episode_seed, actions):
+    """Positions and goal of the episode, from the environment itself."""
+    env = get_task("PointReach").make_env()
+    observation, _ = env.reset(seed=episode_seed)
+    states = [observation["achieved_goal"]]
+    states += [env.step(action)[0]["achieved_goal"] for action in actions]
+    return np.stack(states), observation["desired_goal"]
+
+
+def pixel(at, size):
+    """Row and column of a position, with the box of half-width 5 and its margin of 0.4 filling the picture."""
+    return int((5.4 - at[1]) / 10.8 * size), int((at[0] + 5.4) / 10.8 * size)
+
+
+def colour_at(frame, at):
+    return frame[pixel(at, len(frame))].astype(int)
+
+
+def test_frames_show_the_point_where_the_environment_puts_it():
+    actions = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
+    states, goal = position(5, actions)
+    assert min(np.linalg.norm(states - goal, axis=-1)) > 1.3  # else the goal's disc hides what is looked at
+    frames = render_episode("PointReach", 5, actions, size=128)
+    assert frames.shape == (4, 128, 128, 3)
+    assert frames.dtype == np.uint8
+    for frame, state in zip(frames, states):
+        red, green, blue = colour_at(frame, state)
+        assert blue > green + 50 > red + 50
+        assert colour_at(frame, goal)[RED] > 180 > colour_at(frame, goal)[BLUE]
+
+
+def test_the_trail_stays_and_nothing_of_the_future_is_seen():
+    actions = np.array([[0.0, -1.0], [0.0, -1.0], [0.0, -1.0]])
+    states, _ = position(5, actions)
+    frames = render_episode("PointReach", 5, actions, size=128)
+    assert not np.array_equal(colour_at(frames[-1], states[0]), [255, 255, 255])
+    assert np.array_equal(colour_at(frames[0], states[2]), [255, 255, 255])
+
+
+def test_the_goal_turns_green_when_it_is_reached():
+    states, goal = position(5, [])
+    steps = int(np.ceil(np.abs(goal - states[0]).max()))
+    actions = np.repeat((goal - states[0])[None] / steps, steps, 0)
+    frames = render_episode("PointReach", 5, actions, size=128)
+    beside = goal + np.array([0.6, 0.6]) * np.sign(-goal)  # inside the goal's disc, off the point
+    assert colour_at(frames[0], beside)[RED] > colour_at(frames[0], beside)[GREEN]
+    assert colour_at(frames[-1], beside)[GREEN] > colour_at(frames[-1], beside)[RED]
+
+
+def test_walls_are_dark_and_free_space_is_white():
+    frame = render_episode("PointRooms", 0, np.zeros((0, 2)), size=128)[0]
+    for wall in ([0.0, 0.0], [1.5, 0.0], [0.0, -1.5], [4.7, 0.0]):
+        assert colour_at(frame, wall).max() < 130
+    corner = render_episode("PointReach", 5, np.zeros((0, 2)), size=128)[0]
+    assert np.array_equal(colour_at(corner, [0.0, 0.0]), [255, 255, 255])
+
+
+@pytest.mark.parametrize("task", ["FetchReach", "FetchPush", "FetchPick"])
+def test_fetch_is_filmed_with_goal_and_robot_in_sight(task):
+    target = film(task, 3, np.zeros((1, 4)), size=96)[0].astype(int)
+    other = film(task, 4, np.zeros((1, 4)), size=96)[0].astype(int)
+    assert target.shape == (96, 96, 3)
+    reddish = (target[..., RED] > target[..., GREEN] + 40) & (target[..., RED] > target[..., BLUE] + 40)
+    greenish = (target[..., GREEN] > target[..., RED] + 20) & (target[..., GREEN] > target[..., BLUE] + 20)
+    bluish = target[..., BLUE] > target[..., RED] + 60  # the robot's arm
+    assert reddish.sum() + greenish.sum() > 20
+    assert bluish.sum() > 100
+    assert (target != other).any()
+
+
+def test_a_process_of_its_own_draws_the_same_frames():
+    actions = np.full((3, 2), 0.5)
+    np.testing.assert_array_equal(
+        render_episode("PointReach", 1, actions, own_process=True), render_episode("PointReach", 1, actions)
+    )
+
+
+def test_fetch_frames_are_the_same_in_a_process_of_its_own():
+    actions = np.full((3, 4), 0.5)
+    np.testing.assert_array_equal(
+        film("FetchReach", 1, actions, size=64, own_process=True), film("FetchReach", 1, actions, size=64)
+    )
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_missing_opengl_is_one_error_that_says_what_to_install(monkeypatch, own_process):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(RenderError, match=r"DISPLAY.*libegl1.*libosmesa6") as caught:
+        render_episode("FetchReach", 0, np.zeros((1, 4)), opengl="glfw", own_process=own_process)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_environment_variable_chooses_the_library(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "elg")
+    with pytest.raises(ValueError, match=r"'elg'.*Did you mean 'egl'"):
+        render_episode("FetchReach", 0, np.zeros((1, 4)))
+    assert render_episode("PointReach", 0, np.zeros((1, 2))).shape == (2, 256, 256, 3)
+
+
+def test_a_crash_of_the_filming_process_is_an_error_of_ours(monkeypatch):
+    from torchrl_smore.envs import render
+
+    class Dead(render.Worker):
+        def send(self, function, *args):
+            super().send(_die)
+
+    monkeypatch.setattr(render, "Worker", Dead)
+    with pytest.raises(RenderError, match="failed"):
+        render_episode("PointReach", 0, np.zeros((1, 2)), own_process=True)
+
+
+_die = exit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("PointReech", 0, np.zeros((1, 2))), "Did you mean 'PointReach'"),
+        (("PointReach", 0, np.zeros((1, 4))), r"\[T, 2\], got \[1, 4\]"),
+        (("PointReach", 0, np.zeros(2)), r"\[T, 2\], got \[2\]"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        render_episode(*arguments)
+
+
+def test_a_tiny_picture_is_refused():
+    with pytest.raises(ValueError, match="at least 16 pixels, got 8"):
+        render_episode("PointReach", 0, np.zeros((1, 2)), size=8)

@@ -1,0 +1,75 @@
+"""The collection recipe, run as a user runs it."""
+
+from __future__ import annotations
+
+import pytest
+
+from torchrl_smore import TrajectoryStore
+
+
+def test_a_store_of_the_promised_composition_is_left_and_nothing_else(recipe, tmp_path):
+    options = ("task=PointReach", "num_trajectories=10", "expert_fraction=0.3", "seed=2", "workers=1")
+    done = recipe("collect_dataset.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (path,) = (tmp_path / "datasets").iterdir()
+    assert path.name == "PointReach_expert3_random7_seed2"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["datasets"]
+    store = TrajectoryStore.load(path)
+    assert (store.num_trajectories, store.num_transitions) == (10, 500)
+    assert [(part["behaviour"], part["num_trajectories"]) for part in store.meta["composition"]] == [
+        ("expert", 3),
+        ("random", 7),
+    ]
+    assert f"sha256: {store.sha256}" in done.stdout
+    assert "\r" not in done.stdout + done.stderr
+
+
+def test_noise_of_expert_and_environment_and_the_folder_can_be_chosen(recipe, tmp_path):
+    options = ("task=PointReach", "num_trajectories=4", "expert_noise=0.2", "action_noise=0.5", "out=here/noisy")
+    done = recipe("collect_dataset.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert TrajectoryStore.load(tmp_path / "here" / "noisy").meta["action_noise"] == 0.5
+
+
+def test_a_store_that_is_there_is_replaced_only_on_demand(recipe, tmp_path):
+    options = ("task=PointReach", "num_trajectories=4", "out=store")
+    assert recipe("collect_dataset.py", *options, cwd=tmp_path).status == 0
+    first = TrajectoryStore.load(tmp_path / "store").sha256
+    refused = recipe("collect_dataset.py", *options, "seed=1", cwd=tmp_path)
+    assert (refused.status, len(refused.stderr.splitlines())) == (2, 1)
+    assert "overwrite=True" in refused.stderr
+    assert TrajectoryStore.load(tmp_path / "store").sha256 == first
+    assert recipe("collect_dataset.py", *options, "seed=1", "overwrite=true", cwd=tmp_path).status == 0
+    assert TrajectoryStore.load(tmp_path / "store").sha256 != first
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["task=FetchPull"], ["'FetchPull'", "Did you mean 'FetchPush'?"]),
+        (["num_trajectories=0"], ["num_trajectories", "0"]),
+        (["expert_fraction=2"], ["expert_fraction", "[0, 1]"]),
+        (["action_noise=-1"], ["action_noise", "-1"]),
+        (["action_noise=nan"], ["action_noise", "nan"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["workers=-1"], ["workers", "-1"]),
+        (["wokers=2"], ["wokers", "Did you mean workers?"]),
+        (["num_trajectories=many"], ["num_trajectories=many", "Integer"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else None,
+)
+def test_a_bad_option_is_refused_in_one_line_before_anything_is_written(recipe, tmp_path, options, said):
+    done = recipe("collect_dataset.py", "task=PointReach", "num_trajectories=4", *options, cwd=tmp_path)
+    assert done.status == 2, done.stdout + done.stderr
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert all(text in error for text in said), error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_no_store(recipe, tmp_path):
+    options = ("task=PointReach", "num_trajectories=4", "out=store")
+    done = recipe("collect_dataset.py", *options, cwd=tmp_path, file_limit=1000)
+    assert done.status == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,417 @@
+"""The training recipe, run as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "smore_offline.py"
+SMALL = (
+    "task=PointReach",
+    "num_trajectories=20",
+    "batch_size=8",
+    "steps=12",
+    "log_interval=2",
+    "eval_interval=6",
+    "save_interval=4",
+    "eval_episodes=3",
+    "threads=1",
+    "device=cpu",
+)
+QUICK = (*SMALL, "steps=3", "rollout=false")
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """Working directory, run folder and output of one uninterrupted run."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = recipe("smore_offline.py", *SMALL, cwd=cwd)
+    assert done.status == 0, done.stderr
+    return cwd, only_run(cwd), done
+
+
+def only_run(cwd):
+    (run_dir,) = (cwd / "runs").iterdir()
+    return run_dir
+
+
+def summary(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def config(run_dir):
+    return yaml.safe_load((run_dir / "config.yaml").read_text())
+
+
+def metrics(run_dir):
+    """Rows of metrics.csv without the one column that is a matter of time."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [
+            {key: value for key, value in row.items() if key != "updates_per_second"} for row in csv.DictReader(file)
+        ]
+
+
+def files(folder):
+    return {path: path.stat().st_size for path in folder.rglob("*")}
+
+
+def test_a_run_folder_holds_config_metrics_summary_curves_checkpoint_and_rollout(finished):
+    cwd, run_dir, _ = finished
+    assert {path.name for path in run_dir.iterdir()} == {
+        *("config.yaml", "metrics.csv", "summary.json", "curves.png", "checkpoint", "rollout.gif")
+    }
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (run_dir / "rollout.gif").read_bytes().startswith(b"GIF8")
+    assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == ["step_000000008", "step_000000012"]
+    assert sorted({int(row["step"]) for row in metrics(run_dir)}) == [2, 4, 6, 8, 10, 12]
+    assert {path.name for path in cwd.iterdir()} == {"runs", "datasets"}
+    assert [path.name for path in (cwd / "datasets").iterdir()] == ["PointReach_expert2_random18_seed0"]
+
+
+def test_the_summary_has_exactly_the_promised_keys(finished):
+    found = summary(finished[1])
+    metrics = {
+        *("success_last", "success_any", "discounted_return_0.98", "discounted_return_0.99"),
+        *("return_over_max", "final_distance"),
+    }
+    assert list(found) == [
+        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions", "eval")
+    ]
+    assert set(found["eval"]) == metrics | {"episodes", "intervals"}
+    assert set(found["eval"]["intervals"]) == metrics
+    assert all(
+        low - 1e-9 <= found["eval"][key] <= high + 1e-9 for key, (low, high) in found["eval"]["intervals"].items()
+    )
+    assert (found["task"], found["method"], found["formulation"]) == ("PointReach", "smore", "in_sample")
+    assert (found["seeds"], found["steps"], found["eval"]["episodes"]) == ([0], 12, 3)
+    assert found["updates_per_second"] > 0
+    assert {"torch", "torchrl", "mujoco", "gymnasium-robotics"} <= set(found["versions"])
+
+
+def test_without_a_terminal_progress_is_one_line_for_each_evaluation(finished):
+    _, run_dir, done = finished
+    lines = [line for line in done.stdout.splitlines() if line.startswith("update ")]
+    assert [line.split(":")[0] for line in lines] == ["update 6 of 12", "update 12 of 12"]
+    assert f"success_last {summary(run_dir)['eval']['success_last']:.3f}" in lines[-1]
+    assert "it/s" not in done.stdout + done.stderr
+    assert "\r" not in done.stdout + done.stderr
+    assert str(run_dir.name) in done.stdout
+
+
+def test_the_next_run_takes_the_collected_dataset_from_its_folder(recipe, finished, tmp_path):
+    shutil.copytree(finished[0] / "datasets", tmp_path / "datasets")
+    before = files(tmp_path / "datasets")
+    assert recipe("smore_offline.py", *QUICK, cwd=tmp_path).status == 0
+    assert files(tmp_path / "datasets") == before
+
+
+def test_help_lists_every_option(recipe, finished, tmp_path):
+    for name, options in (
+        ("smore_offline.py", config(finished[1])),
+        ("collect_dataset.py", ["task", "out", "workers"]),
+    ):
+        shown = recipe(name, "--help", cwd=tmp_path)
+        assert shown.status == 0
+        assert all(re.search(rf"^  {option}=", shown.stdout, re.MULTILINE) for option in options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("task", name) for name in ("PointRooms",)],
+        *[("formulation", name) for name in ("dual", "official", "official_stable")],
+        *[("divergence", name) for name in ("kl", "squared_hellinger", "jensen_shannon", "total_variation")],
+        *[("steps", 2), ("seed", 3), ("batch_size", 5), ("beta", 0.3), ("expectile", 0.9), ("temperature", 1.5)],
+        *[("her_ratio", 0.5), ("expert_fraction", 0.2), ("device", "auto"), ("networks", "official")],
+        *[("env_workers", 2), ("normalize", False), ("clip_bootstrap", False)],
+    ],
+)
+def test_an_option_is_taken_and_written_to_the_config(recipe, tmp_path, option, value):
+    # divergences other than chi-squared belong to the dual
+    more = ("formulation=dual",) if option == "divergence" else ()
+    done = recipe("smore_offline.py", *QUICK, *more, f"{option}={value}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    assert config(run_dir)[option] == value
+    assert summary(run_dir)["steps"] == (2 if option == "steps" else 3)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains(recipe, tmp_path):
+    done = recipe("smore_offline.py", *QUICK, "compile=default", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert config(only_run(tmp_path))["compile"] == "default"
+
+
+@pytest.mark.slow
+def test_the_default_task_trains_and_is_filmed_or_says_why_not(recipe, tmp_path):
+    options = [option for option in SMALL if not option.startswith(("task=", "num_trajectories="))]
+    done = recipe("smore_offline.py", *options, "num_trajectories=4", "expert_fraction=0.5", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert summary(only_run(tmp_path))["task"] == "FetchReach"
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("rollout: ") if (only_run(tmp_path) / "rollout.gif").exists() else "libegl1" in last
+
+
+@pytest.mark.parametrize("library", ["glfw", "bogus"])
+@pytest.mark.slow
+def test_a_run_without_opengl_ends_well_and_says_what_to_install(recipe, tmp_path, library):
+    options = [option for option in SMALL if not option.startswith(("task=", "num_trajectories="))]
+    done = recipe(
+        *("smore_offline.py", *options, "num_trajectories=4", "steps=2"),
+        cwd=tmp_path,
+        env={"MUJOCO_GL": library, "DISPLAY": "", "WAYLAND_DISPLAY": ""},
+    )
+    assert done.status == 0, done.stderr
+    assert not (only_run(tmp_path) / "rollout.gif").exists()
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("no rollout.gif: ")
+    assert ("libegl1" if library == "glfw" else "egl, osmesa") in last
+
+
+def test_a_store_and_a_buffer_pkl_are_trained_on(recipe, tmp_path, store_path, buffer):
+    import pickle
+
+    (tmp_path / "buffer.pkl").write_bytes(pickle.dumps(buffer))
+    for dataset, counted in ((store_path, "trajectories 20 "), (tmp_path / "buffer.pkl", "trajectories 6 ")):
+        done = recipe("smore_offline.py", *QUICK, f"dataset={dataset}", f"run_root={dataset.name}_runs", cwd=tmp_path)
+        assert done.status == 0, done.stderr
+        assert counted in done.stdout
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_expert_fraction_thins_a_given_dataset(recipe, tmp_path, store_path):
+    done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", "expert_fraction=0.5", cwd=tmp_path)
+    assert "trajectories 8 " in done.stdout  # 4 experts and as many random ones
+
+
+def test_a_run_killed_in_the_middle_resumes_to_the_same_result(recipe, finished, tmp_path):
+    shutil.copytree(finished[0] / "datasets", tmp_path / "datasets")
+    # slow enough to be hit: there is a checkpoint every 4 updates and an evaluation after each
+    options = (*SMALL, "steps=60", "eval_interval=4", "eval_episodes=50", "rollout=false")
+    process = subprocess.Popen([sys.executable, str(RECIPE), *options], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/*/checkpoint/step_*8")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    killed = only_run(tmp_path)
+    assert not (killed / "summary.json").exists()
+    at = max(int(path.name.removeprefix("step_")) for path in (killed / "checkpoint").glob("step_*"))
+
+    resumed = recipe("smore_offline.py", f"resume={killed}", cwd=tmp_path)
+    straight = recipe("smore_offline.py", *options, "run_root=straight", cwd=tmp_path)
+
+    assert resumed.status == straight.status == 0, resumed.stderr
+    assert f"at update {at:,} of 60" in resumed.stdout
+    (other,) = (tmp_path / "straight").iterdir()
+    assert summary(killed)["eval"] == summary(other)["eval"]
+    assert metrics(killed) == metrics(other)
+
+
+def test_a_finished_run_resumes_to_its_own_summary(recipe, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    run_dir = only_run(tmp_path)
+    before = summary(run_dir)
+    (run_dir / "summary.json").unlink()
+    done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert summary(run_dir)["eval"] == before["eval"]
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, finished):
+    shutil.copytree(finished[0] / "datasets", tmp_path / "datasets")
+    options = (*SMALL, "steps=1000000", "save_interval=1000000", "eval_interval=1000000")
+    process = subprocess.Popen(
+        [sys.executable, str(RECIPE), *options],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.csv")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    run_dir = only_run(tmp_path)
+    assert f"resume={run_dir.relative_to(tmp_path)}" in stderr.splitlines()[-1]
+    assert len(list((run_dir / "checkpoint").glob("step_*"))) == 1
+
+
+def assert_refused(done, cwd, before, *said):
+    assert done.status == 2, done.stdout + done.stderr
+    errors = done.stderr.splitlines()
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: ")
+    for text in said:
+        assert text in errors[0], errors[0]
+    assert files(cwd) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["task=PointReech"], ["'PointReech'", "Did you mean 'PointReach'?"]),
+        (["method=smoer"], ["'smoer'", "smore"]),
+        (["taks=PointReach"], ["taks", "Did you mean task?"]),
+        (["nonsense"], ["nonsense", "name=value"]),
+        (["formulation=in_smaple"], ["'in_smaple'", "Did you mean 'in_sample'?"]),
+        (["divergence=pearson_chi"], ["'pearson_chi'", "Did you mean 'pearson_chi2'?"]),
+        (["networks=papr"], ["'papr'", "paper"]),
+        (["compile=maxi"], ["'maxi'", "max"]),
+        (["logger=wanbd"], ["'wanbd'", "wandb"]),
+        (["device=gpu"], ["'gpu'", "cuda"]),
+        (["steps=0"], ["steps", "at least 1", "0"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["her_ratio=2"], ["her_ratio", "[0, 1]", "2"]),
+        (["her_ratio=nan"], ["her_ratio", "nan"]),
+        (["expert_fraction=1.5"], ["expert_fraction", "1.5"]),
+        (["expectile=1"], ["expectile", "(0, 1)", "1"]),
+        (["beta=0"], ["beta", "0"]),
+        (["gamma=1"], ["gamma", "1"]),
+        (["temperature=-1"], ["temperature", "-1"]),
+        (["target_rate=0"], ["target_rate", "(0, 1]"]),
+        (["learning_rate=-1"], ["learning_rate", "-1"]),
+        (["steps=many"], ["steps=many", "Integer"]),
+        (["seed=1.5"], ["seed=1.5", "Integer"]),
+        (["seed=0,1"], ["seed=0,1", "--multirun"]),
+        (["dataset=/tmp/a=b"], ["""'dataset="/tmp/a=b"'"""]),
+        (["dataset=nowhere"], ["dataset=nowhere", "does not exist"]),
+        (["resume=nowhere"], ["resume=nowhere", "config.yaml"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_bad_option_is_refused_in_one_line_before_anything_is_written(recipe, tmp_path, options, said):
+    given = [option for option in QUICK if not options[0].startswith((option.split("=")[0] + "=", "resume"))]
+    assert_refused(recipe("smore_offline.py", *given, *options, cwd=tmp_path), tmp_path, {}, *said)
+
+
+def test_a_gpu_that_is_not_there_is_refused(recipe, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert_refused(recipe("smore_offline.py", *QUICK, "device=cuda", cwd=tmp_path), tmp_path, {}, "device=cuda", "cpu")
+
+
+def test_a_dataset_of_another_task_is_refused(recipe, tmp_path, store_path):
+    for task, said in (("PointRooms", ["PointReach", "PointRooms"]), ("FetchReach", ["FetchReach", "10", "2"])):
+        done = recipe("smore_offline.py", *QUICK, f"task={task}", f"dataset={store_path}", cwd=tmp_path)
+        assert_refused(done, tmp_path, {}, *said)
+
+
+def test_a_damaged_store_is_refused(recipe, tmp_path, store_path):
+    path = tmp_path / "store"
+    shutil.copytree(store_path, path)
+    column = path / "data" / "action.memmap"
+    content = bytearray(column.read_bytes())
+    content[17] ^= 1
+    column.write_bytes(content)
+    before = files(tmp_path)
+    done = recipe("smore_offline.py", *QUICK, f"dataset={path}", cwd=tmp_path)
+    assert_refused(done, tmp_path, before, "action.memmap")
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "code", "nan", "dimensions", "goals", "text"])
+def test_a_bad_buffer_pkl_is_refused_and_runs_no_code(recipe, tmp_path, buffer, fault):
+    import pickle
+
+    if fault == "code":
+        buffer["o"] = Evil()
+    if fault == "nan":
+        buffer["o"][1, 2, 0] = np.nan
+    if fault == "dimensions":
+        buffer["o"] = np.concatenate([buffer["o"], buffer["o"]], -1)
+    if fault == "goals":
+        buffer["g"] = buffer["g"][..., :1]
+    content = pickle.dumps(buffer)
+    content = {"truncated": content[:1000], "text": b"not a pickle"}.get(fault, content)
+    path = tmp_path / "buffer.pkl"
+    path.write_bytes(content)
+    before = files(tmp_path)
+    said = {"nan": "nan", "dimensions": "observation_dim", "goals": "'g'"}.get(fault, "buffer.pkl")
+    done = recipe("smore_offline.py", *QUICK, f"dataset={path}", cwd=tmp_path)
+    assert_refused(done, tmp_path, before, said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("other options", ["drop steps, batch_size"]),
+        ("another task", ["task='PointReach'", "'PointRooms'"]),
+        ("an unknown option in config.yaml", ["config.yaml", "colour"]),
+        ("a wrong type in config.yaml", ["config.yaml", "many"]),
+        ("no YAML", ["config.yaml"]),
+        ("a damaged checkpoint", ["damaged"]),
+        ("a checkpoint without its meta", ["checkpoint"]),
+    ],
+)
+def test_a_run_that_cannot_be_resumed_is_refused_and_left_alone(recipe, tmp_path, finished, fault, said):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    run_dir = only_run(tmp_path)
+    latest = run_dir / "checkpoint" / "step_000000012"
+    text = (run_dir / "config.yaml").read_text()
+    more = {
+        "another task": text.replace("PointReach", "PointRooms"),
+        "an unknown option in config.yaml": text + "colour: red\n",
+        "a wrong type in config.yaml": text.replace("steps: 12", "steps: many"),
+        "no YAML": "{[",
+    }
+    (run_dir / "config.yaml").write_text(more.get(fault, text))
+    if fault == "a damaged checkpoint":
+        content = bytearray((latest / "state.pt").read_bytes())
+        content[len(content) // 2] ^= 1
+        (latest / "state.pt").write_bytes(content)
+    if fault == "a checkpoint without its meta":
+        for step in ("step_000000008", "step_000000012"):
+            (run_dir / "checkpoint" / step / "meta.json").unlink()
+    before = files(tmp_path)
+    options = ("steps=5", "batch_size=3") if fault == "other options" else ()
+    assert_refused(recipe("smore_offline.py", f"resume={run_dir}", *options, cwd=tmp_path), tmp_path, before, *said)
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_no_broken_checkpoint(recipe, tmp_path, store_path):
+    done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", cwd=tmp_path, file_limit=100_000)
+    assert done.status == 2, done.stdout + done.stderr
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert not list(only_run(tmp_path).glob("checkpoint/*"))
+
+
+def test_a_disk_full_from_the_start_leaves_nothing(recipe, tmp_path, store_path):
+    done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", cwd=tmp_path, file_limit=500)
+    assert done.status == 2
+    assert "config.yaml" in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []

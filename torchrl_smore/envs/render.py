@@ -1,0 +1,248 @@
+"""Pictures of an episode, without a display: Fetch by MuJoCo's offscreen renderer, points drawn in numpy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from contextlib import ExitStack
+from typing import Any, Literal, get_args
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.envs._worker import Worker
+from torchrl_smore.envs.batch import Observation
+from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
+from torchrl_smore.envs.tasks import Task, get_task
+
+OpenGL = Literal["egl", "osmesa", "glfw", "cgl"]
+Frame = NDArray[np.uint8]
+
+_WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
+_TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.15)
+_AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
+_FETCH_VIEW = {"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)}
+
+
+class RenderError(RuntimeError):
+    """There is no OpenGL to draw with; the message says what to install."""
+
+
+def render_episode(
+    task: str | Task,
+    seed: int,
+    actions: NDArray[Any],
+    *,
+    size: int = 256,
+    opengl: OpenGL | None = None,
+    own_process: bool = False,
+) -> Frame:
+    """Films the episode that starts at a seed and takes the given actions.
+
+    The goal is drawn with the distance that counts as reached: red at first, green while it is reached. Point tasks
+    are drawn without any graphics library.
+
+    Args:
+        task: the task or its name.
+        seed: of the environment's reset, at least 0.
+        actions: shape ``[T, da]``, in ``[-1, 1]``.
+        size: height and width of a frame, in pixels, at least 16.
+        opengl: library for the simulators; ``None`` is what the environment variable ``MUJOCO_GL`` names, else EGL
+            (on macOS CGL, on Windows GLFW). All but GLFW need no display.
+        own_process: draw in a process of its own, where a graphics driver that crashes takes nothing else down.
+
+    Returns:
+        Frames ``[T + 1, size, size, 3]``, RGB: the start and the state after each action.
+
+    Raises:
+        RenderError: if the task needs OpenGL and it cannot be had.
+        ValueError: for an unknown task or library, a wrong shape, or an environment that cannot be drawn.
+        ImportError: if a package the simulator needs is missing.
+    """
+    task = get_task(task)
+    actions = np.asarray(actions, dtype=np.float32)
+    if actions.ndim != 2 or actions.shape[1] != task.action_dim:
+        raise ValueError(f"expected actions of shape [T, {task.action_dim}], got {list(actions.shape)}.")
+    if size < 16:
+        raise ValueError(f"size must be at least 16 pixels, got {size}.")
+    backend = opengl or os.environ.get("MUJOCO_GL") or {"darwin": "cgl", "win32": "glfw"}.get(sys.platform, "egl")
+    if not own_process:
+        return _film(task, seed, actions, size, backend)
+    worker = Worker(f"the process that films {task.name}")
+    try:
+        worker.send(_film_apart, task, seed, actions, size, backend)
+        frames = worker.receive()
+    except RuntimeError as error:
+        raise _render_error(backend, str(error).strip().splitlines()[0]) from error
+    finally:
+        worker.close()
+    if isinstance(frames, Exception):
+        raise frames
+    return frames
+
+
+def _film_apart(_: Any, *args: Any) -> Frame | Exception:
+    os.environ.pop("PYOPENGL_PLATFORM", None)  # an earlier choice of the parent's, which PyOpenGL would insist on
+    try:
+        return _film(*args)
+    except (RenderError, ValueError, ImportError) as error:
+        return error
+
+
+def _film(task: Task, seed: int, actions: NDArray[Any], size: int, backend: str) -> Frame:
+    with ExitStack() as stack:
+        env = task.make_env()
+        stack.callback(env.close)
+        observation, _ = env.reset(seed=seed)
+        camera = _camera(env.unwrapped, task, size, backend)
+        stack.callback(camera.close)
+        frames = [camera.shoot(observation)]
+        for action in actions:
+            observation, *_ = env.step(action)
+            frames.append(camera.shoot(observation))
+    return np.stack(frames)
+
+
+def _camera(env: gymnasium.Env, task: Task, size: int, backend: str) -> _PlaneCamera | _MujocoCamera:
+    if isinstance(env, PointEnv):
+        return _PlaneCamera(env, task, size)
+    if hasattr(env, "model") and hasattr(env, "data"):
+        return _MujocoCamera(env, task, size, backend)
+    raise ValueError(f"{task.name} cannot be drawn: {type(env).__name__} is neither a point nor a MuJoCo simulation.")
+
+
+def _render_error(backend: str, reason: str) -> RenderError:
+    return RenderError(
+        f"rendering with MUJOCO_GL={backend} failed ({reason}). It needs an OpenGL library: apt-get install libegl1 "
+        "for MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa; MUJOCO_GL=glfw needs a display."
+    )
+
+
+class _MujocoCamera:
+    """Draws a MuJoCo simulation to memory."""
+
+    def __init__(self, env: Any, task: Task, size: int, backend: str) -> None:
+        if backend not in get_args(OpenGL):
+            raise unknown_name("OpenGL library", backend, get_args(OpenGL))
+        import mujoco
+
+        self._mujoco, self._env, self._task = mujoco, env, task
+        env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
+        _make_presentable(env.model)
+        with warnings.catch_warnings(record=True) as said:  # GLFW only warns where it fails
+            warnings.simplefilter("always")
+            try:
+                self._window = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+                self._window.make_current()
+                self._context = mujoco.MjrContext(env.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            # a missing library shows itself as anything from OSError to AttributeError
+            except Exception as error:
+                reason = said[0].message if said else error
+                raise _render_error(backend, f"{type(reason).__name__}: {reason}") from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(env.model, maxgeom=500)
+        self._option = mujoco.MjvOption()
+        self._option.sitegroup[:] = 0  # the goal's own mark is drawn below, to scale
+        self._view = mujoco.MjvCamera()
+        for key, value in _FETCH_VIEW.items():
+            setattr(self._view, key, value)
+        self._viewport = mujoco.MjrRect(0, 0, size, size)
+
+    def shoot(self, observation: Observation) -> Frame:
+        """The picture of the current state."""
+        mujoco, scene = self._mujoco, self._scene
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._env.model, self._env.data, self._option, None, self._view, everything, scene)
+        goal = observation["desired_goal"]
+        color = _REACHED if self._task.reached(observation["achieved_goal"], goal) else _AIM
+        self._add_ball(goal, 0.012, (*color, 1.0))
+        self._add_ball(goal, self._task.threshold, (*color, 0.35))
+        mujoco.mjr_render(self._viewport, scene, self._context)
+        pixels = np.empty((self._viewport.height, self._viewport.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(pixels, None, self._viewport, self._context)
+        return pixels[::-1]  # OpenGL counts rows from below
+
+    def _add_ball(self, position: NDArray[Any], radius: float, rgba: tuple[float, ...]) -> None:
+        geom = self._scene.geoms[self._scene.ngeom]
+        self._mujoco.mjv_initGeom(
+            geom,
+            self._mujoco.mjtGeom.mjGEOM_SPHERE,
+            np.full(3, radius),
+            position.astype(np.float64),
+            np.eye(3).ravel(),
+            np.array(rgba, dtype=np.float32),
+        )
+        self._scene.ngeom += 1
+
+    def close(self) -> None:
+        """Releases the OpenGL context."""
+        self._context.free()
+        self._window.free()
+
+
+def _make_presentable(model: Any) -> None:
+    """Gives the scene a plain background and the block a colour, and hides the cross-hair that pulls the gripper."""
+    sky = model.tex_type == 2  # mjTEXTURE_SKYBOX
+    for start, height, width, channels in zip(
+        model.tex_adr[sky], model.tex_height[sky], model.tex_width[sky], model.tex_nchannel[sky]
+    ):
+        model.tex_data[start : start + int(height) * int(width) * int(channels)] = 235
+    model.geom_rgba[model.body_mocapid[model.geom_bodyid] >= 0, 3] = 0.0
+    for number in range(model.ngeom):
+        if model.geom(number).name == "object0":
+            model.geom_matid[number] = -1
+            model.geom_rgba[number] = (*_BLOCK, 1.0)
+
+
+class _PlaneCamera:
+    """Draws a point among walls, with its trail."""
+
+    _OVERSAMPLING = 3  # pixels across that are averaged to one
+    _MARGIN = 0.4  # around the box, in its unit
+
+    def __init__(self, env: PointEnv, task: Task, size: int) -> None:
+        self._task = task
+        edge = HALF_WIDTH + self._MARGIN
+        count = size * self._OVERSAMPLING
+        axis = ((np.arange(count) + 0.5) / count * 2 - 1) * edge
+        self._x, self._y = axis[None].astype(np.float32), -axis[:, None].astype(np.float32)
+        self._canvas = np.empty((count, count, 3), dtype=np.float32)
+        self._canvas[:] = _PAPER
+        self._paint(self._canvas, self._inside(-HALF_WIDTH, HALF_WIDTH, -HALF_WIDTH, HALF_WIDTH), _WHITE)
+        for wall in env.world.walls:
+            self._paint(self._canvas, self._inside(*np.clip(wall, -HALF_WIDTH, HALF_WIDTH)), _WALL)
+        self._last: NDArray[Any] | None = None
+
+    def shoot(self, observation: Observation) -> Frame:
+        """The picture of an observation, which also lengthens the trail."""
+        here, goal = observation["achieved_goal"], observation["desired_goal"]
+        self._paint(self._canvas, self._near(here if self._last is None else self._last, here, 0.06), _TRAIL)
+        self._last = here
+        image = self._canvas.copy()
+        color = _REACHED if self._task.reached(here, goal) else _AIM
+        self._paint(image, self._near(goal, goal, self._task.threshold), color, 0.28)
+        self._paint(image, self._near(goal, goal, 0.10), color)
+        self._paint(image, self._near(here, here, 0.20), _POINT)
+        side, k = len(image) // self._OVERSAMPLING, self._OVERSAMPLING
+        return (image.reshape(side, k, side, k, 3).mean((1, 3)) * 255).round().astype(np.uint8)
+
+    def _inside(self, x_min: float, x_max: float, y_min: float, y_max: float) -> NDArray[np.bool_]:
+        return (self._x >= x_min) & (self._x <= x_max) & (self._y >= y_min) & (self._y <= y_max)
+
+    def _near(self, start: NDArray[Any], stop: NDArray[Any], radius: float) -> NDArray[np.bool_]:
+        """Mask of what lies within ``radius`` of the segment between two positions."""
+        along = stop - start
+        x, y = self._x - start[0], self._y - start[1]
+        share = np.clip((x * along[0] + y * along[1]) / max(float(along @ along), 1e-12), 0.0, 1.0)
+        return (x - share * along[0]) ** 2 + (y - share * along[1]) ** 2 <= radius**2
+
+    @staticmethod
+    def _paint(image: NDArray[Any], mask: NDArray[np.bool_], color: tuple[float, ...], opacity: float = 1.0) -> None:
+        image[mask] += opacity * (np.array(color, dtype=np.float32) - image[mask])
+
+    def close(self) -> None:
+        """Nothing to release."""
