@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_smore.data.samplers import stored_goal_reached
-from torchrl_smore.functional.goals import NUM_UNIFORMS, goal_transition_rows
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.data.samplers import stored_goal_reached, stored_stop
+from torchrl_smore.functional.goals import NUM_UNIFORMS, STRATEGIES, goal_transition_rows, trajectory_start
 
 _logger = logging.getLogger("torchrl_smore")
 _COLUMNS: tuple[NestedKey, ...] = (
@@ -21,6 +22,8 @@ _COLUMNS: tuple[NestedKey, ...] = (
     "desired_goal",
     ("next", "achieved_goal"),
 )
+#: Entries that only some baselines read.
+EXTRAS = ("achieved_goal", "goal_offset", "initial_observation")
 
 
 class GoalBatchSampler:
@@ -32,7 +35,7 @@ class GoalBatchSampler:
     compiles it together with the loss.
 
     Args:
-        data: TED layout with ``traj_stop``, batch size ``[N]``, as in
+        data: TED layout, batch size ``[N]``, as in
             :class:`~torchrl_smore.data.TrajectoryStore`.
         batch_size: offline rows, and goal-transition rows, of a batch.
         her_ratio: probability of relabelling, in ``[0, 1]``.
@@ -44,11 +47,15 @@ class GoalBatchSampler:
         reward_values: see :class:`HindsightGoalTransform`.
         terminate_at_goal: see :class:`HindsightGoalTransform`.
         q: whether to sample goal transitions at all.
+        extras: entries for baselines: ``"achieved_goal"`` ``[B, G]``; ``"goal_offset"``, int64 ``[B, 1]``, steps
+            from the transition to the row whose goal it was given (0: it enters that goal itself; -1: it kept its
+            stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory.
         seed: seed of the generator.
         device: where the table lies.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive or ``her_ratio`` lies outside ``[0, 1]``.
+        ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
+            or the last trajectory of the data is open.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class GoalBatchSampler:
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
         q: bool = True,
+        extras: Collection[str] = (),
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -71,6 +79,13 @@ class GoalBatchSampler:
             raise ValueError(f"batch_size must be positive, got {batch_size}.")
         if not 0.0 <= her_ratio <= 1.0:
             raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
+        if strategy not in STRATEGIES:
+            raise unknown_name("goal strategy", strategy, STRATEGIES)
+        for name in extras:
+            if name not in EXTRAS:
+                raise unknown_name("extra", name, EXTRAS)
+        if "goal_offset" in extras and strategy == "random":
+            raise ValueError("goal_offset counts steps within a trajectory: it needs another strategy than 'random'.")
         device = torch.device(device or data.get("action").device)
         self.batch_size = batch_size
         self.her_ratio = her_ratio
@@ -81,11 +96,14 @@ class GoalBatchSampler:
         self.reward_values = reward_values
         self.terminate_at_goal = terminate_at_goal
         self.q = q
+        self.extras = tuple(extras)
         self.generator = torch.Generator(device).manual_seed(seed)
         self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
         self._table = torch.cat([data.get(key) for key in _COLUMNS], -1).contiguous().to(device)
-        self._stop = data.get("traj_stop").reshape(-1).to(device)
+        self._stop = stored_stop(data).to(device)
+        self._start = trajectory_start(self._stop)
         self._truncated = data.get(("next", "truncated")).to(device)
+        self._achieved = data.get("achieved_goal").contiguous().to(device) if "achieved_goal" in self.extras else None
         self._reached = stored_goal_reached(data).nonzero().squeeze(-1).to(device)
         if q and her_ratio < 1.0 and self._reached.numel() == 0:
             _logger.warning("no transition reaches its stored goal: every goal transition is a relabelled one")
@@ -107,9 +125,9 @@ class GoalBatchSampler:
         """The batch that belongs to ``uniform``; deterministic.
 
         Returns:
-            Batch size ``[B]``: ``observation``, ``action``, ``desired_goal``, ``("next", "observation")``,
-            ``("next", "achieved_goal")``, with ``success`` also ``("next", "reward" | "terminated" | "done")``, and the
-            same under ``"q"``.
+            Batch size ``[B]``: ``observation``, ``action``, ``desired_goal``,
+            ``("next", "observation" | "achieved_goal" | "desired_goal")``, with ``success`` also
+            ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``; at the root also the extras.
         """
         rows = goal_transition_rows(
             uniform,
@@ -124,6 +142,13 @@ class GoalBatchSampler:
         batch = self._rows(rows.index, self._table[rows.goal_index, -num_goal:], rows.relabel_mask)
         if self.q:
             batch.set("q", self._rows(rows.q_index, None, rows.q_relabel_mask))
+        if self._achieved is not None:
+            batch.set("achieved_goal", self._achieved[rows.index])
+        if "goal_offset" in self.extras:
+            offset = torch.where(rows.relabel_mask, rows.goal_index - rows.index, -1)
+            batch.set("goal_offset", offset.unsqueeze(-1))
+        if "initial_observation" in self.extras:
+            batch.set("initial_observation", self._table[self._start[rows.index], : self._widths[0]])
         return batch
 
     def __call__(self) -> TensorDict:
@@ -133,7 +158,7 @@ class GoalBatchSampler:
     def _rows(self, index: Tensor, goal: Tensor | None, relabel_mask: Tensor) -> TensorDict:
         observation, action, next_observation, stored, entered = self._table[index].split(self._widths, -1)
         goal = torch.where(relabel_mask.unsqueeze(-1), entered if goal is None else goal, stored)
-        after: dict[str, Tensor] = {"observation": next_observation, "achieved_goal": entered}
+        after: dict[str, Any] = {"observation": next_observation, "achieved_goal": entered, "desired_goal": goal}
         if self.success is not None:
             reached = self.success(entered, goal).unsqueeze(-1)
             failure, success = self.reward_values
@@ -141,13 +166,13 @@ class GoalBatchSampler:
             after["reward"] = torch.where(reached, success, failure).to(goal.dtype)
             after["terminated"] = terminated
             after["done"] = terminated | self._truncated[index]
-        size: Sequence[int] = index.shape
+        size = index.shape
         return TensorDict(
             {
                 "observation": observation,
                 "action": action,
                 "desired_goal": goal,
-                "next": TensorDict(dict[str, Any](after), batch_size=size),
+                "next": TensorDict(after, batch_size=size),
             },
             batch_size=size,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,26 @@ from torchrl_smore.functional.goals import (
 )
 
 ReachedFn = Callable[[TensorDictBase], Tensor]
+_Cache = tuple["weakref.ref[Storage]", tuple[int, int], Tensor, Tensor]
 
 
 def stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "reward")) -> Tensor:
     """Rows whose stored reward is positive, bool, shape ``[N]``: the goal is reached after the step (0/1 rewards)."""
     return (data.get(reward_key) > 0).reshape(data.shape[0], -1).any(-1)
+
+
+def stored_stop(data: TensorDictBase) -> Tensor:
+    """End of the trajectory of every row, int64, shape ``[N]``: from ``("next", "done")``, else from ``traj_stop``.
+
+    The flags come first because row numbers are wrong once rows were appended to others, and flags are not.
+
+    Raises:
+        ValueError: if the last row is not done.
+    """
+    done = data.get(("next", "done"), None)
+    if done is None:
+        return data.get("traj_stop").reshape(-1)
+    return trajectory_stop(done.reshape(-1))
 
 
 class GoalTransition(SampleUnit):
@@ -38,8 +54,8 @@ class GoalTransition(SampleUnit):
     :class:`~torchrl_smore.objectives.SMORELoss`. The rows follow
     :func:`~torchrl_smore.functional.goals.goal_transition_rows`; random numbers come from the buffer's generator.
 
-    The end of each trajectory is read from ``traj_stop`` where the data has it, otherwise from ``("next", "done")``,
-    once for each state of the storage. One-dimensional storages only.
+    Trajectories end where ``("next", "done")`` says (data without that key: ``traj_stop``), read once for each state of
+    the storage. One-dimensional storages only.
 
     Args:
         strategy: ``"future"``, ``"geometric"``, ``"final"`` or ``"random"``.
@@ -66,7 +82,11 @@ class GoalTransition(SampleUnit):
         self.gamma = gamma
         self.coupled = coupled
         self.reached = reached
-        self._cache: tuple[tuple[int, int, int], Tensor, Tensor] | None = None
+        self._cache: _Cache | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the cache belongs to a storage of this process
+        return {**self.__dict__, "_cache": None}
 
     def expand(
         self, index: Tensor | tuple[Tensor, ...], info: dict[str, Any], storage: Storage
@@ -75,7 +95,7 @@ class GoalTransition(SampleUnit):
 
         Raises:
             NotImplementedError: for a storage of more than one dimension.
-            ValueError: if the last row of the storage does not end its trajectory.
+            ValueError: if the last row of the storage, or the one written last, does not end its trajectory.
         """
         if isinstance(index, tuple) or index.ndim != 1:
             raise NotImplementedError("GoalTransition works on one-dimensional storages with a flat index.")
@@ -101,15 +121,14 @@ class GoalTransition(SampleUnit):
 
     def _bounds(self, storage: Storage) -> tuple[Tensor, Tensor]:
         """Trajectory ends ``[N]`` and rows that reach their stored goal ``[R]``, cached until the storage changes."""
-        state = (id(storage), len(storage), int(storage._mutation_revision))
-        if self._cache is None or self._cache[0] != state:
+        state = (len(storage), int(storage._mutation_revision))
+        # by reference and not by id, which a later storage may be given again
+        if self._cache is None or self._cache[0]() is not storage or self._cache[1] != state:
             data = storage[: len(storage)]
-            stop = data.get("traj_stop", None)
-            if stop is None:
-                stop = trajectory_stop(data.get(("next", "done")).reshape(-1))
+            _check_closed(data, storage)
             reached = self.reached(data).nonzero().squeeze(-1)
-            self._cache = (state, stop.reshape(-1), reached)
-        return self._cache[1], self._cache[2]
+            self._cache = (weakref.ref(storage), state, stored_stop(data), reached)
+        return self._cache[2], self._cache[3]
 
 
 class GoalTransitionSampler(RandomSampler):
@@ -127,6 +146,13 @@ class GoalTransitionSampler(RandomSampler):
         """Uniform anchors, expanded to an index ``[batch_size, 4]``."""
         index, info = super().sample(storage, batch_size)
         return self.unit.expand(index, info, storage)
+
+
+def _check_closed(data: TensorDictBase, storage: Storage) -> None:
+    """Refuses a full storage that is being overwritten in the middle of a trajectory."""
+    last, done = storage._last_cursor_index, data.get(("next", "done"), None)
+    if last is not None and done is not None and not bool(done.reshape(-1)[int(last)]):
+        raise ValueError(f"row {int(last)}, written last, must be done: its trajectory would run into older rows.")
 
 
 def _generator(storage: Storage) -> torch.Generator | None:

@@ -16,11 +16,16 @@ def standardization(data: TensorDictBase, floor: float = 0.01) -> dict[str, tupl
         data: TED layout, batch size ``[N]``.
         floor: smallest standard deviation, positive, in the unit of the column.
 
+    Raises:
+        ValueError: if ``floor`` is not positive.
+
     Returns:
         ``{"observation": (mean [O], std [O]), "desired_goal": (mean [G], std [G])}``, float32.
     """
+    if not floor > 0.0:
+        raise ValueError(f"floor must be positive, got {floor}.")
     columns = {"observation": data.get("observation"), "desired_goal": data.get(("next", "achieved_goal"))}
     return {
-        key: (values.double().mean(0).float(), values.double().std(0).clamp_min(floor).float())
+        key: (values.double().mean(0).float(), values.double().std(0, correction=0).clamp_min(floor).float())
         for key, values in columns.items()
     }

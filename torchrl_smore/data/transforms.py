@@ -10,6 +10,8 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.envs.transforms import Transform
 
+from torchrl_smore.data.samplers import ReachedFn, stored_goal_reached
+
 SuccessFn = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,6 +30,8 @@ class HindsightGoalTransform(Transform):
         success: ``success(achieved_goal [*, G], goal [*, G]) -> bool [*]``, the task's success rule.
         reward_values: reward of a step that does not, and that does, reach the goal.
         terminate_at_goal: end the trajectory (``terminated``) where the goal is reached.
+        coupled: what the unit has; offline and goal transitions are then relabelled in the same rows.
+        reached: what the unit has; not used when ``success`` is given, which says the same.
         generator: random numbers of the relabelling mask; torch's global ones if ``None``.
         achieved_goal_key: key of the achieved goal.
         desired_goal_key: key of the goal pursued.
@@ -44,6 +48,8 @@ class HindsightGoalTransform(Transform):
         success: SuccessFn | None = None,
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
+        coupled: bool = False,
+        reached: ReachedFn = stored_goal_reached,
         generator: torch.Generator | None = None,
         achieved_goal_key: NestedKey = "achieved_goal",
         desired_goal_key: NestedKey = "desired_goal",
@@ -56,6 +62,8 @@ class HindsightGoalTransform(Transform):
         self.success = success
         self.reward_values = reward_values
         self.terminate_at_goal = terminate_at_goal
+        self.coupled = coupled
+        self.reached = reached
         self.generator = generator
         self.achieved_goal_key = achieved_goal_key
         self.desired_goal_key = desired_goal_key
@@ -87,13 +95,15 @@ class HindsightGoalTransform(Transform):
         """Rows that keep their stored goal, in rho and in q; bool ``[B]`` each."""
         device = offline.get(self.desired_goal_key).device
         uniform = torch.rand(2, offline.shape[0], device=device, generator=self.generator)
-        keep = uniform >= self.her_ratio
+        keep, q_keep = uniform >= self.her_ratio
+        if self.coupled:
+            q_keep = keep
         # without a row that reaches its stored goal the unit repeats the entering row, which must be relabelled
         if self.success is not None:
             reaches = self.success(self._entered(arriving), arriving.get(self.desired_goal_key))
         else:
-            reaches = (arriving.get(("next", "reward")) > 0).reshape(offline.shape[0])
-        return keep[0], keep[1] & reaches
+            reaches = self.reached(arriving)
+        return keep, q_keep & reaches
 
     def _pursue(self, rows: TensorDictBase, goal: Tensor) -> None:
         """Writes the goal and everything that depends on it."""

@@ -209,3 +209,11 @@ def trajectory_stop(done: Tensor) -> Tensor:
     ends = done.nonzero().squeeze(-1)
     rows = torch.arange(done.shape[0], device=done.device)
     return ends[torch.searchsorted(ends, rows)] + 1
+
+
+def trajectory_start(stop: Tensor) -> Tensor:
+    """First row of the trajectory of every row, from :func:`trajectory_stop`; int64, shape ``[N]``."""
+    rows = torch.arange(stop.shape[0], device=stop.device)
+    first = torch.ones_like(stop, dtype=torch.bool)
+    first[1:] = stop[1:] != stop[:-1]
+    return torch.where(first, rows, 0).cummax(0).values

@@ -1,0 +1,199 @@
+"""The packed table: contents, generator, warnings, and one static graph."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from torchrl_smore.data import GoalBatchSampler
+from torchrl_smore.functional.goals import NUM_UNIFORMS
+
+
+def near(achieved_goal, goal):
+    return (achieved_goal - goal).norm(dim=-1) <= 0.5
+
+
+def rows_of(data, batch):
+    """Numbers of the rows of a batch, found by their observation."""
+    return (batch["observation"][:, None] == data["observation"]).all(-1).int().argmax(-1)
+
+
+def equal(a, b):
+    return set(a.keys(True, True)) == set(b.keys(True, True)) and bool((a == b).all())
+
+
+def test_a_batch_holds_unaltered_rows_under_the_names_that_losses_read(store):
+    sampler = GoalBatchSampler(store.data, 64)
+    batch = sampler()
+    expected = {"observation", "action", "desired_goal"}
+    after = {"observation", "achieved_goal", "desired_goal"}
+    assert set(batch.keys()) == expected | {"next", "q"}
+    for rows in (batch, batch["q"]):
+        number = rows_of(store.data, rows)
+        for key in ("observation", "action", ("next", "observation"), ("next", "achieved_goal")):
+            torch.testing.assert_close(rows[key], store.data[key][number])
+        torch.testing.assert_close(rows["next", "desired_goal"], rows["desired_goal"])
+        assert set(rows["next"].keys()) == after
+        assert rows.batch_size == rows["next"].batch_size == (64,)
+    assert len(sampler) == 17
+
+
+def test_rewards_are_added_with_a_success_rule_worked_by_hand(make_store):
+    data = make_store((3,)).data
+    data["next", "achieved_goal"] = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    data["desired_goal"] = torch.tensor([[3.25, 0.0]] * 3)
+    data["next", "reward"] = torch.tensor([[0.0], [0.0], [1.0]])
+    # u0 -> row; u1 -> goal row; u2, u5 -> relabel; u3 -> anchor; u4 -> its goal row; u6 -> reached row
+    uniform = torch.tensor(
+        [
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # row 0, goal row 0; q enters row 0
+            [0.0, 0.9, 0.0, 0.0, 0.5, 0.0, 0.0],  # row 0, goal row 2; q enters row 1
+            [0.4, 0.0, 0.9, 0.0, 0.0, 0.9, 0.0],  # row 1, stored goal; q reaches the stored goal in row 2
+            [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0],  # row 2, stored goal, which it reaches; q enters row 0
+        ],
+        dtype=torch.float64,
+    )
+    sampler = GoalBatchSampler(data, 4, her_ratio=0.8, success=near, reward_values=(-1.0, 0.0), terminate_at_goal=True)
+    batch = sampler.gather(uniform)
+    q = batch["q"]
+    assert batch["desired_goal"][:, 0].tolist() == [1.0, 3.0, 3.25, 3.25]
+    assert batch["next", "reward"].squeeze(-1).tolist() == [0.0, -1.0, -1.0, 0.0]
+    assert batch["next", "terminated"].squeeze(-1).tolist() == [True, False, False, True]
+    assert batch["next", "done"].squeeze(-1).tolist() == [True, False, False, True]
+    assert q["desired_goal"][:, 0].tolist() == [1.0, 2.0, 3.25, 1.0]
+    assert q["next", "achieved_goal"][:, 0].tolist() == [1.0, 2.0, 3.0, 1.0]
+    assert q["next", "reward"].squeeze(-1).tolist() == [0.0] * 4
+    without = GoalBatchSampler(data, 4, success=lambda a, g: near(a, g) & False).gather(uniform)
+    # the last row stays truncated whatever its goal
+    assert without["next", "done"].squeeze(-1).tolist() == [False, False, False, True]
+    assert without["next", "terminated"].any().item() is False
+
+
+def test_q_is_left_out_on_request(store):
+    assert GoalBatchSampler(store.data, 8, q=False)().get("q", None) is None
+
+
+def test_equal_seeds_give_equal_batches_whatever_the_global_seed(store):
+    first = GoalBatchSampler(store.data, 32, seed=5)
+    torch.manual_seed(77)
+    second, third = GoalBatchSampler(store.data, 32, seed=5), GoalBatchSampler(store.data, 32, seed=6)
+    for _ in range(3):
+        batch = first()
+        assert equal(batch, second())
+        assert not equal(batch, third())
+
+
+def test_the_state_of_the_generator_goes_round(store):
+    sampler = GoalBatchSampler(store.data, 32, seed=5)
+    sampler()
+    state = sampler.state_dict()
+    expected = [sampler() for _ in range(2)]
+    other = GoalBatchSampler(store.data, 32, seed=0)
+    other.load_state_dict(state)
+    assert all(equal(batch, other()) for batch in expected)
+
+
+def test_gather_is_a_pure_function_of_its_uniforms(store):
+    sampler = GoalBatchSampler(store.data, 16)
+    uniform = sampler.draw()
+    assert uniform.shape == (16, NUM_UNIFORMS)
+    assert uniform.dtype == torch.float64
+    before = sampler.generator.get_state()
+    assert equal(sampler.gather(uniform), sampler.gather(uniform))
+    torch.testing.assert_close(sampler.generator.get_state(), before)
+
+
+@pytest.mark.parametrize("options", [{}, {"success": near}, {"coupled": True, "strategy": "geometric"}], ids=str)
+def test_gather_is_one_static_graph_and_equals_eager(store, options):
+    torch._dynamo.reset()
+    sampler = GoalBatchSampler(store.data, 16, **options)
+    counter = CompileCounter()
+    compiled = torch.compile(sampler.gather, backend=counter, fullgraph=True)
+    for _ in range(3):
+        uniform = sampler.draw()
+        assert equal(compiled(uniform), sampler.gather(uniform))
+    assert counter.frame_count == 1
+
+
+def test_data_that_never_reaches_its_goal_is_said_once_and_only_where_it_matters(make_episodes, caplog):
+    from torchrl_smore.data import TrajectoryStore
+
+    episodes = [{**episode, "reward": 0 * episode["reward"]} for episode in make_episodes()]
+    data = TrajectoryStore.from_episodes(episodes).data
+    with caplog.at_level(logging.WARNING, "torchrl_smore"):
+        GoalBatchSampler(data, 4, her_ratio=1.0)()
+        GoalBatchSampler(data, 4, q=False)()
+        assert not caplog.records
+        sampler = GoalBatchSampler(data, 400, her_ratio=0.0)
+        batches = [sampler() for _ in range(3)]
+    assert len(caplog.records) == 1
+    assert "no transition reaches its stored goal" in caplog.text
+    for batch in batches:
+        torch.testing.assert_close(batch["q", "desired_goal"], batch["q", "next", "achieved_goal"])
+        torch.testing.assert_close(batch["desired_goal"], data["desired_goal"][rows_of(data, batch)])
+
+
+def test_stores_that_were_put_after_each_other_do_not_mix_their_trajectories(make_store):
+    first, second = make_store((3, 4), seed=1).data, make_store((5, 2), seed=2).data
+    data = torch.cat([first, second])
+    batch = GoalBatchSampler(data, 2000, her_ratio=1.0)()
+    ends = torch.tensor([2, 6, 11, 13])
+    row = rows_of(data, batch)
+    goal = (batch["desired_goal"][:, None] == data["next", "achieved_goal"]).all(-1).int().argmax(-1)
+    assert bool((goal >= row).all())
+    assert torch.equal(torch.searchsorted(ends, goal), torch.searchsorted(ends, row))
+
+
+def test_the_data_is_copied(store):
+    sampler = GoalBatchSampler(store.data, 8)
+    uniform = sampler.draw()
+    before = sampler.gather(uniform)
+    store.data["observation"].zero_()
+    assert equal(sampler.gather(uniform), before)
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_a_batch_size_that_is_not_positive_is_refused(store, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
+        GoalBatchSampler(store.data, batch_size)
+
+
+@pytest.mark.parametrize("her_ratio", [-0.1, 1.5])
+def test_a_her_ratio_outside_its_range_is_refused(store, her_ratio):
+    with pytest.raises(ValueError, match=r"her_ratio must lie in \[0, 1\]"):
+        GoalBatchSampler(store.data, 8, her_ratio=her_ratio)
+
+
+def test_extras_say_how_far_the_goal_is_where_the_trajectory_began_and_what_is_achieved(make_store):
+    store = make_store(lengths=(4, 2, 6))
+    sampler = GoalBatchSampler(
+        store.data, 400, her_ratio=0.5, extras=("achieved_goal", "goal_offset", "initial_observation"), seed=3
+    )
+    batch = sampler()
+    data = store.data
+    # every observation of the fixture is its own, so a row is found again by it
+    row = (batch["observation"][:, None] == data["observation"]).all(-1).int().argmax(1)
+    torch.testing.assert_close(batch["achieved_goal"], data["achieved_goal"][row])
+    torch.testing.assert_close(batch["initial_observation"], data["observation"][data["traj_start"][row]])
+    offset = batch["goal_offset"].squeeze(-1)
+    kept = offset == -1
+    assert 120 < kept.sum() < 280
+    torch.testing.assert_close(batch["desired_goal"][kept], data["desired_goal"][row[kept]])
+    source = row[~kept] + offset[~kept]
+    torch.testing.assert_close(batch["desired_goal"][~kept], data["next", "achieved_goal"][source])
+    assert (source < data["traj_stop"][row[~kept]]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extras": ("goal_ofset",)}, "unknown extra 'goal_ofset'.*'goal_offset'"),
+        ({"extras": ("goal_offset",), "strategy": "random"}, "goal_offset counts steps within a trajectory"),
+    ],
+)
+def test_extras_that_make_no_sense_are_refused(make_store, options, message):
+    with pytest.raises(ValueError, match=message):
+        GoalBatchSampler(make_store().data, 4, **options)

@@ -1,0 +1,399 @@
+"""Goal-transition sampling: properties, and exact probabilities, of every way in."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import math
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer, TensorStorage
+
+from torchrl_smore.data import (
+    GoalBatchSampler,
+    GoalTransition,
+    GoalTransitionSampler,
+    HindsightGoalTransform,
+    TrajectoryStore,
+    stored_goal_reached,
+)
+from torchrl_smore.modules import goal_specs, make_networks
+from torchrl_smore.objectives import SMORELoss
+
+GAMMA = 0.6
+
+
+def success(achieved_goal, goal):
+    return (achieved_goal - goal).abs().amax(-1) <= 0.5
+
+
+def labelled(lengths, solved=()):
+    """Rows that say who they are: the action is the row's number, the goal that row t of trajectory j enters is
+    ``100 j + t + 1``. A solved trajectory stores a goal within 0.5 of its last state, and reward 1 in its last row."""
+    episodes, first = [], 0
+    for j, steps in enumerate(lengths):
+        states = 100.0 * j + np.arange(steps + 1, dtype=np.float32)[:, None]
+        goal = states[-1] + 0.25 if j in solved else np.array([-j - 1.0])
+        reward = np.zeros(steps, dtype=np.float32)
+        reward[-1] = j in solved
+        rows = np.arange(first, first + steps, dtype=np.float32)[:, None]
+        episodes.append(
+            {"observation": states, "achieved_goal": states, "action": rows, "desired_goal": goal, "reward": reward}
+        )
+        first += steps
+    return TrajectoryStore.from_episodes(episodes).data
+
+
+def unit_buffer(cls, via):
+    def sample(data, size, *, her_ratio=0.8, generator=None, success=None, **options):
+        transform_options = {key: options[key] for key in ("coupled", "reached") if key in options}
+        transform = HindsightGoalTransform(her_ratio, success=success, generator=generator, **transform_options)
+        unit = GoalTransition(**options)
+        storage = LazyTensorStorage(data.shape[0])
+        common = {"storage": storage, "batch_size": size, "transform": transform, "generator": generator}
+        if via == "unit":
+            rb = cls(**common, sample_unit=unit)
+        elif via == "sampler":
+            rb = cls(**common, sampler=GoalTransitionSampler(unit))
+        else:
+            rb = cls(**common)
+            rb.set_sampler(GoalTransitionSampler(unit))
+        rb.extend(data)
+        return rb.sample
+
+    return sample
+
+
+def packed(data, size, *, generator=None, seed=0, **options):
+    return GoalBatchSampler(data, size, seed=seed, **options)
+
+
+WAYS = {
+    "unit in ReplayBuffer": unit_buffer(ReplayBuffer, "unit"),
+    "unit in TensorDictReplayBuffer": unit_buffer(TensorDictReplayBuffer, "unit"),
+    "sampler=": unit_buffer(TensorDictReplayBuffer, "sampler"),
+    "set_sampler": unit_buffer(ReplayBuffer, "set_sampler"),
+    "packed": packed,
+}
+TWO_WAYS = ["unit in TensorDictReplayBuffer", "packed"]
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return WAYS[request.param]
+
+
+def row(rows):
+    return rows["action"].squeeze(-1).long()
+
+
+def check_invariants(batch, data, her_ratio):
+    """Everything that must hold of any batch of ``labelled`` data."""
+    stop, q, reached = data["traj_stop"], batch["q"], stored_goal_reached(data)
+    enters = data["next", "achieved_goal"].squeeze(-1)
+    source = {value: number for number, value in enumerate(enters.tolist())}
+    for rows in (batch, q):
+        # the batch shows unaltered rows of the data, apart from goals
+        torch.testing.assert_close(rows["observation"], data["observation"][row(rows)])
+        torch.testing.assert_close(rows["next", "observation"], data["next", "observation"][row(rows)])
+        torch.testing.assert_close(rows["next", "desired_goal"], rows["desired_goal"])
+    for i, goal, stored in zip(row(batch).tolist(), batch["desired_goal"].tolist(), data["desired_goal"][row(batch)]):
+        if goal[0] == stored.item():
+            assert her_ratio < 1
+        else:
+            k = source[goal[0]]
+            assert her_ratio > 0
+            # enters[k] is the state after row k: strictly later than the state of row i, within the trajectory
+            assert i <= k < stop[i]
+            assert goal[0] > data["achieved_goal"][i].item()
+    relabelled = (q["desired_goal"] == q["next", "achieved_goal"]).squeeze(-1)
+    kept = ~relabelled
+    torch.testing.assert_close(q["desired_goal"][kept], data["desired_goal"][row(q)][kept])
+    assert bool(reached[row(q)][kept].all())
+    if her_ratio == 1 or not bool(reached.any()):
+        assert not bool(kept.any())
+    elif her_ratio == 0:
+        assert bool(kept.all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=5),
+    solved=st.sets(st.integers(0, 4)),
+    name=st.sampled_from(sorted(WAYS)),
+    her_ratio=st.sampled_from([0.0, 0.5, 1.0]),
+    coupled=st.booleans(),
+    strategy=st.sampled_from(["future", "geometric", "final"]),
+    with_success=st.booleans(),
+    size=st.integers(1, 40),
+)
+def test_goals_are_later_in_the_same_trajectory_and_q_arrives(
+    lengths, solved, name, her_ratio, coupled, strategy, with_success, size
+):
+    data = labelled(lengths, solved)
+    rule = success if with_success else None
+    sample = WAYS[name](data, size, her_ratio=her_ratio, coupled=coupled, strategy=strategy, success=rule)
+    batch = sample()
+    assert batch.shape == batch["q"].shape == (size,)
+    check_invariants(batch, data, her_ratio)
+    if with_success:
+        for rows in (batch, batch["q"]):
+            reached = success(rows["next", "achieved_goal"], rows["desired_goal"])
+            torch.testing.assert_close(rows["next", "reward"].squeeze(-1), reached.float())
+        assert bool((batch["q", "next", "reward"] == 1).all())
+
+
+def goal_probs(strategy, i, stop, num_rows):
+    """Probability of each goal row given row i, written down from the definition of the strategy."""
+    if strategy == "future":
+        return dict.fromkeys(range(i, stop), 1 / (stop - i))
+    if strategy == "final":
+        return {stop - 1: 1.0}
+    if strategy == "random":
+        return dict.fromkeys(range(num_rows), 1 / num_rows)
+    probs = {k: (1 - GAMMA) * GAMMA ** (k - i) for k in range(i, stop)}
+    return probs | {stop - 1: GAMMA ** (stop - 1 - i)}
+
+
+def expected_probs(data, strategy, her_ratio, coupled):
+    """Exact probability of every (i, k or None, m, relabelled) where None is the stored goal."""
+    stop, num_rows = data["traj_stop"].tolist(), data.shape[0]
+    reached = stored_goal_reached(data).nonzero().squeeze(-1).tolist()
+    stored = {(m, False): 1 / len(reached) for m in reached}
+    entering = Counter()
+    for i in range(num_rows):
+        for k, p in goal_probs(strategy, i, stop[i], num_rows).items():
+            entering[k, True] += p / num_rows
+    out = Counter()
+    for i in range(num_rows):
+        probs = goal_probs(strategy, i, stop[i], num_rows)
+        if coupled:
+            for k, p in probs.items():
+                out[i, k, k, True] += p / num_rows * her_ratio
+                for (m, flag), p_stored in (stored or {(k, True): 1.0}).items():
+                    out[i, None, m, flag] += p / num_rows * (1 - her_ratio) * p_stored
+            continue
+        rho = Counter({k: p * her_ratio for k, p in probs.items()})
+        rho[None] += 1 - her_ratio
+        q = Counter({key: p * (her_ratio if stored else 1.0) for key, p in entering.items()})
+        for key, p in stored.items():
+            q[key] += p * (1 - her_ratio)
+        for (k, p), (key, p_q) in itertools.product(rho.items(), q.items()):
+            out[(i, k, *key)] += p / num_rows * p_q
+    return {cell: p for cell, p in out.items() if p > 0}
+
+
+def observed_cells(batch, data):
+    source = {value: number for number, value in enumerate(data["next", "achieved_goal"].squeeze(-1).tolist())}
+    goals = [source.get(value) for value in batch["desired_goal"].squeeze(-1).tolist()]
+    q = batch["q"]
+    relabelled = (q["desired_goal"] == q["next", "achieved_goal"]).squeeze(-1).tolist()
+    return Counter(zip(row(batch).tolist(), goals, row(q).tolist(), relabelled))
+
+
+def assert_distributed(counts, probs):
+    assert math.isclose(sum(probs.values()), 1.0)
+    assert not counts.keys() - probs.keys()
+    cells, total = list(probs), sum(counts.values())
+    # rare cells are counted together: the test needs a handful of expected draws in each
+    rare = [cell for cell in cells if probs[cell] * total < 8]
+    common = [cell for cell in cells if probs[cell] * total >= 8]
+    observed, expected = [counts[c] for c in common], [probs[c] * total for c in common]
+    if rare:
+        observed.append(sum(counts[c] for c in rare))
+        expected.append(sum(probs[c] for c in rare) * total)
+    assert len(observed) == 1 or chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("solved", [(), (0, 2)], ids=["none reached", "two reached"])
+@pytest.mark.parametrize("her_ratio", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("name", TWO_WAYS)
+def test_every_combination_of_rows_has_its_exact_probability(name, her_ratio, solved, coupled):
+    data = labelled((2, 4, 3), solved)
+    batch = WAYS[name](data, 40_000, her_ratio=her_ratio, coupled=coupled)()
+    assert_distributed(observed_cells(batch, data), expected_probs(data, "future", her_ratio, coupled))
+
+
+@pytest.mark.parametrize("strategy", ["geometric", "final", "random"])
+@pytest.mark.parametrize("name", TWO_WAYS)
+def test_other_strategies_have_their_exact_probabilities(name, strategy):
+    data = labelled((2, 4, 3), (1,))
+    batch = WAYS[name](data, 40_000, her_ratio=0.8, strategy=strategy, gamma=GAMMA)()
+    assert_distributed(observed_cells(batch, data), expected_probs(data, strategy, 0.8, False))
+
+
+def test_the_other_ways_have_the_same_probabilities(way):
+    data = labelled((3, 2), (1,))
+    batch = way(data, 20_000, her_ratio=0.5, success=success)()
+    assert_distributed(observed_cells(batch, data), expected_probs(data, "future", 0.5, False))
+
+
+def test_the_last_state_is_a_goal_and_the_last_row_its_own_goal_transition(way):
+    data = labelled((4,))
+    batch = way(data, 500, her_ratio=1.0)()
+    assert batch["desired_goal"].max() == 4.0
+    last = row(batch) == 3
+    assert bool((batch["desired_goal"][last] == 4.0).all())
+    assert set(row(batch["q"]).tolist()) == {0, 1, 2, 3}
+
+
+def test_a_single_trajectory_and_a_batch_of_one_work(way):
+    data = labelled((2,), (0,))
+    batch = way(data, 1, success=success)()
+    assert batch.shape == (1,)
+    check_invariants(batch, data, 0.8)
+
+
+def test_the_batch_feeds_the_loss(way):
+    networks = make_networks(*goal_specs(1, 1, 1), hidden=(4,))
+    loss = SMORELoss(networks.actor, networks.score, networks.value, delay_score=False)
+    out = loss(way(labelled((3, 4), (0,)), 16)())
+    total = sum(value for key, value in out.items() if key.startswith("loss_"))
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "packed"])
+def test_a_buffer_is_reproducible_from_its_generator(name):
+    data = labelled((5, 4, 6), (1,))
+
+    def draws(seed, noise):
+        torch.manual_seed(noise)  # the global generator must not matter
+        sample = WAYS[name](data, 64, generator=torch.Generator().manual_seed(seed))
+        return [observed_cells(sample(), data) for _ in range(3)]
+
+    assert draws(0, 1) == draws(0, 2)
+    assert draws(0, 1) != draws(1, 1)
+
+
+def test_without_a_generator_the_global_seed_decides(way):
+    data = labelled((5, 4, 6), (1,))
+
+    def draw():
+        torch.manual_seed(3)
+        return observed_cells(way(data, 64)(), data)
+
+    assert draw() == draw()
+
+
+def test_rewards_of_another_convention_are_read_by_the_function_given():
+    data = labelled((3, 2), (0,))
+    data["next", "reward"] = data["next", "reward"] - 1.0  # -1 before the goal, 0 at it
+    batch = WAYS["unit in ReplayBuffer"](
+        data, 4000, her_ratio=0.25, reached=lambda rows: (rows["next", "reward"] == 0).squeeze(-1)
+    )()
+    kept = (batch["q", "desired_goal"] != batch["q", "next", "achieved_goal"]).squeeze(-1)
+    assert 0.70 < kept.float().mean() < 0.80
+    assert bool((row(batch["q"])[kept] == 2).all())
+
+
+def test_the_index_names_the_four_rows():
+    data = labelled((3, 4), (1,))
+    rb = TensorDictReplayBuffer(storage=TensorStorage(data), batch_size=200, sample_unit=GoalTransition(coupled=True))
+    rows = rb.sample()
+    assert rows.shape == (200, 4)
+    torch.testing.assert_close(rows["index"], row(rows))
+    i, k, m, arriving = rows["index"].unbind(-1)
+    assert bool((k == m).all())
+    assert bool((arriving == 6).all())
+    assert bool(((i <= k) & (k < data["traj_stop"][i])).all())
+
+
+def test_without_a_reached_row_the_fourth_column_repeats_the_third():
+    rb = ReplayBuffer(storage=TensorStorage(labelled((3, 4))), batch_size=50, sample_unit=GoalTransition())
+    index = row(rb.sample())
+    torch.testing.assert_close(index[:, 3], index[:, 2])
+
+
+def test_the_cache_follows_the_storage():
+    rb = ReplayBuffer(storage=LazyTensorStorage(20), batch_size=300, sample_unit=GoalTransition())
+    rb.extend(labelled((3,), (0,)))
+    assert set(row(rb.sample())[:, 3].tolist()) == {2}
+    second = labelled((4,), (0,))
+    second["action"] += 3
+    rb.extend(second)
+    rows = row(rb.sample())
+    assert set(rows[:, 3].tolist()) == {2, 6}
+    assert set(rows[:, 0].tolist()) == set(range(7))
+    # the second part brings row numbers of its own, which are wrong here
+    assert bool(((rows[:, 0] < 3) == (rows[:, 1] < 3)).all())
+    reward = torch.zeros(7, 1)
+    reward[4] = 1.0
+    rb.set_(("next", "reward"), reward)
+    assert set(row(rb.sample())[:, 3].tolist()) == {4}
+
+
+def test_one_unit_serves_storages_that_come_and_go():
+    unit = GoalTransition()
+    for turn in range(4):
+        data = labelled((2, 4) if turn % 2 else (4, 2), (0,))
+        rb = ReplayBuffer(storage=LazyTensorStorage(6), batch_size=64, sample_unit=unit)
+        rb.extend(data)
+        rows = row(rb.sample())
+        assert bool((rows[:, 1] < data["traj_stop"][rows[:, 0]]).all())
+        assert set(rows[:, 3].tolist()) == {1 if turn % 2 else 3}
+        del rb
+        gc.collect()
+
+
+def test_a_unit_that_has_sampled_is_copied_and_pickled_without_its_storage():
+    unit = GoalTransition("geometric", gamma=0.5)
+    rb = ReplayBuffer(storage=TensorStorage(labelled((3,))), batch_size=4, sample_unit=unit)
+    rb.sample()
+    for other in (pickle.loads(pickle.dumps(unit)), copy.deepcopy(unit)):
+        assert (other.strategy, other.gamma, other._cache) == ("geometric", 0.5, None)
+
+
+def test_row_numbers_serve_where_there_are_no_flags():
+    data = labelled((3, 4), (0,)).exclude(("next", "done"))
+    rb = ReplayBuffer(storage=TensorStorage(data), batch_size=200, sample_unit=GoalTransition())
+    rows = row(rb.sample())
+    assert bool((rows[:, 1] < data["traj_stop"][rows[:, 0]]).all())
+
+
+def test_an_open_last_trajectory_is_refused(way):
+    data = labelled((3, 4))[:-1]
+    with pytest.raises(ValueError, match="must be done"):
+        way(data, 4)()
+
+
+def test_a_ring_that_is_overwritten_within_a_trajectory_is_refused_until_it_closes():
+    rb = ReplayBuffer(storage=LazyTensorStorage(6), batch_size=100, sample_unit=GoalTransition())
+    rb.extend(labelled((3, 3)))
+    new = labelled((3,))
+    rb.extend(new[:2])  # rows 0 and 1 are new and open, row 2 is the done row of an older trajectory
+    with pytest.raises(ValueError, match="row 1, written last, must be done"):
+        rb.sample()
+    rb.extend(new[2:])
+    assert rb.sample().shape == (100, 4)
+
+
+def test_storages_of_two_dimensions_are_refused():
+    data = TensorDict({"x": torch.zeros(4, 5)}, [4, 5])
+    for options in ({"sample_unit": GoalTransition()}, {"sampler": GoalTransitionSampler()}):
+        rb = ReplayBuffer(storage=LazyTensorStorage(20, ndim=2), batch_size=4, **options)
+        rb.extend(data)
+        with pytest.raises(NotImplementedError, match="one-dimensional"):
+            rb.sample()
+
+
+@pytest.mark.parametrize("build", [GoalTransition, lambda name: GoalBatchSampler(labelled((2,)), 2, strategy=name)])
+def test_an_unknown_strategy_is_refused_at_once_with_the_nearest_name(build):
+    with pytest.raises(ValueError, match=r"futur.*future"):
+        build("futur")
+
+
+def test_reached_rows_are_those_with_a_positive_reward():
+    data = TensorDict({"next": {"reward": torch.tensor([[0.0], [1.0], [-1.0], [0.5]])}}, [4])
+    assert stored_goal_reached(data).tolist() == [False, True, False, True]

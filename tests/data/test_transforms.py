@@ -1,0 +1,169 @@
+"""Relabelling worked by hand on batches of known rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+
+from torchrl_smore.data import GoalTransition, HindsightGoalTransform
+
+
+def success(achieved_goal, goal):
+    return (achieved_goal - goal).norm(dim=-1) <= 1.0
+
+
+def four_rows(size=1, **reward):
+    """``size`` equal samples: rows that enter 1, 5, 7 and 9 and store the goals 1.5, 30, 40 and 9.5."""
+    rows = TensorDict(
+        {
+            "observation": torch.tensor([[0.0], [4.0], [6.0], [8.0]]),
+            "desired_goal": torch.tensor([[1.5], [30.0], [40.0], [9.5]]),
+            "next": {
+                "achieved_goal": torch.tensor([[1.0], [5.0], [7.0], [9.0]]),
+                "reward": torch.tensor([[1.0], [0.0], [0.0], [1.0]]),
+                "done": torch.tensor([[True], [False], [False], [True]]),
+                "terminated": torch.tensor([[False], [False], [False], [True]]),
+                "truncated": torch.tensor([[True], [False], [False], [False]]),
+            },
+        },
+        [4],
+    )
+    return torch.stack([rows] * size)
+
+
+def test_relabelled_rows_pursue_the_goal_row_and_the_goal_they_enter():
+    out = HindsightGoalTransform(1.0)(four_rows())
+    assert out.batch_size == (1,)
+    assert out["observation"].item() == 0.0
+    assert out["desired_goal"].item() == out["next", "desired_goal"].item() == 5.0
+    q = out["q"]
+    assert q["observation"].item() == 6.0
+    assert q["desired_goal"].item() == q["next", "desired_goal"].item() == q["next", "achieved_goal"].item() == 7.0
+
+
+def test_kept_rows_pursue_their_stored_goal_and_q_reaches_it():
+    out = HindsightGoalTransform(0.0)(four_rows())
+    assert out["desired_goal"].item() == out["next", "desired_goal"].item() == 1.5
+    q = out["q"]
+    assert q["observation"].item() == 8.0
+    assert q["desired_goal"].item() == q["next", "desired_goal"].item() == 9.5
+
+
+@pytest.mark.parametrize(
+    ("her_ratio", "terminate", "reward", "terminated", "done"),
+    [
+        (1.0, True, -1.0, False, True),  # enters 1, goal 5: not there; the truncation stays
+        (0.0, True, 0.0, True, True),  # enters 1, goal 1.5: there
+        (0.0, False, 0.0, False, True),
+    ],
+)
+def test_reward_and_termination_are_those_of_the_new_goal(her_ratio, terminate, reward, terminated, done):
+    transform = HindsightGoalTransform(
+        her_ratio, success=success, reward_values=(-1.0, 0.0), terminate_at_goal=terminate
+    )
+    out = transform(four_rows())
+    assert out["next", "reward"].item() == reward
+    assert out["next", "reward"].dtype == torch.float32
+    assert out["next", "terminated"].item() is terminated
+    assert out["next", "done"].item() is done
+    q = out["q"]
+    assert q["next", "reward"].item() == 0.0
+    assert q["next", "terminated"].item() is terminate
+    assert q["next", "done"].item() is terminate
+    for rows in (out, q):
+        assert rows["next", "reward"].shape == rows["next", "done"].shape == (1, 1)
+
+
+def test_without_a_success_rule_what_belonged_to_the_old_goal_is_dropped():
+    out = HindsightGoalTransform(0.5)(four_rows(8))
+    for rows in (out, out["q"]):
+        assert set(rows["next"].keys()) == {"achieved_goal", "desired_goal"}
+
+
+def test_the_share_of_relabelled_rows_is_her_ratio_and_independent_in_rho_and_q():
+    size = 20_000
+    out = HindsightGoalTransform(0.8)(four_rows(size))
+    rho, q = (out["desired_goal"] == 5.0).float(), (out["q", "desired_goal"] == 7.0).float()
+    for share, probability in ((rho.mean(), 0.8), (q.mean(), 0.8), ((rho * q).mean(), 0.64)):
+        # five standard deviations
+        assert abs(share - probability) < 5 * (probability * (1 - probability) / size) ** 0.5
+
+
+def test_coupled_rows_are_relabelled_together():
+    out = HindsightGoalTransform(0.5, coupled=True)(four_rows(1000))
+    rho, q = out["desired_goal"] == 5.0, out["q", "desired_goal"] == 7.0
+    torch.testing.assert_close(rho, q)
+    assert 0.4 < rho.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("rule", [None, success])
+def test_q_is_relabelled_where_no_row_reaches_its_stored_goal(rule):
+    rows = four_rows(50)
+    rows["next", "reward"][:, 3] = 0.0
+    rows["desired_goal"][:, 3] = 100.0
+    out = HindsightGoalTransform(0.0, success=rule)(rows)
+    assert bool((out["q", "desired_goal"] == 7.0).all())
+    assert bool((out["desired_goal"] == 1.5).all())
+
+
+def test_the_sampled_rows_are_not_written_to():
+    rows = four_rows(3)
+    before = rows.clone()
+    HindsightGoalTransform(0.5, success=success)(rows)
+    assert bool((rows == before).all())
+
+
+def test_other_key_names_are_read_and_written():
+    rows = four_rows().rename_key_("desired_goal", ("task", "goal"))
+    rows.rename_key_(("next", "achieved_goal"), ("next", "reached_at"))
+    out = HindsightGoalTransform(
+        1.0, achieved_goal_key="reached_at", desired_goal_key=("task", "goal"), q_key="arrivals"
+    )(rows)
+    assert out["task", "goal"].item() == out["next", "task", "goal"].item() == 5.0
+    assert out["arrivals", "task", "goal"].item() == 7.0
+
+
+def test_the_mask_is_reproducible_from_its_generator_and_its_state_is_saved():
+    transform = HindsightGoalTransform(0.5, generator=torch.Generator().manual_seed(1))
+    transform(four_rows(64))
+    state = transform.state_dict()
+    first = transform(four_rows(64))["desired_goal"]
+    torch.manual_seed(99)
+    other = HindsightGoalTransform(0.5, generator=torch.Generator())
+    other.load_state_dict(state)
+    torch.testing.assert_close(other(four_rows(64))["desired_goal"], first)
+    assert HindsightGoalTransform(0.5).get_extra_state() is None
+
+
+@pytest.mark.parametrize("her_ratio", [-0.1, 1.1, float("nan")])
+def test_a_her_ratio_outside_its_range_is_refused(her_ratio):
+    with pytest.raises(ValueError, match=r"her_ratio must lie in \[0, 1\]"):
+        HindsightGoalTransform(her_ratio)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 4, 1)], ids=str)
+def test_a_batch_of_another_shape_is_refused_with_its_shape(shape):
+    with pytest.raises(ValueError, match=r"\[B, 4\] batch from GoalTransition.*\[" + ", ".join(map(str, shape))):
+        HindsightGoalTransform()(TensorDict({}, shape))
+
+
+def test_a_buffer_without_the_unit_is_told_what_is_missing(store):
+    rb = ReplayBuffer(storage=LazyTensorStorage(17), batch_size=4, transform=HindsightGoalTransform())
+    rb.extend(store.data)
+    with pytest.raises(ValueError, match="from GoalTransition"):
+        rb.sample()
+
+
+def test_the_unit_and_the_transform_agree_on_a_store(store):
+    rb = ReplayBuffer(
+        storage=LazyTensorStorage(17),
+        sample_unit=GoalTransition(),
+        transform=HindsightGoalTransform(0.5),
+        batch_size=128,
+    )
+    rb.extend(store.data)
+    out = rb.sample()
+    assert out["observation"].shape == out["q", "observation"].shape == (128, 4)
+    assert out["desired_goal"].shape == (128, 2)

@@ -1,0 +1,237 @@
+"""Checkpoints: whole or absent, rotated, and refused when damaged, foreign or hostile."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_smore.trainers import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
+
+STATE = {"step": 3, "nested": {"weight": torch.arange(4.0), "list": [1, None, "text", 2.5]}}
+
+
+def names(root):
+    return sorted(os.listdir(root))
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
+    path = save_checkpoint(tmp_path / "runs" / "a", 3, STATE, {"task": "FetchReach"})
+    state, meta = load_checkpoint(path, {"task": "FetchReach"})
+    torch.testing.assert_close(state["nested"]["weight"], STATE["nested"]["weight"])
+    assert (state["step"], state["nested"]["list"]) == (3, [1, None, "text", 2.5])
+    assert (meta["task"], meta["step"], meta["format_version"]) == ("FetchReach", 3, 1)
+    assert latest_checkpoint(tmp_path / "runs" / "a") == path
+
+
+def test_the_newest_checkpoints_are_kept_in_the_order_of_their_steps(tmp_path):
+    for step in (999_999_998, 999_999_999, 1_000_000_000):
+        save_checkpoint(tmp_path, step, STATE, {}, keep=2)
+    assert names(tmp_path) == ["step_1000000000", "step_999999999"]
+    assert load_checkpoint(latest_checkpoint(tmp_path))[1]["step"] == 1_000_000_000
+
+
+def test_checkpoints_of_a_future_that_was_left_are_dropped(tmp_path):
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, STATE, {}, keep=3)
+    save_checkpoint(tmp_path, 15, STATE, {}, keep=2)  # resumed from 10
+    assert names(tmp_path) == ["step_000000010", "step_000000015"]
+
+
+def test_other_folders_are_neither_taken_for_checkpoints_nor_removed(tmp_path):
+    (tmp_path / "step_best").mkdir()
+    (tmp_path / "step_best" / "meta.json").write_text("{}")
+    (tmp_path / "step_000000099").mkdir()  # without meta.json: not whole
+    save_checkpoint(tmp_path, 1, STATE, {}, keep=1)
+    save_checkpoint(tmp_path, 2, STATE, {}, keep=1)
+    assert names(tmp_path) == ["step_000000002", "step_000000099", "step_best"]
+    assert latest_checkpoint(tmp_path).name == "step_000000002"
+
+
+def fail_in_save(monkeypatch):
+    def save(state, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def fail_in_rename(monkeypatch):
+    def replace(source, target, plain=os.replace):
+        if os.path.exists(os.path.join(source, "meta.json")) and "replaced" not in str(source) + str(target):
+            raise OSError(errno.EIO, "Input/output error")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def interrupt(monkeypatch):
+    def dumps(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dumps", dumps)
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["the same step", "another step"])
+@pytest.mark.parametrize("fail", [fail_in_save, fail_in_rename, interrupt])
+def test_a_failure_leaves_the_older_ones_whole_and_nothing_half_done(tmp_path, monkeypatch, fail, step):
+    save_checkpoint(tmp_path, 1, STATE, {})
+    save_checkpoint(tmp_path, 2, {**STATE, "step": 2}, {})
+    with monkeypatch.context() as patch:
+        fail(patch)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            save_checkpoint(tmp_path, step, {"step": "new"}, {}, keep=1)
+    assert names(tmp_path) == ["step_000000001", "step_000000002"]
+    assert load_checkpoint(latest_checkpoint(tmp_path))[0]["step"] == 2
+
+
+def test_a_full_disk_is_an_error_that_spares_what_is_there(tmp_path):
+    resource = pytest.importorskip("resource")
+    save_checkpoint(tmp_path, 1, STATE, {})
+    pid = os.fork()
+    if pid == 0:
+        # the limit on file sizes fails a write as a full disk does, in a process of its own
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            save_checkpoint(tmp_path, 2, {"big": torch.zeros(100_000)}, {})
+        except (OSError, RuntimeError):
+            os._exit(17)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 17
+    assert names(tmp_path) == ["step_000000001"]
+    load_checkpoint(latest_checkpoint(tmp_path))
+
+
+def test_the_same_step_is_replaced(tmp_path):
+    save_checkpoint(tmp_path, 1, {"step": "old"}, {}, keep=1)
+    save_checkpoint(tmp_path, 1, {"step": "new"}, {}, keep=1)
+    assert names(tmp_path) == ["step_000000001"]
+    assert load_checkpoint(latest_checkpoint(tmp_path))[0]["step"] == "new"
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    (tmp_path / ".partial_abc").mkdir()
+    (tmp_path / ".partial_abc" / "state.pt").write_bytes(b"half")
+    save_checkpoint(tmp_path, 1, STATE, {})
+    assert names(tmp_path) == ["step_000000001"]
+
+
+@pytest.mark.parametrize("root", ["empty", "absent"])
+def test_without_a_checkpoint_the_folder_is_named(tmp_path, root):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=f"no checkpoint in .*{root}"):
+        latest_checkpoint(tmp_path / root)
+
+
+def rewrite_state(path, payload, sign=True):
+    (path / "state.pt").write_bytes(payload)
+    if sign:
+        meta = json.loads((path / "meta.json").read_text())
+        meta["sha256"] = hashlib.sha256(payload).hexdigest()
+        (path / "meta.json").write_text(json.dumps(meta))
+
+
+def flip_a_byte(path):
+    payload = bytearray((path / "state.pt").read_bytes())
+    payload[len(payload) // 2] ^= 1
+    rewrite_state(path, bytes(payload), sign=False)
+
+
+def write_meta(text):
+    return lambda path: (path / "meta.json").write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_byte, "is damaged: its SHA-256"),
+        (lambda path: rewrite_state(path, b"", sign=False), "is damaged: its SHA-256"),
+        (lambda path: rewrite_state(path, b"no archive"), "more than tensors"),
+        (lambda path: rewrite_state(path, b""), "more than tensors"),
+        (lambda path: os.remove(path / "state.pt"), "not a whole checkpoint"),
+        (lambda path: os.remove(path / "meta.json"), "not a whole checkpoint"),
+        (lambda path: shutil.rmtree(path), "not a whole checkpoint"),
+        (write_meta(b'{"format_version": 1,'), "not a whole checkpoint"),
+        (write_meta(b"\xff\xfe"), "not a whole checkpoint"),
+        (write_meta(b"[]"), "must hold a JSON object, found list"),
+        (write_meta(b'{"format_version": 2}'), "has checkpoint format 2; this version reads 1"),
+        (write_meta(b"{}"), "has checkpoint format None"),
+    ],
+)
+def test_damage_is_refused_and_named(tmp_path, damage, message):
+    path = save_checkpoint(tmp_path, 1, STATE, {})
+    damage(path)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
+def test_another_task_is_refused_with_both_names(tmp_path):
+    path = save_checkpoint(tmp_path, 1, STATE, {"task": "FetchPush"})
+    with pytest.raises(CheckpointError, match="task='FetchPush'; expected 'FetchReach'"):
+        load_checkpoint(path, {"task": "FetchReach"})
+    with pytest.raises(CheckpointError, match="method=None; expected 'smore'"):
+        load_checkpoint(path, {"method": "smore"})
+
+
+def test_what_json_changes_is_not_a_difference(tmp_path):
+    meta = {"hidden": (8, 8), "by_key": {1: 2}}
+    path = save_checkpoint(tmp_path, 1, STATE, meta)
+    load_checkpoint(path, meta)
+
+
+class Hostile:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "plain pickle"])
+def test_a_hostile_pickle_is_refused_and_leaves_no_trace(tmp_path, legacy):
+    path = save_checkpoint(tmp_path / "run", 1, STATE, {})
+    trace = tmp_path / "trace"
+    hostile = {"step": Hostile(trace)}
+    if legacy:
+        payload = pickle.dumps(hostile, protocol=2)
+    else:
+        torch.save(hostile, tmp_path / "hostile.pt")
+        payload = (tmp_path / "hostile.pt").read_bytes()
+        assert zipfile.is_zipfile(tmp_path / "hostile.pt")
+    rewrite_state(path, payload)
+    with pytest.raises(CheckpointError, match="more than tensors"):
+        load_checkpoint(path)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(hostile))  # the pickle does what it is meant to
+    assert trace.exists()
+
+
+def test_the_global_generators_go_round_through_a_file(tmp_path):
+    np.random.standard_normal()  # noqa: NPY002 - leaves a second normal number waiting in the state
+    random.gauss(0, 1)
+
+    def draw():
+        return (
+            torch.rand(3).tolist(),
+            np.random.standard_normal(3).tolist(),  # noqa: NPY002
+            [random.gauss(0, 1) for _ in range(3)],
+        )
+
+    path = save_checkpoint(tmp_path, 1, {"rng": rng_state()}, {})
+    expected = draw()
+    assert draw() != expected
+    set_rng_state(load_checkpoint(path)[0]["rng"])
+    assert draw() == expected

@@ -1,0 +1,362 @@
+"""The offline trainer: step accounting, hooks, logs, schedule, target, foreign losses and several trainers at once."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch._dynamo.testing import CompileCounter
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.objectives import HardUpdate, IQLLoss, SoftUpdate
+
+from torchrl_smore.data import GoalBatchSampler, GoalTransition, HindsightGoalTransform
+from torchrl_smore.modules import goal_specs, make_networks
+from torchrl_smore.trainers import Evaluator, OfflineTrainer, Update, adam
+from torchrl_smore.trainers.offline import _ABSENT_STAGES, OfflineSteps
+
+TIMING = {"updates_per_second"}
+
+
+def read_rows(run_dir):
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if v and k not in TIMING} for row in csv.DictReader(file)]
+
+
+class StillPool:
+    """Two environments whose reward is always 1 and whose policy input is constant; counts its resets."""
+
+    num_envs = 2
+    resets = 0
+
+    def reset(self, seeds):
+        self.resets += 1
+        return self.observe()
+
+    def step(self, actions):
+        return self.observe(), np.ones(2, dtype=np.float32)
+
+    def observe(self):
+        zero = np.zeros((2, 2), dtype=np.float32)
+        return {"observation": np.zeros((2, 3), dtype=np.float32), "achieved_goal": zero, "desired_goal": zero}
+
+
+@pytest.mark.parametrize("intervals", [(1, 1, 1), (3, 4, 5), (7, 7, 100), (100, 100, 100)])
+@pytest.mark.parametrize("total", [1, 12, 23])
+def test_chunks_of_steps_stop_at_every_multiple_of_every_interval_and_at_the_end(total, intervals):
+    ends = np.cumsum([chunk.numel() for chunk in OfflineSteps(total, intervals)]).tolist()
+    assert ends == [n for n in range(1, total + 1) if n == total or any(n % i == 0 for i in intervals)]
+
+
+@pytest.mark.parametrize(("total", "log", "evaluate", "save"), [(23, 3, 4, 5), (10, 10, 5, 20), (6, 7, 8, 9)])
+def test_rows_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(
+    make_trainer, tmp_path, total, log, evaluate, save
+):
+    pool = StillPool()
+    trainer = make_trainer(
+        total,
+        run_dir=tmp_path,
+        evaluator=Evaluator(pool, episodes=2, horizon=2),
+        log_interval=log,
+        eval_interval=evaluate,
+        save_interval=save,
+        keep_checkpoints=100,
+    )
+    updates = Counter()
+    trainer.register_op("post_optim", lambda: updates.update(n=1))
+    trainer.train()
+
+    def due(interval):
+        return [n for n in range(1, total + 1) if n % interval == 0 or n == total]
+
+    rows = read_rows(tmp_path)
+    assert [int(row["step"]) for row in rows if "loss_score" in row] == due(log)
+    assert [int(row["step"]) for row in rows if "eval/success_last" in row] == due(evaluate)
+    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == [f"step_{n:09d}" for n in due(save)]
+    assert pool.resets == len(due(evaluate))
+    assert updates["n"] == trainer.step == trainer._optim_count == total
+    assert trainer.evaluation.metrics["success_last"] == 1.0
+    assert trainer.updates_per_second > 0
+
+
+def test_hooks_fire_where_torchrl_fires_them(make_trainer):
+    trainer = make_trainer(10, log_interval=4, eval_interval=100, save_interval=100)
+    calls, losses = Counter(), []
+    for name in ("setup", "pre_optim_steps", "post_optim", "post_steps", "shutdown"):
+        trainer.register_op(name, lambda name=name: calls.update([name]))
+    trainer.register_op("post_optim_log", lambda out: losses.append(out["loss_score"]))
+    trainer.register_op("post_steps_log", lambda batch: calls.update(["post_steps_log"]))
+    trainer.train()
+    # chunks of 4, 4 and 2 updates
+    assert calls == {
+        "setup": 1, "pre_optim_steps": 3, "post_optim": 10, "post_steps": 3, "post_steps_log": 3, "shutdown": 1
+    }  # fmt: skip
+    assert len(losses) == 10
+    assert not any(loss.requires_grad for loss in losses)
+
+
+@pytest.mark.parametrize("stage", _ABSENT_STAGES)
+def test_a_hook_that_would_never_fire_is_refused(make_trainer, stage):
+    with pytest.raises(ValueError, match=f"never reaches the hook stage '{stage}'; it has setup"):
+        make_trainer(1).register_op(stage, lambda *args: None)
+
+
+def test_a_row_is_the_mean_over_its_interval(make_trainer, tmp_path):
+    trainer = make_trainer(10, run_dir=tmp_path, log_interval=4, save_interval=3)
+    single = []
+    trainer.register_op("post_optim_log", lambda out: single.append({k: v.item() for k, v in out.items()}))
+    trainer.train()
+    rows = read_rows(tmp_path)
+    assert [row["step"] for row in rows] == ["4", "8", "10"]
+    for row, part in zip(rows, (single[:4], single[4:8], single[8:])):
+        for key in single[0]:
+            assert float(row[key]) == pytest.approx(np.mean([values[key] for values in part]), rel=1e-5, abs=1e-7)
+
+
+class Records:
+    """A logger that remembers names and steps."""
+
+    def __init__(self):
+        self.rows = []
+
+    def log_scalar(self, name, value, step=None):
+        self.rows.append((name, step))
+
+
+def test_a_trainer_logs_every_row_though_another_has_logged_later_steps(make_trainer):
+    loggers = Records(), Records()
+    for trainer in [make_trainer(4, logger=logger, log_interval=2) for logger in loggers]:
+        trainer.train()
+    assert loggers[0].rows == loggers[1].rows
+    assert ("loss_value", 2) in loggers[1].rows
+
+
+def test_a_logger_gets_every_row(make_trainer):
+    logger = Records()
+    make_trainer(6, logger=logger, log_interval=2, evaluator=Evaluator(StillPool(), episodes=2, horizon=1)).train()
+    assert [step for name, step in logger.rows if name == "loss_value"] == [2, 4, 6]
+    assert ("eval/success_last", 6) in logger.rows
+    assert len(logger.rows) == len(set(logger.rows))
+
+
+def test_only_the_rate_of_the_actor_falls_to_zero_and_only_at_the_end(make_loss, data):
+    loss = make_loss()
+    optimizer, scheduler = adam(loss, lr=0.01, total_steps=8)
+    update = Update(
+        loss, GoalBatchSampler(data, 8), optimizer, scheduler=scheduler, target_updater=SoftUpdate(loss, tau=0.5)
+    )
+    seen = []
+    for _ in range(8):
+        seen.append({group["name"]: group["lr"] for group in optimizer.param_groups})
+        update()
+    half_cosine = [0.005 * (1 + np.cos(np.pi * step / 8)) for step in range(8)]
+    np.testing.assert_allclose([rates["actor_network"] for rates in seen], half_cosine)
+    assert all(rates["score_network"] == rates["value_network"] == 0.01 for rates in seen)
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {
+        "actor_network": 0.0, "score_network": 0.01, "value_network": 0.01
+    }  # fmt: skip
+    before = {name: p.detach().clone() for name, p in loss.named_parameters()}
+    update()
+    moved = {name.split("_params")[0] for name, p in loss.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"score_network", "value_network"}
+
+
+def test_every_trained_parameter_is_in_one_group_and_rates_stay_without_a_length(make_loss):
+    loss = make_loss()
+    optimizer, scheduler = adam(loss, lr=0.01)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in loss.parameters()}
+    assert len(grouped) == len(list(loss.parameters()))
+    optimizer.step()
+    scheduler.step()
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01}
+
+
+def test_the_target_follows_by_the_polyak_rate_after_each_step(make_loss, data):
+    loss = make_loss()
+    optimizer, _ = adam(loss, lr=0.01)
+    update = Update(loss, GoalBatchSampler(data, 8), optimizer, target_updater=SoftUpdate(loss, tau=0.25))
+    target = loss.target_score_network_params
+    before = target.clone()
+    update()
+    # the rate is applied to the parameters that the step has just made
+    expected = 0.75 * before.data + 0.25 * loss.score_network_params.data
+    for key, value in target.items(True, True):
+        torch.testing.assert_close(value, expected[key])
+    assert any(not torch.equal(value, before[key]) for key, value in target.items(True, True))
+
+
+def test_losses_are_summed_and_diagnostics_are_not(data):
+    class TwoLosses(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, batch):
+            return TensorDict({"loss_a": self.weight, "loss_b": 2 * self.weight, "score": 100 * self.weight})
+
+    loss = TwoLosses()
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    out = Update(loss, GoalBatchSampler(data, 2), optimizer)()
+    assert loss.weight.item() == pytest.approx(1.0 - 0.1 * 3)
+    assert not any(value.requires_grad for value in out.values())
+
+
+def make_iql():
+    torch.manual_seed(0)
+    networks = make_networks(*goal_specs(3, 2, 2), hidden=(8,))
+    qvalue = TensorDictModule(networks.score[0].module, networks.score[0].in_keys, ["state_action_value"])
+    loss = IQLLoss(networks.actor, qvalue, networks.value)
+    loss.make_value_estimator(gamma=0.98)
+    return loss
+
+
+@pytest.mark.parametrize("source", ["buffer", "packed"])
+def test_torchrl_losses_train_on_goal_conditioned_batches(data, success, tmp_path, source):
+    loss = make_iql()
+    if source == "packed":
+        sampler = GoalBatchSampler(data, 32, success=success, q=False)
+    else:
+        rb = ReplayBuffer(
+            storage=LazyTensorStorage(len(data)),
+            sample_unit=GoalTransition(),
+            transform=HindsightGoalTransform(success=success),
+            batch_size=32,
+        )
+        rb.extend(data)
+        sampler = rb.sample
+    optimizer, scheduler = adam(loss, lr=1e-3, total_steps=20)
+    before = [parameter.detach().clone() for parameter in loss.parameters()]
+    trainer = OfflineTrainer(
+        loss,
+        sampler,
+        optimizer,
+        total_steps=20,
+        run_dir=tmp_path,
+        scheduler=scheduler,
+        target_updater=SoftUpdate(loss, tau=0.05),
+        evaluator=Evaluator(StillPool(), episodes=2, horizon=2),
+        log_interval=5,
+        progress_bar=False,
+    )
+    trainer.train()
+    assert all(not torch.equal(old, new) for old, new in zip(before, loss.parameters()))
+    rows = read_rows(tmp_path)
+    assert [row["step"] for row in rows if "loss_qvalue" in row] == ["5", "10", "15", "20"]
+    assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+
+
+def test_trainers_in_one_process_do_not_disturb_each_other(make_trainer, tmp_path):
+    make_trainer(12, run_dir=tmp_path / "alone", log_interval=3, save_interval=6).train()
+    first = make_trainer(12, run_dir=tmp_path / "first", log_interval=3, save_interval=6)
+    second = {}
+
+    def interfere():
+        # built and run between two updates of the first
+        if first._optim_count == 5:
+            second["trainer"] = make_trainer(4, run_dir=tmp_path / "second", seed=1, log_interval=2)
+            second["trainer"].train()
+
+    first.register_op("post_optim", interfere)
+    first.train()
+    assert read_rows(tmp_path / "first") == read_rows(tmp_path / "alone")
+    assert [row["step"] for row in read_rows(tmp_path / "second")] == ["2", "4"]
+    assert (first.step, second["trainer"].step) == (12, 4)
+
+
+def test_training_again_goes_on_in_the_same_file(make_trainer, tmp_path):
+    trainer = make_trainer(4, run_dir=tmp_path, log_interval=2)
+    trainer.train()
+    before = read_rows(tmp_path)
+    trainer.train()
+    assert read_rows(tmp_path) == before
+    assert trainer.step == 4
+
+
+def test_a_trainer_without_a_folder_writes_nothing_and_says_so_when_asked_to(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(3)
+    trainer.train()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="keeps no checkpoints"):
+        trainer.save()
+    with pytest.raises(ValueError, match="needs the path of a checkpoint"):
+        trainer.resume()
+
+
+@pytest.mark.parametrize("name", ["total_steps", "log_interval", "eval_interval", "save_interval", "keep_checkpoints"])
+def test_a_count_that_is_not_positive_is_refused_by_name(make_loss, data, name):
+    loss = make_loss()
+    options = {"total_steps": 1, name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        OfflineTrainer(loss, GoalBatchSampler(data, 2), adam(loss)[0], **options)
+
+
+def test_an_unknown_compile_mode_is_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"defalt.*default"):
+        make_trainer(1, compile="defalt")
+
+
+@pytest.mark.parametrize("updater", [SoftUpdate, HardUpdate])
+def test_the_state_of_an_update_goes_round(make_loss, data, updater):
+    options = {"tau": 0.1} if updater is SoftUpdate else {"value_network_update_interval": 3}
+
+    def make():
+        loss = make_loss()
+        optimizer, scheduler = adam(loss, lr=0.01, total_steps=20)
+        return Update(
+            loss,
+            GoalBatchSampler(data, 8),
+            optimizer,
+            scheduler=scheduler,
+            target_updater=updater(loss, **options),
+        )
+
+    first, second = make(), make()
+    for _ in range(5):
+        first()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for _ in range(4):
+        expected, found = first(), second()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+    for key, value in first.loss.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, second.loss.state_dict()[key])
+
+
+@pytest.mark.slow
+def test_sampling_and_losses_are_one_graph_that_schedule_and_target_do_not_recompile(make_trainer, monkeypatch):
+    torch._dynamo.reset()
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode: compile_(f, backend=counter, fullgraph=True))
+    compiled = make_trainer(5, compile="default")
+    monkeypatch.undo()
+    compiled.train()
+    assert counter.frame_count == 1
+    eager = make_trainer(5)
+    eager.train()
+    expected = eager.loss_module.state_dict()
+    for key, value in compiled.loss_module.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, expected[key])
+
+
+@pytest.mark.slow
+def test_compiled_updates_equal_eager_ones_with_schedule_and_target(make_trainer):
+    torch._dynamo.reset()
+    trainers = [make_trainer(6, compile=mode) for mode in ("off", "default")]
+    for trainer in trainers:
+        trainer.train()
+    eager, compiled = (trainer.loss_module.state_dict() for trainer in trainers)
+    assert eager.keys() == compiled.keys()
+    start = make_trainer(6).loss_module.state_dict()
+    for key, value in eager.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            # six steps of Adam: rounding differences of a gradient near 0 are magnified to some lr * 1e-2
+            torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4)
+    moved = [key for key in eager if "target_score" in key and isinstance(eager[key], torch.Tensor)]
+    assert any(not torch.equal(eager[key], start[key]) for key in moved)

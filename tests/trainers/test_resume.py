@@ -1,0 +1,195 @@
+"""A resumed run equals an uninterrupted one bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from torchrl_smore.data import GoalTransition, HindsightGoalTransform
+from torchrl_smore.envs import EnvPool
+from torchrl_smore.trainers import CheckpointError, Evaluator, latest_checkpoint, load_checkpoint
+
+TIMING = "updates_per_second"
+
+
+def metrics(run_dir):
+    """The whole file but for its columns of times."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != TIMING} for row in csv.DictReader(file)]
+
+
+def assert_same(a, b, where=""):
+    """Nested values equal in every bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for number, pair in enumerate(zip(a, b)):
+            assert_same(*pair, f"{where}/{number}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+class Stop(Exception):
+    """Stands for a crash."""
+
+
+def crash_at(trainer, step):
+    def crash():
+        if trainer._optim_count == step:
+            raise Stop
+
+    trainer.register_op("post_optim", crash)
+
+
+@pytest.fixture
+def make_run(make_trainer, data):
+    """Returns a factory of equal trainers, by source of batches."""
+
+    def make(run_dir, source, pool, **options):
+        if source == "buffer":
+            rb = TensorDictReplayBuffer(
+                storage=LazyTensorStorage(len(data)),
+                sample_unit=GoalTransition(),
+                transform=HindsightGoalTransform(),
+                batch_size=16,
+            )
+            rb.extend(data)
+            options["sampler"] = rb.sample
+        evaluator = Evaluator(pool, episodes=3, horizon=4)
+        intervals = {"log_interval": 3, "eval_interval": 4, "save_interval": 5}
+        policy = lambda observation: np.zeros((pool.num_envs, 2))  # noqa: E731 - the networks have other widths
+        return make_trainer(
+            13, run_dir=run_dir, evaluator=evaluator, policy=policy, meta={"task": "walk"}, **intervals, **options
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("crash", [6, 9, 12])
+@pytest.mark.parametrize("source", ["packed", "buffer"])
+def test_a_run_resumed_from_its_checkpoint_equals_one_that_was_never_stopped(make_run, tmp_path, source, crash):
+    with EnvPool("PointReach", 2) as pool:
+        make_run(tmp_path / "whole", source, pool).train()
+        first = make_run(tmp_path / "stopped", source, pool)
+        crash_at(first, crash)
+        with pytest.raises(Stop):
+            first.train()
+        second = make_run(tmp_path / "stopped", source, pool)
+        for seed in (torch.manual_seed, np.random.seed, random.seed):
+            seed(1234)
+        second.resume()
+        assert second.step == 5 * (crash // 5)
+        second.train()
+    whole = load_checkpoint(latest_checkpoint(tmp_path / "whole" / "checkpoint"))[0]
+    stopped = load_checkpoint(latest_checkpoint(tmp_path / "stopped" / "checkpoint"))[0]
+    assert_same(whole, stopped)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+    assert whole.keys() == {"step", "update", "rng", "averages"}
+    assert {"loss", "optimizer", "scheduler"} <= whole["update"].keys()
+    assert whole["rng"].keys() == {"torch", "cuda", "numpy", "python"}
+
+
+def load_killed_run():
+    spec = importlib.util.spec_from_file_location("killed_run", Path(__file__).with_name("killed_run.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("when", ["update", "save"])
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, when):
+    script = load_killed_run()
+    script.make_trainer(tmp_path / "whole").train()
+    child = [sys.executable, script.__file__, str(tmp_path / "killed"), when]
+    done = subprocess.run(
+        child, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert latest_checkpoint(tmp_path / "killed" / "checkpoint").name == "step_000000005"
+    assert metrics(tmp_path / "killed")[-1]["step"] in ("8", "10")
+    trainer = script.make_trainer(tmp_path / "killed")
+    torch.manual_seed(1234)
+    trainer.resume()
+    assert trainer.step == 5
+    trainer.train()
+    state, _ = load_checkpoint(latest_checkpoint(tmp_path / "whole" / "checkpoint"))
+    other, _ = load_checkpoint(latest_checkpoint(tmp_path / "killed" / "checkpoint"))
+    assert_same(state["update"], other["update"])
+    assert_same(state["rng"]["torch"], other["rng"]["torch"])
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoint").iterdir()) == [
+        "step_000000010",
+        "step_000000012",
+    ]
+
+
+def test_a_finished_run_can_be_resumed_and_is_evaluated(make_run, tmp_path):
+    with EnvPool("PointReach", 2) as pool:
+        first = make_run(tmp_path, "packed", pool)
+        first.train()
+        before = metrics(tmp_path)
+        second = make_run(tmp_path, "packed", pool)
+        second.resume()
+        second.train()
+    assert metrics(tmp_path) == before
+    assert second.step == 13
+    assert second.evaluation.metrics == first.evaluation.metrics
+
+
+def test_an_older_checkpoint_can_be_chosen_and_the_later_ones_go(make_run, tmp_path):
+    with EnvPool("PointReach", 2) as pool:
+        make_run(tmp_path, "packed", pool, keep_checkpoints=9).train()
+        whole = metrics(tmp_path)
+        second = make_run(tmp_path, "packed", pool, keep_checkpoints=9)
+        second.resume(tmp_path / "checkpoint" / "step_000000005")
+        crash_at(second, 11)
+        with pytest.raises(Stop):
+            second.train()
+    assert latest_checkpoint(tmp_path / "checkpoint").name == "step_000000010"
+    assert metrics(tmp_path) == [row for row in whole if int(row["step"]) <= 9 or int(row["step"]) == 10]
+
+
+def test_a_checkpoint_of_another_task_is_refused_before_anything_changes(make_run, make_trainer, tmp_path):
+    with EnvPool("PointReach", 2) as pool:
+        make_run(tmp_path, "packed", pool).train()
+    other = make_trainer(13, run_dir=tmp_path, meta={"task": "run"}, seed=3)
+    before = [parameter.detach().clone() for parameter in other.loss_module.parameters()]
+    with pytest.raises(CheckpointError, match="task='walk'; expected 'run'"):
+        other.resume()
+    assert all(torch.equal(*pair) for pair in zip(before, other.loss_module.parameters()))
+    assert other.step == 0
+
+
+def test_there_must_be_a_checkpoint(make_trainer, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        make_trainer(3, run_dir=tmp_path).resume()
+
+
+def test_the_progress_bar_of_a_resumed_run_starts_where_the_run_was(make_trainer, tmp_path):
+    pytest.importorskip("tqdm")
+    make_trainer(6, run_dir=tmp_path, save_interval=4, keep_checkpoints=9).train()
+    trainer = make_trainer(6, run_dir=tmp_path, save_interval=4, progress_bar=True)
+    trainer.resume(tmp_path / "checkpoint" / "step_000000004")
+    shown = []
+    trainer.register_op("pre_optim_steps", lambda: shown.append(trainer._pbar.n))
+    trainer.train()
+    assert shown == [4]
+    assert trainer._pbar.n == trainer._pbar.total == 6

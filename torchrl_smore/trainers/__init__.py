@@ -1,0 +1,20 @@
+"""Offline training, evaluation and checkpoints."""
+
+from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator
+from torchrl_smore.trainers.offline import OfflineTrainer
+from torchrl_smore.trainers.update import Compile, Update, adam
+
+__all__ = [
+    "ActorPolicy",
+    "CheckpointError",
+    "Compile",
+    "Evaluation",
+    "Evaluator",
+    "OfflineTrainer",
+    "Update",
+    "adam",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+]

@@ -1,0 +1,178 @@
+"""Evaluation over fixed-horizon episodes in a pool of environments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import LossModule
+
+Observation = Mapping[str, np.ndarray]
+Policy = Callable[[Observation], np.ndarray]
+
+#: The two discounts that the paper's tables mix; both are always reported.
+GAMMAS = (0.98, 0.99)
+
+
+class Pool(Protocol):
+    """What evaluation needs of an environment pool of n environments; :class:`torchrl_smore.envs.EnvPool` is one."""
+
+    num_envs: int
+
+    def reset(self, seeds: Sequence[int]) -> Observation:
+        """Starts one episode in each environment, from n seeds."""
+
+    def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray]:
+        """Steps them by actions ``[n, A]``; returns observations and 0/1 rewards ``[n]``."""
+
+
+class ActorPolicy:
+    """The deterministic policy of a loss module's ``actor_network``, on batches of numpy observations.
+
+    Actions are the distribution's mode, clipped to ``[-1, 1]``.
+
+    Args:
+        loss: has ``actor_network`` and ``actor_network_params``.
+        action_key: key that the actor writes.
+    """
+
+    def __init__(self, loss: LossModule, action_key: str = "action") -> None:
+        self.loss = loss
+        self.action_key = action_key
+
+    @torch.no_grad()
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Actions ``[n, A]`` for observations ``[n, ...]``."""
+        network, params = self.loss.actor_network, self.loss.actor_network_params
+        device = next(iter(self.loss.parameters())).device
+        keys = [key for key in network.in_keys if key in observation]
+        batch = TensorDict(
+            {key: torch.as_tensor(np.asarray(observation[key], dtype=np.float32)) for key in keys},
+            batch_size=[len(observation[keys[0]])],
+        ).to(device)
+        with (
+            params.to_module(network, preserve_module_state=False),
+            set_exploration_type(ExplorationType.DETERMINISTIC),
+        ):
+            action = network(batch).get(self.action_key)
+        return action.clamp(-1.0, 1.0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of :meth:`Evaluator.run`: a mean and a 95% interval for each metric, and the episodes behind them.
+
+    ``metrics`` and ``intervals`` have keys ``success_last``, ``success_any`` (rates, Wilson intervals),
+    ``discounted_return_<gamma>``, ``return_over_max`` (at the largest gamma), ``final_distance`` (bootstrap intervals);
+    ``episodes`` counts them, ``per_episode`` has the raw numbers, shape ``[episodes]``.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    episodes: int
+    per_episode: dict[str, np.ndarray]
+
+    def summary(self) -> dict[str, Any]:
+        """Metrics, ``episodes`` and ``intervals`` as plain values for JSON."""
+        intervals = {key: list(value) for key, value in self.intervals.items()}
+        return {**self.metrics, "episodes": self.episodes, "intervals": intervals}
+
+
+class Evaluator:
+    """Runs a policy for a fixed number of episodes with fixed seeds.
+
+    Every episode runs exactly ``horizon`` steps and never stops on success. Success is judged after each step; the
+    return is ``sum_t gamma^t r_t`` with ``r_t = 1`` where step t ends at the goal; the final distance is Euclidean,
+    between achieved goal and goal after the last step, in the task's unit.
+
+    Args:
+        pool: environments.
+        episodes: number of episodes, positive.
+        horizon: steps of an episode, positive.
+        first_seed: episode e is reset with ``first_seed + e``.
+        gammas: discounts to report.
+
+    Raises:
+        ValueError: if ``episodes`` or ``horizon`` is not positive.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        episodes: int = 50,
+        horizon: int = 50,
+        first_seed: int = 10_000,
+        gammas: Sequence[float] = GAMMAS,
+    ) -> None:
+        if episodes < 1 or horizon < 1:
+            raise ValueError(f"episodes and horizon must be positive, got {episodes} and {horizon}.")
+        self.pool = pool
+        self.episodes = episodes
+        self.horizon = horizon
+        self.first_seed = first_seed
+        self.gammas = tuple(gammas)
+
+    def run(self, policy: Policy) -> Evaluation:
+        """Evaluates ``policy``: a function of a batch of observations that returns actions in ``[-1, 1]``."""
+        seeds = range(self.first_seed, self.first_seed + self.episodes)
+        parts = [
+            self._batch(policy, seeds[start : start + self.pool.num_envs])
+            for start in range(0, self.episodes, self.pool.num_envs)
+        ]
+        reward = np.concatenate([part[0] for part in parts])
+        distance = np.concatenate([part[1] for part in parts])
+        return self._describe(reward, distance)
+
+    def _batch(self, policy: Policy, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards ``[k, horizon]`` and final distances ``[k]`` of the episodes of k seeds, at most ``num_envs``."""
+        spare = self.pool.num_envs - len(seeds)
+        # a pool steps all of its environments: the spare ones repeat the last episode and are not counted
+        observation = self.pool.reset([*seeds, *[seeds[-1]] * spare])
+        rewards = []
+        for _ in range(self.horizon):
+            observation, reward = self.pool.step(policy(observation))
+            rewards.append(np.asarray(reward, dtype=np.float64).reshape(-1))
+        distance = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"], axis=-1)
+        return np.stack(rewards, 1)[: len(seeds)], distance[: len(seeds)]
+
+    def _describe(self, reward: np.ndarray, distance: np.ndarray) -> Evaluation:
+        discounts = {gamma: gamma ** np.arange(self.horizon) for gamma in self.gammas}
+        largest = max(self.gammas)
+        per_episode = {
+            "success_last": reward[:, -1],
+            "success_any": reward.max(1),
+            **{f"discounted_return_{gamma:g}": reward @ discount for gamma, discount in discounts.items()},
+            "return_over_max": reward @ discounts[largest] / discounts[largest].sum(),
+            "final_distance": distance,
+        }
+        metrics = {key: float(values.mean()) for key, values in per_episode.items()}
+        intervals = {
+            key: wilson_interval(values.sum(), len(values)) if key.startswith("success") else bootstrap_interval(values)
+            for key, values in per_episode.items()
+        }
+        return Evaluation(metrics, intervals, len(distance), per_episode)
+
+
+def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a rate (Wilson 1927), 95% by default; stays inside ``[0, 1]``."""
+    rate, z2 = successes / trials, z * z
+    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = z / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
+    # the ends are exactly 0 and 1 where no or every trial succeeds, which rounding would miss by an ulp
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return low, 1.0 if successes == trials else min(1.0, centre + half)
+
+
+def bootstrap_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean; always the same resamples, so that it is reproducible."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,57 @@
+"""The metrics of a run as one CSV file that is always whole."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class MetricsFile:
+    """Rows of metrics, one for each logged step, in a CSV file.
+
+    A row is appended when its columns are known; a new column rewrites the file (beside its place, then renamed). An
+    existing file is read back first, so that a resumed run goes on in it.
+
+    Args:
+        path: the CSV file; its parents are made.
+        last_step: drop rows beyond this step (a resumed run repeats them); ``None`` starts anew.
+    """
+
+    def __init__(self, path: str | Path, last_step: int | None = None) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._rows: list[dict[str, str]] = []
+        if last_step is not None and self.path.exists():
+            with self.path.open(newline="") as file:
+                # a last line without its end was torn by a full disk
+                whole = [line for line in file if line.endswith("\n")]
+            self._rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= last_step]
+        self._columns = list(self._rows[0]) if self._rows else ["step"]
+        self._rewrite()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one row.
+
+        Args:
+            step: updates done.
+            values: finite or not, by column.
+        """
+        row = {"step": str(step), **{key: f"{value:.8g}" for key, value in values.items()}}
+        new = [key for key in row if key not in self._columns]
+        self._columns += new
+        self._rows.append(row)
+        if new:
+            self._rewrite()
+            return
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _rewrite(self) -> None:
+        beside = self.path.with_name(f".{self.path.name}.partial")
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(beside, self.path)

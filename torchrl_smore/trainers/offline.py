@@ -1,0 +1,304 @@
+"""A TorchRL trainer without a collector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.objectives import LossModule, TargetNetUpdater
+from torchrl.record.loggers import Logger
+from torchrl.trainers import OptimizationStepper, Trainer
+
+from torchrl_smore.trainers.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, Policy
+from torchrl_smore.trainers.logging import MetricsFile
+from torchrl_smore.trainers.update import Compile, Update
+
+_STAGES = (
+    "setup",
+    "batch_process",
+    "pre_steps_log",
+    "pre_optim_steps",
+    "post_optim",
+    "post_optim_log",
+    "post_steps",
+    "post_steps_log",
+    "shutdown",
+)
+_ABSENT_STAGES = (
+    "pre_epoch",
+    "pre_epoch_log",
+    "process_optim_batch",
+    "post_loss",
+    "process_loss",
+    "optimizer",
+    "post_epoch",
+    "post_epoch_log",
+    "post_optim_complete_log",
+)
+
+
+class OfflineSteps:
+    """Stands where a :class:`~torchrl.trainers.Trainer` expects a collector: yields step counts, no data.
+
+    Each item is an empty TensorDict whose batch size is the number of updates up to the next multiple of one of the
+    intervals, so one "frame" is one update.
+    """
+
+    init_random_frames = 0
+
+    def __init__(self, total_steps: int, intervals: tuple[int, ...]) -> None:
+        self.total_steps = total_steps
+        self.intervals = intervals
+        self.done = 0
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        while self.done < self.total_steps:
+            stops = [interval * (self.done // interval + 1) for interval in self.intervals]
+            steps = min(*stops, self.total_steps) - self.done
+            self.done += steps
+            yield TensorDict({}, batch_size=[steps])
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Part of the interface; there is nothing to seed."""
+        return seed
+
+    def shutdown(self) -> None:
+        """Part of the interface."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Updates handed out."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.done = state["done"]
+
+    def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
+        """Part of the interface; there is no policy here."""
+
+
+class UpdateStepper(OptimizationStepper):
+    """Lets a :class:`~torchrl.trainers.Trainer` run an :class:`Update`."""
+
+    def __init__(self, update: Update) -> None:
+        self.update = update
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        """One update; the batch is drawn by the update itself."""
+        return self.update()
+
+
+class OfflineTrainer(Trainer):
+    """Trains any TorchRL loss on a fixed dataset.
+
+    A :class:`~torchrl.trainers.Trainer` whose hooks work as usual (``post_optim``, ``post_steps``, ``post_steps_log``,
+    ...; a "frame" is an update); ``post_optim_log`` gets the losses of the update, there being no batch to give. It
+    evaluates, logs to ``run_dir/metrics.csv`` and, if given, a TorchRL logger, keeps checkpoints in
+    ``run_dir/checkpoint`` and resumes from them: on a CPU a resumed run equals an uninterrupted one bit for bit.
+
+    Args:
+        loss: any TorchRL loss with ``loss_*`` outputs.
+        sampler: returns a batch, for example ``replay_buffer.sample`` or a
+            :class:`~torchrl_smore.data.GoalBatchSampler`; if it has ``state_dict``, it goes into the checkpoint. A
+            replay buffer resumes exactly if it draws from torch's global generator, which is saved, and not from one
+            of its own.
+        optimizer: over ``loss.parameters()``; see :func:`~torchrl_smore.trainers.adam`.
+        total_steps: updates, positive.
+        run_dir: folder for metrics and checkpoints; ``None`` writes nothing.
+        scheduler: stepped after every update.
+        target_updater: stepped after every update.
+        evaluator: runs the policy; ``None`` never evaluates.
+        policy: what is evaluated; ``None`` is the loss's ``actor_network``, deterministic.
+        log_interval: updates between two rows of metrics, averaged over the interval.
+        eval_interval: updates between two evaluations; the end is always evaluated.
+        save_interval: updates between two checkpoints; the end is always saved.
+        keep_checkpoints: newest checkpoints to keep.
+        compile: see :class:`~torchrl_smore.trainers.update.Update`.
+        meta: identifies the run in its checkpoints (JSON); a checkpoint with another ``meta`` is refused.
+        logger: a TorchRL logger that gets every row too.
+        progress_bar: whether to show one.
+
+    Raises:
+        ValueError: if a count is not positive.
+    """
+
+    def __init__(
+        self,
+        loss: LossModule,
+        sampler: Callable[[], TensorDictBase],
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        run_dir: str | Path | None = None,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        target_updater: TargetNetUpdater | None = None,
+        evaluator: Evaluator | None = None,
+        policy: Policy | None = None,
+        log_interval: int = 100,
+        eval_interval: int = 1000,
+        save_interval: int = 1000,
+        keep_checkpoints: int = 2,
+        compile: Compile = "off",
+        meta: Mapping[str, Any] | None = None,
+        logger: Logger | None = None,
+        progress_bar: bool = True,
+    ) -> None:
+        counts = {
+            "total_steps": total_steps,
+            "log_interval": log_interval,
+            "eval_interval": eval_interval,
+            "save_interval": save_interval,
+            "keep_checkpoints": keep_checkpoints,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be positive, got {count}.")
+        self.update = Update(
+            loss, sampler, optimizer, scheduler=scheduler, target_updater=target_updater, compile=compile
+        )
+        super().__init__(
+            collector=OfflineSteps(total_steps, (log_interval, eval_interval, save_interval)),
+            total_frames=total_steps,
+            frame_skip=1,
+            optim_steps_per_batch=1,
+            loss_module=loss,
+            optimizer=optimizer,
+            optimization_stepper=UpdateStepper(self.update),
+            target_net_updater=target_updater,
+            logger=logger,
+            progress_bar=progress_bar,
+            # every call of _log writes: the intervals are those of the step source
+            log_interval=0,
+        )
+        # TorchRL keeps this dictionary on the class, where a second trainer would empty it
+        self._last_log: dict[str, int] = {}
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.evaluator = evaluator
+        self.policy = policy if policy is not None or evaluator is None else ActorPolicy(loss)
+        self.eval_interval = eval_interval
+        self.log_interval = log_interval
+        self.save_interval = save_interval
+        self.keep_checkpoints = keep_checkpoints
+        self.meta = dict(meta or {})
+        self.evaluation: Evaluation | None = None
+        self.update_seconds = 0.0
+        self._updates_timed = 0
+        self._averages: list[TensorDictBase] = []
+        self._metrics: MetricsFile | None = None
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return int(self.collected_frames)
+
+    @property
+    def updates_per_second(self) -> float:
+        """Rate of updates in this process, sampling included, evaluation and logging excluded."""
+        return self._updates_timed / self.update_seconds if self.update_seconds > 0 else float("nan")
+
+    def train(self) -> None:
+        """Runs the remaining updates."""
+        if self.run_dir is not None:
+            self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
+        super().train()
+        if self.progress_bar:
+            self._pbar.close()
+        if self.evaluation is None and self.evaluator is not None and self.policy is not None:
+            # resumed at its end: the row is there, the evaluation itself is not
+            self.evaluation = self.evaluator.run(self.policy)
+
+    def register_op(self, dest: Any, op: Callable[..., Any], **kwargs: Any) -> None:
+        """Registers a hook; see :meth:`torchrl.trainers.Trainer.register_op`.
+
+        Raises:
+            ValueError: for a stage that has no place here: an update draws its own batch, and there are no epochs.
+        """
+        if dest in _ABSENT_STAGES:
+            raise ValueError(f"OfflineTrainer never reaches the hook stage {dest!r}; it has {', '.join(_STAGES)}.")
+        super().register_op(dest, op, **kwargs)
+
+    def _setup_hook(self) -> None:
+        super()._setup_hook()
+        if self.progress_bar:
+            self._pbar.update(self.step)
+
+    def optim_steps(self, batch: TensorDictBase) -> None:
+        """Runs ``batch.numel()`` updates, then logs, evaluates and saves what is due."""
+        self._pre_optim_hook()
+        start = time.perf_counter()
+        for _ in range(batch.numel()):
+            self._optim_count += 1
+            out = self.optimization_stepper.step(self, batch)
+            self._post_optim_hook()
+            self._post_optim_log(out)
+            self._averages.append(out)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.update_seconds += time.perf_counter() - start
+        self._updates_timed += batch.numel()
+        last = self.step >= self.total_frames
+        if last or self.step % self.log_interval == 0:
+            self._log_averages()
+        if self.evaluator is not None and self.policy is not None and (last or self.step % self.eval_interval == 0):
+            self.evaluation = self.evaluator.run(self.policy)
+            self._write({f"eval/{key}": value for key, value in self.evaluation.metrics.items()})
+        if self.run_dir is not None and (last or self.step % self.save_interval == 0):
+            self.save()
+
+    def _log_averages(self) -> None:
+        rows, self._averages = self._averages, []
+        means = {key: torch.stack([row.get(key) for row in rows]).mean().item() for key, _ in rows[0].items()}
+        self._write({**means, "updates_per_second": self.updates_per_second})
+
+    def _write(self, values: Mapping[str, float]) -> None:
+        shown = [key for key in values if key.startswith(("loss_", "eval/success_last", "eval/discounted_return_0.99"))]
+        self._log(log_pbar=False, **{key: value for key, value in values.items() if key not in shown})
+        self._log(log_pbar=True, **{key: values[key] for key in shown})
+        if self._metrics is not None:
+            self._metrics.write(self.step, values)
+
+    def save(self) -> Path:
+        """Writes a checkpoint; see :func:`~torchrl_smore.trainers.checkpoint.save_checkpoint`.
+
+        Raises:
+            ValueError: if the trainer has no ``run_dir``.
+        """
+        if self.run_dir is None:
+            raise ValueError("a trainer without run_dir keeps no checkpoints.")
+        state = {
+            "step": self.step,
+            "update": self.update.state_dict(),
+            "rng": rng_state(),
+            "averages": [row.to_dict() for row in self._averages],
+        }
+        meta = {**self.meta, "total_steps": int(self.total_frames)}
+        return save_checkpoint(self.run_dir / "checkpoint", self.step, state, meta, self.keep_checkpoints)
+
+    def resume(self, checkpoint: str | Path | None = None) -> None:
+        """Continues from a checkpoint, by default the newest of ``run_dir``.
+
+        Raises:
+            CheckpointError: if there is none, it is damaged, or it belongs to another run.
+            ValueError: if the trainer has neither a ``run_dir`` nor was given a checkpoint.
+        """
+        if checkpoint is None:
+            if self.run_dir is None:
+                raise ValueError("a trainer without run_dir needs the path of a checkpoint to resume from.")
+            checkpoint = latest_checkpoint(self.run_dir / "checkpoint")
+        state, _ = load_checkpoint(checkpoint, self.meta)
+        self.update.load_state_dict(state["update"])
+        set_rng_state(state["rng"])
+        self._averages = [TensorDict(row) for row in state["averages"]]
+        self.collected_frames = self._optim_count = state["step"]
+        self.collector.load_state_dict({"done": state["step"]})
