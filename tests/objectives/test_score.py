@@ -116,7 +116,8 @@ def test_half_open_bounds_clip_on_one_side():
     batch = example()
     batch["next", "state_value"][1] = -5.0
     out = one(formulation="official", score_bounds="auto")(batch)
-    assert out["bound_clipped"].item() == 0.25
+    # one of the two values on rho: the official objectives bootstrap none on q
+    assert out["bound_clipped"].item() == 0.5
     batch["next", "state_value"][1] = -1e-4 / 0.5
     torch.testing.assert_close(out["loss_score"], one(formulation="official")(batch)["loss_score"])
 
