@@ -1,0 +1,95 @@
+"""The paper's claims C1 to C13, judged on a set of results: ours, or the paper's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.reports.claim_rules import CLAIMS, NotEnoughRuns, Numbers, View
+from torchrl_smore.reports.paper import Paper
+from torchrl_smore.reports.results import Result, RunSet
+from torchrl_smore.reports.statistics import SignificanceTest
+
+Verdict = Literal["holds", "fails", "not enough runs"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a claim.
+
+    Attributes:
+        claim: ``C1`` to ``C13``.
+        statement: what is claimed, as it is tested here.
+        verdict: ``"not enough runs"`` if any cell that it needs has too few seeds.
+        numbers: what the verdict rests on, empty if there are not enough runs.
+        missing: cells without enough seeds, in words.
+    """
+
+    claim: str
+    statement: str
+    verdict: Verdict
+    numbers: Numbers
+    missing: tuple[str, ...] = ()
+
+
+def evaluate_claim(
+    claim: str,
+    results: Iterable[Result] | Paper,
+    *,
+    tasks: Collection[str] | None = None,
+    min_seeds: int = 5,
+    test: SignificanceTest | None = None,
+) -> Outcome:
+    """Evaluates one claim.
+
+    Args:
+        claim: a key of :data:`~torchrl_smore.reports.claim_rules.CLAIMS`, ``"C1"`` to ``"C13"``.
+        results: ours, or the paper's printed means.
+        tasks: evaluates the claim on these tasks alone; by default on all that the paper's table has.
+        min_seeds: of every cell that the claim needs.
+        test: decides significance in C1.
+
+    Raises:
+        ValueError: if there is no such claim.
+    """
+    if claim not in CLAIMS:
+        raise unknown_name("claim", claim, CLAIMS)
+    statement, function = CLAIMS[claim]
+    paper = Paper()
+    source = results if isinstance(results, Paper) else RunSet(results)
+    try:
+        holds, numbers = function(View(source, tasks, min_seeds, test or SignificanceTest(), paper))
+    except NotEnoughRuns as error:
+        return Outcome(claim, statement, "not enough runs", {}, error.args)
+    return Outcome(claim, statement, "holds" if holds else "fails", numbers)
+
+
+def evaluate_claims(
+    results: Iterable[Result] | Paper,
+    *,
+    tasks: Collection[str] | None = None,
+    min_seeds: int = 5,
+    test: SignificanceTest | None = None,
+) -> list[Outcome]:
+    """Evaluates all claims; see :func:`evaluate_claim`."""
+    results = results if isinstance(results, Paper) else list(results)
+    return [evaluate_claim(claim, results, tasks=tasks, min_seeds=min_seeds, test=test) for claim in CLAIMS]
+
+
+def claims_to_markdown(outcomes: Sequence[Outcome]) -> str:
+    """A table of claim, verdict and numbers; of missing cells the first three are named."""
+    lines = ["| claim | statement | verdict | numbers |", "| --- | --- | --- | --- |"]
+    for outcome in outcomes:
+        numbers = [f"{name} {_number(value)}" for name, value in outcome.numbers.items()]
+        if outcome.missing:
+            more = len(outcome.missing) - 3
+            numbers = ["missing: " + ", ".join(outcome.missing[:3]) + (f" and {more} more" if more > 0 else "")]
+        text = "; ".join(numbers).replace("_", r"\_")
+        lines.append(f"| {outcome.claim} | {outcome.statement} | {outcome.verdict} | {text} |")
+    return "\n".join([*lines, ""])
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
