@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+# the tests run in as many processes as there are cores: more threads would only get into each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 # before anything imports tensordict, which imports triton: without a GPU its kernels run under the interpreter
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
