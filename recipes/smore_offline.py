@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import torch
 import yaml
+from methods import METHODS, Setting
 from recipe_cli import nearest, option, read_config, run_recipe
 from recipe_utils import (
     ProgressLines,
@@ -31,10 +32,10 @@ from recipe_utils import (
     stopping_on_interrupt,
     write_json,
 )
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.record.loggers import Logger, get_logger
 
-from torchrl_smore import GoalBatchSampler, SMORELoss, TrajectoryStore, goal_specs, make_networks
+from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
 from torchrl_smore.data import standardization
 from torchrl_smore.envs import EnvPool, Task, get_task
 from torchrl_smore.reports import plot_curves
@@ -48,8 +49,8 @@ from torchrl_smore.trainers import (
     load_checkpoint,
 )
 
-METHODS = ("smore",)
 LOGGERS = ("tensorboard", "wandb")
+LOSS_OPTIONS = ("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma")
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
 
@@ -58,7 +59,7 @@ class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
     task: str = option("FetchReach", "FetchReach, FetchPush, FetchPick, PointReach, PointRooms")
-    method: str = option("smore", "smore (the baselines of the paper are to come)")
+    method: str = option("smore", ", ".join(METHODS))
     dataset: str | None = option(None, "a store of collect_dataset.py or a WGCSL/GoFAR buffer.pkl; none: collect one")
     num_trajectories: int = option(1000, "trajectories to collect when no dataset is given")
     expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
@@ -72,16 +73,20 @@ class Config:
     formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
-    expectile: float = option(0.8, "of the value loss, in (0, 1)")
-    temperature: float = option(3.0, "multiplies the advantage, >= 0")
-    gamma: float = option(0.99, "discount of the objective, in (0, 1)")
+    expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.8 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (3 SMORe)")
+    gamma: float | None = option(None, "discount of the objective, in (0, 1); none: the method's (0.99 SMORe)")
     residual_coef: float = option(0.25, "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
-    her_ratio: float = option(0.8, "probability of relabelling a goal, in [0, 1]")
+    her_ratio: float | None = option(
+        None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
+    )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
-    learning_rate: float = option(3e-4, "of Adam; the actor's decays by half a cosine over the run")
-    target_rate: float = option(0.005, "Polyak rate of the target scores, in (0, 1]")
+    learning_rate: float | None = option(None, "of Adam; none: the method's (3e-4 SMORe)")
+    target_rate: float | None = option(
+        None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
+    )
     eval_episodes: int = option(50, "episodes of an evaluation")
     eval_interval: int = option(500, "updates between evaluations")
     log_interval: int = option(50, "updates between rows of metrics.csv")
@@ -109,11 +114,16 @@ def main(config: Config) -> None:
     store = make_dataset(config, task)
     print(f"\n{store.summary()}\n")
     torch.manual_seed(config.seed)
+    method = METHODS[config.method]
     loss = make_loss(config, task, store, device)
-    sampler = GoalBatchSampler(
-        store.data, config.batch_size, her_ratio=config.her_ratio, seed=config.seed, device=device
+    sampler = make_sampler(config, task, store, device)
+    optimizer, scheduler = adam(
+        loss,
+        lr=given(config.learning_rate, method.learning_rate),
+        total_steps=config.steps,
+        cosine=("actor_network",) if method.cosine else (),
     )
-    optimizer, scheduler = adam(loss, lr=config.learning_rate, total_steps=config.steps)
+    target_rate = given(config.target_rate, method.target_rate)
 
     num_envs = min(config.eval_episodes, 50)
     with EnvPool(task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise) as pool:
@@ -126,7 +136,7 @@ def main(config: Config) -> None:
             total_steps=config.steps,
             run_dir=run_dir,
             scheduler=scheduler,
-            target_updater=SoftUpdate(loss, tau=config.target_rate),
+            target_updater=None if target_rate is None else SoftUpdate(loss, tau=target_rate),
             evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon),
             log_interval=config.log_interval,
             eval_interval=config.eval_interval,
@@ -145,15 +155,22 @@ def main(config: Config) -> None:
         report(config, task, run_dir, trainer, time.perf_counter() - started)
 
 
+def given(value: Any, default: Any) -> Any:
+    """An option if the user gave it, else the method's default."""
+    return default if value is None else value
+
+
 def identity(config: Config) -> dict[str, Any]:
-    """What a checkpoint must agree with to be resumed."""
-    return {"task": config.task, "method": config.method, "formulation": config.formulation}
+    """What a checkpoint must agree with to be resumed; methods without formulations have ``None``."""
+    formulation = config.formulation if "formulation" in METHODS[config.method].accepts else None
+    return {"task": config.task, "method": config.method, "formulation": formulation}
 
 
 def new_run(config: Config) -> Path:
     """A new run folder with its ``config.yaml``."""
     text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-    return new_run_folder(config.run_root, *identity(config).values(), f"seed{config.seed}", config=text)
+    parts = [part for part in identity(config).values() if part is not None]
+    return new_run_folder(config.run_root, *parts, f"seed{config.seed}", config=text)
 
 
 def config_of_run(config: Config) -> Config:
@@ -197,8 +214,8 @@ def check(config: Config) -> None:
             ("her_ratio", "expert_fraction"), ("in [0, 1]", lambda value: value is None or 0 <= value <= 1)
         ),
         "action_noise": ("a number not below 0", lambda value: 0 <= value < float("inf")),
-        "target_rate": ("in (0, 1]", lambda value: 0 < value <= 1),
-        "learning_rate": ("a positive number", lambda value: 0 < value < float("inf")),
+        "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
+        "learning_rate": ("a positive number", lambda value: value is None or 0 < value < float("inf")),
     }
     for name, (expected, holds) in ranges.items():
         if not holds(getattr(config, name)):
@@ -215,9 +232,8 @@ def check(config: Config) -> None:
         raise FileNotFoundError(f"dataset={config.dataset} does not exist; expected a store folder or a buffer.pkl.")
     if config.device != "auto":
         resolve_device(config.device)
-    # the networks are tiny here: only the names and constants are looked at
-    networks = make_networks(*goal_specs(1, 1, 1), preset=config.networks, hidden=(1,))  # type: ignore[arg-type]
-    SMORELoss(networks.actor, networks.score, networks.value, **loss_options(config))
+    # built and thrown away: the loss refuses what it cannot take
+    make_loss(config, get_task(config.task), None, torch.device("cpu"))
 
 
 def make_dataset(config: Config, task: Task) -> TrajectoryStore:
@@ -236,30 +252,58 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
 
 
 def loss_options(config: Config) -> dict[str, Any]:
-    """Keyword arguments of :class:`SMORELoss`."""
-    names = ("formulation", "divergence", "beta", "expectile", "temperature", "gamma", "residual_coef")
+    """Keyword arguments for the loss of the chosen method.
+
+    Raises:
+        ValueError: if an option was given that the method does not have.
+    """
+    accepts = METHODS[config.method].accepts
+    options = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    options["score_bounds"] = "auto" if config.clip_bootstrap else None
+    for field in dataclasses.fields(Config):
+        name = "score_bounds" if field.name == "clip_bootstrap" else field.name
+        if name in options and name not in accepts and getattr(config, field.name) != field.default:
+            raise ValueError(
+                f"method={config.method} has no option {field.name}; it has {', '.join(accepts) or 'none'}."
+            )
+    if config.target_rate is not None and METHODS[config.method].target_rate is None:
+        raise ValueError(f"method={config.method} has no target network, so no target_rate.")
     return {
-        **{name: getattr(config, name) for name in names},
-        "score_bounds": "auto" if config.clip_bootstrap else None,
+        name: value
+        for name, value in options.items()
+        if name in accepts and (value is not None or name == "score_bounds")
     }
 
 
-def make_loss(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> SMORELoss:
-    """Networks and loss."""
-    networks = make_networks(
-        *goal_specs(task.observation_dim, task.goal_dim, task.action_dim),
-        preset=config.networks,  # type: ignore[arg-type]
-        statistics=standardization(store.data) if config.normalize else None,
-    )
-    # on a CPU two plain matrix products are faster than the batched one that vmap makes of the twin scores
-    loss = SMORELoss(
-        networks.actor,
-        networks.score,
-        networks.value,
+def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device: torch.device) -> LossModule:
+    """Networks and loss of the chosen method; without a store, for a look at the options, inputs stay raw."""
+    setting = Setting(
+        specs=goal_specs(task.observation_dim, task.goal_dim, task.action_dim),
+        preset=config.networks,
+        statistics=standardization(store.data) if config.normalize and store is not None else None,
+        # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
-        **loss_options(config),
+        options=loss_options(config),
     )
-    return loss.to(device)
+    return METHODS[config.method].build(setting).to(device)
+
+
+def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> GoalBatchSampler:
+    """The batches that the chosen method reads."""
+    method = METHODS[config.method]
+    return GoalBatchSampler(
+        store.data,
+        config.batch_size,
+        her_ratio=given(config.her_ratio, method.her_ratio),
+        strategy=method.strategy,
+        success=task.reached if method.rewards is not None else None,
+        reward_values=method.rewards or (0.0, 1.0),
+        terminate_at_goal=method.terminate_at_goal,
+        q=method.goal_transitions,
+        extras=method.extras,
+        seed=config.seed,
+        device=device,
+    )
 
 
 def make_logger(config: Config, run_dir: Path) -> Logger | None:
@@ -276,9 +320,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     # a run that was killed after its last update has everything but this evaluation
     evaluation = (trainer.evaluation or trainer.evaluator.run(policy)).summary()
     summary = {
-        "task": task.name,
-        "method": config.method,
-        "formulation": config.formulation,
+        **identity(config),
         "seeds": [config.seed],
         "steps": trainer.step,
         "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
@@ -287,7 +329,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
         "eval": evaluation,
     }
     write_json(run_dir / "summary.json", summary)
-    title = f"{task.name}, SMORe {config.formulation}, seed {config.seed}"
+    title = ", ".join(str(part) for part in (*identity(config).values(), f"seed {config.seed}") if part is not None)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""
     if config.rollout:

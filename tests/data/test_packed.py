@@ -106,7 +106,9 @@ def test_gather_is_a_pure_function_of_its_uniforms(store):
     torch.testing.assert_close(sampler.generator.get_state(), before)
 
 
-@pytest.mark.parametrize("options", [{}, {"success": near}, {"coupled": True, "strategy": "geometric"}], ids=["plain", "success", "coupled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"success": near}, {"coupled": True, "strategy": "geometric"}], ids=["plain", "success", "coupled"]
+)
 def test_gather_is_one_static_graph_and_equals_eager(store, options):
     torch._dynamo.reset()
     sampler = GoalBatchSampler(store.data, 16, **options)

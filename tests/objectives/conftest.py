@@ -9,16 +9,39 @@ from tensordict.nn import TensorDictModule
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 from torchrl.objectives import LossModule, SoftUpdate
 
-from torchrl_smore.modules import ConcatMLP, GaussianHead
-from torchrl_smore.objectives import ActionFreeSMORELoss, AWRActorLoss, ExpectileValueLoss, ScoreLoss, SMORELoss
+from torchrl_smore.modules import ConcatMLP, GaussianHead, PairEmbedding, TanhMLP
+from torchrl_smore.objectives import (
+    ActionableModelsLoss,
+    ActionFreeSMORELoss,
+    AWRActorLoss,
+    ContrastiveRLLoss,
+    ContrastiveTDLoss,
+    ExpectileValueLoss,
+    GCEQLLoss,
+    GCIQLLoss,
+    GCSLLoss,
+    GCSQLLoss,
+    GCXQLLoss,
+    GoFARLoss,
+    ScoreLoss,
+    SMORELoss,
+    WGCSLLoss,
+)
+from torchrl_smore.objectives.qvalue import QValueLoss
 
 OBSERVATION, GOAL, ACTION = 3, 2, 2
 HIDDEN = (6,)
+ORIGINAL_WGCSL = {
+    "threshold": "percentile",
+    "advantage": "online",
+    "advantage_reward_shift": 1.0,
+    "threshold_step": 1.0,
+}
 
 
 def score_nets(keys, num=2):
     inputs = ["observation", keys.get("desired_goal", "desired_goal"), keys.get("action", "action")]
-    outputs = [keys.get("score", "score")]
+    outputs = [keys.get("score", keys.get("qvalue", "score"))]
     return [TensorDictModule(ConcatMLP(OBSERVATION + GOAL + ACTION, 1, HIDDEN), inputs, outputs) for _ in range(num)]
 
 
@@ -38,6 +61,20 @@ def actor_net(keys):
     )
 
 
+class Deterministic(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = ConcatMLP(OBSERVATION + GOAL, ACTION, HIDDEN)
+
+    def forward(self, observation, goal):
+        return self.trunk(observation, goal).tanh()
+
+
+def deterministic_net(keys):
+    inputs = ["observation", keys.get("desired_goal", "desired_goal")]
+    return TensorDictModule(Deterministic(), inputs, [keys.get("action", "action")])
+
+
 def _smore(keys, **kwargs):
     num = kwargs.get("num_score_nets", 2)
     return SMORELoss(actor_net(keys), score_nets(keys, num), value_net(keys), **kwargs)
@@ -45,6 +82,67 @@ def _smore(keys, **kwargs):
 
 def _action_free(keys, **kwargs):
     return ActionFreeSMORELoss(value_net(keys), actor_net(keys), **kwargs)
+
+
+def _in_sample(kind):
+    return lambda keys, **kw: kind(actor_net(keys), score_nets(keys, kw.pop("num", 2)), value_net(keys), **kw)
+
+
+def _wgcsl(keys, **kw):
+    loss = WGCSLLoss(deterministic_net(keys), score_nets(keys, 1), **kw)
+    if loss.threshold == "percentile":
+        # half of the remembered advantages lie below 0; the memory moves in training mode only
+        loss.advantage_memory[:5], loss.num_updates[...] = torch.linspace(-1.0, 1.0, 5), 50
+        loss.eval()
+    return loss
+
+
+class RepeatableGoFAR(GoFARLoss):
+    """Random numbers are a function of the row, so that equal rows give equal losses."""
+
+    def _draw_uniform(self, like):
+        return like[..., :1].sigmoid()
+
+
+def _gofar(keys, **kw):
+    discriminator = None
+    if kw.get("reward") != "binary":
+        inputs = [keys.get("achieved_goal", "achieved_goal"), keys.get("desired_goal", "desired_goal")]
+        discriminator = TensorDictModule(TanhMLP(2 * GOAL, 1, HIDDEN), inputs, [keys.get("logit", "logit")])
+    actor = actor_net(keys) if kw.get("regression") == "nll" else deterministic_net(keys)
+    return RepeatableGoFAR(actor, value_net(keys), discriminator, **kw)
+
+
+class RepeatableContrastiveTD(ContrastiveTDLoss):
+    def _draw_action(self, dist):
+        return dist.mean + 0.1 * dist.stddev
+
+
+def pair_net(keys, inputs, num_inputs):
+    module = PairEmbedding(ConcatMLP(num_inputs, 4, HIDDEN), ConcatMLP(GOAL, 4, HIDDEN))
+    inputs = [*inputs, keys.get("desired_goal", "desired_goal")]
+    return TensorDictModule(module, inputs, [keys.get("embedding", "embedding")])
+
+
+def _contrastive(keys, td=False, num=2, **kw):
+    inputs = ["observation", keys.get("action", "action")]
+    critic = [pair_net(keys, inputs, OBSERVATION + ACTION) for _ in range(num)]
+    if kw.get("actor") == "awr":
+        return ContrastiveRLLoss(actor_net(keys), critic, pair_net(keys, ["observation"], OBSERVATION), **kw)
+    return (RepeatableContrastiveTD if td else ContrastiveRLLoss)(actor_net(keys), critic, **kw)
+
+
+class RepeatableActionableModels(ActionableModelsLoss):
+    """Random numbers are a function of the row, so that equal rows give equal losses."""
+
+    def _draw(self, action):
+        count = torch.arange(1, self.num_random_actions + 1, dtype=action.dtype)
+        count = count.reshape(-1, *[1] * action.ndim)
+        return (count * action).sin(), (count * action).cos().abs()[..., 0] * 0.9 + 0.05
+
+
+def _actionable(keys, num=1, **kw):
+    return RepeatableActionableModels(deterministic_net(keys), score_nets(keys, num), **kw)
 
 
 #: name -> (builder, keyword arguments)
@@ -63,6 +161,27 @@ CASES = {
     "action_free": (lambda keys, **kw: ActionFreeSMORELoss(value_net(keys), **kw), {}),
     "action_free_actor": (_action_free, {}),
     "action_free_corrected": (_action_free, {"constraint": "corrected"}),
+    "qvalue": (lambda keys, **kw: QValueLoss(score_nets(keys, 1), **kw), {}),
+    "gciql": (_in_sample(GCIQLLoss), {}),
+    "gciql_one_q": (_in_sample(GCIQLLoss), {"num": 1, "use_terminated": False}),
+    "gcsql": (_in_sample(GCSQLLoss), {}),
+    "gceql": (_in_sample(GCEQLLoss), {"alpha": 2.0}),
+    "gcxql": (_in_sample(GCXQLLoss), {}),
+    "gcsl": (lambda keys, **kw: GCSLLoss(deterministic_net(keys), **kw), {}),
+    "gcsl_nll": (lambda keys, **kw: GCSLLoss(actor_net(keys), **kw), {"regression": "nll"}),
+    "wgcsl": (_wgcsl, {}),
+    "wgcsl_original": (_wgcsl, {**ORIGINAL_WGCSL, "target_bounds": (-50.0, 50.0), "memory_size": 20}),
+    "crl": (_contrastive, {}),
+    "crl_balanced": (_contrastive, {"contrast": "balanced", "num": 1}),
+    "crl_infonce": (_contrastive, {"contrast": "infonce", "energy": "l2", "logsumexp_coef": 0.1}),
+    "crl_awr": (_contrastive, {"contrast": "symmetric_infonce", "actor": "awr"}),
+    "crl_td": (_contrastive, {"td": True}),
+    "am": (_actionable, {}),
+    "am_twins": (_actionable, {"num": 2, "chain_ratio": 0.0, "num_random_actions": 3}),
+    "gofar": (_gofar, {}),
+    "gofar_kl": (_gofar, {"divergence": "kl", "regression": "nll"}),
+    "gofar_binary": (_gofar, {"reward": "binary"}),
+    "gofar_awr": (_gofar, {"actor_weight": "expectile_awr"}),
 }
 
 
@@ -81,7 +200,7 @@ def build():
         loss = builder(keys or {}, **{**options, **kwargs})
         if keys:
             loss.set_keys(**keys)
-        if updater and getattr(loss, "delay_score", False):
+        if updater and any(name.startswith("target_") for name in loss.state_dict()):
             SoftUpdate(loss, tau=0.1)
         return loss
 
@@ -114,6 +233,13 @@ def batch_for():
             out.set(names.get("ratio", "mixture_ratio"), draw(1).sigmoid() * 2.0)
             out.set(policy_action, draw(ACTION))
             out.set(("next", *policy_action), draw(ACTION))
+            out.set(names.get("reward", ("next", "reward")), draw(1))
+            out.set(names.get("terminated", ("next", "terminated")), draw(1) > 0.5)
+            steps = torch.randint(-1, 6, (*size, 1), generator=generator)
+            out.set(names.get("achieved_goal", "achieved_goal"), draw(GOAL))
+            out.set(names.get("next_achieved_goal", ("next", "achieved_goal")), draw(GOAL))
+            out.set(names.get("initial_observation", "initial_observation"), draw(OBSERVATION))
+            out.set(names.get("goal_offset", "goal_offset"), steps)
             return out
 
         batch = rows()

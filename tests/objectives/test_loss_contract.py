@@ -15,6 +15,8 @@ from tensordict.utils import unravel_key
 from torchrl.objectives.utils import ValueEstimators
 
 NETWORK_OF = {"loss_score": "score_network", "loss_value": "value_network", "loss_actor": "actor_network"}
+NETWORK_OF |= {"loss_qvalue": "qvalue_network", "loss_discriminator": "discriminator_network"}
+NETWORK_OF |= {"loss_critic": "critic_network"}
 Q = ["q.observation", "q.desired_goal"]
 IN_KEYS = {
     "value": ["observation", "desired_goal", "target_score"],
@@ -34,6 +36,27 @@ IN_KEYS = {
         *["observation", "desired_goal", "next.observation", "mixture_ratio", "action"],
         *[*Q, "q.next.observation", "q.mixture_ratio"],
     ],
+}
+SGA = ["observation", "desired_goal", "action"]
+IN_KEYS |= {
+    "qvalue": [*SGA, "next.reward", "next.terminated", "next.state_value"],
+    "gciql_one_q": [*SGA, "next.observation", "next.reward"],
+}
+TD = [*SGA, "next.observation", "next.reward", "next.terminated"]
+IN_KEYS |= {"gciql": TD, "gcsql": TD, "gceql": TD, "gcxql": TD}
+WGCSL = [*SGA, "next.observation", "next.reward", "goal_offset"]
+IN_KEYS |= {"gcsl": SGA, "gcsl_nll": SGA, "wgcsl": WGCSL, "wgcsl_original": WGCSL}
+AM = [*SGA, "next.observation", "next.reward"]
+IN_KEYS |= {"am": AM, "am_twins": AM}
+CRL = ["observation", "action", "desired_goal"]
+IN_KEYS |= {"crl": CRL, "crl_balanced": CRL, "crl_infonce": CRL, "crl_awr": CRL}
+IN_KEYS |= {"crl_td": [*CRL, "next.observation", "next.achieved_goal"]}
+GOFAR = [*SGA, "next.observation"]
+IN_KEYS |= {
+    "gofar": [*GOFAR, "initial_observation", "achieved_goal"],
+    "gofar_kl": [*GOFAR, "initial_observation", "achieved_goal"],
+    "gofar_binary": [*GOFAR, "initial_observation", "next.reward"],
+    "gofar_awr": [*GOFAR, "achieved_goal"],
 }
 
 
@@ -214,7 +237,7 @@ def _t(key):
 
 def test_an_unknown_key_is_refused(case, build):
     with pytest.raises(ValueError, match="not an accepted tensordict key"):
-        build(case).set_keys(reward="r")
+        build(case).set_keys(rewards="r")
 
 
 def test_no_value_estimator_is_supported(case, build):
@@ -281,7 +304,7 @@ def test_a_mask_at_the_root_drops_rows_of_rho_only_even_if_they_hold_nan(case, t
     kept = batch[:5].clone()
     masked = batch.clone()
     for key in loss.in_keys:
-        if _t(key)[0] != "q":
+        if _t(key)[0] != "q" and masked.get(key).is_floating_point():
             masked.get(key)[5:] = float("nan")
     masked.set(("collector", "mask"), mask[:, None] if trailing else mask)
     out = loss(masked)

@@ -147,6 +147,24 @@ def test_an_option_is_taken_and_written_to_the_config(recipe, tmp_path, option, 
     assert summary(run_dir)["steps"] == (2 if option == "steps" else 3)
 
 
+@pytest.mark.parametrize(
+    "method", ["gc_iql", "gc_sql", "gc_eql", "gc_xql", "gcsl", "gc_bc", "wgcsl", "gofar", "crl", "am"]
+)
+def test_every_baseline_trains_evaluates_and_resumes(recipe, tmp_path, store_path, method):
+    options = (*QUICK, f"dataset={store_path}", f"method={method}", "save_interval=2")
+    done = recipe("smore_offline.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    first = summary(run_dir)
+    assert (first["method"], first["formulation"], first["steps"]) == (method, None, 3)
+    assert run_dir.name.endswith(f"PointReach_{method}_seed0")
+    # back to the checkpoint before the last: the same result comes out again
+    shutil.rmtree(run_dir / "checkpoint" / "step_000000003")
+    done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert summary(run_dir)["eval"] == first["eval"]
+
+
 @pytest.mark.slow
 def test_a_compiled_run_trains(recipe, tmp_path):
     done = recipe("smore_offline.py", *QUICK, "compile=default", cwd=tmp_path)
@@ -278,6 +296,8 @@ def assert_refused(done, cwd, before, *said):
     [
         (["task=PointReech"], ["'PointReech'", "Did you mean 'PointReach'?"]),
         (["method=smoer"], ["'smoer'", "smore"]),
+        (["method=gc_iql", "beta=0.3"], ["method=gc_iql has no option beta", "expectile, temperature, gamma"]),
+        (["method=gcsl", "target_rate=0.1"], ["method=gcsl has no target network"]),
         (["taks=PointReach"], ["taks", "Did you mean task?"]),
         (["nonsense"], ["nonsense", "name=value"]),
         (["formulation=in_smaple"], ["'in_smaple'", "Did you mean 'in_sample'?"]),

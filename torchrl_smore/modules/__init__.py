@@ -1,5 +1,29 @@
 """Networks."""
 
+from torchrl_smore.modules.bilinear import (
+    GELUMLP,
+    BilinearScore,
+    ContrastiveNetworks,
+    FixedStdHead,
+    PairEmbedding,
+    make_contrastive_networks,
+)
+from torchrl_smore.modules.discriminator import TanhMLP, make_discriminator
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Networks, Standardize, goal_specs, make_networks
 
-__all__ = ["ConcatMLP", "GaussianHead", "Networks", "Standardize", "goal_specs", "make_networks"]
+__all__ = [
+    "GELUMLP",
+    "BilinearScore",
+    "ConcatMLP",
+    "ContrastiveNetworks",
+    "FixedStdHead",
+    "GaussianHead",
+    "Networks",
+    "PairEmbedding",
+    "Standardize",
+    "TanhMLP",
+    "goal_specs",
+    "make_contrastive_networks",
+    "make_discriminator",
+    "make_networks",
+]

@@ -41,6 +41,12 @@ class OfflineLoss(LossModule):
     reduction: Reduction
     scalar_output_mode: ScalarOutputMode | None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # tensordict makes a property, which select_out_keys needs, of the list of the instantiated class only
+        if "out_keys" not in cls.__dict__ and isinstance(getattr(cls, "out_keys", None), list):
+            cls.out_keys = list(cls.out_keys)
+
     def __init__(
         self,
         *,

@@ -1,0 +1,210 @@
+"""The methods that ``method=`` selects: how each builds its loss, and what it wants of sampler and optimiser.
+
+A new method is one function and one entry in ``METHODS``. Constants are those of the public code of each method, see
+the docstring of its loss; options of the command line override them where given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.data import Composite, TensorSpec
+from torchrl.objectives import LossModule
+
+from torchrl_smore import SMORELoss
+from torchrl_smore.modules import Standardize, make_contrastive_networks, make_discriminator, make_networks
+from torchrl_smore.objectives import (
+    ActionableModelsLoss,
+    ContrastiveRLLoss,
+    GCEQLLoss,
+    GCIQLLoss,
+    GCSLLoss,
+    GCSQLLoss,
+    GCXQLLoss,
+    GoFARLoss,
+    WGCSLLoss,
+)
+
+#: 0.95 once per 20 updates, as a rate per update: 1 - 0.95^(1/20).
+_GOFAR_TARGET_RATE = 0.00256
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a loss is built from.
+
+    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs.
+    """
+
+    specs: tuple[Composite, TensorSpec]
+    preset: str
+    statistics: dict[str, tuple[Tensor, Tensor]] | None
+    deactivate_vmap: bool
+    options: dict[str, Any]
+
+    def networks(self) -> Any:
+        """Score (or Q), value and actor networks."""
+        return make_networks(*self.specs, preset=self.preset, statistics=self.statistics)  # type: ignore[arg-type]
+
+    def standardized(self, module: TensorDictModule) -> TensorDictModule:
+        """A network with standardised inputs, for builders that know no statistics."""
+        if self.statistics is None:
+            return module
+        scales = [self.statistics.get(key) for key in module.in_keys]
+        return TensorDictModule(Standardize(module.module, scales), module.in_keys, module.out_keys)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: its loss, the options it takes, and its defaults.
+
+    ``accepts`` names the options of the recipe that ``build`` passes on; ``target_rate`` is ``None`` without a target
+    network; ``rewards`` are those of a step off and at the goal.
+    """
+
+    text: str
+    build: Callable[[Setting], LossModule]
+    accepts: tuple[str, ...] = ()
+    her_ratio: float = 0.8
+    learning_rate: float = 3e-4
+    target_rate: float | None = 0.005
+    cosine: bool = True
+    rewards: tuple[float, float] | None = None
+    terminate_at_goal: bool = False
+    goal_transitions: bool = False
+    strategy: str = "future"
+    extras: tuple[str, ...] = ()
+
+
+def smore(setting: Setting) -> LossModule:
+    """SMORe."""
+    networks = setting.networks()
+    options = {"deactivate_vmap": setting.deactivate_vmap, **setting.options}
+    return SMORELoss(networks.actor, networks.score, networks.value, **options)
+
+
+def in_sample(loss: type[LossModule]) -> Callable[[Setting], LossModule]:
+    """GC-IQL and its relatives."""
+
+    def build(setting: Setting) -> LossModule:
+        networks = setting.networks()
+        options = {"deactivate_vmap": setting.deactivate_vmap, **setting.options}
+        return loss(networks.actor, networks.score, networks.value, **options)
+
+    return build
+
+
+def gcsl(setting: Setting) -> LossModule:
+    """Goal-conditioned supervised learning."""
+    return GCSLLoss(setting.networks().actor, **setting.options)
+
+
+def behaviour_cloning(setting: Setting) -> LossModule:
+    """Maximum likelihood of the dataset's actions for the goals they were taken for."""
+    return GCSLLoss(setting.networks().actor, regression="nll", **setting.options)
+
+
+def wgcsl(setting: Setting) -> LossModule:
+    """Weighted GCSL, GoFAR's port."""
+    networks = setting.networks()
+    return WGCSLLoss(networks.actor, networks.score[0], **setting.options)
+
+
+def gofar(setting: Setting) -> LossModule:
+    """GoFAR with its discriminator."""
+    networks = setting.networks()
+    # both inputs of the discriminator are goals: one scale serves them
+    goal = None if setting.statistics is None else setting.statistics["desired_goal"]
+    discriminator = make_discriminator(setting.specs[0])
+    if goal is not None:
+        scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys))
+        discriminator = TensorDictModule(scaled, discriminator.in_keys, discriminator.out_keys)
+    return GoFARLoss(networks.actor, networks.value, discriminator, **setting.options)
+
+
+def contrastive(setting: Setting) -> LossModule:
+    """Contrastive RL; its networks are narrower than OGBench's 3 x 512, like those of the other methods here."""
+    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64)
+    critics = [setting.standardized(critic) for critic in networks.critic]
+    actor = setting.networks().actor
+    return ContrastiveRLLoss(actor, critics, deactivate_vmap=setting.deactivate_vmap, **setting.options)
+
+
+def actionable(setting: Setting) -> LossModule:
+    """Actionable Models."""
+    networks = setting.networks()
+    return ActionableModelsLoss(networks.actor, networks.score[0], **setting.options)
+
+
+_SPARSE = (-1.0, 0.0)
+_SMORE_OPTIONS = ("formulation", "divergence", "beta", "residual_coef", "score_bounds")
+
+METHODS: dict[str, Method] = {
+    "smore": Method(
+        "SMORe (Sikchi et al., 2024)",
+        smore,
+        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma"),
+        goal_transitions=True,
+    ),
+    "gc_iql": Method(
+        "IQL with hindsight goals",
+        in_sample(GCIQLLoss),
+        accepts=("expectile", "temperature", "gamma"),
+        rewards=_SPARSE,
+        terminate_at_goal=True,
+    ),
+    "gc_sql": Method(
+        "sparse Q-learning", in_sample(GCSQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
+    ),
+    "gc_eql": Method(
+        "exponential Q-learning", in_sample(GCEQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
+    ),
+    "gc_xql": Method(
+        "extreme Q-learning", in_sample(GCXQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
+    ),
+    "gcsl": Method("GCSL", gcsl, her_ratio=1.0, learning_rate=5e-4, target_rate=None, cosine=False),
+    "gc_bc": Method("behaviour cloning of stored goals", behaviour_cloning, her_ratio=0.0, target_rate=None),
+    "wgcsl": Method(
+        "weighted GCSL (GoFAR's port)",
+        wgcsl,
+        accepts=("gamma",),
+        her_ratio=1.0,
+        learning_rate=5e-4,
+        target_rate=_GOFAR_TARGET_RATE,
+        cosine=False,
+        rewards=_SPARSE,
+        extras=("goal_offset",),
+    ),
+    "gofar": Method(
+        "GoFAR, chi-squared with discriminator",
+        gofar,
+        accepts=("gamma",),
+        her_ratio=0.0,
+        learning_rate=1e-3,
+        target_rate=_GOFAR_TARGET_RATE,
+        cosine=False,
+        extras=("achieved_goal", "initial_observation"),
+    ),
+    "crl": Method(
+        "contrastive RL, DDPG+BC actor",
+        contrastive,
+        her_ratio=1.0,
+        target_rate=None,
+        cosine=False,
+        strategy="geometric",
+    ),
+    "am": Method(
+        "Actionable Models",
+        actionable,
+        accepts=("gamma",),
+        her_ratio=0.5,
+        learning_rate=1e-3,
+        target_rate=_GOFAR_TARGET_RATE,
+        cosine=False,
+        rewards=_SPARSE,
+    ),
+}

@@ -1,0 +1,222 @@
+"""GCSL and WGCSL against their formulas written out with plain modules; the best-advantage memory."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.objectives import SoftUpdate
+
+from torchrl_smore.modules import goal_specs, make_networks
+from torchrl_smore.objectives import GCSLLoss, WGCSLLoss
+
+GAMMA = 0.9
+
+
+def networks():
+    return make_networks(*goal_specs(observation_dim=3, goal_dim=2, action_dim=2), hidden=(6,), num_score_nets=1)
+
+
+def random_batch(size=8):
+    return TensorDict(
+        {
+            "observation": torch.randn(size, 3),
+            "desired_goal": torch.randn(size, 2),
+            "action": torch.randn(size, 2),
+            "goal_offset": torch.randint(-1, 5, (size, 1)),
+            "next": {"observation": torch.randn(size, 3), "reward": -(torch.rand(size, 1) > 0.3).float()},
+        },
+        [size],
+    )
+
+
+def test_gcsl_is_the_squared_error_of_the_mean_or_the_likelihood():
+    built, batch = networks(), random_batch()
+    head = built.actor.module[0].module
+    loc, scale = head(batch["observation"], batch["desired_goal"])
+    expected = (loc - batch["action"]).square().mean()
+    mse, nll = GCSLLoss(networks_actor := copy.deepcopy(built.actor)), GCSLLoss(built.actor, regression="nll")
+    assert networks_actor is not built.actor
+    out = mse(batch)
+    torch.testing.assert_close(out["loss_actor"], expected)
+    torch.testing.assert_close(out["action_error"], expected)
+    log_prob = torch.distributions.Normal(loc, scale).log_prob(batch["action"]).sum(-1)
+    torch.testing.assert_close(nll(batch)["loss_actor"], -log_prob.mean())
+    torch.testing.assert_close(nll(batch)["log_prob"], log_prob.mean())
+    assert mse.in_keys == ["observation", "desired_goal", "action"]
+
+
+class Plain:
+    """The algorithm with plain modules; targets are shifted by 0.1."""
+
+    def __init__(self, built, batch):
+        self.q, self.head = copy.deepcopy(built.score[0].module), copy.deepcopy(built.actor.module[0].module)
+        self.target_q, self.target_head = copy.deepcopy(self.q), copy.deepcopy(self.head)
+        with torch.no_grad():
+            for p in [*self.target_q.parameters(), *self.target_head.parameters()]:
+                p += 0.1
+        self.s, self.g, self.a = batch["observation"], batch["desired_goal"], batch["action"]
+        self.after, self.r, self.offset = batch["next", "observation"], batch["next", "reward"], batch["goal_offset"]
+
+    def target(self):
+        action = self.target_head(self.after, self.g)[0]
+        return (self.r + GAMMA * self.target_q(self.after, self.g, action)).clamp(-10.0, 0.0)
+
+    def here(self):
+        return self.q(self.s, self.g, self.head(self.s, self.g)[0])
+
+    def losses(self, advantage, extra=1.0):
+        w = GAMMA ** self.offset.clamp(min=0).float() * advantage.exp().clamp(0.0, 10.0) * extra
+        error = (self.head(self.s, self.g)[0] - self.a).square().mean(-1, keepdim=True)
+        return (w.detach() * error).mean(), (self.q(self.s, self.g, self.a) - self.target().detach()).square().mean()
+
+
+def built_loss(built, **kwargs):
+    loss = WGCSLLoss(built.actor, built.score, gamma=GAMMA, **kwargs)
+    SoftUpdate(loss, tau=0.1)
+    with torch.no_grad():
+        for name in ("actor", "qvalue"):
+            for target in getattr(loss, f"target_{name}_network_params").values(True, True):
+                target += 0.1
+    return loss
+
+
+def test_the_port_equals_a_computation_with_plain_modules():
+    built, batch = networks(), random_batch()
+    plain, loss = Plain(built, batch), built_loss(built)
+    advantage = plain.target() - plain.here().clamp(-10.0, 0.0)
+    actor, qvalue = plain.losses(advantage)
+    out = loss(batch)
+    torch.testing.assert_close(out["loss_actor"], actor)
+    torch.testing.assert_close(out["loss_qvalue"], qvalue)
+    torch.testing.assert_close(out["mean_advantage"], advantage.mean())
+    assert out["below_threshold"] == 0.0
+    for part in ("actor", "qvalue"):
+        torch.testing.assert_close(getattr(loss, f"{part}_loss")(batch)[0], out[f"loss_{part}"])
+
+
+def test_the_original_equals_a_computation_with_plain_modules():
+    built, batch = networks(), random_batch()
+    plain = Plain(built, batch)
+    loss = built_loss(
+        built,
+        threshold="percentile",
+        advantage="online",
+        advantage_reward_shift=1.0,
+        threshold_step=40.0,
+        target_bounds=(-10.0, 0.0),
+        memory_size=100,
+    )
+    after = plain.q(plain.after, plain.g, plain.head(plain.after, plain.g)[0])
+    advantage = plain.r + 1.0 + GAMMA * after - plain.here()
+    for percent in (0.0, 40.0, 80.0, 80.0):  # at 0 the threshold is the smallest advantage: nothing is below
+        threshold = torch.quantile(advantage, percent / 100)
+        actor, _ = plain.losses(advantage, torch.where(advantage >= threshold, 1.0, 0.05))
+        # the memory holds copies of one batch: interpolation between equal neighbours differs
+        memory = advantage.detach().repeat(loss.num_updates.item() + 1, 1)
+        threshold = torch.quantile(memory, percent / 100)
+        actor, _ = plain.losses(advantage, torch.where(advantage >= threshold, 1.0, 0.05))
+        out = loss(batch)
+        torch.testing.assert_close(out["loss_actor"], actor)
+        torch.testing.assert_close(out["below_threshold"], (advantage < threshold).float().mean())
+
+
+def test_the_memory_moves_in_training_mode_only_and_skips_masked_rows():
+    loss = built_loss(networks(), threshold="percentile", memory_size=20)
+    batch = random_batch().set(("collector", "mask"), torch.arange(8) < 5)
+    loss.eval()
+    loss(batch)
+    assert loss.num_updates == 0
+    assert loss.advantage_memory.isnan().all()
+    loss.train()
+    loss(batch)
+    assert loss.num_updates == 1
+    assert (~loss.advantage_memory.isnan()).sum() == 5
+    state = loss.state_dict()
+    assert {"advantage_memory", "num_updates"} <= set(state)
+
+
+def test_the_memory_of_stacked_seeds_moves_under_vmap():
+    losses = [built_loss(networks(), threshold="percentile", memory_size=20) for _ in range(2)]
+    batches = [random_batch() for _ in losses]
+    stacked = TensorDict.from_modules(*losses, as_module=False, lock=False)
+
+    def run(parameters, batch):
+        with parameters.to_module(losses[0], preserve_module_state=False):
+            return losses[0](batch)
+
+    torch.vmap(run)(stacked, torch.stack(batches))
+    out = torch.vmap(run)(stacked, torch.stack(batches))
+    for k, (loss, batch) in enumerate(zip(losses, batches)):
+        loss(batch)
+        torch.testing.assert_close(out["loss_actor"][k], loss(batch)["loss_actor"])
+        torch.testing.assert_close(stacked["advantage_memory"][k], loss.advantage_memory, equal_nan=True)
+    assert stacked["num_updates"].tolist() == [2, 2]
+
+
+def test_without_the_discount_no_offset_is_read():
+    loss = built_loss(networks(), discount_offset=False)
+    assert "goal_offset" not in loss.in_keys
+    assert loss(random_batch().exclude("goal_offset"))["loss_actor"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"threshold": "percent"}, "unknown threshold"),
+        ({"advantage": "offline"}, "unknown advantage"),
+        ({"regression": "mae"}, "unknown regression"),
+        ({"gamma": 1.0}, "gamma must lie"),
+        ({"target_bounds": (0.0, -1.0)}, "lower < upper"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(kwargs, message):
+    built = networks()
+    with pytest.raises(ValueError, match=message):
+        WGCSLLoss(built.actor, built.score, **kwargs)
+
+
+def test_a_likelihood_needs_a_stochastic_actor():
+    with pytest.raises(TypeError, match="must be stochastic"):
+        GCSLLoss(networks().value, regression="nll")
+
+
+def test_default_bounds_are_those_of_the_return():
+    built = networks()
+    assert WGCSLLoss(built.actor, built.score).target_bounds == pytest.approx((-50.0, 0.0))
+    assert math.isclose(WGCSLLoss(built.actor, built.score, gamma=0.5).target_bounds[0], -2.0)
+
+
+def test_the_threshold_imitates_the_better_action_alone():
+    # two actions, one of them a step towards the goal: GCSL averages, the threshold prefers the better
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(256, 1, generator=generator)
+    good = torch.rand(256, 1, generator=generator) > 0.5
+    batch = TensorDict(
+        {
+            "observation": torch.cat([x, x, x], -1),
+            "desired_goal": torch.ones(256, 2),
+            "action": torch.where(good, 0.5, -0.5).expand(256, 2).clone(),
+            "goal_offset": torch.zeros(256, 1, dtype=torch.int64),
+            "next": {"observation": torch.where(good, 1.0, 0.0).expand(256, 3).clone(), "reward": good.float() - 1.0},
+        },
+        [256],
+    )
+    built = networks()
+    loss = WGCSLLoss(
+        built.actor, built.score, gamma=0.5, threshold="percentile", threshold_step=5.0, threshold_max=50.0
+    )
+    updater, optimiser = SoftUpdate(loss, tau=0.1), torch.optim.Adam(loss.parameters(), lr=1e-2)
+    for _ in range(80):
+        out = loss(batch)
+        optimiser.zero_grad()
+        (out["loss_actor"] + out["loss_qvalue"]).backward()
+        optimiser.step()
+        updater.step()
+    with torch.no_grad():
+        action = loss._policy_action(batch, loss.actor_network_params)
+    assert action.mean() > 0.3

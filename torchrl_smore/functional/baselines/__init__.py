@@ -1,0 +1,1 @@
+"""Loss terms of the methods that SMORe is compared with, one file per family."""

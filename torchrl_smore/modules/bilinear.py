@@ -1,0 +1,167 @@
+"""Separable critics ``phi(s, a), psi(g)`` and the networks of contrastive RL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Composite, TensorSpec
+from torchrl.modules import IndependentNormal, ProbabilisticActor
+
+
+class GELUMLP(nn.Module):
+    """Multi-layer perceptron with GELU, then LayerNorm if asked, on the concatenation of its inputs (OGBench).
+
+    Weights are Xavier-uniform (``fan_avg``), those of the last layer times ``output_scale``; biases are zero.
+
+    Args:
+        num_inputs: total size of the inputs' last dimensions.
+        num_outputs: size of the output.
+        hidden: widths of the hidden layers.
+        layer_norm: normalise each hidden layer after its GELU.
+        output_scale: gain of the last layer's weights, in terms of their variance.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        hidden: Sequence[int] = (512, 512, 512),
+        *,
+        layer_norm: bool = False,
+        output_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = num_inputs
+        for cells in hidden:
+            layers += [nn.Linear(width, cells), nn.GELU(approximate="tanh")]
+            if layer_norm:
+                layers.append(nn.LayerNorm(cells))
+            width = cells
+        self.layers = nn.Sequential(*layers, nn.Linear(width, num_outputs))
+        self.output_scale = output_scale
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights; those of an ensemble, stacked along leading dimensions, each for itself."""
+        last = self.layers[-1]
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                gain = self.output_scale if layer is last else 1.0
+                # variance_scaling(gain, fan_avg, uniform)
+                bound = math.sqrt(6.0 * gain / sum(layer.weight.shape[-2:]))
+                nn.init.uniform_(layer.weight, -bound, bound)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
+        out: Tensor = self.layers(torch.cat(inputs, -1))
+        return out
+
+
+class PairEmbedding(nn.Module):
+    """``phi`` of all inputs but the last and ``psi`` of the last, the goal, stacked to ``[*B, 2, D]``."""
+
+    def __init__(self, phi: nn.Module, psi: nn.Module) -> None:
+        super().__init__()
+        self.phi, self.psi = phi, psi
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Both embeddings; index 0 of the second last dimension is ``phi``."""
+        return torch.stack([self.phi(*inputs[:-1]), self.psi(inputs[-1])], -2)
+
+
+class BilinearScore(nn.Module):
+    """``S(s, a, g) = phi(s, a)^T psi(g)``, SMORe's score network for images.
+
+    Args:
+        embedding: writes both embeddings.
+        scaled: divide by the square root of their dimension, as OGBench does.
+    """
+
+    def __init__(self, embedding: PairEmbedding, *, scaled: bool = False) -> None:
+        super().__init__()
+        self.embedding, self.scaled = embedding, scaled
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Score, ``[*B, 1]``."""
+        pair = self.embedding(*inputs)
+        score: Tensor = pair.prod(-2).sum(-1, keepdim=True)
+        return score / math.sqrt(pair.shape[-1]) if self.scaled else score
+
+
+class FixedStdHead(nn.Module):
+    """Mean from a trunk, without squashing, and a constant standard deviation."""
+
+    def __init__(self, trunk: nn.Module, std: float = 1.0) -> None:
+        super().__init__()
+        self.trunk, self.std = trunk, std
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale, each ``[*B, A]``."""
+        loc = self.trunk(*inputs)
+        return loc, torch.full_like(loc, self.std)
+
+
+@dataclass(frozen=True)
+class ContrastiveNetworks:
+    """What :func:`make_contrastive_networks` builds; one critic for each member of the ensemble."""
+
+    actor: ProbabilisticTensorDictSequential
+    critic: list[TensorDictModule]
+    value: TensorDictModule
+
+
+def make_contrastive_networks(
+    observation_spec: Composite,
+    action_spec: TensorSpec,
+    *,
+    hidden: Sequence[int] = (512, 512, 512),
+    latent: int = 512,
+    num_critics: int = 2,
+    std: float = 1.0,
+) -> ContrastiveNetworks:
+    """Build the networks of contrastive RL as in OGBench: GELU and LayerNorm in the critics, GELU in the actor.
+
+    Its goals are whole states; here they are achieved goals, as for every method of this package.
+
+    Args:
+        observation_spec: has ``observation`` ``[O]`` and ``desired_goal`` ``[G]``.
+        action_spec: ``[A]``, for actions in ``[-1, 1]``.
+        hidden: widths of the hidden layers.
+        latent: dimension of the embeddings.
+        num_critics: size of the ensemble.
+        std: standard deviation of the actor (OGBench 1, stable contrastive RL 0.15).
+
+    Returns:
+        Critics with in_keys ``observation``, ``action``, ``desired_goal``, a value without ``action`` (for
+        ``actor="awr"``), both with out key ``embedding``, and the actor.
+    """
+    num_state, num_goal = observation_spec["observation"].shape[-1], observation_spec["desired_goal"].shape[-1]
+    num_action = action_spec.shape[-1]
+
+    def pair(num_inputs: int) -> PairEmbedding:
+        return PairEmbedding(
+            GELUMLP(num_inputs, latent, hidden, layer_norm=True), GELUMLP(num_goal, latent, hidden, layer_norm=True)
+        )
+
+    critic = [
+        TensorDictModule(pair(num_state + num_action), ["observation", "action", "desired_goal"], ["embedding"])
+        for _ in range(num_critics)
+    ]
+    value = TensorDictModule(pair(num_state), ["observation", "desired_goal"], ["embedding"])
+    head = FixedStdHead(GELUMLP(num_state + num_goal, num_action, hidden, output_scale=0.01), std)
+    actor = ProbabilisticActor(
+        TensorDictModule(head, ["observation", "desired_goal"], ["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        out_keys=["action"],
+        distribution_class=IndependentNormal,
+        return_log_prob=False,
+    )
+    return ContrastiveNetworks(actor, critic, value)

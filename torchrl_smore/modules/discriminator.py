@@ -1,0 +1,71 @@
+"""Discriminator between goals and achieved goals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Composite
+
+from torchrl_smore.modules.networks import Standardize
+
+
+class TanhMLP(nn.Module):
+    """Multi-layer perceptron with tanh on the concatenation of its inputs; PyTorch's initialisation.
+
+    Smooth, unlike ReLU, because a gradient penalty differentiates it twice.
+
+    Args:
+        num_inputs: total size of the inputs' last dimensions.
+        num_outputs: size of the output.
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, hidden: Sequence[int] = (256, 256, 256)) -> None:
+        super().__init__()
+        widths = [num_inputs, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.Tanh()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights; those of an ensemble, stacked along leading dimensions, each for itself."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                bound = 1.0 / math.sqrt(layer.weight.shape[-1])
+                nn.init.uniform_(layer.weight, -bound, bound)
+                nn.init.uniform_(layer.bias, -bound, bound)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
+        out: Tensor = self.layers(torch.cat(inputs, -1))
+        return out
+
+
+def make_discriminator(
+    observation_spec: Composite,
+    *,
+    hidden: Sequence[int] = (256, 256, 256),
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> TensorDictModule:
+    """Discriminator of GoFAR: reads ``achieved_goal`` and ``desired_goal``, writes ``logit``, ``[*B, 1]``.
+
+    Three hidden layers of 256 with tanh (``discriminator.py`` of the public code).
+
+    Args:
+        observation_spec: has ``desired_goal`` ``[G]``.
+        hidden: widths of the hidden layers.
+        statistics: mean and standard deviation by key; those of ``desired_goal`` standardise both inputs.
+    """
+    goal_dim = observation_spec["desired_goal"].shape[-1]
+    network: nn.Module = TanhMLP(2 * goal_dim, 1, hidden)
+    scale = None if statistics is None else statistics.get("desired_goal")
+    if scale is not None:
+        network = Standardize(network, [scale, scale])
+    return TensorDictModule(network, ["achieved_goal", "desired_goal"], ["logit"])
