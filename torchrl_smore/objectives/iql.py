@@ -11,12 +11,13 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, T
 from torch import Tensor
 
 from torchrl_smore.objectives.actor import AWRActorLoss
+from torchrl_smore.objectives.advantage import AdvantageLoss
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.qvalue import QValueLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
 
 
-class InSampleLoss(QValueLoss, ExpectileValueLoss, AWRActorLoss):
+class InSampleLoss(QValueLoss, AdvantageLoss):
     """What the in-sample methods share; they differ in the loss of the value and in the weight of the actor.
 
     One batch at the same parameters: the value is fitted to the smallest target Q, the actor regresses on the dataset
@@ -26,7 +27,7 @@ class InSampleLoss(QValueLoss, ExpectileValueLoss, AWRActorLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(QValueLoss._AcceptedKeys, ExpectileValueLoss._AcceptedKeys, AWRActorLoss._AcceptedKeys):
+    class _AcceptedKeys(QValueLoss._AcceptedKeys, AdvantageLoss._AcceptedKeys):
         """Keys of the in-sample losses: those of their parts.
 
         Attributes:
@@ -65,17 +66,6 @@ class InSampleLoss(QValueLoss, ExpectileValueLoss, AWRActorLoss):
         inputs = [*self.qvalue_network.in_keys, *self.value_network.in_keys, *self.actor_network.in_keys]
         return [*inputs, self.tensor_keys.action, *self._next_keys(self.value_network.in_keys), *self._reward_keys()]
 
-    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Value loss against the current target Q, and its metadata."""
-        return self._value_term(self._with_target_score(self._rows(tensordict)))
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Regression loss at the current advantage, and its metadata."""
-        batch = self._with_target_score(self._rows(tensordict))
-        with torch.no_grad():
-            value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
-        return self._actor_term(self._with_advantage(batch, value))
-
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Temporal-difference loss bootstrapped from the current value, and its metadata."""
         return self._qvalue_term(self._with_next_value(self._rows(tensordict)))
@@ -95,10 +85,6 @@ class InSampleLoss(QValueLoss, ExpectileValueLoss, AWRActorLoss):
     def _with_target_score(self, batch: TensorDictBase) -> TensorDictBase:
         score = self._qvalues(batch, self.target_qvalue_network_params).amin(0)
         return batch.set(self.tensor_keys.target_score, score.unsqueeze(-1))
-
-    def _with_advantage(self, batch: TensorDictBase, state_value: Tensor) -> TensorDictBase:
-        target_score = batch[self.tensor_keys.target_score]
-        return batch.set(self.tensor_keys.advantage, target_score - state_value.unsqueeze(-1))
 
     @torch.no_grad()
     def _with_next_value(self, batch: TensorDictBase) -> TensorDictBase:

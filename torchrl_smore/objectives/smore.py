@@ -14,12 +14,13 @@ from torch import Tensor
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore.functional.score import Bootstrap, Formulation, ScoreObjective
 from torchrl_smore.objectives.actor import AWRActorLoss
+from torchrl_smore.objectives.advantage import AdvantageLoss
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.score import ScoreBounds, ScoreLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
 
 
-class SMORELoss(ScoreLoss, ExpectileValueLoss, AWRActorLoss):
+class SMORELoss(ScoreLoss, AdvantageLoss):
     r"""Offline goal-conditioned RL by dual score models (Sikchi et al., ICLR 2024, arXiv:2311.02013).
 
     The three losses of Algorithm 1, composed of :class:`ScoreLoss` (Eq. 10), :class:`ExpectileValueLoss` (Eq. 9) and
@@ -87,7 +88,7 @@ class SMORELoss(ScoreLoss, ExpectileValueLoss, AWRActorLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(ScoreLoss._AcceptedKeys, ExpectileValueLoss._AcceptedKeys, AWRActorLoss._AcceptedKeys):
+    class _AcceptedKeys(ScoreLoss._AcceptedKeys, AdvantageLoss._AcceptedKeys):
         """Keys of :class:`SMORELoss`: those of its parts.
 
         Attributes:
@@ -176,17 +177,6 @@ class SMORELoss(ScoreLoss, ExpectileValueLoss, AWRActorLoss):
             q_here += policy_after
         return [*here, *(unravel_key((keys.q, key)) for key in q_here)]
 
-    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Expectile loss against the current target score, and its metadata."""
-        return self._value_term(self._with_target_score(self._rows(tensordict)))
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Regression loss at the current advantage, and its metadata."""
-        batch = self._with_target_score(self._rows(tensordict))
-        with torch.no_grad():
-            value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
-        return self._actor_term(self._with_advantage(batch, value))
-
     def score_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Score loss bootstrapped from the current value network, and its metadata."""
         return self._score_term(self._with_next_value(self._rows(tensordict)))
@@ -209,10 +199,6 @@ class SMORELoss(ScoreLoss, ExpectileValueLoss, AWRActorLoss):
         params = self.target_score_network_params if self.delay_score else self.score_network_params
         scores = self._call_ensemble("score_network", batch, self.tensor_keys.score, params)
         return batch.set(self.tensor_keys.target_score, scores.amin(0).unsqueeze(-1))
-
-    def _with_advantage(self, batch: TensorDictBase, state_value: Tensor) -> TensorDictBase:
-        target_score = batch[self.tensor_keys.target_score]
-        return batch.set(self.tensor_keys.advantage, target_score - state_value.unsqueeze(-1))
 
     @torch.no_grad()
     def _with_next_value(self, batch: TensorDictBase) -> TensorDictBase:
