@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torchrl_smore.envs.experts._around import drive_round
 from torchrl_smore.envs.experts._base import Array, direction, length, within_unit_box
 
 _STEP_SECONDS = 0.04  # the observed velocities are displacements over one step of this length
@@ -76,27 +77,7 @@ class FetchPushExpert:
 
     def _reposition(self, gripper: Array, block: Array, along_goal: Array) -> Array:
         spot = block - self.behind * along_goal
-        way = spot - gripper
-        share = ((block - gripper) * way).sum(-1) / np.maximum(np.square(way).sum(-1), 1e-12)
-        closest = gripper + np.clip(share, 0.0, 1.0)[:, None] * way
-        free = length(closest - block) > self.clearance
-        return np.where(free[:, None], self.gain * way, self._tangent(gripper, block, spot))
-
-    def _tangent(self, gripper: Array, block: Array, spot: Array) -> Array:
-        """Full-speed command ``[n, 2]`` along the shorter tangent to the circle round the block."""
-        towards = block - gripper
-        distance = length(towards)
-        # sign of the turn that brings the gripper round on the shorter side
-        to_spot = spot - gripper
-        side = np.where(towards[:, 0] * to_spot[:, 1] - towards[:, 1] * to_spot[:, 0] >= 0.0, 1.0, -1.0)
-        ratio = self.detour / np.maximum(distance, 1e-6)
-        # inside the circle the angle exceeds a right angle, which leads outwards again
-        angle = side * (np.arcsin(np.minimum(ratio, 1.0)) + 8.0 * np.clip(ratio - 1.0, 0.0, 0.1))
-        cosine, sine = np.cos(angle), np.sin(angle)
-        unit = direction(towards)
-        turned = np.stack([cosine * unit[:, 0] - sine * unit[:, 1], sine * unit[:, 0] + cosine * unit[:, 1]], axis=-1)
-        command: Array = turned / np.maximum(np.abs(turned).max(-1, keepdims=True), 1e-12)
-        return command
+        return drive_round(gripper, block, spot, clearance=self.clearance, detour=self.detour, gain=self.gain)
 
     def _will_stop_in_goal(self, block: Array, goal: Array, velocity: Array) -> Array:
         slide = velocity * (length(velocity) / (2.0 * _GRAVITY_FRICTION))[:, None]
