@@ -4,7 +4,7 @@ Importing this needs gymnasium only; the simulators are imported when an environ
 """
 
 from torchrl_smore.envs.collect import collect
-from torchrl_smore.envs.experts import Expert
+from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.pool import EnvPool
 from torchrl_smore.envs.render import RenderError, render_episode
 from torchrl_smore.envs.tasks import TASKS, Task, get_task, task_names
@@ -13,8 +13,10 @@ __all__ = [
     "TASKS",
     "EnvPool",
     "Expert",
+    "PlanningExpert",
     "RenderError",
     "Task",
+    "begin_episodes",
     "collect",
     "get_task",
     "render_episode",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs.batch import BatchEnv
+from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.tasks import Task
 
 Array = NDArray[Any]
@@ -46,20 +47,26 @@ def run_episodes(
         float32 arrays ``observation [k, T+1, ds]``, ``achieved_goal [k, T+1, dg]``, ``desired_goal [k, dg]``,
         ``action [k, T, da]`` and ``reward [k, T]``.
     """
-    width = batch.num_envs
+    width, expert = batch.num_envs, task.make_expert()
     parts = [
-        _lockstep(task, batch, behaviour, seed, episodes[first : first + width])
+        _lockstep(task, batch, expert, behaviour, seed, episodes[first : first + width])
         for first in range(0, len(episodes), width)
     ]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _lockstep(
-    task: Task, batch: BatchEnv, behaviour: Behaviour, seed: int, episodes: Sequence[int]
+    task: Task,
+    batch: BatchEnv,
+    expert: Expert | PlanningExpert,
+    behaviour: Behaviour,
+    seed: int,
+    episodes: Sequence[int],
 ) -> dict[str, Array]:
-    seeds = [_episode_seeds(seed, episode) for episode in episodes]
-    policy = _Policy(task, behaviour, [np.random.default_rng(policy_seed) for _, policy_seed in seeds])
-    observation = batch.reset([env_seed for env_seed, _ in seeds])
+    env_seeds, policy_seeds = zip(*(_episode_seeds(seed, episode) for episode in episodes), strict=True)
+    observation = batch.reset(env_seeds)
+    controller = begin_episodes(expert, observation, env_seeds) if behaviour.kind == "expert" else None
+    policy = _Policy(task, behaviour, controller, [np.random.default_rng(policy_seed) for policy_seed in policy_seeds])
     states, actions = [observation], []
     for step in range(task.horizon):
         action = policy(observation, step)
@@ -76,19 +83,21 @@ def _lockstep(
 class _Policy:
     """A behaviour with the random numbers of its episodes drawn in advance, each from its own generator."""
 
-    def __init__(self, task: Task, behaviour: Behaviour, generators: Sequence[np.random.Generator]) -> None:
+    def __init__(
+        self, task: Task, behaviour: Behaviour, controller: Expert | None, generators: Sequence[np.random.Generator]
+    ) -> None:
         shape = (task.horizon, task.action_dim)
         self._behaviour = behaviour
         # all are drawn, whatever is used: the random numbers of one option do not shift those of another
         self._uniform = np.stack([g.uniform(-1.0, 1.0, shape) for g in generators]).astype(np.float32)
         self._noise = np.stack([behaviour.noise * g.standard_normal(shape) for g in generators])
         self._replace = np.stack([g.random(task.horizon) for g in generators]) < behaviour.random_prob
-        self._expert = task.make_expert()
+        self._controller = controller
 
     def __call__(self, observation: dict[str, Array], step: int) -> Array:
-        if self._behaviour.kind == "random":
+        if self._controller is None:
             return self._uniform[:, step]
-        action = self._expert(observation)
+        action = self._controller(observation)
         if self._behaviour.noise > 0.0:
             action = np.clip(action + self._noise[:, step], -1.0, 1.0).astype(np.float32)
         if self._behaviour.random_prob > 0.0:

@@ -26,6 +26,10 @@ _WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
 _TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.15)
 _AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
 _FETCH_VIEW = {"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)}
+_VIEWS = {
+    "FetchSlide": {"distance": 1.45, "azimuth": 145.0, "elevation": -35.0, "lookat": (1.30, 0.75, 0.45)},
+    "HandReach": {"distance": 0.38, "azimuth": 55.0, "elevation": -30.0, "lookat": (1.0, 0.92, 0.17)},
+}  # where the Fetch robot's view does not do
 
 
 class RenderError(RuntimeError):
@@ -148,7 +152,7 @@ class _MujocoCamera:
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # the goal's own mark is drawn below, to scale
         self._view = mujoco.MjvCamera()
-        for key, value in _FETCH_VIEW.items():
+        for key, value in _VIEWS.get(task.name, _FETCH_VIEW).items():
             setattr(self._view, key, value)
         self._viewport = mujoco.MjrRect(0, 0, size, size)
 
@@ -159,8 +163,9 @@ class _MujocoCamera:
         mujoco.mjv_updateScene(self._env.model, self._env.data, self._option, None, self._view, everything, scene)
         goal = observation["desired_goal"]
         color = _REACHED if self._task.reached(observation["achieved_goal"], goal) else _AIM
-        self._add_ball(goal, 0.012, (*color, 1.0))
-        self._add_ball(goal, self._task.threshold, (*color, 0.35))
+        for position in goal.reshape(-1, 3):
+            self._add_ball(position, 0.24 * self._task.threshold, (*color, 1.0))
+            self._add_ball(position, self._task.threshold, (*color, 0.35))
         mujoco.mjr_render(self._viewport, scene, self._context)
         pixels = np.empty((self._viewport.height, self._viewport.width, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._viewport, self._context)

@@ -11,7 +11,16 @@ import gymnasium
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.envs.batch import BatchEnv, GymBatch
-from torchrl_smore.envs.experts import Expert, FetchPickExpert, FetchPushExpert, FetchReachExpert, PointExpert
+from torchrl_smore.envs.experts import (
+    Expert,
+    FetchPickExpert,
+    FetchPushExpert,
+    FetchReachExpert,
+    FetchSlideExpert,
+    HandReachExpert,
+    PlanningExpert,
+    PointExpert,
+)
 from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
 from torchrl_smore.envs.wrappers import GoalTaskWrapper, make_robotics_env
 
@@ -30,7 +39,7 @@ class Task:
         action_columns: meaning of each action component; all lie in ``[-1, 1]``.
         threshold: distance that counts as reached, in the unit of the goal.
         make_base_env: builds the simulator's environment, before it is wrapped.
-        make_expert: builds the scripted expert.
+        make_expert: builds the scripted expert; :func:`~torchrl_smore.envs.begin_episodes` says how to use it.
         make_batch: builds a natively vectorised :class:`~torchrl_smore.envs.batch.BatchEnv` from a number of
             environments and the action noise; ``None`` steps ``make_env()`` that many times.
         description: one sentence for people.
@@ -46,7 +55,7 @@ class Task:
     action_columns: tuple[str, ...]
     threshold: float
     make_base_env: Callable[[], gymnasium.Env]
-    make_expert: Callable[[], Expert]
+    make_expert: Callable[[], Expert | PlanningExpert]
     description: str
     paper_note: str
     make_batch: Callable[[int, float], BatchEnv] | None = None
@@ -146,6 +155,25 @@ _FETCH_NOTE = (
     "environment are slightly off-distribution. The versions in between (v2 with mujoco >= 3, v3) are broken: "
     "misplaced robot, block under the table."
 )
+_HAND_JOINTS = (
+    *("WRJ1", "WRJ0"),
+    *("FFJ3", "FFJ2", "FFJ1", "FFJ0"),
+    *("MFJ3", "MFJ2", "MFJ1", "MFJ0"),
+    *("RFJ3", "RFJ2", "RFJ1", "RFJ0"),
+    *("LFJ4", "LFJ3", "LFJ2", "LFJ1", "LFJ0"),
+    *("THJ4", "THJ3", "THJ2", "THJ1", "THJ0"),
+)
+_HAND_UNDRIVEN = ("FFJ0", "MFJ0", "RFJ0", "LFJ0")  # dragged along by the joint before them
+_FINGERTIPS = tuple(
+    column
+    for finger in ("forefinger", "middle finger", "ring finger", "little finger", "thumb")
+    for column in _axes(f"{finger} tip position", "m")
+)
+_HAND_NOTE = (
+    "The paper used HandReach-v0 (mujoco-py); HandReach-v3 of gymnasium-robotics has the same observations, actions, "
+    "goals and threshold, but another physics engine version, so data from the old environment are slightly "
+    "off-distribution. Before v3 episodes did not start in the documented pose."
+)
 _POINT_NOTE = (
     "The paper used {old} of the multiworld port in WGCSL. Box, step, radius and walls are the published ones; "
     "see torchrl_smore.envs.point for how collisions differ. The reward there is dense; ours is 0/1."
@@ -153,10 +181,13 @@ _POINT_NOTE = (
 _ROOMS = PointWorld(FOUR_ROOMS)
 
 
-def _fetch(name: str, simulator: str, expert: Callable[[], Expert], goal_of: str, description: str) -> Task:
+def _fetch(
+    name: str, simulator: str, expert: Callable[[], Expert | PlanningExpert], goal_of: str, description: str
+) -> Task:
+    columns = _REACH_COLUMNS if goal_of == "gripper" else _BLOCK_COLUMNS
     return Task(
         name=name,
-        observation_columns=_REACH_COLUMNS if goal_of == "gripper" else _BLOCK_COLUMNS,
+        observation_columns=tuple(column.replace("block", goal_of) for column in columns),
         goal_columns=_axes(f"{goal_of} position", "m"),
         action_columns=_FETCH_ACTION,
         threshold=0.05,
@@ -182,6 +213,27 @@ def _point(name: str, simulator: str, world: PointWorld, description: str) -> Ta
     )
 
 
+_HAND_REACH = Task(
+    name="HandReach",
+    observation_columns=(
+        *(f"{joint} angle [rad]" for joint in _HAND_JOINTS),
+        *(f"{joint} velocity [rad/s]" for joint in _HAND_JOINTS),
+        *_FINGERTIPS,
+    ),
+    goal_columns=_FINGERTIPS,
+    action_columns=tuple(
+        f"{joint} target angle [half of its range, from the middle]"
+        for joint in _HAND_JOINTS
+        if joint not in _HAND_UNDRIVEN
+    ),
+    threshold=0.01,
+    make_base_env=partial(make_robotics_env, "HandReach-v3"),
+    make_expert=HandReachExpert,
+    description="Bring the thumb and one finger of a hand together, or, one time in ten, keep all tips where they are.",
+    paper_note=_HAND_NOTE,
+)
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -194,6 +246,14 @@ TASKS: dict[str, Task] = {
             "block",
             "Carry a block to a point on the table or, half the time, in the air.",
         ),
+        _fetch(
+            "FetchSlide",
+            "FetchSlide",
+            FetchSlideExpert,
+            "puck",
+            "Strike a puck so that it slides to a point on a long table, out of the robot's reach.",
+        ),
+        _HAND_REACH,
         _point("PointReach", "Point2DLargeEnv-v1", PointWorld(), "Move a point to within 1 of another, in a box."),
         _point("PointRooms", "Point2D-FourRoom-v1", _ROOMS, "The same in four rooms with wide doors."),
     )

@@ -1,9 +1,21 @@
-"""Scripted experts: memoryless controllers that produce the expert share of a dataset."""
+"""Scripted experts: controllers, nearly all memoryless, that produce the expert share of a dataset."""
 
-from torchrl_smore.envs.experts._base import Expert
+from torchrl_smore.envs.experts._base import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.experts.fetch_pick import FetchPickExpert
 from torchrl_smore.envs.experts.fetch_push import FetchPushExpert
 from torchrl_smore.envs.experts.fetch_reach import FetchReachExpert
+from torchrl_smore.envs.experts.fetch_slide import FetchSlideExpert
+from torchrl_smore.envs.experts.hand_reach import HandReachExpert
 from torchrl_smore.envs.experts.point import PointExpert
 
-__all__ = ["Expert", "FetchPickExpert", "FetchPushExpert", "FetchReachExpert", "PointExpert"]
+__all__ = [
+    "Expert",
+    "FetchPickExpert",
+    "FetchPushExpert",
+    "FetchReachExpert",
+    "FetchSlideExpert",
+    "HandReachExpert",
+    "PlanningExpert",
+    "PointExpert",
+    "begin_episodes",
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,35 @@ Expert = Callable[[Mapping[str, Array]], Array]
 Takes a mapping with ``observation`` ``[n, ds]``, ``achieved_goal`` ``[n, dg]`` and ``desired_goal`` ``[n, dg]`` and
 returns actions ``[n, da]``, float32 in ``[-1, 1]``. Row ``i`` of the result depends on row ``i`` alone.
 """
+
+
+@runtime_checkable
+class PlanningExpert(Protocol):
+    """An expert that looks a whole episode ahead, so that its actions follow from more than the observation."""
+
+    def plan(self, observation: Mapping[str, Array], seeds: Sequence[int]) -> Expert:
+        """Plans n episodes.
+
+        Args:
+            observation: their first observations, n rows.
+            seeds: what the n environments were reset with, so that a copy can be brought to the very same state.
+
+        Returns:
+            A controller for these n rows and their episodes alone: it is called once in every step, in order. Plan and
+            actions of row ``i`` depend on row ``i`` and its seed alone.
+        """
+
+
+def begin_episodes(expert: Expert | PlanningExpert, observation: Mapping[str, Array], seeds: Sequence[int]) -> Expert:
+    """The controller for the episodes that begin at ``observation``: the expert itself unless it plans."""
+    return expert.plan(observation, seeds) if isinstance(expert, PlanningExpert) else expert
+
+
+class SimulatorOwner:
+    """Base of a dataclass that builds a simulator when it first needs one, and leaves it behind when it is pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
 def within_unit_box(command: Array) -> Array:
