@@ -72,7 +72,7 @@ def test_walls_are_dark_and_free_space_is_white():
     assert np.array_equal(colour_at(corner, [0.0, 0.0]), [255, 255, 255])
 
 
-@pytest.mark.parametrize("task", ["FetchReach", "FetchPush", "FetchPick"])
+@pytest.mark.parametrize("task", ["FetchReach", "FetchPush", "FetchPick", "FetchSlide"])
 def test_fetch_is_filmed_with_goal_and_robot_in_sight(task):
     target = film(task, 3, np.zeros((1, 4)), size=96)[0].astype(int)
     other = film(task, 4, np.zeros((1, 4)), size=96)[0].astype(int)
@@ -82,6 +82,17 @@ def test_fetch_is_filmed_with_goal_and_robot_in_sight(task):
     bluish = target[..., BLUE] > target[..., RED] + 60  # the robot's arm
     assert reddish.sum() + greenish.sum() > 20
     assert bluish.sum() > 100
+    assert (target != other).any()
+
+
+def test_the_hand_is_filmed_with_the_goal_of_every_finger_in_sight():
+    target, other = (film("HandReach", seed, np.zeros((1, 20)), size=128)[0].astype(int) for seed in (0, 2))
+    reddish = (target[..., RED] > target[..., GREEN] + 40) & (target[..., RED] > target[..., BLUE] + 40)
+    background = (target == target[0, 0]).all(-1)
+    assert reddish.sum() > 100
+    assert not reddish[[0, -1]].any()  # none cut off by the edge
+    assert not reddish[:, [0, -1]].any()
+    assert (~background & ~reddish).mean() > 0.1  # the hand
     assert (target != other).any()
 
 

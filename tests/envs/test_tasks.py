@@ -4,14 +4,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 
 from torchrl_smore.envs import TASKS, get_task, task_names
 
-FETCH = ("FetchReach", "FetchPush", "FetchPick")
+ROBOTICS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
 
 
-def test_the_registry_holds_the_five_tasks_in_order():
-    assert task_names() == ("FetchReach", "FetchPush", "FetchPick", "PointReach", "PointRooms")
+def test_the_registry_holds_the_tasks_in_order():
+    assert task_names() == (*ROBOTICS, "PointReach", "PointRooms")
     assert all(TASKS[name].name == name and TASKS[name].horizon == 50 for name in task_names())
 
 
@@ -50,16 +51,56 @@ def test_the_block_columns_mean_what_they_say():
     env.close()
 
 
-@pytest.mark.parametrize("name", FETCH)
+@pytest.mark.parametrize(
+    ("name", "dims", "threshold"), [("FetchSlide", (25, 3, 4), 0.05), ("HandReach", (63, 15, 20), 0.01)]
+)
+def test_dimensions_and_threshold_are_the_published_ones(name, dims, threshold):
+    task = TASKS[name]
+    assert (task.observation_dim, task.goal_dim, task.action_dim) == dims
+    assert task.threshold == threshold == task.make_base_env().distance_threshold
+
+
+@pytest.mark.parametrize("name", ["FetchSlide", "HandReach"])
+def test_the_gymnasium_checker_accepts_the_environment(name):
+    env = TASKS[name].make_env()
+    check_env(env, skip_render_check=True)
+    env.close()
+
+
+def test_the_hands_columns_mean_what_they_say():
+    task = TASKS["HandReach"]
+    env = task.make_env()
+    env.reset(seed=1)
+    for action in np.random.default_rng(0).uniform(-1.0, 1.0, (5, 20)).astype(np.float32):
+        observation, *_ = env.step(action)
+    column = dict(zip(task.observation_columns, observation["observation"], strict=True))
+    model, data = env.unwrapped.model, env.unwrapped.data
+    for number in range(model.njnt):
+        joint = model.joint(number).name.removeprefix("robot0:")
+        assert column[f"{joint} angle [rad]"] == np.float32(data.joint(number).qpos[0])
+        assert column[f"{joint} velocity [rad/s]"] == np.float32(data.joint(number).qvel[0])
+    sites = {"forefinger": "ff", "middle finger": "mf", "ring finger": "rf", "little finger": "lf", "thumb": "th"}
+    for finger, short in sites.items():
+        for axis, position in zip("xyz", data.site(f"robot0:S_{short}tip").xpos, strict=True):
+            assert column[f"{finger} tip position {axis} [m]"] == np.float32(position)
+    assert task.goal_columns == task.observation_columns[48:]
+    np.testing.assert_array_equal(observation["observation"][48:], observation["achieved_goal"])
+    driven = [model.actuator(number).name.removeprefix("robot0:A_") for number in range(model.nu)]
+    assert [name.split()[0] for name in task.action_columns] == driven
+    env.close()
+
+
+@pytest.mark.parametrize("name", ROBOTICS)
 def test_the_reward_is_the_simulators_plus_one_and_agrees_with_is_success(name):
     task = TASKS[name]
     env, inner = task.make_env(), task.make_base_env()
     observation, _ = env.reset(seed=2)
     inner.reset(seed=2)
     # goals that this episode passes through, so that both outcomes occur
-    env.unwrapped.goal = inner.goal = observation["achieved_goal"].astype(np.float64) + np.array([0.04, 0.0, 0.0])
+    offset = 0.8 * task.threshold * np.eye(task.goal_dim)[0]
+    env.unwrapped.goal = inner.goal = observation["achieved_goal"].astype(np.float64) + offset
     rewards = []
-    for action in np.random.default_rng(0).uniform(-1.0, 1.0, (30, 4)).astype(np.float32):
+    for action in np.random.default_rng(0).uniform(-1.0, 1.0, (30, task.action_dim)).astype(np.float32):
         _, reward, terminated, truncated, info = env.step(action)
         _, sparse, _, _, inner_info = inner.step(action)
         assert reward == sparse + 1.0
@@ -67,7 +108,7 @@ def test_the_reward_is_the_simulators_plus_one_and_agrees_with_is_success(name):
         assert not terminated
         assert not truncated
         rewards.append(reward)
-    assert name != "FetchReach" or 0.0 < np.mean(rewards) < 1.0
+    assert name not in ("FetchReach", "HandReach") or 0.0 < np.mean(rewards) < 1.0
     env.close()
     inner.close()
 
@@ -84,14 +125,16 @@ def test_the_success_rule_includes_the_threshold_and_holds_for_numpy_and_torch()
     assert task.reached(np.zeros((7, 5, 2)), np.zeros(2)).shape == (7, 5)
 
 
-def test_episodes_of_a_seed_do_not_depend_on_what_was_simulated_before():
-    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (12, 4)).astype(np.float32)
+@pytest.mark.parametrize("name", ["FetchPick", "FetchSlide", "HandReach"])
+def test_episodes_of_a_seed_do_not_depend_on_what_was_simulated_before(name):
+    task = TASKS[name]
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (12, task.action_dim)).astype(np.float32)
 
     def episode(env, seed):
         states = [env.reset(seed=seed)[0]["observation"]]
         return np.stack(states + [env.step(action)[0]["observation"] for action in actions])
 
-    used, fresh = TASKS["FetchPick"].make_env(), TASKS["FetchPick"].make_env()
+    used, fresh = task.make_env(), task.make_env()
     for seed in (5, 6):
         episode(used, seed)
     np.testing.assert_array_equal(episode(used, 7), episode(fresh, 7))
