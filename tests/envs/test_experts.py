@@ -53,7 +53,7 @@ def test_fetch_experts_reach_their_bars_over_200_episodes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "episodes"), [("FetchSlide", 12), ("HandReach", 30)])
+@pytest.mark.parametrize(("name", "episodes"), [("FetchSlide", 8), ("HandReach", 30)])
 def test_costly_experts_reach_their_bars_over_some_episodes(name, episodes):
     success, discounted_return = BARS[name]
     measured = quality(run(name, episodes, seed=5)["reward"])
