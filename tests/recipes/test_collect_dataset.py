@@ -24,6 +24,12 @@ def test_a_store_of_the_promised_composition_is_left_and_nothing_else(recipe, tm
     assert "\r" not in done.stdout + done.stderr
 
 
+def test_a_mixture_of_the_paper_sets_the_share_of_experts(recipe, tmp_path):
+    options = ("task=PointReach", "num_trajectories=40", "mixture=expert2.5", "out=store")
+    assert recipe("collect_dataset.py", *options, cwd=tmp_path).status == 0
+    assert TrajectoryStore.load(tmp_path / "store").meta["expert_fraction"] == 0.025
+
+
 def test_noise_of_expert_and_environment_and_the_folder_can_be_chosen(recipe, tmp_path):
     options = ("task=PointReach", "num_trajectories=4", "expert_noise=0.2", "action_noise=0.5", "out=here/noisy")
     done = recipe("collect_dataset.py", *options, cwd=tmp_path)
@@ -49,6 +55,8 @@ def test_a_store_that_is_there_is_replaced_only_on_demand(recipe, tmp_path):
         (["task=FetchPull"], ["'FetchPull'", "Did you mean 'FetchPush'?"]),
         (["num_trajectories=0"], ["num_trajectories", "0"]),
         (["expert_fraction=2"], ["expert_fraction", "[0, 1]"]),
+        (["mixture=expert20"], ["mixture", "'expert20'", "expert10"]),
+        (["task=PointReach", "size=paper"], ["PointReach", "num_trajectories"]),
         (["action_noise=-1"], ["action_noise", "-1"]),
         (["action_noise=nan"], ["action_noise", "nan"]),
         (["seed=-1"], ["seed", "-1"]),

@@ -5,11 +5,14 @@ Importing this needs gymnasium only; the simulators are imported when an environ
 
 from torchrl_smore.envs.collect import collect
 from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
+from torchrl_smore.envs.mixtures import ACTION_NOISES, MIXTURES, mixture_counts
 from torchrl_smore.envs.pool import EnvPool
 from torchrl_smore.envs.render import RenderError, render_episode
 from torchrl_smore.envs.tasks import TASKS, Task, get_task, task_names
 
 __all__ = [
+    "ACTION_NOISES",
+    "MIXTURES",
     "TASKS",
     "EnvPool",
     "Expert",
@@ -19,6 +22,7 @@ __all__ = [
     "begin_episodes",
     "collect",
     "get_task",
+    "mixture_counts",
     "render_episode",
     "task_names",
 ]

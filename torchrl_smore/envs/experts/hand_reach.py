@@ -29,7 +29,7 @@ class HandReachExpert(SimulatorOwner):
     where it is within the slack is taken from the measured angles. A step that would push two fingers into each other
     is solved again with the gap between them as one more quantity to bring to zero.
 
-    Nearly all goals it misses are out of the hand's reach by more than the threshold.
+    Most goals it misses are at the edge of the hand's reach: the best angles miss them by about the threshold, too.
 
     Attributes:
         overdrive: :math:`K`, dimensionless; 1 moves at the springs' own pace.
