@@ -12,14 +12,14 @@ from pathlib import Path
 
 from recipe_cli import option, run_recipe
 
-from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts
+from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
 
 
 @dataclass
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
-    task: str = option("FetchReach", "FetchReach, FetchPush, FetchPick, PointReach, PointRooms")
+    task: str = option("FetchReach", ", ".join(task_names()))
     mixture: str = option("expert10", f"of expert and random trajectories, as in the paper: {', '.join(MIXTURES)}")
     size: str = option("small", "small: 4,000 trajectories; paper: 40,000 (hard Fetch tasks and HandReach)")
     num_trajectories: int | None = option(None, "trajectories in all, instead of a size")

@@ -1,8 +1,11 @@
+import pickle
+
 import numpy as np
 import pytest
 
 from torchrl_smore.envs import TASKS, PlanningExpert, task_names
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
+from torchrl_smore.envs.experts import FetchSlideExpert, HandReachExpert
 
 FETCH = ("FetchReach", "FetchPush", "FetchPick")
 # bars for success at the last step and for the return at discount 0.99, of 39.5 at most
@@ -92,6 +95,16 @@ def test_an_expert_at_its_goal_stays_finite(name):
     }
     with np.errstate(all="raise", under="ignore"):
         assert np.isfinite(task.make_expert()(zeros)).all()
+
+
+@pytest.mark.parametrize(
+    ("expert", "simulator"), [(FetchSlideExpert(num_trials=3), "_table"), (HandReachExpert(overdrive=1.5), "_hand")]
+)
+def test_an_expert_builds_its_simulator_once_and_leaves_it_behind_when_it_is_pickled(expert, simulator):
+    assert getattr(expert, simulator) is getattr(expert, simulator)
+    packed = pickle.dumps(expert)
+    assert len(packed) < 500
+    assert pickle.loads(packed) == expert
 
 
 def test_quality_matches_numbers_worked_by_hand():

@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-import pickle
 
 import numpy as np
 import pytest
@@ -95,14 +94,6 @@ def test_planned_episodes_give_the_same_store_for_any_number_of_workers():
     assert stores[0].sha256 == stores[1].sha256
     actions = stores[0].data["action"].reshape(21, 50, 4)
     assert not (actions[0] == actions[1]).all()
-
-
-def test_an_expert_leaves_its_copy_behind_when_it_is_pickled():
-    expert = FetchSlideExpert(num_trials=3)
-    assert expert._table is expert._table
-    packed = pickle.dumps(expert)
-    assert len(packed) < 500
-    assert pickle.loads(packed) == expert
 
 
 @pytest.mark.parametrize(

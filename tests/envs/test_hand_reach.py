@@ -1,5 +1,3 @@
-import pickle
-
 import numpy as np
 import pytest
 
@@ -123,11 +121,3 @@ def test_most_goals_are_reached_within_a_few_steps():
     measured = quality(run_episodes(task, task.make_batch_env(2), Behaviour("expert"), 0, range(8))["reward"])
     assert measured["success"] >= 0.75  # about one in ten is out of reach
     assert measured["first_success"] <= 7.0
-
-
-def test_an_expert_leaves_its_model_behind_when_it_is_pickled():
-    expert = HandReachExpert(overdrive=1.5)
-    assert expert._hand is expert._hand
-    packed = pickle.dumps(expert)
-    assert len(packed) < 500
-    assert pickle.loads(packed) == expert
