@@ -11,7 +11,7 @@ from torchrl_smore.envs.experts.fetch_slide import _corrected, _Strike, _Striker
 
 STRIKE = _Strike(0.3, 0.05, 0.8)
 SLIDE = TASKS["FetchSlide"]
-QUICK = dataclasses.replace(SLIDE, make_expert=functools.partial(FetchSlideExpert, num_trials=1))
+QUICK = dataclasses.replace(SLIDE, make_expert=functools.partial(FetchSlideExpert, num_trials=1), horizon=12)
 
 
 def episode(env, seed, controller):
@@ -78,6 +78,24 @@ def test_rows_are_planned_and_struck_independently_of_each_other():
     batch.close()
 
 
+def test_random_changes_repeat_with_the_seed_and_set_in_when_corrections_stop_helping(monkeypatch):
+    trials = []
+
+    def never_any_better(self, state, seed, strike):
+        trials.append(strike)
+        return state[3:6] + np.array([0.3, 0.3, 0.0])
+
+    monkeypatch.setattr(fetch_slide._Table, "end", never_any_better)
+    env, expert = SLIDE.make_env(), FetchSlideExpert(num_trials=10)
+    for seed in (3, 3, 4):
+        expert.plan({"observation": env.reset(seed=seed)[0]["observation"][None]}, [seed])
+    first, again, other = trials[:10], trials[10:20], trials[20:]
+    assert first == again
+    assert first[0].run_up == first[1].run_up == 0.05  # as it was, and corrected
+    assert len({strike.run_up for strike in first[2:]} | {strike.run_up for strike in other[2:]}) == 16
+    env.close()
+
+
 def test_a_seed_that_does_not_lead_to_the_observation_is_refused():
     batch = SLIDE.make_batch_env(1)
     first = batch.reset([3])
@@ -92,7 +110,7 @@ def test_planned_episodes_give_the_same_store_for_any_number_of_workers():
         for workers in (1, 2)
     ]
     assert stores[0].sha256 == stores[1].sha256
-    actions = stores[0].data["action"].reshape(21, 50, 4)
+    actions = stores[0].data["action"].reshape(21, 12, 4)
     assert not (actions[0] == actions[1]).all()
 
 
