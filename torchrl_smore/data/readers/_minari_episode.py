@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers._goals import Goals
+from torchrl_smore.data.readers._goals import Goals, columns_of
 from torchrl_smore.data.readers._hdf5 import Hdf5Array, import_h5py, member
 from torchrl_smore.data.readers._rows import Column, check_numbers
 
@@ -26,13 +26,21 @@ class EpisodeLayout:
         group: group of the first episode.
         metadata: of the dataset.
         goals: what the goals become; ``None`` takes those of a Dict observation.
+        observation_columns: what is kept of the observation; ``None`` takes all.
 
     Raises:
         DatasetError: if the observations are no vectors, or hold no goals and none are given.
     """
 
-    def __init__(self, path: Path, group: Any, metadata: Mapping[str, Any], goals: Goals | None) -> None:
-        self.goals = goals
+    def __init__(
+        self,
+        path: Path,
+        group: Any,
+        metadata: Mapping[str, Any],
+        goals: Goals | None,
+        observation_columns: slice | Sequence[int] | None,
+    ) -> None:
+        self.goals, self.observation_columns = goals, observation_columns
         found = list(_leaves(path, group, "observations"))
         parts = {key: [name for name in found if _below(name, f"observations/{key}")] for key in _GOAL_KEYS}
         has_goals = all(parts.values())
@@ -67,13 +75,15 @@ class EpisodeLayout:
             key: np.concatenate([_vectors(Hdf5Array(path, group, name), steps + 1) for name in names], axis=1)
             for key, names in self.parts.items()
         }
+        label = f"{path}: {f'{group.name[1:]}/observations'!r}"
         if self.goals is not None:
-            label = f"{path}: {f'{group.name[1:]}/observations'!r}"
             column = Column(np.arange(steps + 1), self.goals.rows(label))
             column.fill(label, states["observation"], 0)
             states["achieved_goal"] = column.values
             goal = column.values[-1] if self.goals.desired_is_final else self.goals.constant()
             states["desired_goal"] = np.repeat(goal[None], steps + 1, axis=0)
+        if self.observation_columns is not None:
+            states["observation"] = columns_of(label, self.observation_columns)(states["observation"])
         rows = {
             "observation": states["observation"][:-1],
             "action": action,

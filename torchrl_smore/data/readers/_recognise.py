@@ -35,16 +35,16 @@ def recognise(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir() and (path / "meta.json").is_file():
         return "store"
-    if path.is_dir() or (not path.exists() and path.suffix not in _SUFFIXES):
-        minari.find_dataset(path)
+    if minari.is_dataset(path):
         return "minari"
+    known = (
+        f"expected a trajectory store (a folder with meta.json), a Minari dataset (a folder with data/main_data.hdf5, "
+        f"or an id under {minari.datasets_root()}), or a file that ends in {', '.join(_SUFFIXES)}"
+    )
     if not path.exists():
-        raise DatasetError(f"{path}: no such file.")
-    if path.suffix not in _SUFFIXES:
-        raise DatasetError(
-            f"{path}: expected a trajectory store (a folder), a Minari dataset (a folder or an id), or a file that "
-            f"ends in {', '.join(_SUFFIXES)}; name its format, one of {list(FORMATS)}."
-        )
+        raise DatasetError(f"{path} does not exist; {known}.")
+    if path.is_dir() or path.suffix not in _SUFFIXES:
+        raise DatasetError(f"{path} is of no known format; {known}, or its format by name, one of {list(FORMATS)}.")
     return _SUFFIXES[path.suffix]
 
 

@@ -97,7 +97,7 @@ def read(
         if "timeouts" not in arrays and horizon is None:
             raise DatasetError(f"{path}: expected an array 'timeouts', found none: pass the horizon of the episodes.")
         next_held = "next_observations" in arrays and goals.array == "observations"
-        with progress_bar(progress, path.name, sum(array.dataset.nbytes for array in arrays.values())) as report:
+        with progress_bar(progress, path.name, sum(array.nbytes for array in arrays.values())) as report:
             terminal = read_flags(arrays["terminals"], report)
             end = terminal | read_flags(arrays["timeouts"], report) if "timeouts" in arrays else terminal.copy()
             if horizon is not None:

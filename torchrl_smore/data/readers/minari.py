@@ -13,7 +13,8 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def read(
     *,
     reached: Reached,
     goals: Goals | None = None,
+    observation_columns: slice | Sequence[int] | None = None,
     max_trajectories: int | None = None,
     meta: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -56,6 +58,7 @@ def read(
             of the file are not read.
         goals: what the goals become where the observations are no Dict of ``observation``, ``achieved_goal`` and
             ``desired_goal``, or instead of these.
+        observation_columns: columns of the observation to keep; all by default. ``goals`` are about all of them.
         max_trajectories: how many trajectories to keep, the first ones; all by default.
         meta: of the store, beside ``"source"``, ``"format"``, ``"dropped_rows"`` and the names of flattened parts.
         progress: whether to show a tqdm bar.
@@ -79,8 +82,8 @@ def read(
         episodes = _episodes(main, file, stack)
         with explained(main):
             metadata = dict(file.attrs) if metadata is None else metadata
-        layout = EpisodeLayout(*episodes[0], metadata, goals)
-        lengths = np.array([layout.num_steps(*episode) for episode in episodes])
+        layout = EpisodeLayout(episodes[0].path, episodes[0].group(), metadata, goals, observation_columns)
+        lengths = np.array([layout.num_steps(episode.path, episode.group()) for episode in episodes])
         _check_total(main, metadata, len(lengths), int(lengths.sum()))
         kept = np.flatnonzero(lengths >= 2)[:max_trajectories]
         if not len(kept):
@@ -90,14 +93,14 @@ def read(
         report = stack.enter_context(progress_bar(progress, folder.parent.name, len(kept), "episode"))
         first = 0
         for number, index in enumerate(kept):
-            path_of, group = episodes[int(index)]
-            rows, terminated[number] = layout.read(path_of, group, int(length[number]))
+            episode = episodes[int(index)]
+            rows, terminated[number] = layout.read(episode.path, episode.group(), int(length[number]))
             for key, part in rows.items():
                 if key not in values:
                     values[key] = np.empty((int(length.sum()), part.shape[1]), dtype=np.float32)
                 if part.shape[1] != (width := values[key].shape[1]):
                     raise DatasetError(
-                        f"{path_of}: {group.name[1:]!r}: expected {width} columns of {key!r} as in the episodes "
+                        f"{episode.path}: {episode.name!r}: expected {width} columns of {key!r} as in the episodes "
                         f"before, found {part.shape[1]}."
                     )
                 values[key][first : first + len(part)] = part
@@ -113,15 +116,31 @@ def find_dataset(path: str | Path) -> Path:
     Raises:
         DatasetError: if there is none; names the folders that were looked at.
     """
-    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
-    looked = [Path(path), Path(path) / "data", root / path / "data"]
-    for folder in looked:
-        if (folder / _MAIN).is_file() or (folder / "metadata.json").is_file():
+    for folder in _candidates(path):
+        if _holds_data(folder):
             return folder
     raise DatasetError(
-        f"{path}: expected a Minari dataset, found none in {', '.join(map(str, looked))}. Nothing is downloaded: "
-        f"'minari download {path}' does, if it is the id of a published dataset."
+        f"{path}: expected a Minari dataset, found none in {', '.join(map(str, _candidates(path)))}. Nothing is "
+        f"downloaded: 'minari download {path}' does, if it is the id of a published dataset."
     )
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether :func:`find_dataset` finds one."""
+    return any(map(_holds_data, _candidates(path)))
+
+
+def datasets_root() -> Path:
+    """The folder that minari keeps datasets in."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def _candidates(path: str | Path) -> tuple[Path, ...]:
+    return Path(path), Path(path) / "data", datasets_root() / path / "data"
+
+
+def _holds_data(folder: Path) -> bool:
+    return (folder / _MAIN).is_file() or (folder / "metadata.json").is_file()
 
 
 def _metadata(folder: Path) -> dict[str, Any] | None:
@@ -156,30 +175,38 @@ def _check_total(main: Path, metadata: Mapping[str, Any], episodes: int, steps: 
             )
 
 
-def _episodes(main: Path, file: Any, stack: contextlib.ExitStack) -> list[tuple[Path, Any]]:
-    """File and group of each episode, by number; ``stack`` keeps further files open."""
+@dataclass(frozen=True)
+class _Episode:
+    """Where an episode lies. Its group is opened anew each time: open ones take tens of kilobytes each."""
+
+    path: Path
+    file: Any
+    name: str
+
+    def group(self) -> Any:
+        group = member(self.path, self.file, self.name)
+        if not isinstance(group, import_h5py().Group):
+            raise DatasetError(f"{self.path}: {self.name!r}: expected a group, found an array.")
+        return group
+
+
+def _episodes(main: Path, file: Any, stack: contextlib.ExitStack) -> list[_Episode]:
+    """The episodes by number; ``stack`` keeps further files open."""
     h5py = import_h5py()
     opened: dict[str, Any] = {}
     with explained(main):
         numbered = sorted((int(match[1]), name) for name in file if (match := _EPISODE.fullmatch(name)))
+        links = [(name, file.get(name, getlink=True)) for _, name in numbered]
     episodes = []
-    for _, name in numbered:
-        link = file.get(name, getlink=True)
+    for name, link in links:
         if isinstance(link, h5py.ExternalLink) and _ADDITIONAL.fullmatch(link.filename):
             # beside the main file and nowhere else: a link may name any file of the machine
             beside = main.with_name(link.filename)
             if link.filename not in opened:
                 opened[link.filename] = stack.enter_context(open_hdf5(beside))
-            episodes.append((beside, _group(beside, opened[link.filename], link.path.strip("/"))))
+            episodes.append(_Episode(beside, opened[link.filename], link.path.strip("/")))
         else:
-            episodes.append((main, _group(main, file, name)))
+            episodes.append(_Episode(main, file, name))
     if not episodes:
         raise DatasetError(f"{main}: expected groups 'episode_N', found none.")
     return episodes
-
-
-def _group(path: Path, file: Any, name: str) -> Any:
-    group = member(path, file, name)
-    if not isinstance(group, import_h5py().Group):
-        raise DatasetError(f"{path}: {name!r}: expected a group, found an array.")
-    return group
