@@ -68,7 +68,18 @@ def test_recipes_use_public_names_only():
 
 
 def test_the_library_imports_without_any_simulator_plot_logger_or_kernel_package():
-    blocked = ["gymnasium", "mujoco", "matplotlib", "hydra", "imageio", "h5py", "tqdm", "wandb", "tensorboard", "smore_kernels"]
+    blocked = [
+        "gymnasium",
+        "mujoco",
+        "matplotlib",
+        "hydra",
+        "imageio",
+        "h5py",
+        "tqdm",
+        "wandb",
+        "tensorboard",
+        "smore_kernels",
+    ]
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import torchrl_smore"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
 

@@ -59,16 +59,14 @@ def member(path: Path, group: Any, name: str) -> Any:
     identifier = group.id
     with explained(path):
         # some files hold a hundred thousand small arrays: the low-level interface takes half the time
-        for part in name.split("/"):
-            try:
-                link = identifier.links.get_info(part.encode()).type
-            except (KeyError, AttributeError):
+        for part in map(str.encode, name.split("/")):
+            if not isinstance(identifier, h5py.h5g.GroupID) or not identifier.links.exists(part):
                 full = f"{group.name}/{name}".lstrip("/")
-                raise DatasetError(f"{path}: expected {full!r}, found {sorted(group)[:20]}.") from None
-            if link != h5py.h5l.TYPE_HARD:
+                raise DatasetError(f"{path}: expected {full!r}, found {sorted(group)[:20]}.")
+            if identifier.links.get_info(part).type != h5py.h5l.TYPE_HARD:
                 full = f"{group.name}/{name}".lstrip("/")
                 raise DatasetError(f"{path}: {full!r}: expected it in this file, refused a link to elsewhere.")
-            identifier = h5py.h5o.open(identifier, part.encode())
+            identifier = h5py.h5o.open(identifier, part)
         if isinstance(identifier, h5py.h5g.GroupID):
             return h5py.Group(identifier)
         if isinstance(identifier, h5py.h5d.DatasetID):
