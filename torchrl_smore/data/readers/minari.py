@@ -52,7 +52,8 @@ def read(
 
     Args:
         path: the dataset's folder, its ``data`` folder, the ``main_data.hdf5`` in it, or the id of a dataset that
-            minari keeps on this machine (under ``MINARI_DATASETS_PATH``, by default ``~/.minari/datasets``); nothing is downloaded.
+            minari keeps on this machine (under ``MINARI_DATASETS_PATH``, by default ``~/.minari/datasets``);
+            nothing is downloaded.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``. The reward of a
             step is 1 where the goal achieved after the step fulfils the goal that was desired before it; the rewards
             of the file are not read.
