@@ -93,7 +93,7 @@ def load_dataset(
     robot = next((robot for prefix, robot in _ROBOTS.items() if task.name.startswith(prefix)), None)
     if robot is not None and format in ("d4rl", "minari"):
         accepted = ("goals", "observation_columns") if format == "minari" else robot
-        options = {key: robot[key] for key in accepted}
+        options = {key: robot[key] for key in accepted if key in robot}
     if goals is not None:
         if format in ("store", "wgcsl"):
             raise ValueError(f"dataset={path} has goals of its own: drop goal_columns and desired_goal.")

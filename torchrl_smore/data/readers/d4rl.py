@@ -30,7 +30,6 @@ from torchrl_smore.data.trajectories import TrajectoryStore
 ROBOTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "halfcheetah": {
         "goals": Goals(achieved=8, desired=11.0),
-        "observation_columns": slice(0, 17),
         "horizon": 1000,
         "pad": True,
     },
