@@ -37,7 +37,7 @@ from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
 from torchrl_smore.data import standardization
-from torchrl_smore.envs import EnvPool, Task, get_task
+from torchrl_smore.envs import EnvPool, Task, get_task, task_names
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
@@ -58,7 +58,7 @@ PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasi
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
-    task: str = option("FetchReach", "FetchReach, FetchPush, FetchPick, PointReach, PointRooms")
+    task: str = option("FetchReach", ", ".join(task_names()))
     method: str = option("smore", ", ".join(METHODS))
     dataset: str | None = option(None, "a store of collect_dataset.py or a WGCSL/GoFAR buffer.pkl; none: collect one")
     num_trajectories: int = option(1000, "trajectories to collect when no dataset is given")

@@ -13,7 +13,7 @@ from torchrl_smore.envs.sawyer import handle_point
 
 Array = NDArray[Any]
 
-_DOOR_MARK_RADIUS, _DOOR_MARK_HEIGHT = 0.29, 0.18  # above the far end of the handle, where the hand hides nothing, m
+_DOOR_MARK_RADIUS, _DOOR_MARK_HEIGHT = 0.29, 0.20  # above the far end of the handle, where the hand hides nothing, m
 _FINGERTIP_HEIGHT = 0.01
 
 

@@ -14,6 +14,7 @@ from torchrl_smore.envs.wrappers import require_mujoco
 Array = NDArray[Any]
 
 _REACH = 0.3  # bound of fingertip and goal coordinates in the spaces, m; the arm is 0.21 long, the goals' disc 0.2
+_FASTEST = 1000.0  # bound of joint velocities in the spaces, rad/s; full torque against the joints' damping gives 200
 
 
 class ReacherGoalEnv(gymnasium.Wrapper):
@@ -31,7 +32,7 @@ class ReacherGoalEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         plane = spaces.Box(-_REACH, _REACH, (2,), np.float64)
-        state = spaces.Box(-np.inf, np.inf, (11,), np.float64)
+        state = spaces.Box(-_FASTEST, _FASTEST, (11,), np.float64)
         self.observation_space = spaces.Dict({"observation": state, "achieved_goal": plane, "desired_goal": plane})
 
     def reset(

@@ -162,7 +162,7 @@ class _MujocoCamera:
         color = _REACHED if self._task.reached(observation["achieved_goal"], goal) else _AIM
         radius = self._task.threshold if self._stage.radius is None else self._stage.radius
         for mark in self._stage.marks(goal):
-            self._add_ball(mark, min(0.012, 0.5 * radius), (*color, 1.0))
+            self._add_ball(mark, min(0.012, 0.8 * radius), (*color, 1.0))
             self._add_ball(mark, radius, (*color, 0.35))
         mujoco.mjr_render(self._viewport, scene, self._context)
         pixels = np.empty((self._viewport.height, self._viewport.width, 3), dtype=np.uint8)
@@ -188,12 +188,14 @@ class _MujocoCamera:
 
 
 def _make_presentable(model: Any) -> None:
-    """Gives the scene a plain background and the block a colour, and hides the cross-hair that pulls the gripper."""
+    """Gives the scene a plain background, the block a colour and a dark room light; hides what pulls the gripper."""
     sky = model.tex_type == 2  # mjTEXTURE_SKYBOX
     for start, height, width, channels in zip(
         model.tex_adr[sky], model.tex_height[sky], model.tex_width[sky], model.tex_nchannel[sky]
     ):
         model.tex_data[start : start + int(height) * int(width) * int(channels)] = 235
+    if model.nlight == 0:
+        model.vis.headlight.ambient[:] = 0.5
     model.geom_rgba[model.body_mocapid[model.geom_bodyid] >= 0, 3] = 0.0
     for number in range(model.ngeom):
         if model.geom(number).name == "object0":

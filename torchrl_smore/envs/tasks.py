@@ -47,6 +47,8 @@ class Task:
         description: one sentence for people.
         paper_note: how the simulator differs from the one the paper used.
         horizon: steps in an episode.
+        blank_columns: columns of ``observation`` that are always 0 here. Data of the paper's simulator have something
+            else there, which is to be set to 0 when they are read.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -62,6 +64,7 @@ class Task:
     paper_note: str
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
+    blank_columns: tuple[int, ...] = ()
 
     @property
     def observation_dim(self) -> int:
@@ -191,9 +194,10 @@ _REACHER = Task(
     paper_note=(
         "The paper used Reacher-v2 (mujoco-py) in WGCSL's goal wrapper; this is Reacher-v5 of gymnasium with the same "
         "arm, 11 columns, goals (uniform in a disc of radius 0.2) and threshold. Columns 4 and 5, which hold the "
-        "original target there and contradict a relabelled goal, are 0 here: do the same to data of the old "
-        "environment."
+        "original target there and contradict a relabelled goal, are 0 here; recipes do the same to files that they "
+        "read."
     ),
+    blank_columns=(4, 5, 10),
 )
 
 
