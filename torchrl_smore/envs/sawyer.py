@@ -8,7 +8,7 @@ handle from the panel, its angle at the start and its range. What differs:
   published hand is welded to its mocap body by the wrist of a seven-joint arm.
 - A step sends the hand to its *own* position plus the displacement, not to the last target plus the displacement.
   Where it is held back, targets do not run ahead of it, so that the published state is all there is to know.
-- A step lasts 0.1 s in 20 substeps (50 of 2 ms there), after which the hand is where it was sent, to 0.3 mm.
+- A step lasts 0.1 s in 20 substeps (50 there), after which the hand is where it was sent, to 0.3 mm.
 - The handle is a slot that a hook below the hand slides in, where the published handle is a bar behind which the hook
   is hung. It moves the door both ways; lifting the hand above 0.243 m frees it. The hinge stands at x = 0.13 instead
   of 0.21, so that the handle stays within the hand's box up to the widest goal.
@@ -71,8 +71,8 @@ class SawyerWorld:
 
 _REACH_BOX = ((-0.2, 0.55, 0.05), (0.2, 0.75, 0.3))
 #: The published reset sends the mocap body to (0, 0.5, 0.02), outside the box, without waiting until the hand is there;
-#: where it is then is not known. From that point no policy exceeds a discounted return of about 35 of 39.5, and the
-#: paper reports 37.67, so the start must be inside. From the middle the best possible is 36.9.
+#: where it is then is not known. From that point no policy exceeds a discounted return of 34.7 of 39.5, and the
+#: paper reports 37.67, so its start was nearer to the goals. From the middle the best possible is 36.9.
 REACH = SawyerWorld(
     "sawyer.xml", *_REACH_BOX, start=(0.0, 0.65, 0.175), goal="hand", goal_low=_REACH_BOX[0], goal_high=_REACH_BOX[1]
 )
