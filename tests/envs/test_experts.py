@@ -71,6 +71,31 @@ def test_the_door_expert_goes_to_any_angle_and_finds_back_into_the_slot():
     assert min(opening.sum(), (~opening).sum()) > 5
 
 
+@pytest.mark.parametrize("goal", [0.0, 0.4, 0.83])
+def test_the_door_expert_settles_at_the_goal_and_not_at_its_edge(goal):
+    env, expert = TASKS["SawyerDoor"].make_base_env(), TASKS["SawyerDoor"].make_expert()
+    env.reset(seed=0)
+    for _ in range(6):  # along the slot to the end of the hand's box, from where the nearest way would leave it
+        observation, *_ = env.step(np.array([1.0, 0.0, 0.0]))
+    for _ in range(20):
+        aimed = {**observation, "desired_goal": np.array([goal])}
+        observation, *_ = env.step(expert({key: value[None] for key, value in aimed.items()})[0])
+    # 1 mm of play between hook and bars, at least 0.075 from the hinge
+    assert observation["achieved_goal"][0] == pytest.approx(goal, abs=0.015)
+
+
+def test_the_reacher_expert_bends_the_elbow_the_way_it_is_bent():
+    expert, state = ReacherExpert(), np.zeros((2, 11))
+    joints = np.array([[0.2, 1.3], [0.2, -1.3]])
+    state[:, :2], state[:, 2:4] = np.cos(joints), np.sin(joints)
+    # fingertips of arms bent by 0.1 more: only the elbow has to move
+    elbow = joints[:, 1] + 0.1 * np.sign(joints[:, 1])
+    angles = 0.2 + np.stack([np.zeros(2), elbow], axis=-1)
+    goal = np.stack([np.cos(angles), np.sin(angles)], axis=-1).transpose(0, 2, 1) @ (0.1, 0.11)
+    action = expert({"observation": state, "desired_goal": goal})
+    np.testing.assert_allclose(action, [[0.0, 0.4], [0.0, -0.4]], atol=1e-6)
+
+
 def test_the_reacher_expert_takes_the_shorter_way_round():
     joints = np.array([3.0, 0.0])  # the shoulder just short of half a turn, the arm stretched
     goal = 0.21 * np.array([np.cos(-3.0), np.sin(-3.0)])  # stretched again, 0.28 rad further on

@@ -122,6 +122,11 @@ def test_a_goal_is_marked_where_it_is(task, goal, marks):
     np.testing.assert_allclose(STAGES.get(task, FETCH).marks(np.array(goal)), marks, atol=1e-12)
 
 
+def test_the_ball_at_the_door_is_as_wide_as_the_angle_that_counts_as_reached():
+    """Its mark is 0.29 m along the door and 0.06 m across from the hinge, the threshold 0.06 rad."""
+    assert STAGES["SawyerDoor"].radius == pytest.approx(np.hypot(0.29, 0.06) * 0.06, rel=0.03)
+
+
 def test_a_process_of_its_own_draws_the_same_frames():
     actions = np.full((3, 2), 0.5)
     np.testing.assert_array_equal(

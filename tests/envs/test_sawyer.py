@@ -81,8 +81,11 @@ def test_the_slot_is_where_the_simulator_has_it(door):
         door._mujoco.mj_forward(door.model, door.data)
         middle = np.mean([door.data.geom(name).xpos[:2] for name in geoms], axis=0)
         np.testing.assert_allclose(middle, handle_point(np.array(angle), np.array(0.175)), atol=1e-12)
-    hook = door.data.geom("hook").xpos[:2] - door.data.qpos[:2]
-    np.testing.assert_allclose(hook, [0.0, HOOK_OFFSET], atol=1e-12)
+    bar, hook = door.data.geom("inner bar"), door.data.geom("hook")
+    np.testing.assert_allclose(hook.xpos[:2] - door.data.qpos[:2], [0.0, HOOK_OFFSET], atol=1e-12)
+    bar_top = bar.xpos[2] + door.model.geom("inner bar").size[2]
+    radius, half_length, _ = door.model.geom("hook").size
+    assert HANDLE_TOP + (hook.xpos[2] - half_length - radius - door.data.qpos[2]) == pytest.approx(bar_top)
 
 
 def test_every_goal_can_be_held_from_within_the_hands_box():
