@@ -26,9 +26,9 @@ class SawyerDoorExpert:
     """Slides the hook to where the slot will be at the goal angle; if the hook is out of the slot, puts it back first.
 
     In the slot, the door's angle follows from the hook's place, so a straight line to any point of the slot at the goal
-    angle will do; of those that the hand's box allows it takes the one that takes the fewest steps. Out of the slot
-    it rises clear of the handle, moves above the slot, and lowers itself. A door at its goal is then left alone. All
-    of this is read off hand position and angle, nothing is remembered. Lengths in metres.
+    angle will do; it takes the one that is the fewest steps away. Out of the slot it rises clear of the handle, moves
+    above the slot, and lowers itself. A door at its goal is then left alone. All of this is read off hand position and
+    angle, nothing is remembered. Lengths in metres.
 
     Attributes:
         radii: places along the slot, as distances from the hinge: least, largest and number.
@@ -68,12 +68,8 @@ class SawyerDoorExpert:
         return inside & (np.abs(across) < self.in_slot)
 
     def _nearest_in_slot(self, hook: Array, angle: Array) -> Array:
-        """Of the slot at ``angle``, the place ``[n, 2]`` within reach that is the fewest steps away."""
+        """Of the slot at ``angle``, the place ``[n, 2]`` that is the fewest steps away."""
         places = handle_point(angle[:, None], np.linspace(*self.radii))
-        hand = places - (0.0, HOOK_OFFSET)
-        beyond = np.maximum(np.array(DOOR.low[:2]) - hand, hand - np.array(DOOR.high[:2])).max(-1)
-        steps = np.abs(places - hook[:, None]).max(-1) / STEP
-        # outside the box, as near to it as can be
-        cost = steps + 1e3 * np.maximum(beyond, 0.0)
-        best: Array = places[np.arange(len(places)), cost.argmin(-1)]
+        # beyond the edge of the hand's box the hand slides along the edge, and the place with it
+        best: Array = places[np.arange(len(places)), np.abs(places - hook[:, None]).max(-1).argmin(-1)]
         return best
