@@ -12,14 +12,14 @@ from pathlib import Path
 
 from recipe_cli import option, run_recipe
 
-from torchrl_smore.envs import collect, get_task
+from torchrl_smore.envs import collect, get_task, task_names
 
 
 @dataclass
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
-    task: str = option("FetchReach", "FetchReach, FetchPush, FetchPick, PointReach, PointRooms")
+    task: str = option("FetchReach", ", ".join(task_names()))
     num_trajectories: int = option(4000, "trajectories in all (the paper: 40,000 for the hard tasks)")
     expert_fraction: float = option(0.1, "share of expert trajectories, in [0, 1]")
     seed: int = option(0, "decides every episode, for any number of workers")

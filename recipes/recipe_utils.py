@@ -114,6 +114,9 @@ def load_dataset(
         raise DatasetError(f"dataset={path}: {error}") from error
     if store.meta.get("task", task.name) != task.name:
         raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {task.name}.")
+    if format != "store":
+        for key in ("observation", ("next", "observation")):
+            store.data[key][:, list(task.blank_columns)] = 0.0
     return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)
 
 
@@ -253,17 +256,22 @@ def finite_or_none(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
+def seed_of_farthest_goal(task: Task, first_seed: int) -> int:
+    """Of eight seeds the one whose goal is farthest at the start: there is most to see."""
+    with EnvPool(task, 8) as pool:
+        start = pool.reset(range(first_seed, first_seed + 8))
+    return first_seed + int(np.linalg.norm(start["achieved_goal"] - start["desired_goal"], axis=-1).argmax())
+
+
 def record_rollout(task: Task, policy: ActorPolicy, first_seed: int, out: Path) -> str:
     """Films an episode to a GIF in a process of its own, where a broken OpenGL cannot harm the run.
 
-    Of eight evaluation seeds it takes the one whose goal is farthest at the start: there is most to see.
+    The episode is that of :func:`seed_of_farthest_goal`.
 
     Returns:
         One line that says what came of it.
     """
-    with EnvPool(task, 8) as pool:
-        start = pool.reset(range(first_seed, first_seed + 8))
-    seed = first_seed + int(np.linalg.norm(start["achieved_goal"] - start["desired_goal"], axis=-1).argmax())
+    seed = seed_of_farthest_goal(task, first_seed)
     with EnvPool(task, 1) as pool:
         observation = pool.reset([seed])
         actions = []

@@ -39,7 +39,7 @@ from torchrl.record.loggers import Logger, get_logger
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
 from torchrl_smore.data import standardization
 from torchrl_smore.data.readers import FORMATS, Goals
-from torchrl_smore.envs import EnvPool, Task, get_task
+from torchrl_smore.envs import EnvPool, Task, get_task, task_names
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
@@ -60,7 +60,7 @@ PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasi
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
-    task: str = option("FetchReach", "FetchReach, FetchPush, FetchPick, PointReach, PointRooms")
+    task: str = option("FetchReach", ", ".join(task_names()))
     method: str = option("smore", ", ".join(METHODS))
     dataset: str | None = option(
         None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; none: collect one"

@@ -25,7 +25,9 @@ def rollout(pool, seeds, steps):
     return np.stack(trace)
 
 
-@pytest.mark.parametrize(("name", "noise"), [("FetchPush", 0.0), ("FetchReach", 0.5), ("PointRooms", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "noise"), [("FetchPush", 0.0), ("FetchReach", 0.5), ("PointRooms", 0.5), ("SawyerDoor", 0.5)]
+)
 def test_the_same_seeds_give_the_same_episodes_for_any_number_of_workers(name, noise):
     seeds = [1, 2**63, 7]
     with EnvPool(name, 3, action_noise=noise) as here, EnvPool(name, 3, num_workers=2, action_noise=noise) as spread:

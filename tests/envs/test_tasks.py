@@ -10,8 +10,11 @@ from torchrl_smore.envs import TASKS, get_task, task_names
 FETCH = ("FetchReach", "FetchPush", "FetchPick")
 
 
-def test_the_registry_holds_the_five_tasks_in_order():
-    assert task_names() == ("FetchReach", "FetchPush", "FetchPick", "PointReach", "PointRooms")
+def test_the_registry_holds_the_tasks_in_order():
+    assert task_names() == (
+        *("FetchReach", "FetchPush", "FetchPick", "PointReach", "PointRooms"),
+        *("Reacher", "SawyerReach", "SawyerDoor"),
+    )
     assert all(TASKS[name].name == name and TASKS[name].horizon == 50 for name in task_names())
 
 

@@ -254,6 +254,28 @@ def test_a_file_that_does_not_fit_the_task_or_the_options_is_refused(recipe, for
     assert_refused(recipe("smore_offline.py", *given, *options, cwd=foreign), foreign, before, *said)
 
 
+def test_what_a_task_leaves_blank_is_left_out_of_a_file_too(recipe, tmp_path):
+    """A buffer of the paper's Reacher holds the original target in columns 4 and 5, ours holds 0."""
+    import pickle
+
+    from torchrl_smore.data import readers
+    from torchrl_smore.envs import TASKS
+
+    rng, path = np.random.default_rng(0), tmp_path / "buffer.pkl"
+    buffer = {"o": rng.normal(size=(6, 51, 11)), "u": rng.uniform(-1, 1, (6, 50, 2))}
+    buffer |= {"ag": buffer["o"][..., 8:10], "g": rng.uniform(-0.1, 0.1, (6, 50, 2))}
+    path.write_bytes(pickle.dumps(buffer))
+    done = recipe("smore_offline.py", *QUICK, "task=Reacher", f"dataset={path}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (meta,) = (only_run(tmp_path) / "checkpoint").glob("step_*/meta.json")
+    trained_on = json.loads(meta.read_text())["dataset_sha256"]
+
+    as_it_is = readers.wgcsl.read(path, reached=TASKS["Reacher"].reached).sha256
+    buffer["o"][..., [4, 5, 10]] = 0.0
+    path.write_bytes(pickle.dumps(buffer))
+    assert trained_on == readers.wgcsl.read(path, reached=TASKS["Reacher"].reached).sha256 != as_it_is
+
+
 def test_expert_fraction_thins_a_given_dataset(recipe, tmp_path, store_path):
     done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", "expert_fraction=0.5", cwd=tmp_path)
     assert "trajectories 8 " in done.stdout  # 4 experts and as many random ones
