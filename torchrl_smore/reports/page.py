@@ -36,8 +36,9 @@ tr.paper td { color: var(--soft); }
 .text tbody td { border-top: 1px solid var(--line); }
 .notes, .caption { font-size: .85rem; color: var(--soft); }
 .notes p { margin: .3rem 0; }
-.holds { color: #05603a; font-weight: 600; } .fails { color: #a4262c; font-weight: 600; }
-.open { color: var(--soft); }
+.holds td:nth-child(2), .fails td:nth-child(2) { font-weight: 600; }
+.holds td:nth-child(2) { color: #05603a; } .fails td:nth-child(2) { color: #a4262c; }
+.open td { color: var(--soft); }
 .warning { background: #fff6e0; border-left: 4px solid #b87503; padding: .5rem .9rem; }
 summary { cursor: pointer; margin: .6rem 0; }
 """
