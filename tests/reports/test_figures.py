@@ -62,6 +62,8 @@ def test_a_learning_curve_is_the_mean_of_the_seeds_where_all_have_been(make_resu
 
 def test_returns_of_the_papers_tasks_become_shares_of_the_largest(make_result):
     rows = [make_result(value=39.4994 / 2), make_result(metric="return_over_max", value=0.1), make_result(metric="x")]
+    rows.append(make_result(task="PointReach", metric="success_last", value=0.3))
+    assert list(mean_curves(rows)) == ["FetchReach"]
     (_, mean, std) = mean_curves(rows)["FetchReach"]["SMORe"]
     assert mean == pytest.approx([0.5], abs=1e-5)
     assert np.isnan(std).all()

@@ -264,8 +264,8 @@ def _page(parts: _Parts, command: str, min_seeds: int) -> str:
     )
     if parts.summary.fewest_seeds < min_seeds:
         lead += page.paragraph(
-            f"Some cells have fewer than {min_seeds} seeds: tables print no star and claims no verdict that rests on "
-            "them.",
+            f"Some cells have fewer than {min_seeds} seeds: no claim is judged by them, and tables print no star "
+            "where no outcome could have been significant.",
             "warning",
         )
     sections = [
