@@ -58,8 +58,7 @@ def results(make_result):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, request):
-    make_result = request.getfixturevalue("make_module_result")
+def report(tmp_path_factory, make_result):
     out = tmp_path_factory.mktemp("report")
     rows = results(make_result)
     curves = tuple(make_result(steps=steps, value=steps / 50) for steps in (500, 1000))
@@ -69,21 +68,6 @@ def report(tmp_path_factory, request):
         source, out, command=COMMAND, resamples=20, progress=lambda pieces: seen.extend(pieces) or pieces
     )
     return out, page.read_text(), seen
-
-
-@pytest.fixture(scope="module")
-def make_module_result():
-    from torchrl_smore.reports import Result
-
-    def make(**fields):
-        defaults = {
-            **{"table": "1", "task": "FetchReach", "method": "SMORe", "setting": "default", "seed": 0},
-            **{"metric": "discounted_return_0.99", "value": 35.5, "steps": 1000, "episodes": 50},
-            **{"commit": "abc", "versions": "torch=2.13.0", "note": ""},
-        }
-        return Result(**{**defaults, **fields})
-
-    return make
 
 
 def test_every_table_and_figure_is_there_in_every_format(report):

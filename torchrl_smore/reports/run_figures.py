@@ -80,6 +80,7 @@ def learning_figure(curves: Iterable[Result], setting: str = "main") -> Figure:
     for axis in axes[:-1]:
         axis.set_xlim(left=0)
         axis.set_ylim(-0.02, 1.02)
+        axis.locator_params(axis="x", nbins=4)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_xlabel("updates", fontsize=9)
         axis.set_ylabel(_OVER_MAX, fontsize=9)
