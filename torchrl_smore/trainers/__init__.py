@@ -2,8 +2,9 @@
 
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator
+from torchrl_smore.trainers.fused import FusedUpdate
 from torchrl_smore.trainers.offline import OfflineTrainer
-from torchrl_smore.trainers.update import Compile, Update, adam
+from torchrl_smore.trainers.update import Compile, Update, UpdateStep, adam
 
 __all__ = [
     "ActorPolicy",
@@ -11,8 +12,10 @@ __all__ = [
     "Compile",
     "Evaluation",
     "Evaluator",
+    "FusedUpdate",
     "OfflineTrainer",
     "Update",
+    "UpdateStep",
     "adam",
     "latest_checkpoint",
     "load_checkpoint",
