@@ -172,6 +172,11 @@ class Evaluator:
         return Evaluation(metrics, intervals, len(distance), per_episode)
 
 
+def mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Mean of each metric over evaluations, of which there is at least one; they have the same metrics."""
+    return {key: float(np.mean([own.metrics[key] for own in evaluations])) for key in evaluations[0].metrics}
+
+
 def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a rate (Wilson 1927), 95% by default; stays inside ``[0, 1]``."""
     rate, z2 = successes / trials, z * z
