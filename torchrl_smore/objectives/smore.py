@@ -23,6 +23,8 @@ from torchrl_smore.objectives.value import ExpectileValueLoss
 
 ScoreActor = Literal["awr", "score"]
 ValueTarget = Literal["dataset", "policy"]
+# read now: of an instantiated class, tensordict makes the list a property
+_AWR_KEYS = frozenset(AWRActorLoss.out_keys) - {"loss_actor"}
 
 
 class SMORELoss(ScoreLoss, AdvantageLoss):
@@ -56,8 +58,8 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         num_score_nets: size of the score ensemble.
         weight_clip: largest AWR weight.
         score_bounds: ``"auto"``, ``None`` or ``(lower, upper)``; see :class:`ScoreLoss`.
-        actor: ``"awr"`` (Eq. 11), or ``"score"``: maximise the smallest score at the policy's own action, with the score
-            network constant. The latter is Table 16's "without AWR", which the paper does not spell out; it ignores
+        actor: ``"awr"`` (Eq. 11), or ``"score"``: maximise the smallest score at the policy's own action, the score
+            network being constant. The latter is Table 16's "without AWR", which the paper does not spell out; it ignores
             ``temperature`` and ``weight_clip``.
         value_target: whose action's score the value fits: ``"dataset"`` (Eq. 9), or ``"policy"``, for ``actor="score"``
             alone: with ``expectile=0.5`` then ``M(s, g)`` is the mean of ``S(s, pi(s, g), g)``, our reading of Table
@@ -183,8 +185,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
             shared = [*shared, *value_network.parameters()]
         self._add_score_term(score_network, objective, num_score_nets, score_bounds, delay_score, kernels, shared)
         if actor == "score":
-            own = [key for key in AWRActorLoss.out_keys if key != "loss_actor"]
-            self.out_keys = self._kept([*(key for key in self.out_keys if key not in own), "policy_score"])
+            self.out_keys = self._kept([*(key for key in self.out_keys if key not in _AWR_KEYS), "policy_score"])
         self._make_vmap()
         self._set_in_keys()
 
