@@ -58,9 +58,9 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         num_score_nets: size of the score ensemble.
         weight_clip: largest AWR weight.
         score_bounds: ``"auto"``, ``None`` or ``(lower, upper)``; see :class:`ScoreLoss`.
-        actor: ``"awr"`` (Eq. 11), or ``"score"``: maximise the smallest score at the policy's own action, the score
-            network being constant. The latter is Table 16's "without AWR", which the paper does not spell out; it ignores
-            ``temperature`` and ``weight_clip``.
+        actor: ``"awr"`` (Eq. 11), or ``"score"``: maximise the smallest score at the policy's own action, with constant
+            score parameters. The latter is Table 16's "without AWR", which the paper does not spell out; it has no
+            ``temperature`` and no ``weight_clip``.
         value_target: whose action's score the value fits: ``"dataset"`` (Eq. 9), or ``"policy"``, for ``actor="score"``
             alone: with ``expectile=0.5`` then ``M(s, g)`` is the mean of ``S(s, pi(s, g), g)``, our reading of Table
             16's "without AWR and expectile loss".
