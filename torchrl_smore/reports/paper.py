@@ -89,6 +89,8 @@ class Paper:
     def __init__(self) -> None:
         self.cells: dict[Cell, PaperCell] = {entry.cell: entry for entry in _read_paper()}
         self._by_setting = {_canonical(cell): entry for cell, entry in self.cells.items()}
+        # the main tables come first, and tables repeat their numbers
+        self._anywhere = {_canonical(e.cell)._replace(table=""): e for e in reversed(self.cells.values())}
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -107,8 +109,13 @@ class Paper:
 
     def sample(self, cell: Cell) -> Sample | None:
         """Mean and standard deviation as printed, or ``None`` for a dash and for what is not there."""
-        entry = self._by_setting.get(_canonical(cell))
+        entry = self.find(cell)
         return None if entry is None else entry.sample
+
+    def find(self, cell: Cell) -> PaperCell | None:
+        """The entry of a cell, however its setting is written; with an empty table the first one that has it."""
+        cell = _canonical(cell)
+        return (self._by_setting if cell.table else self._anywhere).get(cell)
 
 
 def _canonical(cell: Cell) -> Cell:

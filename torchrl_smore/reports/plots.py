@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from pathlib import Path
 
 import numpy as np
+
+from torchrl_smore.reports.files import replacing
 
 # panel title -> columns of metrics.csv and their labels
 _PANELS: dict[str, dict[str, str]] = {
@@ -80,19 +81,15 @@ def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizo
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.suptitle(title, fontsize=11)
-    out = Path(out)
-    beside = out.with_name(f".{out.name}.partial")
-    figure.savefig(beside, dpi=110, format="png")
-    os.replace(beside, out)
-    return out
+    with replacing(out) as beside:
+        figure.savefig(beside, dpi=110, format="png")
+    return Path(out)
 
 
 def write_gif(frames: np.ndarray, out: str | Path, *, fps: int = 12) -> Path:
     """Writes frames ``[T, H, W, 3]``, uint8, as an endless GIF, replaced when whole."""
     import imageio.v3 as imageio
 
-    out = Path(out)
-    beside = out.with_name(f".{out.name}.partial")
-    imageio.imwrite(beside, np.asarray(frames, dtype=np.uint8), extension=".gif", duration=1000 / fps, loop=0)
-    os.replace(beside, out)
-    return out
+    with replacing(out) as beside:
+        imageio.imwrite(beside, np.asarray(frames, dtype=np.uint8), extension=".gif", duration=1000 / fps, loop=0)
+    return Path(out)
