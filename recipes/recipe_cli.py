@@ -15,8 +15,6 @@ _USAGE, _INTERRUPTED = 2, 130  # exit statuses
 
 def option(default: Any, text: str) -> Any:
     """A field of a recipe's configuration with the text that ``--help`` shows."""
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
 
 
