@@ -11,6 +11,7 @@ import contextlib
 import csv
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         if found is not None:
             return found
         with (folder / _STARTS).open("a", encoding="utf-8") as file:
-            file.write(f"{job['session']}\n")
+            file.write(f"{job['session']} {os.getpid()}\n")
         with _printing_to(folder / "log.txt"):
             summary = _train(folder, job["options"])
         _write_result(folder, job["identity"], summary)
@@ -101,8 +102,10 @@ def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any
 
 
 def _starts(folder: Path) -> list[str]:
+    """The session of the driver, once for each time that the run was begun."""
     path = folder / _STARTS
-    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line.split(" ")[0] for line in lines]
 
 
 @contextlib.contextmanager
