@@ -41,7 +41,7 @@ from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Result, read_results, write_curves, write_results
 
 _PRESETS = ("smoke", "quick", "paper")
-_SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "num_trajectories": 100, "seeds": 2}
+_SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "num_trajectories": 60, "seeds": 2}
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories")
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
@@ -68,7 +68,7 @@ class Config:
     first_seed: int = option(0, "the first of them")
     steps: int | None = option(None, "updates; none: the preset's and task's")
     batch_size: int | None = option(None, "none: the preset's")
-    eval_episodes: int = option(50, "episodes of an evaluation")
+    eval_episodes: int | None = option(None, "episodes of an evaluation; none: 50")
     eval_interval: int | None = option(None, "updates between evaluations; none: a tenth of the updates")
     num_trajectories: int | None = option(None, "trajectories in a dataset; none: the preset's and task's")
     data_seed: int = option(0, "of every dataset: all methods and seeds learn from the same one")
@@ -129,9 +129,11 @@ def read_request(config: Config) -> tuple[Config, Plan]:
     if preset is None:
         preset = "paper" if config.table or config.figure else "quick"
     if preset == "smoke":
-        given = {name: getattr(config, name) for name in _SMOKE if getattr(config, name) not in (None, 50)}
+        given = {name: getattr(config, name) for name in _SMOKE if getattr(config, name) is not None}
         config = dataclasses.replace(config, **{**_SMOKE, **given})
-    config = dataclasses.replace(config, preset=preset, seeds=config.seeds or 10)
+    config = dataclasses.replace(
+        config, preset=preset, seeds=config.seeds or 10, eval_episodes=config.eval_episodes or 50
+    )
     methods = list(METHODS) if config.methods == ["all"] else config.methods
     plans = [grid.table_plan(config.table)] if config.table else []
     plans += [grid.figure_plan(config.figure)] if config.figure else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -178,6 +179,14 @@ def test_a_folder_with_other_results_is_refused_and_left_alone(recipe, copy):
     table.write_text(table.read_text().replace("\n1,", "\n2,"))
     before = files(copy)
     assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "schema 1", "'2'")
+
+
+def test_two_drivers_in_one_folder_are_refused(recipe, copy):
+    with (copy / "out" / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = files(copy)
+        assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "another benchmark is running")
+    assert recipe("benchmark.py", *QUICK, cwd=copy).status == 0
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1"])
