@@ -195,7 +195,8 @@ def test_a_cluster_that_cannot_be_reached_is_told_within_seconds_and_loses_nothi
     options = [option for option in QUICK if option != "jobs=0"]
     started = time.monotonic()
     done = recipe("benchmark.py", *options, f"address={address}", cwd=copy)
-    assert time.monotonic() - started < 20.0
+    # 10 s of patience and the imports; Ray itself would take minutes
+    assert time.monotonic() - started < 60.0
     assert done.status == 2
     assert address in done.stderr.splitlines()[-1]
     assert len({row.key[:4] for row in read_results(copy / "out" / "results.csv")}) == 3
@@ -220,6 +221,7 @@ def wait_for(condition, seconds=90.0):
     raise AssertionError("waited in vain")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_driver_lose_nothing_and_count_nothing_twice(recipe, tmp_path):
     """One Ray session; what it leaves is finished without Ray, and equals a benchmark that nobody disturbed."""
     calm, rough = tmp_path / "calm", tmp_path / "rough"
