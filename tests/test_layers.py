@@ -23,7 +23,7 @@ ALLOWED = {
         *("torch", "tensordict", "torchrl", "numpy"),
         *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors"),
     },
-    "reports": {"numpy", "matplotlib", "PIL", "imageio", "reports", "_errors"},
+    "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors"},
     "_errors": set(),
     "__init__": {"data", "functional", "modules", "objectives"},
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --tint: #f5f7f9; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1.25rem 4rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; max-width: 82rem; padding: 1.5rem 1.25rem 4rem; color: var(--ink); background: #fff;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.35rem; margin: 2.6rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
@@ -26,8 +26,8 @@ figure { margin: 1.2rem 0 1.8rem; }
 figcaption { font-weight: 600; margin-bottom: .4rem; }
 img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: .3rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .45rem; text-align: right; white-space: nowrap; }
 th:nth-child(-n+2), td:nth-child(-n+2), .text th, .text td { text-align: left; }
 .text td { white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid var(--ink); }
@@ -36,8 +36,9 @@ tr.paper td { color: var(--soft); }
 .text tbody td { border-top: 1px solid var(--line); }
 .notes, .caption { font-size: .85rem; color: var(--soft); }
 .notes p { margin: .3rem 0; }
-.holds { color: #05603a; font-weight: 600; } .fails { color: #a4262c; font-weight: 600; }
-.open { color: var(--soft); }
+.holds td:nth-child(2), .fails td:nth-child(2) { font-weight: 600; }
+.holds td:nth-child(2) { color: #05603a; } .fails td:nth-child(2) { color: #a4262c; }
+.open td { color: var(--soft); }
 .warning { background: #fff6e0; border-left: 4px solid #b87503; padding: .5rem .9rem; }
 summary { cursor: pointer; margin: .6rem 0; }
 """

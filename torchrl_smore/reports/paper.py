@@ -88,9 +88,6 @@ class Paper:
 
     def __init__(self) -> None:
         self.cells: dict[Cell, PaperCell] = {entry.cell: entry for entry in _read_paper()}
-        self._by_setting = {_canonical(cell): entry for cell, entry in self.cells.items()}
-        # the main tables come first, and tables repeat their numbers
-        self._anywhere = {_canonical(e.cell)._replace(table=""): e for e in reversed(self.cells.values())}
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -114,8 +111,7 @@ class Paper:
 
     def find(self, cell: Cell) -> PaperCell | None:
         """The entry of a cell, however its setting is written; with an empty table the first one that has it."""
-        cell = _canonical(cell)
-        return (self._by_setting if cell.table else self._anywhere).get(cell)
+        return _entries().get(_canonical(cell))
 
 
 def _canonical(cell: Cell) -> Cell:
@@ -132,3 +128,14 @@ def _read_paper() -> tuple[PaperCell, ...]:
         if cell.task != "Average":
             entries.append(PaperCell(cell, mean, std, row["note"]))
     return tuple(entries)
+
+
+@functools.cache
+def _entries() -> dict[Cell, PaperCell]:
+    """Entries by cells in canonical words, with their table and with none, where the first table counts."""
+    found: dict[Cell, PaperCell] = {}
+    for entry in _read_paper():
+        cell = _canonical(entry.cell)
+        found[cell] = entry
+        found.setdefault(cell._replace(table=""), entry)
+    return found

@@ -117,7 +117,7 @@ def write_report(
             png, _ = save_figure(piece.draw(), out / "figures" / piece.name)
             parts.images[piece.name] = piece, png
         else:
-            parts.tables |= _write_table(piece, source, out, command=command, tasks=tasks, test=test)
+            parts.tables |= _write_table(piece, runs, out, command=command, tasks=tasks, test=test, resamples=resamples)
     write_text(out / "claims.md", _claims_as_markdown(parts))
     write_text(out / "statistics.md", f"<!-- {command} -->\n{summary_to_markdown(parts.summary, min_seeds)}")
     write_text(out / "report.md", _markdown(parts, command, min_seeds))
@@ -136,14 +136,21 @@ def _of_tasks(source: Source, tasks: Collection[str] | None) -> Source:
 
 
 def _write_table(
-    number: str, source: Source, out: Path, *, command: str, tasks: Collection[str] | None, test: SignificanceTest
+    number: str,
+    runs: RunSet,
+    out: Path,
+    *,
+    command: str,
+    tasks: Collection[str] | None,
+    test: SignificanceTest,
+    resamples: int,
 ) -> dict[str, list[Table]]:
     """Writes a table and returns its views, or nothing if it has none of the tasks."""
-    lines = [task for task in table_tasks(number, source.results) if tasks is None or task in tasks]
+    lines = [task for task in table_tasks(number, runs) if tasks is None or task in tasks]
     if not lines:
         return {}
     tables = [
-        build_table(number, source.results, command=command, view=view, tasks=lines, test=test)
+        build_table(number, runs, command=command, view=view, tasks=lines, test=test, resamples=resamples)
         for view in views(number)
     ]
     write_text(out / "tables" / f"table_{number}.md", "\n".join(map(to_markdown, tables)))
@@ -257,8 +264,8 @@ def _page(parts: _Parts, command: str, min_seeds: int) -> str:
     )
     if parts.summary.fewest_seeds < min_seeds:
         lead += page.paragraph(
-            f"Some cells have fewer than {min_seeds} seeds: tables print no star and claims no verdict that rests on "
-            "them.",
+            f"Some cells have fewer than {min_seeds} seeds: no claim is judged by them, and tables print no star "
+            "where no outcome could have been significant.",
             "warning",
         )
     sections = [

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -91,6 +92,7 @@ COLUMNS = ("schema", *(field.name for field in fields(Result)))
 _NUMBERS = {"seed": int, "value": float, "steps": int, "episodes": int}
 
 
+@functools.cache
 def canonical_setting(setting: str) -> str:
     """One spelling for equal settings: sorted parts, plain numbers, defaults left out, the share of experts stated.
 

@@ -78,7 +78,10 @@ def learning_figure(curves: Iterable[Result], setting: str = "main") -> Figure:
                 axis.plot(steps, mean, **style.line, marker=style.marker, markersize=4, markevery=_every(len(steps)))
                 axis.fill_between(steps, mean - spread, mean + spread, color=style.color, alpha=0.15, linewidth=0)
     for axis in axes[:-1]:
+        axis.set_xlim(left=0)
         axis.set_ylim(-0.02, 1.02)
+        axis.locator_params(axis="x", nbins=4)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_xlabel("updates", fontsize=9)
         axis.set_ylabel(_OVER_MAX, fontsize=9)
     if not lines:
@@ -92,8 +95,9 @@ def coverage_figure(results: Iterable[Result]) -> Figure:
     from matplotlib.lines import Line2D
 
     runs, paper = RunSet(results), Paper()
-    tasks = [*_COVERAGE_TASKS, *_own_tasks(runs, {_fraction_setting(share) for share in FRACTIONS} - {BASE_SETTING})]
-    methods = method_order([*(r.method for r in runs.results if r.key[2] in _FRACTION_SETTINGS), *_paper_methods()])
+    varied = {_fraction_setting(share) for share in FRACTIONS} - {BASE_SETTING}
+    methods = method_order([*(r.method for r in runs.results if r.key[2] in varied), *_paper_methods()])
+    tasks = [*_COVERAGE_TASKS, *(task for task in _tasks_of(runs, varied) if task not in HORIZONS)]
     figure, axes = panels(len(tasks), 4, width=3.3, height=2.7)
     for axis, task in zip(axes, tasks):
         axis.set_title(task, fontsize=10)
@@ -157,19 +161,12 @@ def _fraction_setting(share: float) -> str:
     return canonical_setting(f"expert={share:g}")
 
 
-_FRACTION_SETTINGS = {_fraction_setting(share) for share in FRACTIONS}
-
-
 def _noise_setting(noise: float) -> str:
     return canonical_setting(f"{BASE_SETTING};noise={noise:g}" if noise else BASE_SETTING)
 
 
 def _tasks_of(runs: RunSet, settings: set[str]) -> list[str]:
     return task_order(result.task for result in runs.results if result.key[2] in settings)
-
-
-def _own_tasks(runs: RunSet, settings: set[str]) -> list[str]:
-    return [task for task in _tasks_of(runs, settings) if task not in HORIZONS]
 
 
 def _paper_methods() -> list[str]:

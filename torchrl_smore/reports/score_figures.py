@@ -71,7 +71,7 @@ def _interval_panel(estimates: Mapping[str, Estimate]) -> tuple[Figure, Axes]:
     styles = method_styles(list(estimates))
     for place, (method, style) in enumerate(styles.items()):
         estimate = estimates[method]
-        axis.plot([estimate.low, estimate.high], [place, place], color=style.color, linewidth=7, alpha=0.35)
+        axis.hlines(place, estimate.low, estimate.high, color=style.color, linewidth=7, alpha=0.35)
         axis.plot([estimate.value], [place], color=style.color, marker=style.marker, markersize=7)
     axis.set_yticks(range(len(styles)), list(styles), fontsize=9)
     axis.set_ylim(max(len(styles), 1) - 0.4, -0.6)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.reports.aggregates import estimate_iqm
+from torchrl_smore.reports.aggregates import RESAMPLES, estimate_iqm
 from torchrl_smore.reports.markup import Entry, Row, Table, to_html, to_latex, to_markdown
 from torchrl_smore.reports.paper import HORIZONS, Paper, PaperCell
 from torchrl_smore.reports.results import Cell, Result, RunSet, Sample, canonical_setting
@@ -55,19 +55,21 @@ def views(number: int | str) -> tuple[View, ...]:
     return get_args(View)[:3] if metric == "discounted_return" else (metric,)  # type: ignore[return-value]
 
 
-def table_tasks(number: int | str, results: Iterable[Result]) -> list[str]:
+def table_tasks(number: int | str, results: Iterable[Result] | RunSet) -> list[str]:
     """The tasks that a table has lines of: the paper's, and our own if they have runs of what it is about."""
-    return list(dict.fromkeys(entry.cell.task for entry in _cells(number, None, RunSet(results))))
+    runs = results if isinstance(results, RunSet) else RunSet(results)
+    return list(dict.fromkeys(entry.cell.task for entry in _cells(number, None, runs)))
 
 
 def build_table(
     number: int | str,
-    results: Iterable[Result],
+    results: Iterable[Result] | RunSet,
     *,
     command: str,
     view: View | None = None,
     tasks: Collection[str] | None = None,
     test: SignificanceTest | None = None,
+    resamples: int = RESAMPLES,
 ) -> Table:
     """Puts our results into the cells of one of the paper's tables.
 
@@ -82,6 +84,7 @@ def build_table(
         view: one of :func:`views`; by default their first.
         tasks: lines to show, and to correct for testing; by default all of the table's and our own.
         test: of SMORe against the second best method.
+        resamples: of the bootstrap of interquartile means.
 
     Raises:
         ValueError: if there is no such table, view or task, or the command cannot be a comment.
@@ -91,7 +94,7 @@ def build_table(
     if view is not None and view not in views(number):
         raise unknown_name(f"view of Table {number}", view, views(number))
     view, test = view or views(number)[0], test or SignificanceTest()
-    runs = RunSet(results)
+    runs = results if isinstance(results, RunSet) else RunSet(results)
     cells = _cells(number, tasks, runs)
     ours = {entry.cell: our_sample(entry.cell, runs, view) for entry in cells}
     comparisons = test.compare(_tested(ours), "SMORe", larger_is_better=view != "final_distance")
@@ -108,7 +111,7 @@ def build_table(
     notes = [_LINES, _NOTES[view], *_mark_notes(rows, view)]
     notes += [test.describe(comparisons, "SMORe")] if comparisons else []
     notes += [] if all(task in HORIZONS for task in layout) else [_OWN_TASKS]
-    notes += _aggregates(rows, columns) if view in ("return_over_max", "success_rate") else []
+    notes += _aggregates(rows, columns, resamples) if view in ("return_over_max", "success_rate") else []
     notes += [*_provenance(ours, runs), *_remarks(cells)]
     return Table(f"Table {number}: {_TITLES[view]}", tuple(columns), tuple(rows), tuple(notes), command)
 
@@ -241,7 +244,7 @@ def _mark_notes(rows: Sequence[Row], view: View) -> list[str]:
     return notes
 
 
-def _aggregates(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+def _aggregates(rows: Sequence[Row], columns: Sequence[str], resamples: int) -> list[str]:
     """Interquartile means of our runs, over the tasks that every method with runs has run."""
     ours = [row for row in rows if row.source == "ours"]
     places = [i for i in range(len(columns)) if any(row.entries[i] is not None for row in ours)]
@@ -251,7 +254,8 @@ def _aggregates(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     texts, sources = [], []
     for i in places:
         samples = [entry.sample for row in shared if (entry := row.entries[i]) is not None]
-        iqm = estimate_iqm([sample.values for sample in samples if sample.values is not None])
+        groups = [sample.values for sample in samples if sample.values is not None]
+        iqm = estimate_iqm(groups, resamples=resamples)
         texts.append(f"{columns[i]} {iqm.value:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]")
         sources.append(iqm.source)
     tasks = ", ".join(row.task for row in shared)
