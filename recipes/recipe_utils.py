@@ -23,12 +23,15 @@ os.environ.setdefault("SMORE_MUJOCO_GL", os.environ.pop("MUJOCO_GL", "egl"))
 import numpy as np
 import torch
 
-from torchrl_smore.data import TrajectoryStore, mix, readers, split_by_behaviour
+from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
 from torchrl_smore.envs import EnvPool, RenderError, Task, collect, render_episode
 from torchrl_smore.reports import write_gif
 from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
 
 log = logging.getLogger("torchrl_smore.recipes")
+
+# tasks whose D4RL files hold no goals, by the beginning of their names
+_ROBOTS = {"CheetahTgtVel": readers.d4rl.ROBOTS["halfcheetah"], "AntTgtVel": readers.d4rl.ROBOTS["ant"]}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -51,22 +54,64 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_dataset(path: str, task: Task, expert_fraction: float | None = None) -> TrajectoryStore:
-    """Reads a trajectory store (folder) or a WGCSL/GoFAR ``buffer.pkl``, and checks that it fits the task.
+def recognise_dataset(path: str) -> str:
+    """The format of a dataset, one of ``readers.FORMATS``.
+
+    Raises:
+        DatasetError: if there is none at ``path``, or none of a known format.
+    """
+    try:
+        return readers.recognise(path)
+    except DatasetError as error:
+        raise DatasetError(f"dataset={path}: {error}") from error
+
+
+def load_dataset(
+    path: str,
+    task: Task,
+    expert_fraction: float | None = None,
+    *,
+    format: str | None = None,
+    goals: readers.Goals | None = None,
+) -> TrajectoryStore:
+    """Reads a dataset of any format that :mod:`torchrl_smore.data.readers` knows, and checks that it fits the task.
 
     Args:
-        path: folder or file.
+        path: a trajectory store, ``buffer.pkl``, D4RL ``.hdf5``, OGBench ``.npz``, or folder or id of a Minari dataset.
         task: the task it is for.
         expert_fraction: share of expert trajectories to reduce or raise the dataset to; ``None`` takes all of it.
+        format: one of ``readers.FORMATS``; recognised by default.
+        goals: what the goals of a dataset that stores none become. ``None``: for the paper's locomotion tasks its
+            velocities.
 
     Raises:
         DatasetError: if it is damaged, hostile, or does not fit.
+        ValueError: if it needs ``goals`` and has none, or cannot take any.
     """
-    source = Path(path)
-    store = TrajectoryStore.load(source) if source.is_dir() else readers.wgcsl.read(source, reached=task.reached)
-    store.check_task(
-        observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
-    )
+    format = format or recognise_dataset(path)
+    options: dict[str, Any] = {}
+    robot = next((robot for prefix, robot in _ROBOTS.items() if task.name.startswith(prefix)), None)
+    if robot is not None and format in ("d4rl", "minari"):
+        accepted = ("goals", "observation_columns") if format == "minari" else robot
+        options = {key: robot[key] for key in accepted if key in robot}
+    if goals is not None:
+        if format in ("store", "wgcsl"):
+            raise ValueError(f"dataset={path} has goals of its own: drop goal_columns and desired_goal.")
+        options["goals"] = goals
+    if format == "d4rl" and "goals" not in options:
+        raise ValueError(
+            f"dataset={path} has no goals: name the columns of the observation that are the achieved goal of "
+            f"{task.name}, {', '.join(task.goal_columns)}, as goal_columns=[...]."
+        )
+    if format not in ("store", "wgcsl"):
+        options["progress"] = sys.stderr.isatty()
+    store = readers.read(path, reached=task.reached, format=format, **options)
+    try:
+        store.check_task(
+            observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
+        )
+    except DatasetError as error:
+        raise DatasetError(f"dataset={path}: {error}") from error
     if store.meta.get("task", task.name) != task.name:
         raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {task.name}.")
     return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)

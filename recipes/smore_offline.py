@@ -31,6 +31,7 @@ from recipe_utils import (
     finite_or_none,
     load_dataset,
     new_run_folder,
+    recognise_dataset,
     record_rollout,
     resolve_device,
     stopping_on_interrupt,
@@ -41,6 +42,7 @@ from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
 from torchrl_smore.data import standardization
+from torchrl_smore.data.readers import FORMATS, Goals
 from torchrl_smore.envs import EnvPool, Task, get_task
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
@@ -70,7 +72,16 @@ class Config:
     task: str = option("FetchReach", "FetchReach, FetchPush, FetchPick, PointReach, PointRooms")
     method: str = option("smore", ", ".join(METHODS))
     preset: str = option("quick", "quick (minutes) or paper (hours): lengths and sizes where none are given")
-    dataset: str | None = option(None, "a store of collect_dataset.py or a WGCSL/GoFAR buffer.pkl; none: collect one")
+    dataset: str | None = option(
+        None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; none: collect one"
+    )
+    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench; none: recognised")
+    goal_columns: tuple[int, ...] | None = option(
+        None, "[COLUMN, ...] of the observation that are the achieved goal, for a dataset without goals"
+    )
+    desired_goal: tuple[float, ...] | None = option(
+        None, "[NUMBER, ...] with goal_columns: the desired goal; none: what the trajectory achieves at its end"
+    )
     num_trajectories: int | None = option(
         None, "trajectories to collect when no dataset is given; none: the preset's (1,000; 40,000)"
     )
@@ -251,12 +262,14 @@ def check(config: Config) -> None:
     for name, (expected, holds) in ranges.items():
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
-    for name, valid in {"method": METHODS, "compile": get_args(Compile), "logger": (None, *LOGGERS)}.items():
+    names = {"method": METHODS, "compile": get_args(Compile), "logger": (None, *LOGGERS)}
+    names["dataset_format"] = (None, *FORMATS)
+    for name, valid in names.items():
         check_name(config, name, list(valid))
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
-    if config.dataset is not None and not Path(config.dataset).exists():
-        raise FileNotFoundError(f"dataset={config.dataset} does not exist; expected a store folder or a buffer.pkl.")
+    if config.dataset is not None and config.dataset_format is None:
+        recognise_dataset(config.dataset)
     if config.device != "auto":
         resolve_device(config.device)
     # built and thrown away: the loss refuses what it cannot take
@@ -266,7 +279,8 @@ def check(config: Config) -> None:
 def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     """Loads ``dataset=``, or collects one."""
     if config.dataset is not None:
-        return load_dataset(config.dataset, task, config.expert_fraction)
+        goals = make_goals(config)
+        return load_dataset(config.dataset, task, config.expert_fraction, format=config.dataset_format, goals=goals)
     fraction = 0.1 if config.expert_fraction is None else config.expert_fraction
     return collect_or_load(
         task,
@@ -276,6 +290,15 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
         seed=config.seed,
         action_noise=config.action_noise,
     )
+
+
+def make_goals(config: Config) -> Goals | None:
+    """Goals of a dataset that has none, as the options name them."""
+    if config.goal_columns is None:
+        if config.desired_goal is not None:
+            raise ValueError("desired_goal needs goal_columns.")
+        return None
+    return Goals(config.goal_columns, "final" if config.desired_goal is None else config.desired_goal)
 
 
 def loss_options(config: Config) -> dict[str, Any]:

@@ -241,6 +241,51 @@ def test_a_store_and_a_buffer_pkl_are_trained_on(recipe, tmp_path, store_path, b
     assert not (tmp_path / "datasets").exists()
 
 
+@pytest.fixture
+def foreign(tmp_path, buffer):
+    """The trajectories of ``buffer`` as a D4RL and an OGBench file, which hold no goals."""
+    import h5py
+
+    action = np.concatenate([buffer["u"], np.zeros((6, 1, 2))], 1).reshape(-1, 2)
+    held = {"observations": buffer["o"].reshape(-1, 2), "actions": action}
+    ends = np.tile(np.arange(51) == 50, 6)
+    np.savez(tmp_path / "a.npz", **held, terminals=ends)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name, array in {**held, "timeouts": ends, "terminals": np.zeros(306)}.items():
+            file[name] = array
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.hdf5", "a.npz"])
+def test_files_without_goals_are_trained_on_with_the_goals_that_options_name(recipe, foreign, name):
+    options = (*QUICK, f"dataset={name}", "goal_columns=[0,1]", "desired_goal=[3,-4]")
+    done = recipe("smore_offline.py", *options, cwd=foreign)
+    assert done.status == 0, done.stderr
+    assert "trajectories 6 of 50 to 50 transitions" in done.stdout
+    config = yaml.safe_load((only_run(foreign) / "config.yaml").read_text())
+    assert (config["goal_columns"], config["desired_goal"]) == ([0, 1], [3.0, -4.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["dataset=a.hdf5"], ["dataset=a.hdf5", "no goals", "position x [1], position y [1]", "goal_columns"]),
+        (["dataset=a.hdf5", "goal_columns=[0]"], ["a.hdf5", "'goal_dim': 2", "'goal_dim': 1"]),
+        (["dataset=a.hdf5", "desired_goal=[1,2]"], ["desired_goal needs goal_columns"]),
+        (["dataset=a.hdf5", "dataset_format=d4r"], ["dataset_format", "'d4r'", "d4rl"]),
+        (
+            ["dataset=a.npz", "task=FetchReach"],
+            ["a.npz", "'FetchReach'", "'observation_dim': 10", "'observation_dim': 2"],
+        ),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_file_that_does_not_fit_the_task_or_the_options_is_refused(recipe, foreign, options, said):
+    before = files(foreign)
+    given = [option for option in QUICK if not (option.startswith("task=") and options[-1].startswith("task="))]
+    assert_refused(recipe("smore_offline.py", *given, *options, cwd=foreign), foreign, before, *said)
+
+
 def test_expert_fraction_thins_a_given_dataset(recipe, tmp_path, store_path):
     done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", "expert_fraction=0.5", cwd=tmp_path)
     assert "trajectories 8 " in done.stdout  # 4 experts and as many random ones
