@@ -148,8 +148,7 @@ def collect_or_load(
     if not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
     experts = round(num_trajectories * expert_fraction)
-    noise = f"_noise{action_noise:g}" if action_noise else ""
-    out = Path(folder) / f"{task.name}_expert{experts}_random{num_trajectories - experts}_seed{seed}{noise}"
+    out = dataset_folder(folder, task.name, num_trajectories, expert_fraction, seed, action_noise)
     if out.exists():
         log.info("dataset: %s", out)
         return TrajectoryStore.load(out)
@@ -162,6 +161,15 @@ def collect_or_load(
         out=out,
         progress=sys.stderr.isatty(),
     )
+
+
+def dataset_folder(
+    folder: str, task: str, num_trajectories: int, expert_fraction: float, seed: int, action_noise: float = 0.0
+) -> Path:
+    """Where :func:`collect_or_load` keeps a dataset."""
+    experts = round(num_trajectories * expert_fraction)
+    noise = f"_noise{action_noise:g}" if action_noise else ""
+    return Path(folder) / f"{task}_expert{experts}_random{num_trajectories - experts}_seed{seed}{noise}"
 
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:

@@ -22,6 +22,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import yaml
+from defaults import PRESETS, resolve
 from methods import METHODS, Setting
 from recipe_cli import nearest, option, read_config, run_recipe
 from recipe_utils import (
@@ -57,7 +58,10 @@ from torchrl_smore.trainers import (
 )
 
 LOGGERS = ("tensorboard", "wandb")
-LOSS_OPTIONS = ("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma")
+LOSS_OPTIONS = (
+    *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
+    *("value_target", "contrast", "energy", "reward", "actor_weight"),
+)
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
 
@@ -67,6 +71,7 @@ class Config:
 
     task: str = option("FetchReach", ", ".join(task_names()))
     method: str = option("smore", ", ".join(METHODS))
+    preset: str = option("quick", "quick (minutes) or paper (hours): lengths and sizes where none are given")
     dataset: str | None = option(
         None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; none: collect one"
     )
@@ -77,14 +82,18 @@ class Config:
     desired_goal: tuple[float, ...] | None = option(
         None, "[NUMBER, ...] with goal_columns: the desired goal; none: what the trajectory achieves at its end"
     )
-    num_trajectories: int = option(1000, "trajectories to collect when no dataset is given")
+    num_trajectories: int | None = option(
+        None, "trajectories to collect when no dataset is given; none: the preset's (1,000; 40,000)"
+    )
     expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
     action_noise: float = option(
         0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
     )
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
-    steps: int = option(4000, "updates (the paper: 400,000 to 1,000,000)")
-    batch_size: int = option(256, "offline rows, and as many goal-transition rows (the paper: 512)")
+    steps: int | None = option(None, "updates; none: the preset's (4,000; 400,000 to 1,000,000)")
+    batch_size: int | None = option(
+        None, "offline rows, and as many goal-transition rows; none: the preset's (256; 512)"
+    )
     seed: int = option(0, "of data collection, networks and sampling; evaluation episodes are always the same")
     seeds: int = option(1, "seeds trained together on one dataset: seed, seed + 1, ...")
     formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
@@ -94,6 +103,12 @@ class Config:
     temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (3 SMORe)")
     gamma: float | None = option(None, "discount of the objective, in (0, 1); none: the method's (0.99 SMORe)")
     residual_coef: float = option(0.25, "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed")
+    actor: str | None = option(None, "SMORe: awr, score (Table 16); contrastive RL: ddpgbc, awr")
+    value_target: str | None = option(None, "SMORe: whose action the value is fitted at: dataset, policy (Table 16)")
+    contrast: str | None = option(None, "contrastive RL: binary, balanced, infonce, symmetric_infonce")
+    energy: str | None = option(None, "contrastive RL: inner, dot, l2")
+    reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
+    actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
     her_ratio: float | None = option(
         None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
@@ -105,9 +120,9 @@ class Config:
         None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
     )
     eval_episodes: int = option(50, "episodes of an evaluation")
-    eval_interval: int = option(500, "updates between evaluations")
-    log_interval: int = option(50, "updates between rows of metrics.csv")
-    save_interval: int = option(1000, "updates between checkpoints")
+    eval_interval: int | None = option(None, "updates between evaluations; none: the preset's (500; 10,000)")
+    log_interval: int | None = option(None, "updates between rows of metrics.csv; none: the preset's (50; 1,000)")
+    save_interval: int | None = option(None, "updates between checkpoints; none: the preset's (1,000; 10,000)")
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
@@ -133,6 +148,8 @@ def train(config: Config) -> dict[str, Any]:
     run_dir = None
     if config.resume is not None:
         run_dir, config = Path(config.resume), config_of_run(config)
+    else:
+        config = with_defaults(config)
     check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -165,9 +182,19 @@ def train(config: Config) -> dict[str, Any]:
         return report(config, task, run_dir, trainer, time.perf_counter() - started)
 
 
-def given(value: Any, default: Any) -> Any:
-    """An option if the user gave it, else the method's default."""
-    return default if value is None else value
+def with_defaults(config: Config) -> Config:
+    """The options with the defaults of preset, method and task in place of those not given."""
+    get_task(config.task)
+    for name, valid in (("method", METHODS), ("preset", PRESETS)):
+        check_name(config, name, list(valid))
+    return resolve(config)
+
+
+def check_name(config: Config, name: str, valid: list[str | None]) -> None:
+    """Refuses a value outside a closed set, and proposes the nearest."""
+    value, known = getattr(config, name), list(map(str, valid))
+    if value not in valid:
+        raise ValueError(f"unknown {name} {value!r}: expected {', '.join(known)}.{nearest(str(value), known)}")
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -238,10 +265,7 @@ def check(config: Config) -> None:
     names = {"method": METHODS, "compile": get_args(Compile), "logger": (None, *LOGGERS)}
     names["dataset_format"] = (None, *FORMATS)
     for name, valid in names.items():
-        value = getattr(config, name)
-        if value not in valid:
-            known = ", ".join(map(str, valid))
-            raise ValueError(f"unknown {name} {value!r}: expected {known}.{nearest(str(value), list(map(str, valid)))}")
+        check_name(config, name, list(valid))
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
     if config.dataset is not None and config.dataset_format is None:
@@ -292,7 +316,7 @@ def loss_options(config: Config) -> dict[str, Any]:
             raise ValueError(
                 f"method={config.method} has no option {field.name}; it has {', '.join(accepts) or 'none'}."
             )
-    if config.target_rate is not None and METHODS[config.method].target_rate is None:
+    if config.target_rate is not None and not METHODS[config.method].target_network:
         raise ValueError(f"method={config.method} has no target network, so no target_rate.")
     return {
         name: value
@@ -326,10 +350,10 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         losses,
         make_sampler(config, task, store, device),
         seeds=seeds,
-        lr=given(config.learning_rate, method.learning_rate),
+        lr=config.learning_rate,
         total_steps=config.steps,
         cosine=("actor_network",) if method.cosine else (),
-        tau=given(config.target_rate, method.target_rate),
+        tau=config.target_rate if method.target_network else None,
         compile=config.compile,  # type: ignore[arg-type]
     )
 
@@ -337,13 +361,14 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
 def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> GoalBatchSampler:
     """The batches that the chosen method reads."""
     method = METHODS[config.method]
+    rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
     return GoalBatchSampler(
         store.data,
         config.batch_size,
-        her_ratio=given(config.her_ratio, method.her_ratio),
+        her_ratio=config.her_ratio,
         strategy=method.strategy,
-        success=task.reached if method.rewards is not None else None,
-        reward_values=method.rewards or (0.0, 1.0),
+        success=task.reached if rewards is not None else None,
+        reward_values=rewards or (0.0, 1.0),
         terminate_at_goal=method.terminate_at_goal,
         q=method.goal_transitions,
         extras=method.extras,
