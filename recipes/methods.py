@@ -215,9 +215,8 @@ METHODS: dict[str, Method] = {
     "crl": Method(
         "contrastive RL, DDPG+BC actor",
         contrastive,
-        accepts=("contrast", "energy", "actor", "temperature"),
+        accepts=("contrast", "energy", "bc_coef", "actor", "temperature"),
         target_network=False,
-        cosine=False,
         strategy="geometric",
     ),
     "crl_td": Method(

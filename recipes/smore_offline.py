@@ -60,7 +60,7 @@ from torchrl_smore.trainers import (
 LOGGERS = ("tensorboard", "wandb")
 LOSS_OPTIONS = (
     *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
-    *("value_target", "contrast", "energy", "reward", "actor_weight"),
+    *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight"),
 )
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
@@ -107,6 +107,7 @@ class Config:
     value_target: str | None = option(None, "SMORe: whose action the value is fitted at: dataset, policy (Table 16)")
     contrast: str | None = option(None, "contrastive RL: binary, balanced, infonce, symmetric_infonce")
     energy: str | None = option(None, "contrastive RL: inner, dot, l2")
+    bc_coef: float | None = option(None, "contrastive RL: weight of cloning beside the critic's gradient, not negative")
     reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
