@@ -16,7 +16,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.objectives import LossModule
 
 from torchrl_smore import SMORELoss
-from torchrl_smore.modules import Standardize, make_contrastive_networks, make_discriminator, make_networks
+from torchrl_smore.modules import Precision, Standardize, make_contrastive_networks, make_discriminator, make_networks
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
     ContrastiveRLLoss,
@@ -37,7 +37,8 @@ _GOFAR_TARGET_RATE = 0.00256
 class Setting:
     """What a loss is built from.
 
-    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs.
+    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs;
+    ``precision`` is that of hidden layers.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -45,10 +46,12 @@ class Setting:
     statistics: dict[str, tuple[Tensor, Tensor]] | None
     deactivate_vmap: bool
     options: dict[str, Any]
+    precision: Precision = "float32"
 
     def networks(self) -> Any:
         """Score (or Q), value and actor networks."""
-        return make_networks(*self.specs, preset=self.preset, statistics=self.statistics)  # type: ignore[arg-type]
+        options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision}
+        return make_networks(*self.specs, **options)  # type: ignore[arg-type]
 
     def standardized(self, module: TensorDictModule) -> TensorDictModule:
         """A network with standardised inputs, for builders that know no statistics."""
@@ -119,7 +122,7 @@ def gofar(setting: Setting) -> LossModule:
     networks = setting.networks()
     # both inputs of the discriminator are goals: one scale serves them
     goal = None if setting.statistics is None else setting.statistics["desired_goal"]
-    discriminator = make_discriminator(setting.specs[0])
+    discriminator = make_discriminator(setting.specs[0], precision=setting.precision)
     if goal is not None:
         scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys))
         discriminator = TensorDictModule(scaled, discriminator.in_keys, discriminator.out_keys)
@@ -128,7 +131,7 @@ def gofar(setting: Setting) -> LossModule:
 
 def contrastive(setting: Setting) -> LossModule:
     """Contrastive RL; its networks are narrower than OGBench's 3 x 512, like those of the other methods here."""
-    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64)
+    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
     critics = [setting.standardized(critic) for critic in networks.critic]
     actor = setting.networks().actor
     return ContrastiveRLLoss(actor, critics, deactivate_vmap=setting.deactivate_vmap, **setting.options)
