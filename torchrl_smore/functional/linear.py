@@ -39,11 +39,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         raise unknown_name("matmul", matmul, get_args(Matmul))
     on_cpu = x.device.type == "cpu"
     if matmul == "onednn" and not (on_cpu and _HAS_ONEDNN):
-        raise RuntimeError(f"matmul='onednn' needs CPU tensors and a PyTorch with oneDNN, got a {x.device.type} tensor.")
+        raise RuntimeError(
+            f"matmul='onednn' needs CPU tensors and a PyTorch with oneDNN, got a {x.device.type} tensor."
+        )
     if matmul == "onednn" or (matmul == "auto" and on_cpu and onednn_is_faster()):
-        # in a compiled graph under torch.vmap or torch.func.grad PyTorch can differentiate its own operators alone
-        if not (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
-            return _onednn(x, weight, bias, relu)
+        return _onednn(x, weight, bias, relu)
     out = F.linear(x, weight, bias)
     return out.relu() if relu else out
 
@@ -76,20 +76,20 @@ _ONEDNN_IS_FASTER = (
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    out: Tensor
-    if torch.compiler.is_compiling():
-        # dynamo would trace through an autograd function, into Inductor's lowering that insists on constant weights
-        out = torch.ops.torchrl_smore.onednn_linear(x, weight, bias, relu)
-    elif not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-        out = _forward(x, weight, bias, relu)
-    else:
-        # not the operator, whose registered gradient refuses torch.func.grad
-        out = _Linear.apply(x, weight, bias, relu)
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return _differentiable(x, weight, bias, relu)
+    return _forward(x, weight, bias, relu)
+
+
+# opaque to dynamo, which would trace into the function and lose its gradient under torch.func.grad
+@torch.compiler.allow_in_graph
+def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    out: Tensor = _Linear.apply(x, weight, bias, relu)
     return out
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    out: Tensor = torch.ops.torchrl_smore.onednn_linear(x, weight, bias, relu)
     return out
 
 
@@ -138,13 +138,17 @@ class _Linear(torch.autograd.Function):
         return torch.stack([_onednn(*member) for member in members]), 0
 
 
-_NAME = "torchrl_smore::onednn_linear"
 _library = torch.library.Library("torchrl_smore", "FRAGMENT")
 _library.define("onednn_linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor")
-_library.impl("onednn_linear", _forward, "CPU")
-torch.library.register_autograd(_NAME, _backward, setup_context=_save, lib=_library)
 
 
-@torch.library.register_fake(_NAME, lib=_library)
+# an operator of our own around PyTorch's, whose Inductor lowering insists on constant weights
+@torch.library.impl(_library, "onednn_linear", "CPU")
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    return out
+
+
+@torch.library.register_fake("torchrl_smore::onednn_linear", lib=_library)
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -26,7 +26,9 @@ def check_precision(precision: str) -> Precision:
     return precision  # type: ignore[return-value]
 
 
-def run_layers(layers: nn.Sequential, x: Tensor, *, precision: Precision = "float32", matmul: Matmul = "auto") -> Tensor:
+def run_layers(
+    layers: nn.Sequential, x: Tensor, *, precision: Precision = "float32", matmul: Matmul = "auto"
+) -> Tensor:
     """``layers(x)``, each ReLU fused into the linear layer before it, the hidden layers in the given precision.
 
     With ``"bf16"``, weights and activations of the hidden layers are bfloat16 and sums float32; the parameters stay
