@@ -26,7 +26,7 @@ import torch
 from torchrl_smore.data import TrajectoryStore, mix, readers, split_by_behaviour
 from torchrl_smore.envs import EnvPool, RenderError, Task, collect, render_episode
 from torchrl_smore.reports import write_gif
-from torchrl_smore.trainers import ActorPolicy, OfflineTrainer
+from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -187,16 +187,17 @@ class ProgressLines:
 
     def __init__(self, trainer: OfflineTrainer) -> None:
         self.trainer = trainer
-        self.last = trainer.evaluation
+        self.last = trainer.evaluations
 
     def __call__(self, _: Any) -> None:
         """Runs as a ``post_steps_log`` hook."""
         trainer = self.trainer
-        if trainer.evaluation is None or trainer.evaluation is self.last:
+        if trainer.evaluations is self.last:
             return
-        self.last = trainer.evaluation
+        self.last = trainer.evaluations
         shown = ("success_last", "discounted_return_0.99", "final_distance")
-        metrics = ", ".join(f"{name} {trainer.evaluation.metrics[name]:.3f}" for name in shown)
+        means = mean_metrics(trainer.evaluations)
+        metrics = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
         print(
             f"update {trainer.step:,} of {trainer.total_frames:,}: {metrics} ({trainer.updates_per_second:.0f}/s)",
             flush=True,

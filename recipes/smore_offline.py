@@ -3,6 +3,7 @@
 python recipes/smore_offline.py                                    FetchReach from nothing, in a few minutes
 python recipes/smore_offline.py task=FetchPush steps=100000 batch_size=512 num_trajectories=4000
 python recipes/smore_offline.py task=FetchPush dataset=buffer.pkl  a file you own
+python recipes/smore_offline.py seeds=5                            five seeds in one run
 python recipes/smore_offline.py resume=runs/NAME                   go on after a kill
 """
 
@@ -12,11 +13,13 @@ import dataclasses
 import importlib.util
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import yaml
 from methods import METHODS, Setting
@@ -32,7 +35,7 @@ from recipe_utils import (
     stopping_on_interrupt,
     write_json,
 )
-from torchrl.objectives import LossModule, SoftUpdate
+from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
@@ -42,11 +45,13 @@ from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
     Compile,
+    Evaluation,
     Evaluator,
+    FusedUpdate,
     OfflineTrainer,
-    adam,
     latest_checkpoint,
     load_checkpoint,
+    mean_metrics,
 )
 
 LOGGERS = ("tensorboard", "wandb")
@@ -70,6 +75,7 @@ class Config:
     steps: int = option(4000, "updates (the paper: 400,000 to 1,000,000)")
     batch_size: int = option(256, "offline rows, and as many goal-transition rows (the paper: 512)")
     seed: int = option(0, "of data collection, networks and sampling; evaluation episodes are always the same")
+    seeds: int = option(1, "seeds trained together on one dataset: seed, seed + 1, ...")
     formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
@@ -95,7 +101,7 @@ class Config:
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
-    compile: str = option("off", "off, default, max: torch.compile of sampling and losses")
+    compile: str = option("off", "off, default, max: torch.compile of the whole update")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
     resume: str | None = option(None, "run folder to go on with, under its own options")
@@ -104,6 +110,15 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the recipe."""
+    train(config)
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Collects or loads, trains, evaluates, and leaves a run folder.
+
+    Returns:
+        What ``summary.json`` holds, and the folder as ``"run_dir"``.
+    """
     started = time.perf_counter()
     run_dir = None
     if config.resume is not None:
@@ -114,37 +129,21 @@ def main(config: Config) -> None:
     device, task = resolve_device(config.device), get_task(config.task)
     store = make_dataset(config, task)
     print(f"\n{store.summary()}\n")
-    torch.manual_seed(config.seed)
-    method = METHODS[config.method]
-    loss = make_loss(config, task, store, device)
-    sampler = make_sampler(config, task, store, device)
-    optimizer, scheduler = adam(
-        loss,
-        lr=given(config.learning_rate, method.learning_rate),
-        total_steps=config.steps,
-        cosine=("actor_network",) if method.cosine else (),
-    )
-    target_rate = given(config.target_rate, method.target_rate)
-
-    num_envs = min(config.eval_episodes, 50)
+    update = make_update(config, task, store, device)
+    num_envs = min(config.eval_episodes * config.seeds, 50)
     with EnvPool(task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise) as pool:
         # only now, when nothing is left that a user's mistake could stop
         run_dir = run_dir or new_run(config)
         trainer = OfflineTrainer(
-            loss,
-            sampler,
-            optimizer,
+            update=update,
             total_steps=config.steps,
             run_dir=run_dir,
-            scheduler=scheduler,
-            target_updater=None if target_rate is None else SoftUpdate(loss, tau=target_rate),
             evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon),
             log_interval=config.log_interval,
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
-            compile=config.compile,  # type: ignore[arg-type]
             logger=make_logger(config, run_dir),
-            meta={**identity(config), "dataset_sha256": store.sha256},
+            meta={**identity(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
         )
         if config.resume is not None:
@@ -153,7 +152,7 @@ def main(config: Config) -> None:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
         with stopping_on_interrupt(trainer, f"Go on with: python recipes/smore_offline.py resume={run_dir}"):
             trainer.train()
-        report(config, task, run_dir, trainer, time.perf_counter() - started)
+        return report(config, task, run_dir, trainer, time.perf_counter() - started)
 
 
 def given(value: Any, default: Any) -> Any:
@@ -167,11 +166,16 @@ def identity(config: Config) -> dict[str, Any]:
     return {"task": config.task, "method": config.method, "formulation": formulation}
 
 
+def seed_label(config: Config) -> str:
+    """The seeds of a run in names and titles: ``seed0``, or ``seeds0-4``."""
+    return f"seed{config.seed}" if config.seeds == 1 else f"seeds{config.seed}-{config.seed + config.seeds - 1}"
+
+
 def new_run(config: Config) -> Path:
     """A new run folder with its ``config.yaml``."""
     text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
     parts = [part for part in identity(config).values() if part is not None]
-    return new_run_folder(config.run_root, *parts, f"seed{config.seed}", config=text)
+    return new_run_folder(config.run_root, *parts, seed_label(config), config=text)
 
 
 def config_of_run(config: Config) -> Config:
@@ -206,7 +210,7 @@ def resume(trainer: OfflineTrainer) -> None:
 def check(config: Config) -> None:
     """Refuses what can be refused before anything is written or collected."""
     get_task(config.task)
-    counts = ("steps", "batch_size", "num_trajectories")
+    counts = ("steps", "batch_size", "num_trajectories", "seeds")
     counts += ("eval_episodes", "eval_interval", "log_interval", "save_interval")
     ranges = {
         **dict.fromkeys(counts, ("at least 1", lambda value: value >= 1)),
@@ -290,6 +294,26 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
     return METHODS[config.method].build(setting).to(device)
 
 
+def make_update(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> FusedUpdate:
+    """The update of every seed, each with networks and a stream of batches of its own."""
+    method = METHODS[config.method]
+    seeds = range(config.seed, config.seed + config.seeds)
+    losses = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        losses.append(make_loss(config, task, store, device))
+    return FusedUpdate(
+        losses,
+        make_sampler(config, task, store, device),
+        seeds=seeds,
+        lr=given(config.learning_rate, method.learning_rate),
+        total_steps=config.steps,
+        cosine=("actor_network",) if method.cosine else (),
+        tau=given(config.target_rate, method.target_rate),
+        compile=config.compile,  # type: ignore[arg-type]
+    )
+
+
 def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> GoalBatchSampler:
     """The batches that the chosen method reads."""
     method = METHODS[config.method]
@@ -315,33 +339,56 @@ def make_logger(config: Config, run_dir: Path) -> Logger | None:
     return get_logger(config.logger, str(run_dir), run_dir.name)
 
 
-def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, seconds: float) -> None:
+def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, seconds: float) -> dict[str, Any]:
     """Writes ``summary.json``, ``curves.png`` and ``rollout.gif``, and prints what came out."""
-    policy = ActorPolicy(trainer.loss_module)
     assert trainer.evaluator is not None
-    # a run that was killed after its last update has everything but this evaluation
-    evaluation = (trainer.evaluation or trainer.evaluator.run(policy)).summary()
+    evaluations = trainer.evaluations
     summary = {
         **identity(config),
-        "seeds": [config.seed],
+        "seeds": list(trainer.seeds),
         "steps": trainer.step,
         "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
         "seconds": round(seconds, 1),
         "versions": {name: version(name) for name in PACKAGES},
-        "eval": evaluation,
+        "eval": evaluation_summary(evaluations),
+        "runs": [{"seed": seed, "eval": own.summary()} for seed, own in zip(trainer.seeds, evaluations)],
     }
     write_json(run_dir / "summary.json", summary)
-    title = ", ".join(str(part) for part in (*identity(config).values(), f"seed {config.seed}") if part is not None)
+    title = ", ".join(str(part) for part in (*identity(config).values(), seed_label(config)) if part is not None)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""
     if config.rollout:
+        policy = ActorPolicy(trainer.loss_module)
         rollout = record_rollout(task, policy, trainer.evaluator.first_seed, run_dir / "rollout.gif")
     print(f"\n{title}: {trainer.step:,} updates at {trainer.updates_per_second:.0f}/s, {seconds:.0f} s in all")
-    for key, (low, high) in evaluation["intervals"].items():
-        print(f"  {key:<24} {evaluation[key]:8.3f}   95% interval [{low:.3f}, {high:.3f}]")
-    print(f"over {evaluation['episodes']} episodes. Run folder: {run_dir}")
+    for line in table_lines(evaluations):
+        print(line)
+    print(f"over {config.eval_episodes} episodes. Run folder: {run_dir}")
     if rollout:
         print(rollout)
+    return {**summary, "run_dir": str(run_dir)}
+
+
+def evaluation_summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The evaluation of one seed; of several the mean and standard deviation over seeds of each metric."""
+    if len(evaluations) == 1:
+        return evaluations[0].summary()
+    spread = {key: float(np.std([own.metrics[key] for own in evaluations], ddof=1)) for key in evaluations[0].metrics}
+    return {**mean_metrics(evaluations), "episodes": evaluations[0].episodes, "std_over_seeds": spread}
+
+
+def table_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What is printed of the evaluation: each metric with its interval or, of several seeds, each seed's value."""
+    if len(evaluations) == 1:
+        own = evaluations[0]
+        return [
+            f"  {key:<24} {own.metrics[key]:8.3f}   95% interval [{low:.3f}, {high:.3f}]"
+            for key, (low, high) in own.intervals.items()
+        ]
+    return [
+        f"  {key:<24} {mean:8.3f}   by seed: {', '.join(f'{own.metrics[key]:.3f}' for own in evaluations)}"
+        for key, mean in mean_metrics(evaluations).items()
+    ]
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_a_run_resumed_from_its_checkpoint_equals_one_that_was_never_stopped(mak
     stopped = load_checkpoint(latest_checkpoint(tmp_path / "stopped" / "checkpoint"))[0]
     assert_same(whole, stopped)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
-    assert whole.keys() == {"step", "update", "rng", "averages"}
+    assert whole.keys() == {"step", "update", "rng", "totals", "num_totalled"}
     assert {"loss", "optimizer", "scheduler"} <= whole["update"].keys()
     assert whole["rng"].keys() == {"torch", "cuda", "numpy", "python"}
 
