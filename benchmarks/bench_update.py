@@ -43,6 +43,8 @@ FORMULATIONS: dict[str, dict[str, Any]] = {
     "official": {"formulation": "official"},
     "official_stable": {"formulation": "official_stable"},
 }
+#: ``off``, ``default`` and ``max`` are :class:`Update`; ``fused`` is :class:`FusedUpdate` compiled, ``fused_off`` eager.
+MODES = ("off", "default", "max", "fused", "fused_off")
 STEPS = 1_000_000
 RTOL = 1e-4
 
@@ -56,14 +58,14 @@ def make_loss(formulation: str, width: int = 256, **network_options: Any) -> SMO
 
 
 def make_update(loss: SMORELoss, data: TensorDict, batch_size: int, mode: str, seeds: int = 1) -> Callable[[], Any]:
-    """An update in mode ``off``, ``default`` or ``max`` (:class:`Update`) or ``fused`` (:class:`FusedUpdate`)."""
+    """An update in a mode of ``MODES``; several seeds are one :class:`FusedUpdate` in all of them."""
     sampler = GoalBatchSampler(data, batch_size)
-    if mode == "fused" or seeds > 1:
+    if mode.startswith("fused") or seeds > 1:
         formulation = next(name for name, kw in FORMULATIONS.items() if loss.objective.formulation in kw.values())
         width = loss.value_network_params["module", "layers", "0", "bias"].shape[-1]
         precision = loss.value_network.module.precision
         losses = [loss, *(make_loss(formulation, width, precision=precision) for _ in range(seeds - 1))]
-        compiled = "default" if mode == "fused" else mode
+        compiled = {"fused": "default", "fused_off": "off"}.get(mode, mode)
         names = range(seeds) if seeds > 1 else None
         return FusedUpdate(
             losses if seeds > 1 else loss, sampler, seeds=names, total_steps=STEPS, tau=0.005, compile=compiled
@@ -222,7 +224,7 @@ def main() -> None:
     """Builds, checks, times and reports."""
     parser = harness.parser(__doc__, "update", blocks=9)
     parser.add_argument("--formulations", nargs="*", default=["in_sample", "official_stable"], choices=FORMULATIONS)
-    parser.add_argument("--compile", nargs="+", default=["off", "fused"], choices=["off", "default", "max", "fused"])
+    parser.add_argument("--compile", nargs="+", default=["off", "fused"], choices=MODES)
     parser.add_argument("--precision", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
     parser.add_argument("--matmul", default="auto", choices=["auto", "torch", "onednn"], help="see functional.linear")
     parser.add_argument("--batch-size", type=int, default=512)

@@ -65,7 +65,7 @@ def parameters(loss: SMORELoss) -> dict[str, Network]:
         found = [tree[key] for key in sorted(tree.keys()) if key.endswith(("weight", "bias"))]
         # sorted by layer, but the bias of each comes before its weight
         found = [found[i + 1 - 2 * (i % 2)] for i in range(len(found))]
-        found += [tree[key] for key in tree.keys() if key.endswith("log_std")]
+        found += [tree["module.0.module.log_std"]] if name == "actor_network" else []
         return [(p if member is None else p[member]).detach().clone().requires_grad_() for p in found]
 
     made = {"value": layers("value_network"), "actor": layers("actor_network")}

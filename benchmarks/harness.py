@@ -47,7 +47,8 @@ def machine(threads: int) -> str:
     names = ("torch", "torchrl", "tensordict", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
-    return f"{_processor()}, {os.cpu_count()} cores, {threads} thread(s), Python {platform.python_version()}, {versions}, {load}"
+    where = f"{_processor()}, {os.cpu_count()} cores, {threads} thread(s)"
+    return f"{where}, Python {platform.python_version()}, {versions}, {load}"
 
 
 def _processor() -> str:
