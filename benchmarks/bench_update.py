@@ -43,7 +43,7 @@ FORMULATIONS: dict[str, dict[str, Any]] = {
     "official": {"formulation": "official"},
     "official_stable": {"formulation": "official_stable"},
 }
-#: ``off``, ``default`` and ``max`` are :class:`Update`; ``fused`` is :class:`FusedUpdate` compiled, ``fused_off`` eager.
+#: ``off``, ``default``, ``max`` are :class:`Update`; ``fused`` is :class:`FusedUpdate` compiled, ``fused_off`` eager.
 MODES = ("off", "default", "max", "fused", "fused_off")
 STEPS = 1_000_000
 RTOL = 1e-4

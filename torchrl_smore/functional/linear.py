@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from torchrl_smore._errors import unknown_name
@@ -51,7 +52,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
 def onednn_is_faster() -> bool:
     """Whether oneDNN beats the BLAS that PyTorch calls for float32: with AVX-512 on an x86 CPU that is not Intel's.
 
-    MKL takes its AVX2 code there and oneDNN AVX-512, which a Zen 5 core runs at twice the rate (``docs/performance.md``).
+    MKL takes its AVX2 code there and oneDNN AVX-512, on a Zen 5 core at twice the rate (``docs/performance.md``).
     """
     return _ONEDNN_IS_FASTER
 
@@ -84,12 +85,18 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tenso
 # opaque to dynamo, which would trace into the function and lose its gradient under torch.func.grad
 @torch.compiler.allow_in_graph
 def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    out: Tensor = _Linear.apply(x, weight, bias, relu)
+    # a function with a setup_context, which functorch asks for, inspects its signature in every call: 15 us
+    kind = _FunctorchLinear if torch._C._are_functorch_transforms_active() else _Linear
+    out: Tensor = kind.apply(x, weight, bias, relu)
     return out
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    out: Tensor = torch.ops.torchrl_smore.onednn_linear(x, weight, bias, relu)
+    out: Tensor
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
+        out = torch.ops.torchrl_smore.onednn_linear(x, weight, bias, relu)
+    else:
+        out = _onednn_linear(x, weight, bias, relu)
     return out
 
 
@@ -124,6 +131,16 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        out = _forward(x, weight, bias, relu)
+        _save(ctx, (x, weight, bias, relu), out)
+        return out
+
+    backward = staticmethod(_backward)
+
+
+class _FunctorchLinear(torch.autograd.Function):
     forward = staticmethod(_forward)
     setup_context = staticmethod(_save)
     backward = staticmethod(_backward)
