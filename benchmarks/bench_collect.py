@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help="episodes of each process in a block")
     args = parser.parse_args()
     if args.smoke:
-        args.episodes, args.blocks, args.workers = 2, 1, 1
+        args.task, args.episodes, args.blocks, args.workers = "PointReach", 2, 1, 1
     harness.begin(args)
     task = get_task(args.task)
     whole = args.episodes * args.workers
