@@ -86,8 +86,10 @@ def test_the_summary_has_exactly_the_promised_keys(finished):
         *("return_over_max", "final_distance"),
     }
     assert list(found) == [
-        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions", "eval")
+        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions", "eval"),
+        "runs",
     ]
+    assert found["runs"] == [{"seed": 0, "eval": found["eval"]}]
     assert set(found["eval"]) == metrics | {"episodes", "intervals"}
     assert set(found["eval"]["intervals"]) == metrics
     assert all(
@@ -165,9 +167,39 @@ def test_every_baseline_trains_evaluates_and_resumes(recipe, tmp_path, store_pat
     assert summary(run_dir)["eval"] == first["eval"]
 
 
+def test_seeds_train_together_resume_and_are_summed_up(recipe, tmp_path, store_path):
+    options = (*QUICK, f"dataset={store_path}", "seed=5", "save_interval=2", "log_interval=1")
+    assert recipe("smore_offline.py", *options, "run_root=alone", cwd=tmp_path).status == 0
+    done = recipe("smore_offline.py", *options, "seeds=2", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    assert run_dir.name.endswith("PointReach_smore_in_sample_seeds5-6")
+    first = summary(run_dir)
+    assert first["seeds"] == [run["seed"] for run in first["runs"]] == [5, 6]
+    one, two = (run["eval"]["final_distance"] for run in first["runs"])
+    assert one != two
+    assert first["eval"]["final_distance"] == pytest.approx((one + two) / 2)
+    assert first["eval"]["std_over_seeds"]["final_distance"] == pytest.approx(abs(one - two) / 2**0.5)
+    assert [(row["step"], row["seed"]) for row in metrics(run_dir) if row["loss_value"]] == [
+        (step, seed) for step in "123" for seed in "56"
+    ]
+    assert f"by seed: {one:.3f}, {two:.3f}" in done.stdout
+    # the first seed trains as it does without the second
+    (alone,) = (tmp_path / "alone").iterdir()
+    own = [row for row in metrics(run_dir) if row.pop("seed") == "5"]
+    shared = {key for key in own[0] if not key.startswith("eval/")}
+    for ours, reference in zip(own, metrics(alone), strict=True):
+        assert {key: ours[key] for key in shared} == {key: reference[key] for key in shared}
+    shutil.rmtree(run_dir / "checkpoint" / "step_000000003")
+    done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert summary(run_dir)["runs"] == first["runs"]
+
+
 @pytest.mark.slow
 def test_a_compiled_run_trains(recipe, tmp_path):
-    done = recipe("smore_offline.py", *QUICK, "compile=default", cwd=tmp_path)
+    # the loss that compiles fastest
+    done = recipe("smore_offline.py", *QUICK, "method=gcsl", "compile=default", cwd=tmp_path)
     assert done.status == 0, done.stderr
     assert config(only_run(tmp_path))["compile"] == "default"
 

@@ -64,7 +64,8 @@ class FusedUpdate:
         compile: ``"off"``, ``"default"`` or ``"max"`` (Inductor's autotuning).
         map_seeds: ``"loop"`` runs one seed after the other through the same (compiled) function, ``"vmap"`` all as one
             batch; ``"auto"`` loops on a CPU, where batched matrix products are slow, and logs its choice.
-        cuda_graph: capture the step as a CUDA graph; ``"auto"``: on CUDA devices.
+        cuda_graph: capture the step as a CUDA graph, see :class:`~torchrl_smore.trainers.step_graph.StepGraph`;
+            ``"auto"``: on CUDA devices.
 
     Raises:
         ValueError: for an unknown name, a number of seeds other than that of losses, or losses that
@@ -121,7 +122,8 @@ class FusedUpdate:
         self._run: Callable[..., dict[str, Tensor]] = self._update
         if compile != "off":
             self._run = torch.compile(self._update, fullgraph=True, mode=MODES[compile])
-        self._step = StepGraph(self._eager_step, self._generators()) if self._use_graph(cuda_graph) else None
+        generators = [each.generator for each in self.samplers]
+        self._graph = StepGraph(self._one_step, generators) if self._use_graph(cuda_graph) else None
 
     @property
     def loss(self) -> LossModule:
@@ -145,15 +147,12 @@ class FusedUpdate:
             )
         return bool(cuda_graph) and self.device.type == "cuda"
 
-    def _generators(self) -> list[torch.Generator]:
-        return [sampler.generator for sampler in self.samplers]
-
     def __call__(self) -> TensorDict:
         """Runs one update of every seed; returns losses and diagnostics, detached, batch size ``[K]``."""
-        out: TensorDict = self._eager_step() if self._step is None else self._step()
+        out: TensorDict = self._one_step() if self._graph is None else self._graph()
         return out
 
-    def _eager_step(self) -> TensorDict:
+    def _one_step(self) -> TensorDict:
         draws = [sampler.draw() for sampler in self.samplers]  # type: ignore[attr-defined]
         buffers = (self.params, self.targets, *self._moments)
         if self._vmap:
@@ -231,6 +230,8 @@ class FusedUpdate:
         """
         if list(state.get("seeds", ())) != list(self.seeds):
             raise ValueError(f"expected the state of seeds {list(self.seeds)}, got that of {state.get('seeds')}.")
+        if self._graph is not None:
+            self._graph.reset()
         for loss, own in zip(self.losses, state["losses"]):
             loss.load_state_dict(own)
         for buffers, name in zip(self._moments, ("exp_avg", "exp_avg_sq")):
@@ -239,5 +240,3 @@ class FusedUpdate:
         self.step.copy_(state["step"])
         for sampler, own in zip(self.samplers, state["samplers"]):
             sampler.load_state_dict(own)
-        if self._step is not None:
-            self._step.reset()

@@ -12,7 +12,7 @@ class StepGraph:
     """Runs a step as it is for a few calls, then captures it once as a CUDA graph and replays that.
 
     The step must work on fixed tensors in place, without host synchronisation. Every call is a real step: the first
-    ones warm up compilation, cuBLAS workspaces and the allocator.
+    ones warm up compilation, cuBLAS workspaces and the allocator. Not measured: no GPU was at hand.
 
     Args:
         step: takes nothing; what it returns is overwritten by the next replay.
