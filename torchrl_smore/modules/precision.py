@@ -32,8 +32,8 @@ def run_layers(
     """``layers(x)``, each ReLU fused into the linear layer before it, the hidden layers in the given precision.
 
     With ``"bf16"``, weights and activations of the hidden layers are bfloat16 and sums float32; the parameters stay
-    float32, and so do their gradients and the last layer. Weights are cast where they are used: casting one costs 2%
-    of one product with 512 rows, and a compiled update shares the casts of a weight.
+    float32, and so do their gradients and the last layer. Weights are cast where they are used: a cache would save 1% of
+    an update at most (``docs/performance.md``), and a compiled update shares the casts of a weight.
 
     Args:
         layers: linear layers, norms and activations; the last one is linear.
