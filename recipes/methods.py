@@ -16,7 +16,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.objectives import LossModule
 
 from torchrl_smore import SMORELoss
-from torchrl_smore.modules import Standardize, make_contrastive_networks, make_discriminator, make_networks
+from torchrl_smore.modules import Precision, Standardize, make_contrastive_networks, make_discriminator, make_networks
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
     ContrastiveRLLoss,
@@ -35,7 +35,8 @@ from torchrl_smore.objectives import (
 class Setting:
     """What a loss is built from.
 
-    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs.
+    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs;
+    ``precision`` is that of hidden layers.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -43,10 +44,12 @@ class Setting:
     statistics: dict[str, tuple[Tensor, Tensor]] | None
     deactivate_vmap: bool
     options: dict[str, Any]
+    precision: Precision = "float32"
 
     def networks(self) -> Any:
         """Score (or Q), value and actor networks."""
-        return make_networks(*self.specs, preset=self.preset, statistics=self.statistics)  # type: ignore[arg-type]
+        options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision}
+        return make_networks(*self.specs, **options)  # type: ignore[arg-type]
 
     def standardized(self, module: TensorDictModule) -> TensorDictModule:
         """A network with standardised inputs, for builders that know no statistics."""
@@ -129,7 +132,7 @@ def gofar(setting: Setting) -> LossModule:
         return GoFARLoss(networks.actor, networks.value, **options)
     # both inputs of the discriminator are goals: one scale serves them
     goal = None if setting.statistics is None else setting.statistics["desired_goal"]
-    discriminator = make_discriminator(setting.specs[0])
+    discriminator = make_discriminator(setting.specs[0], precision=setting.precision)
     if goal is not None:
         scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys))
         discriminator = TensorDictModule(scaled, discriminator.in_keys, discriminator.out_keys)
@@ -138,7 +141,7 @@ def gofar(setting: Setting) -> LossModule:
 
 def contrastive(setting: Setting) -> LossModule:
     """Contrastive RL; its networks are narrower than OGBench's 3 x 512, like those of the other methods here."""
-    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64)
+    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
     critics = [setting.standardized(critic) for critic in networks.critic]
     value = setting.standardized(networks.value) if setting.options.get("actor") == "awr" else None
     actor = setting.networks().actor

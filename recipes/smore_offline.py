@@ -115,6 +115,7 @@ class Config:
         None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
+    precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     learning_rate: float | None = option(None, "of Adam; none: the method's (3e-4 SMORe)")
     target_rate: float | None = option(
@@ -335,6 +336,7 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
+        precision=config.precision,  # type: ignore[arg-type]
     )
     return METHODS[config.method].build(setting).to(device)
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "smore_kernels": {"torch", "triton", "smore_kernels"},
     "functional": {"torch", "functional", "_errors"},
     "_dispatch": {"torch", "functional", "smore_kernels", "_errors", "_dispatch"},
-    "modules": {"torch", "tensordict", "torchrl", "modules", "_errors"},
+    "modules": {"torch", "tensordict", "torchrl", "functional", "modules", "_errors"},
     "objectives": {"torch", "tensordict", "torchrl", "functional", "_dispatch", "objectives", "_errors"},
     "data": {"torch", "tensordict", "torchrl", "numpy", "h5py", "tqdm", "functional", "data", "_errors"},
     "envs": {"numpy", "gymnasium", "gymnasium_robotics", "mujoco", "tqdm", "torch", "data", "envs", "_errors"},
