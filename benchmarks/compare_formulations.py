@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "in_sample c=1": {"residual_coef": 1.0},
     "in_sample free": {"score_bounds": None},
     "in_sample raw": {"normalize": False},
+    "in_sample bf16": {"precision": "bf16"},
     "dual (Eq. 8, M)": {"formulation": "dual"},
     "dual (Eq. 10)": {"formulation": "dual", "residual_coef": 1.0},
     "official": {"formulation": "official"},
@@ -54,7 +55,8 @@ def run(job: dict[str, Any]) -> list[dict[str, Any]]:
     options = dict(VARIANTS[job["variant"]])
     scales = standardization(store.data) if options.pop("normalize", True) else None
     torch.manual_seed(job["seed"])
-    networks = make_networks(*goal_specs(task.observation_dim, task.goal_dim, task.action_dim), statistics=scales)
+    specs = goal_specs(task.observation_dim, task.goal_dim, task.action_dim)
+    networks = make_networks(*specs, statistics=scales, precision=options.pop("precision", "float32"))
     loss = SMORELoss(networks.actor, networks.score, networks.value, deactivate_vmap=True, **options)
     optimizer, scheduler = adam(loss, total_steps=job["steps"])
     with EnvPool(task, min(job["episodes"], 50)) as pool, tempfile.TemporaryDirectory() as run_dir:

@@ -1,7 +1,7 @@
 """The methods that ``method=`` selects: how each builds its loss, and what it wants of sampler and optimiser.
 
-A new method is one function and one entry in ``METHODS``. Constants are those of the public code of each method, see
-the docstring of its loss; options of the command line override them where given.
+A new method is one function, one entry in ``METHODS`` and one file ``configs/method/NAME.yaml`` with its defaults: the
+constants of the public code of each method, see the docstring of its loss.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.objectives import LossModule
 
 from torchrl_smore import SMORELoss
-from torchrl_smore.modules import Standardize, make_contrastive_networks, make_discriminator, make_networks
+from torchrl_smore.modules import Precision, Standardize, make_contrastive_networks, make_discriminator, make_networks
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
     ContrastiveRLLoss,
+    ContrastiveTDLoss,
     GCEQLLoss,
     GCIQLLoss,
     GCSLLoss,
@@ -29,15 +30,13 @@ from torchrl_smore.objectives import (
     WGCSLLoss,
 )
 
-#: 0.95 once per 20 updates, as a rate per update: 1 - 0.95^(1/20).
-_GOFAR_TARGET_RATE = 0.00256
-
 
 @dataclass(frozen=True)
 class Setting:
     """What a loss is built from.
 
-    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs.
+    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs;
+    ``precision`` is that of hidden layers.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -45,10 +44,12 @@ class Setting:
     statistics: dict[str, tuple[Tensor, Tensor]] | None
     deactivate_vmap: bool
     options: dict[str, Any]
+    precision: Precision = "float32"
 
     def networks(self) -> Any:
         """Score (or Q), value and actor networks."""
-        return make_networks(*self.specs, preset=self.preset, statistics=self.statistics)  # type: ignore[arg-type]
+        options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision}
+        return make_networks(*self.specs, **options)  # type: ignore[arg-type]
 
     def standardized(self, module: TensorDictModule) -> TensorDictModule:
         """A network with standardised inputs, for builders that know no statistics."""
@@ -60,18 +61,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Method:
-    """One method: its loss, the options it takes, and its defaults.
+    """One method: its loss, the options it takes, and what it wants of the sampler.
 
-    ``accepts`` names the options of the recipe that ``build`` passes on; ``target_rate`` is ``None`` without a target
-    network; ``rewards`` are those of a step off and at the goal.
+    ``accepts`` names the options of the recipe that ``build`` passes on; ``target_network`` says whether the loss has
+    one; ``rewards`` are those of a step off and at the goal.
     """
 
     text: str
     build: Callable[[Setting], LossModule]
     accepts: tuple[str, ...] = ()
-    her_ratio: float = 0.8
-    learning_rate: float = 3e-4
-    target_rate: float | None = 0.005
+    target_network: bool = True
     cosine: bool = True
     rewards: tuple[float, float] | None = None
     terminate_at_goal: bool = False
@@ -114,24 +113,48 @@ def wgcsl(setting: Setting) -> LossModule:
     return WGCSLLoss(networks.actor, networks.score[0], **setting.options)
 
 
-def gofar(setting: Setting) -> LossModule:
-    """GoFAR with its discriminator."""
+def wgcsl_original(setting: Setting) -> LossModule:
+    """Weighted GCSL with the best-advantage threshold, as in AWGCSL."""
     networks = setting.networks()
+    original = {"threshold": "percentile", "advantage": "online", "advantage_reward_shift": 1.0}
+    options = {**original, "target_bounds": (-50.0, 50.0), **setting.options}
+    return WGCSLLoss(networks.actor, networks.score[0], **options)
+
+
+def gofar(setting: Setting) -> LossModule:
+    """GoFAR with its discriminator, or with the sparse reward in its place."""
+    networks = setting.networks()
+    options = dict(setting.options)
+    # what SMORe calls Pearson's chi-squared is GoFAR's
+    divergence = options.pop("divergence", "pearson_chi2")
+    options["divergence"] = "chi2" if divergence == "pearson_chi2" else divergence
+    if options.get("reward") == "binary":
+        return GoFARLoss(networks.actor, networks.value, **options)
     # both inputs of the discriminator are goals: one scale serves them
     goal = None if setting.statistics is None else setting.statistics["desired_goal"]
-    discriminator = make_discriminator(setting.specs[0])
+    discriminator = make_discriminator(setting.specs[0], precision=setting.precision)
     if goal is not None:
         scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys))
         discriminator = TensorDictModule(scaled, discriminator.in_keys, discriminator.out_keys)
-    return GoFARLoss(networks.actor, networks.value, discriminator, **setting.options)
+    return GoFARLoss(networks.actor, networks.value, discriminator, **options)
 
 
 def contrastive(setting: Setting) -> LossModule:
     """Contrastive RL; its networks are narrower than OGBench's 3 x 512, like those of the other methods here."""
-    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64)
+    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
     critics = [setting.standardized(critic) for critic in networks.critic]
+    value = setting.standardized(networks.value) if setting.options.get("actor") == "awr" else None
     actor = setting.networks().actor
-    return ContrastiveRLLoss(actor, critics, deactivate_vmap=setting.deactivate_vmap, **setting.options)
+    return ContrastiveRLLoss(actor, critics, value, deactivate_vmap=setting.deactivate_vmap, **setting.options)
+
+
+def contrastive_td(setting: Setting) -> LossModule:
+    """Stable contrastive RL on states, with the narrow networks of :func:`contrastive`."""
+    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=0.15)
+    critics = [setting.standardized(critic) for critic in networks.critic]
+    head = networks.actor.module[0]
+    head.module = setting.standardized(head).module
+    return ContrastiveTDLoss(networks.actor, critics, deactivate_vmap=setting.deactivate_vmap, **setting.options)
 
 
 def actionable(setting: Setting) -> LossModule:
@@ -141,7 +164,8 @@ def actionable(setting: Setting) -> LossModule:
 
 
 _SPARSE = (-1.0, 0.0)
-_SMORE_OPTIONS = ("formulation", "divergence", "beta", "residual_coef", "score_bounds")
+_SMORE_OPTIONS = ("formulation", "divergence", "beta", "residual_coef", "score_bounds", "actor", "value_target")
+_GOFAR_OPTIONS = ("divergence", "reward", "actor_weight", "expectile", "temperature", "gamma")
 
 METHODS: dict[str, Method] = {
     "smore": Method(
@@ -166,15 +190,20 @@ METHODS: dict[str, Method] = {
     "gc_xql": Method(
         "extreme Q-learning", in_sample(GCXQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
     ),
-    "gcsl": Method("GCSL", gcsl, her_ratio=1.0, learning_rate=5e-4, target_rate=None, cosine=False),
-    "gc_bc": Method("behaviour cloning of stored goals", behaviour_cloning, her_ratio=0.0, target_rate=None),
+    "gcsl": Method("GCSL", gcsl, target_network=False, cosine=False),
+    "gc_bc": Method("behaviour cloning of stored goals", behaviour_cloning, target_network=False),
     "wgcsl": Method(
         "weighted GCSL (GoFAR's port)",
         wgcsl,
         accepts=("gamma",),
-        her_ratio=1.0,
-        learning_rate=5e-4,
-        target_rate=_GOFAR_TARGET_RATE,
+        cosine=False,
+        rewards=_SPARSE,
+        extras=("goal_offset",),
+    ),
+    "wgcsl_original": Method(
+        "weighted GCSL with the best-advantage threshold",
+        wgcsl_original,
+        accepts=("gamma",),
         cosine=False,
         rewards=_SPARSE,
         extras=("goal_offset",),
@@ -182,18 +211,21 @@ METHODS: dict[str, Method] = {
     "gofar": Method(
         "GoFAR, chi-squared with discriminator",
         gofar,
-        accepts=("gamma",),
-        her_ratio=0.0,
-        learning_rate=1e-3,
-        target_rate=_GOFAR_TARGET_RATE,
+        accepts=_GOFAR_OPTIONS,
         cosine=False,
         extras=("achieved_goal", "initial_observation"),
     ),
     "crl": Method(
         "contrastive RL, DDPG+BC actor",
         contrastive,
-        her_ratio=1.0,
-        target_rate=None,
+        accepts=("contrast", "energy", "bc_coef", "actor", "temperature"),
+        target_network=False,
+        strategy="geometric",
+    ),
+    "crl_td": Method(
+        "stable contrastive RL, temporal differences",
+        contrastive_td,
+        accepts=("energy", "gamma"),
         cosine=False,
         strategy="geometric",
     ),
@@ -201,9 +233,6 @@ METHODS: dict[str, Method] = {
         "Actionable Models",
         actionable,
         accepts=("gamma",),
-        her_ratio=0.5,
-        learning_rate=1e-3,
-        target_rate=_GOFAR_TARGET_RATE,
         cosine=False,
         rewards=_SPARSE,
     ),

@@ -18,6 +18,21 @@ def option(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
+def typed(config: type, name: str, value: Any, where: str) -> None:
+    """Checks that an option of a recipe can take a value.
+
+    Raises:
+        ValueError: if it is of another type; begins with ``where``.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.update(OmegaConf.structured(config), name, value)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: {name}: {_first_line(error)}.") from error
+
+
 def run_recipe(config: type, main: Callable[[Any], None], description: str) -> None:
     """Parses the command line by Hydra and runs ``main``.
 
@@ -38,7 +53,10 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
     _check_options(config, sys.argv[1:])
     ConfigStore.instance().store(name="schema", node=config)
 
-    @hydra.main(version_base=None, config_path=str(Path(__file__).parent / "configs"), config_name="recipe")
+    # a folder of its own: Hydra would take configs/task and configs/method for groups of options
+    folder = Path(__file__).parent / "configs" / "cli"
+
+    @hydra.main(version_base=None, config_path=str(folder), config_name="recipe")
     def run(composed: Any) -> None:
         try:
             main(OmegaConf.to_object(composed))
@@ -127,5 +145,6 @@ def _one_line(error: BaseException) -> str:
 def _help(config: type, description: str) -> str:
     lines = [description.strip(), "", "Options (name=value), with their defaults:", ""]
     for field in dataclasses.fields(config):
-        lines.append(f"  {field.name + '=' + str(field.default):<34} {field.metadata['help']}")
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        lines.append(f"  {field.name + '=' + str(default):<34} {field.metadata['help']}")
     return "\n".join([*lines, "", "Hydra's own options (--multirun, --cfg job, ...) work too: --hydra-help."])

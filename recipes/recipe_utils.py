@@ -23,12 +23,15 @@ os.environ.setdefault("SMORE_MUJOCO_GL", os.environ.pop("MUJOCO_GL", "egl"))
 import numpy as np
 import torch
 
-from torchrl_smore.data import TrajectoryStore, mix, readers, split_by_behaviour
+from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
 from torchrl_smore.envs import EnvPool, RenderError, Task, collect, render_episode
 from torchrl_smore.reports import write_gif
-from torchrl_smore.trainers import ActorPolicy, OfflineTrainer
+from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
 
 log = logging.getLogger("torchrl_smore.recipes")
+
+# tasks whose D4RL files hold no goals, by the beginning of their names
+_ROBOTS = {"CheetahTgtVel": readers.d4rl.ROBOTS["halfcheetah"], "AntTgtVel": readers.d4rl.ROBOTS["ant"]}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -51,24 +54,69 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_dataset(path: str, task: Task, expert_fraction: float | None = None) -> TrajectoryStore:
-    """Reads a trajectory store (folder) or a WGCSL/GoFAR ``buffer.pkl``, and checks that it fits the task.
+def recognise_dataset(path: str) -> str:
+    """The format of a dataset, one of ``readers.FORMATS``.
+
+    Raises:
+        DatasetError: if there is none at ``path``, or none of a known format.
+    """
+    try:
+        return readers.recognise(path)
+    except DatasetError as error:
+        raise DatasetError(f"dataset={path}: {error}") from error
+
+
+def load_dataset(
+    path: str,
+    task: Task,
+    expert_fraction: float | None = None,
+    *,
+    format: str | None = None,
+    goals: readers.Goals | None = None,
+) -> TrajectoryStore:
+    """Reads a dataset of any format that :mod:`torchrl_smore.data.readers` knows, and checks that it fits the task.
 
     Args:
-        path: folder or file.
+        path: a trajectory store, ``buffer.pkl``, D4RL ``.hdf5``, OGBench ``.npz``, or folder or id of a Minari dataset.
         task: the task it is for.
         expert_fraction: share of expert trajectories to reduce or raise the dataset to; ``None`` takes all of it.
+        format: one of ``readers.FORMATS``; recognised by default.
+        goals: what the goals of a dataset that stores none become. ``None``: for the paper's locomotion tasks its
+            velocities.
 
     Raises:
         DatasetError: if it is damaged, hostile, or does not fit.
+        ValueError: if it needs ``goals`` and has none, or cannot take any.
     """
-    source = Path(path)
-    store = TrajectoryStore.load(source) if source.is_dir() else readers.wgcsl.read(source, reached=task.reached)
-    store.check_task(
-        observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
-    )
+    format = format or recognise_dataset(path)
+    options: dict[str, Any] = {}
+    robot = next((robot for prefix, robot in _ROBOTS.items() if task.name.startswith(prefix)), None)
+    if robot is not None and format in ("d4rl", "minari"):
+        accepted = ("goals", "observation_columns") if format == "minari" else robot
+        options = {key: robot[key] for key in accepted if key in robot}
+    if goals is not None:
+        if format in ("store", "wgcsl"):
+            raise ValueError(f"dataset={path} has goals of its own: drop goal_columns and desired_goal.")
+        options["goals"] = goals
+    if format == "d4rl" and "goals" not in options:
+        raise ValueError(
+            f"dataset={path} has no goals: name the columns of the observation that are the achieved goal of "
+            f"{task.name}, {', '.join(task.goal_columns)}, as goal_columns=[...]."
+        )
+    if format not in ("store", "wgcsl"):
+        options["progress"] = sys.stderr.isatty()
+    store = readers.read(path, reached=task.reached, format=format, **options)
+    try:
+        store.check_task(
+            observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
+        )
+    except DatasetError as error:
+        raise DatasetError(f"dataset={path}: {error}") from error
     if store.meta.get("task", task.name) != task.name:
         raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {task.name}.")
+    if format != "store":
+        for key in ("observation", ("next", "observation")):
+            store.data[key][:, list(task.blank_columns)] = 0.0
     return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)
 
 
@@ -100,8 +148,7 @@ def collect_or_load(
     if not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
     experts = round(num_trajectories * expert_fraction)
-    noise = f"_noise{action_noise:g}" if action_noise else ""
-    out = Path(folder) / f"{task.name}_expert{experts}_random{num_trajectories - experts}_seed{seed}{noise}"
+    out = dataset_folder(folder, task.name, num_trajectories, expert_fraction, seed, action_noise)
     if out.exists():
         log.info("dataset: %s", out)
         return TrajectoryStore.load(out)
@@ -114,6 +161,15 @@ def collect_or_load(
         out=out,
         progress=sys.stderr.isatty(),
     )
+
+
+def dataset_folder(
+    folder: str, task: str, num_trajectories: int, expert_fraction: float, seed: int, action_noise: float = 0.0
+) -> Path:
+    """Where :func:`collect_or_load` keeps a dataset."""
+    experts = round(num_trajectories * expert_fraction)
+    noise = f"_noise{action_noise:g}" if action_noise else ""
+    return Path(folder) / f"{task}_expert{experts}_random{num_trajectories - experts}_seed{seed}{noise}"
 
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:
@@ -187,16 +243,17 @@ class ProgressLines:
 
     def __init__(self, trainer: OfflineTrainer) -> None:
         self.trainer = trainer
-        self.last = trainer.evaluation
+        self.last = trainer.evaluations
 
     def __call__(self, _: Any) -> None:
         """Runs as a ``post_steps_log`` hook."""
         trainer = self.trainer
-        if trainer.evaluation is None or trainer.evaluation is self.last:
+        if trainer.evaluations is self.last:
             return
-        self.last = trainer.evaluation
+        self.last = trainer.evaluations
         shown = ("success_last", "discounted_return_0.99", "final_distance")
-        metrics = ", ".join(f"{name} {trainer.evaluation.metrics[name]:.3f}" for name in shown)
+        means = mean_metrics(trainer.evaluations)
+        metrics = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
         print(
             f"update {trainer.step:,} of {trainer.total_frames:,}: {metrics} ({trainer.updates_per_second:.0f}/s)",
             flush=True,
@@ -208,17 +265,22 @@ def finite_or_none(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
+def seed_of_farthest_goal(task: Task, first_seed: int) -> int:
+    """Of eight seeds the one whose goal is farthest at the start: there is most to see."""
+    with EnvPool(task, 8) as pool:
+        start = pool.reset(range(first_seed, first_seed + 8))
+    return first_seed + int(np.linalg.norm(start["achieved_goal"] - start["desired_goal"], axis=-1).argmax())
+
+
 def record_rollout(task: Task, policy: ActorPolicy, first_seed: int, out: Path) -> str:
     """Films an episode to a GIF in a process of its own, where a broken OpenGL cannot harm the run.
 
-    Of eight evaluation seeds it takes the one whose goal is farthest at the start: there is most to see.
+    The episode is that of :func:`seed_of_farthest_goal`.
 
     Returns:
         One line that says what came of it.
     """
-    with EnvPool(task, 8) as pool:
-        start = pool.reset(range(first_seed, first_seed + 8))
-    seed = first_seed + int(np.linalg.norm(start["achieved_goal"] - start["desired_goal"], axis=-1).argmax())
+    seed = seed_of_farthest_goal(task, first_seed)
     with EnvPool(task, 1) as pool:
         observation = pool.reset([seed])
         actions = []

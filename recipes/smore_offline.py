@@ -3,6 +3,7 @@
 python recipes/smore_offline.py                                    FetchReach from nothing, in a few minutes
 python recipes/smore_offline.py task=FetchPush steps=100000 batch_size=512 num_trajectories=4000
 python recipes/smore_offline.py task=FetchPush dataset=buffer.pkl  a file you own
+python recipes/smore_offline.py seeds=5                            five seeds in one run
 python recipes/smore_offline.py resume=runs/NAME                   go on after a kill
 """
 
@@ -12,13 +13,16 @@ import dataclasses
 import importlib.util
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import yaml
+from defaults import PRESETS, resolve
 from methods import METHODS, Setting
 from recipe_cli import nearest, option, read_config, run_recipe
 from recipe_utils import (
@@ -27,30 +31,37 @@ from recipe_utils import (
     finite_or_none,
     load_dataset,
     new_run_folder,
+    recognise_dataset,
     record_rollout,
     resolve_device,
     stopping_on_interrupt,
     write_json,
 )
-from torchrl.objectives import LossModule, SoftUpdate
+from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
 from torchrl_smore.data import standardization
+from torchrl_smore.data.readers import FORMATS, Goals
 from torchrl_smore.envs import EnvPool, Task, get_task, task_names
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
     Compile,
+    Evaluation,
     Evaluator,
+    FusedUpdate,
     OfflineTrainer,
-    adam,
     latest_checkpoint,
     load_checkpoint,
+    mean_metrics,
 )
 
 LOGGERS = ("tensorboard", "wandb")
-LOSS_OPTIONS = ("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma")
+LOSS_OPTIONS = (
+    *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
+    *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight"),
+)
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
 
@@ -60,16 +71,31 @@ class Config:
 
     task: str = option("FetchReach", ", ".join(task_names()))
     method: str = option("smore", ", ".join(METHODS))
-    dataset: str | None = option(None, "a store of collect_dataset.py or a WGCSL/GoFAR buffer.pkl; none: collect one")
-    num_trajectories: int = option(1000, "trajectories to collect when no dataset is given")
+    preset: str = option("quick", "quick (minutes) or paper (hours): lengths and sizes where none are given")
+    dataset: str | None = option(
+        None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; none: collect one"
+    )
+    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench; none: recognised")
+    goal_columns: tuple[int, ...] | None = option(
+        None, "[COLUMN, ...] of the observation that are the achieved goal, for a dataset without goals"
+    )
+    desired_goal: tuple[float, ...] | None = option(
+        None, "[NUMBER, ...] with goal_columns: the desired goal; none: what the trajectory achieves at its end"
+    )
+    num_trajectories: int | None = option(
+        None, "trajectories to collect when no dataset is given; none: the preset's (1,000; 40,000)"
+    )
     expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
     action_noise: float = option(
         0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
     )
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
-    steps: int = option(4000, "updates (the paper: 400,000 to 1,000,000)")
-    batch_size: int = option(256, "offline rows, and as many goal-transition rows (the paper: 512)")
+    steps: int | None = option(None, "updates; none: the preset's (4,000; 400,000 to 1,000,000)")
+    batch_size: int | None = option(
+        None, "offline rows, and as many goal-transition rows; none: the preset's (256; 512)"
+    )
     seed: int = option(0, "of data collection, networks and sampling; evaluation episodes are always the same")
+    seeds: int = option(1, "seeds trained together on one dataset: seed, seed + 1, ...")
     formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
@@ -77,24 +103,32 @@ class Config:
     temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (3 SMORe)")
     gamma: float | None = option(None, "discount of the objective, in (0, 1); none: the method's (0.99 SMORe)")
     residual_coef: float = option(0.25, "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed")
+    actor: str | None = option(None, "SMORe: awr, score (Table 16); contrastive RL: ddpgbc, awr")
+    value_target: str | None = option(None, "SMORe: whose action the value is fitted at: dataset, policy (Table 16)")
+    contrast: str | None = option(None, "contrastive RL: binary, balanced, infonce, symmetric_infonce")
+    energy: str | None = option(None, "contrastive RL: inner, dot, l2")
+    bc_coef: float | None = option(None, "contrastive RL: weight of cloning beside the critic's gradient, not negative")
+    reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
+    actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
     her_ratio: float | None = option(
         None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
+    precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     learning_rate: float | None = option(None, "of Adam; none: the method's (3e-4 SMORe)")
     target_rate: float | None = option(
         None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
     )
     eval_episodes: int = option(50, "episodes of an evaluation")
-    eval_interval: int = option(500, "updates between evaluations")
-    log_interval: int = option(50, "updates between rows of metrics.csv")
-    save_interval: int = option(1000, "updates between checkpoints")
+    eval_interval: int | None = option(None, "updates between evaluations; none: the preset's (500; 10,000)")
+    log_interval: int | None = option(None, "updates between rows of metrics.csv; none: the preset's (50; 1,000)")
+    save_interval: int | None = option(None, "updates between checkpoints; none: the preset's (1,000; 10,000)")
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
-    compile: str = option("off", "off, default, max: torch.compile of sampling and losses")
+    compile: str = option("off", "off, default, max: torch.compile of the whole update")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
     resume: str | None = option(None, "run folder to go on with, under its own options")
@@ -103,47 +137,42 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the recipe."""
+    train(config)
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Collects or loads, trains, evaluates, and leaves a run folder.
+
+    Returns:
+        What ``summary.json`` holds, and the folder as ``"run_dir"``.
+    """
     started = time.perf_counter()
     run_dir = None
     if config.resume is not None:
         run_dir, config = Path(config.resume), config_of_run(config)
+    else:
+        config = with_defaults(config)
     check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     device, task = resolve_device(config.device), get_task(config.task)
     store = make_dataset(config, task)
     print(f"\n{store.summary()}\n")
-    torch.manual_seed(config.seed)
-    method = METHODS[config.method]
-    loss = make_loss(config, task, store, device)
-    sampler = make_sampler(config, task, store, device)
-    optimizer, scheduler = adam(
-        loss,
-        lr=given(config.learning_rate, method.learning_rate),
-        total_steps=config.steps,
-        cosine=("actor_network",) if method.cosine else (),
-    )
-    target_rate = given(config.target_rate, method.target_rate)
-
-    num_envs = min(config.eval_episodes, 50)
+    update = make_update(config, task, store, device)
+    num_envs = min(config.eval_episodes * config.seeds, 50)
     with EnvPool(task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise) as pool:
         # only now, when nothing is left that a user's mistake could stop
         run_dir = run_dir or new_run(config)
         trainer = OfflineTrainer(
-            loss,
-            sampler,
-            optimizer,
+            update=update,
             total_steps=config.steps,
             run_dir=run_dir,
-            scheduler=scheduler,
-            target_updater=None if target_rate is None else SoftUpdate(loss, tau=target_rate),
             evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon),
             log_interval=config.log_interval,
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
-            compile=config.compile,  # type: ignore[arg-type]
             logger=make_logger(config, run_dir),
-            meta={**identity(config), "dataset_sha256": store.sha256},
+            meta={**identity(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
         )
         if config.resume is not None:
@@ -152,12 +181,22 @@ def main(config: Config) -> None:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
         with stopping_on_interrupt(trainer, f"Go on with: python recipes/smore_offline.py resume={run_dir}"):
             trainer.train()
-        report(config, task, run_dir, trainer, time.perf_counter() - started)
+        return report(config, task, run_dir, trainer, time.perf_counter() - started)
 
 
-def given(value: Any, default: Any) -> Any:
-    """An option if the user gave it, else the method's default."""
-    return default if value is None else value
+def with_defaults(config: Config) -> Config:
+    """The options with the defaults of preset, method and task in place of those not given."""
+    get_task(config.task)
+    for name, valid in (("method", METHODS), ("preset", PRESETS)):
+        check_name(config, name, list(valid))
+    return resolve(config)
+
+
+def check_name(config: Config, name: str, valid: list[str | None]) -> None:
+    """Refuses a value outside a closed set, and proposes the nearest."""
+    value, known = getattr(config, name), list(map(str, valid))
+    if value not in valid:
+        raise ValueError(f"unknown {name} {value!r}: expected {', '.join(known)}.{nearest(str(value), known)}")
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -166,11 +205,16 @@ def identity(config: Config) -> dict[str, Any]:
     return {"task": config.task, "method": config.method, "formulation": formulation}
 
 
+def seed_label(config: Config) -> str:
+    """The seeds of a run in names and titles: ``seed0``, or ``seeds0-4``."""
+    return f"seed{config.seed}" if config.seeds == 1 else f"seeds{config.seed}-{config.seed + config.seeds - 1}"
+
+
 def new_run(config: Config) -> Path:
     """A new run folder with its ``config.yaml``."""
     text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
     parts = [part for part in identity(config).values() if part is not None]
-    return new_run_folder(config.run_root, *parts, f"seed{config.seed}", config=text)
+    return new_run_folder(config.run_root, *parts, seed_label(config), config=text)
 
 
 def config_of_run(config: Config) -> Config:
@@ -205,7 +249,7 @@ def resume(trainer: OfflineTrainer) -> None:
 def check(config: Config) -> None:
     """Refuses what can be refused before anything is written or collected."""
     get_task(config.task)
-    counts = ("steps", "batch_size", "num_trajectories")
+    counts = ("steps", "batch_size", "num_trajectories", "seeds")
     counts += ("eval_episodes", "eval_interval", "log_interval", "save_interval")
     ranges = {
         **dict.fromkeys(counts, ("at least 1", lambda value: value >= 1)),
@@ -221,15 +265,13 @@ def check(config: Config) -> None:
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": get_args(Compile), "logger": (None, *LOGGERS)}
+    names["dataset_format"] = (None, *FORMATS)
     for name, valid in names.items():
-        value = getattr(config, name)
-        if value not in valid:
-            known = ", ".join(map(str, valid))
-            raise ValueError(f"unknown {name} {value!r}: expected {known}.{nearest(str(value), list(map(str, valid)))}")
+        check_name(config, name, list(valid))
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
-    if config.dataset is not None and not Path(config.dataset).exists():
-        raise FileNotFoundError(f"dataset={config.dataset} does not exist; expected a store folder or a buffer.pkl.")
+    if config.dataset is not None and config.dataset_format is None:
+        recognise_dataset(config.dataset)
     if config.device != "auto":
         resolve_device(config.device)
     # built and thrown away: the loss refuses what it cannot take
@@ -239,7 +281,8 @@ def check(config: Config) -> None:
 def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     """Loads ``dataset=``, or collects one."""
     if config.dataset is not None:
-        return load_dataset(config.dataset, task, config.expert_fraction)
+        goals = make_goals(config)
+        return load_dataset(config.dataset, task, config.expert_fraction, format=config.dataset_format, goals=goals)
     fraction = 0.1 if config.expert_fraction is None else config.expert_fraction
     return collect_or_load(
         task,
@@ -249,6 +292,15 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
         seed=config.seed,
         action_noise=config.action_noise,
     )
+
+
+def make_goals(config: Config) -> Goals | None:
+    """Goals of a dataset that has none, as the options name them."""
+    if config.goal_columns is None:
+        if config.desired_goal is not None:
+            raise ValueError("desired_goal needs goal_columns.")
+        return None
+    return Goals(config.goal_columns, "final" if config.desired_goal is None else config.desired_goal)
 
 
 def loss_options(config: Config) -> dict[str, Any]:
@@ -266,7 +318,7 @@ def loss_options(config: Config) -> dict[str, Any]:
             raise ValueError(
                 f"method={config.method} has no option {field.name}; it has {', '.join(accepts) or 'none'}."
             )
-    if config.target_rate is not None and METHODS[config.method].target_rate is None:
+    if config.target_rate is not None and not METHODS[config.method].target_network:
         raise ValueError(f"method={config.method} has no target network, so no target_rate.")
     return {
         name: value
@@ -284,20 +336,42 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
+        precision=config.precision,  # type: ignore[arg-type]
     )
     return METHODS[config.method].build(setting).to(device)
+
+
+def make_update(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> FusedUpdate:
+    """The update of every seed, each with networks and a stream of batches of its own."""
+    method = METHODS[config.method]
+    seeds = range(config.seed, config.seed + config.seeds)
+    losses = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        losses.append(make_loss(config, task, store, device))
+    return FusedUpdate(
+        losses,
+        make_sampler(config, task, store, device),
+        seeds=seeds,
+        lr=config.learning_rate,
+        total_steps=config.steps,
+        cosine=("actor_network",) if method.cosine else (),
+        tau=config.target_rate if method.target_network else None,
+        compile=config.compile,  # type: ignore[arg-type]
+    )
 
 
 def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> GoalBatchSampler:
     """The batches that the chosen method reads."""
     method = METHODS[config.method]
+    rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
     return GoalBatchSampler(
         store.data,
         config.batch_size,
-        her_ratio=given(config.her_ratio, method.her_ratio),
+        her_ratio=config.her_ratio,
         strategy=method.strategy,
-        success=task.reached if method.rewards is not None else None,
-        reward_values=method.rewards or (0.0, 1.0),
+        success=task.reached if rewards is not None else None,
+        reward_values=rewards or (0.0, 1.0),
         terminate_at_goal=method.terminate_at_goal,
         q=method.goal_transitions,
         extras=method.extras,
@@ -313,33 +387,56 @@ def make_logger(config: Config, run_dir: Path) -> Logger | None:
     return get_logger(config.logger, str(run_dir), run_dir.name)
 
 
-def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, seconds: float) -> None:
+def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, seconds: float) -> dict[str, Any]:
     """Writes ``summary.json``, ``curves.png`` and ``rollout.gif``, and prints what came out."""
-    policy = ActorPolicy(trainer.loss_module)
     assert trainer.evaluator is not None
-    # a run that was killed after its last update has everything but this evaluation
-    evaluation = (trainer.evaluation or trainer.evaluator.run(policy)).summary()
+    evaluations = trainer.evaluations
     summary = {
         **identity(config),
-        "seeds": [config.seed],
+        "seeds": list(trainer.seeds),
         "steps": trainer.step,
         "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
         "seconds": round(seconds, 1),
         "versions": {name: version(name) for name in PACKAGES},
-        "eval": evaluation,
+        "eval": evaluation_summary(evaluations),
+        "runs": [{"seed": seed, "eval": own.summary()} for seed, own in zip(trainer.seeds, evaluations)],
     }
     write_json(run_dir / "summary.json", summary)
-    title = ", ".join(str(part) for part in (*identity(config).values(), f"seed {config.seed}") if part is not None)
+    title = ", ".join(str(part) for part in (*identity(config).values(), seed_label(config)) if part is not None)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""
     if config.rollout:
+        policy = ActorPolicy(trainer.loss_module)
         rollout = record_rollout(task, policy, trainer.evaluator.first_seed, run_dir / "rollout.gif")
     print(f"\n{title}: {trainer.step:,} updates at {trainer.updates_per_second:.0f}/s, {seconds:.0f} s in all")
-    for key, (low, high) in evaluation["intervals"].items():
-        print(f"  {key:<24} {evaluation[key]:8.3f}   95% interval [{low:.3f}, {high:.3f}]")
-    print(f"over {evaluation['episodes']} episodes. Run folder: {run_dir}")
+    for line in table_lines(evaluations):
+        print(line)
+    print(f"over {config.eval_episodes} episodes. Run folder: {run_dir}")
     if rollout:
         print(rollout)
+    return {**summary, "run_dir": str(run_dir)}
+
+
+def evaluation_summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The evaluation of one seed; of several the mean and standard deviation over seeds of each metric."""
+    if len(evaluations) == 1:
+        return evaluations[0].summary()
+    spread = {key: float(np.std([own.metrics[key] for own in evaluations], ddof=1)) for key in evaluations[0].metrics}
+    return {**mean_metrics(evaluations), "episodes": evaluations[0].episodes, "std_over_seeds": spread}
+
+
+def table_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What is printed of the evaluation: each metric with its interval or, of several seeds, each seed's value."""
+    if len(evaluations) == 1:
+        own = evaluations[0]
+        return [
+            f"  {key:<24} {own.metrics[key]:8.3f}   95% interval [{low:.3f}, {high:.3f}]"
+            for key, (low, high) in own.intervals.items()
+        ]
+    return [
+        f"  {key:<24} {mean:8.3f}   by seed: {', '.join(f'{own.metrics[key]:.3f}' for own in evaluations)}"
+        for key, mean in mean_metrics(evaluations).items()
+    ]
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ ALLOWED = {
     "smore_kernels": {"torch", "triton", "smore_kernels"},
     "functional": {"torch", "functional", "_errors"},
     "_dispatch": {"torch", "functional", "smore_kernels", "_errors", "_dispatch"},
-    "modules": {"torch", "tensordict", "torchrl", "modules", "_errors"},
+    "modules": {"torch", "tensordict", "torchrl", "functional", "modules", "_errors"},
     "objectives": {"torch", "tensordict", "torchrl", "functional", "_dispatch", "objectives", "_errors"},
-    "data": {"torch", "tensordict", "torchrl", "numpy", "functional", "data", "_errors"},
+    "data": {"torch", "tensordict", "torchrl", "numpy", "h5py", "tqdm", "functional", "data", "_errors"},
     "envs": {"numpy", "gymnasium", "gymnasium_robotics", "mujoco", "tqdm", "torch", "data", "envs", "_errors"},
     "trainers": {
         *("torch", "tensordict", "torchrl", "numpy"),
         *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors"),
     },
-    "reports": {"numpy", "matplotlib", "PIL", "imageio", "reports", "_errors"},
+    "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors"},
     "_errors": set(),
     "__init__": {"data", "functional", "modules", "objectives"},
 }
@@ -68,7 +68,18 @@ def test_recipes_use_public_names_only():
 
 
 def test_the_library_imports_without_any_simulator_plot_logger_or_kernel_package():
-    blocked = ["gymnasium", "mujoco", "matplotlib", "hydra", "imageio", "tqdm", "wandb", "tensorboard", "smore_kernels"]
+    blocked = [
+        "gymnasium",
+        "mujoco",
+        "matplotlib",
+        "hydra",
+        "imageio",
+        "h5py",
+        "tqdm",
+        "wandb",
+        "tensorboard",
+        "smore_kernels",
+    ]
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import torchrl_smore"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
 

@@ -86,6 +86,15 @@ def test_equal_seeds_give_equal_batches_whatever_the_global_seed(store):
         assert not equal(batch, third())
 
 
+def test_with_another_seed_the_table_is_shared_and_the_stream_is_that_of_the_seed(store):
+    first = GoalBatchSampler(store.data, 16, seed=1)
+    second = first.with_seed(2)
+    assert second._table is first._table
+    assert equal(second(), GoalBatchSampler(store.data, 16, seed=2)())
+    # drawing from one has not moved the other
+    assert equal(first(), GoalBatchSampler(store.data, 16, seed=1)())
+
+
 def test_the_state_of_the_generator_goes_round(store):
     sampler = GoalBatchSampler(store.data, 32, seed=5)
     sampler()

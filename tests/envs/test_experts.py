@@ -5,9 +5,9 @@ import pytest
 
 from torchrl_smore.envs import TASKS, PlanningExpert, task_names
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
-from torchrl_smore.envs.experts import FetchSlideExpert, HandReachExpert
+from torchrl_smore.envs.experts import FetchSlideExpert, HandReachExpert, ReacherExpert
+from torchrl_smore.envs.sawyer import HANDLE_TOP
 
-FETCH = ("FetchReach", "FetchPush", "FetchPick")
 # bars for success at the last step and for the return at discount 0.99, of 39.5 at most
 BARS = {
     "FetchReach": (0.98, 37.0),
@@ -15,7 +15,13 @@ BARS = {
     "FetchPick": (0.98, 28.0),
     "FetchSlide": (0.85, 14.0),
     "HandReach": (0.85, 30.0),
+    "Reacher": (0.98, 33.0),
+    "SawyerReach": (0.98, 36.0),
+    "SawyerDoor": (0.98, 36.0),
 }
+# of these a few episodes have to do
+COSTLY = {"FetchSlide": 8, "HandReach": 30}
+CHEAP = [name for name in BARS if name not in COSTLY]
 MEMORYLESS = [name for name in task_names() if not isinstance(TASKS[name].make_expert(), PlanningExpert)]
 
 
@@ -39,16 +45,16 @@ def test_the_expert_of_the_rooms_arrives_from_everywhere():
     assert reward[:, 25:].all()  # the longest way round is some 12 steps
 
 
-@pytest.mark.parametrize("name", FETCH)
-def test_fetch_experts_solve_a_handful_of_episodes(name):
+@pytest.mark.parametrize("name", CHEAP)
+def test_simulated_experts_solve_a_handful_of_episodes(name):
     measured = quality(run(name, 12)["reward"])
     assert measured["success"] == 1.0
     assert measured["discounted_return"] > BARS[name][1] - 2.0  # twelve episodes scatter by about 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FETCH)
-def test_fetch_experts_reach_their_bars_over_200_episodes(name):
+@pytest.mark.parametrize("name", CHEAP)
+def test_simulated_experts_reach_their_bars_over_200_episodes(name):
     success, discounted_return = BARS[name]
     measured = quality(run(name, 200, seed=5)["reward"])
     assert measured["success"] >= success
@@ -56,12 +62,68 @@ def test_fetch_experts_reach_their_bars_over_200_episodes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "episodes"), [("FetchSlide", 8), ("HandReach", 30)])
+@pytest.mark.parametrize(("name", "episodes"), COSTLY.items())
 def test_costly_experts_reach_their_bars_over_some_episodes(name, episodes):
     success, discounted_return = BARS[name]
     measured = quality(run(name, episodes, seed=5)["reward"])
     assert measured["success"] >= success
     assert measured["discounted_return"] >= discounted_return
+
+
+def test_the_door_expert_goes_to_any_angle_and_finds_back_into_the_slot():
+    """From wherever a random walk ends, in the slot or not, with the door open or shut."""
+    task = TASKS["SawyerDoor"]
+    batch, expert, num = task.make_batch_env(40), task.make_expert(), 40
+    batch.reset(range(num))
+    for action in np.random.default_rng(0).uniform(-1.0, 1.0, (40, num, 3)):
+        observation = batch.step(action)
+    hand, angle = observation["observation"][:, :3], observation["observation"][:, 3]
+    for _ in range(40):
+        observation = batch.step(expert(observation))
+    batch.close()
+    assert task.reached(observation["achieved_goal"], observation["desired_goal"]).all()
+    # the walks did end everywhere
+    assert min((hand[:, 2] > HANDLE_TOP).sum(), (hand[:, 2] < HANDLE_TOP).sum()) > 5
+    opening = angle < observation["desired_goal"][:, 0]
+    assert min(opening.sum(), (~opening).sum()) > 5
+
+
+@pytest.mark.parametrize("goal", [0.0, 0.4, 0.83])
+def test_the_door_expert_settles_at_the_goal_and_not_at_its_edge(goal):
+    env, expert = TASKS["SawyerDoor"].make_base_env(), TASKS["SawyerDoor"].make_expert()
+    env.reset(seed=0)
+    for _ in range(6):  # along the slot to the end of the hand's box, from where the nearest way would leave it
+        observation, *_ = env.step(np.array([1.0, 0.0, 0.0]))
+    for _ in range(20):
+        aimed = {**observation, "desired_goal": np.array([goal])}
+        observation, *_ = env.step(expert({key: value[None] for key, value in aimed.items()})[0])
+    # 1 mm of play between hook and bars, at least 0.075 from the hinge
+    assert observation["achieved_goal"][0] == pytest.approx(goal, abs=0.015)
+
+
+def test_the_reacher_expert_bends_the_elbow_the_way_it_is_bent():
+    expert, state = ReacherExpert(), np.zeros((2, 11))
+    joints = np.array([[0.2, 1.3], [0.2, -1.3]])
+    state[:, :2], state[:, 2:4] = np.cos(joints), np.sin(joints)
+    # fingertips of arms bent by 0.1 more: only the elbow has to move
+    elbow = joints[:, 1] + 0.1 * np.sign(joints[:, 1])
+    angles = 0.2 + np.stack([np.zeros(2), elbow], axis=-1)
+    goal = np.stack([np.cos(angles), np.sin(angles)], axis=-1).transpose(0, 2, 1) @ (0.1, 0.11)
+    action = expert({"observation": state, "desired_goal": goal})
+    np.testing.assert_allclose(action, [[0.0, 0.4], [0.0, -0.4]], atol=1e-6)
+
+
+def test_the_reacher_expert_takes_the_shorter_way_round():
+    joints = np.array([3.0, 0.0])  # the shoulder just short of half a turn, the arm stretched
+    goal = 0.21 * np.array([np.cos(-3.0), np.sin(-3.0)])  # stretched again, 0.28 rad further on
+    state = np.zeros((1, 11), dtype=np.float32)
+    state[0, :2], state[0, 2:4] = np.cos(joints), np.sin(joints)
+    action = ReacherExpert()({"observation": state, "desired_goal": goal[None].astype(np.float32)})
+    # 4 x (2 pi - 6) = 1.13, which is more than there is
+    np.testing.assert_allclose(action, [[1.0, 0.0]], atol=5e-3)
+    state[0, 6:8] = 3.0, -1.0
+    action = ReacherExpert()({"observation": state, "desired_goal": goal[None].astype(np.float32)})
+    np.testing.assert_allclose(action, [[4.0 * (2.0 * np.pi - 6.0) - 0.66, 0.22]], atol=5e-3)
 
 
 @pytest.mark.parametrize("name", MEMORYLESS)

@@ -26,7 +26,8 @@ def rollout(pool, seeds, steps):
 
 
 @pytest.mark.parametrize(
-    ("name", "noise"), [("FetchPush", 0.0), ("FetchReach", 0.5), ("HandReach", 0.0), ("PointRooms", 0.5)]
+    ("name", "noise"),
+    [("FetchPush", 0.0), ("FetchReach", 0.5), ("HandReach", 0.0), ("PointRooms", 0.5), ("SawyerDoor", 0.5)],
 )
 def test_the_same_seeds_give_the_same_episodes_for_any_number_of_workers(name, noise):
     seeds = [1, 2**63, 7]

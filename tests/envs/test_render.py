@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from torchrl_smore.envs import RenderError, get_task, render_episode
+from torchrl_smore.envs._stages import FETCH, STAGES
 
 RED, GREEN, BLUE = (0, 1, 2)
 
@@ -94,6 +95,47 @@ def test_the_hand_is_filmed_with_the_goal_of_every_finger_in_sight():
     assert not reddish[:, [0, -1]].any()
     assert (~background & ~reddish).mean() > 0.1  # the hand
     assert (target != other).any()
+
+
+def test_a_task_of_our_own_shows_its_goal_turn_green():
+    task = get_task("SawyerReach")
+    expert, batch = task.make_expert(), task.make_batch_env(1)
+    observation, actions = batch.reset([3]), []
+    for _ in range(15):
+        actions.append(expert(observation)[0])
+        observation = batch.step(actions[-1][None])
+    first, *_, last = film("SawyerReach", 3, np.stack(actions), size=96).astype(int)
+    # the ball of 6 cm covers some 200 pixels; the hand's own red is dark
+    for frame, seen, other in ((first, RED, GREEN), (last, GREEN, RED)):
+        surplus = np.where(frame.min(-1) > 90, frame[..., seen] - frame[..., other], 0)
+        assert (surplus > 25).sum() > 50 + (surplus < -25).sum()
+
+
+@pytest.mark.parametrize(("task", "moved"), [("Reacher", [1.0, -1.0]), ("SawyerDoor", [0.0, -1.0, 0.0])])
+def test_pictures_of_an_arm_change_with_its_motion_and_its_goal(task, moved):
+    frames = film(task, 3, np.array([moved] * 5), size=96).astype(int)
+    assert (np.abs(frames[-1] - frames[0]).max(-1) > 40).sum() > 50
+    assert (np.abs(film(task, 4, np.array([moved]), size=96)[0] - frames[0]).max(-1) > 40).sum() > 10
+
+
+@pytest.mark.parametrize(
+    ("task", "goal", "marks"),
+    [
+        ("FetchReach", [1.0, 2.0, 3.0], [[1.0, 2.0, 3.0]]),
+        ("Reacher", [0.1, -0.05], [[0.1, -0.05, 0.01]]),
+        # the shut door: 0.29 along it from the hinge at (0.13, 0.725), 0.06 before its panel
+        ("SawyerDoor", [0.0], [[-0.16, 0.665, 0.20]]),
+        # a quarter turn brings the handle's end to 0.29 in front of the hinge and 0.06 beside it
+        ("SawyerDoor", [np.pi / 2], [[0.19, 0.435, 0.20]]),
+    ],
+)
+def test_a_goal_is_marked_where_it_is(task, goal, marks):
+    np.testing.assert_allclose(STAGES.get(task, FETCH).marks(np.array(goal)), marks, atol=1e-12)
+
+
+def test_the_ball_at_the_door_is_as_wide_as_the_angle_that_counts_as_reached():
+    """Its mark is 0.29 m along the door and 0.06 m across from the hinge, the threshold 0.06 rad."""
+    assert STAGES["SawyerDoor"].radius == pytest.approx(np.hypot(0.29, 0.06) * 0.06, rel=0.03)
 
 
 def test_a_process_of_its_own_draws_the_same_frames():

@@ -12,7 +12,7 @@ ROBOTICS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
 
 
 def test_the_registry_holds_the_tasks_in_order():
-    assert task_names() == (*ROBOTICS, "PointReach", "PointRooms")
+    assert task_names() == (*ROBOTICS, "PointReach", "PointRooms", "Reacher", "SawyerReach", "SawyerDoor")
     assert all(TASKS[name].name == name and TASKS[name].horizon == 50 for name in task_names())
 
 

@@ -154,6 +154,8 @@ CASES = {
     "smore": (_smore, {}),
     "smore_one_score": (_smore, {"num_score_nets": 1}),
     "smore_no_target": (_smore, {"delay_score": False}),
+    "smore_no_awr": (_smore, {"actor": "score"}),
+    "smore_no_awr_no_expectile": (_smore, {"actor": "score", "value_target": "policy", "expectile": 0.5}),
     "smore_dual": (_smore, {"formulation": "dual", "divergence": "kl"}),
     "smore_dual_policy": (_smore, {"formulation": "dual", "bootstrap": "policy"}),
     "smore_official": (_smore, {"formulation": "official"}),

@@ -86,8 +86,10 @@ def test_the_summary_has_exactly_the_promised_keys(finished):
         *("return_over_max", "final_distance"),
     }
     assert list(found) == [
-        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions", "eval")
+        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions", "eval"),
+        "runs",
     ]
+    assert found["runs"] == [{"seed": 0, "eval": found["eval"]}]
     assert set(found["eval"]) == metrics | {"episodes", "intervals"}
     assert set(found["eval"]["intervals"]) == metrics
     assert all(
@@ -165,9 +167,39 @@ def test_every_baseline_trains_evaluates_and_resumes(recipe, tmp_path, store_pat
     assert summary(run_dir)["eval"] == first["eval"]
 
 
+def test_seeds_train_together_resume_and_are_summed_up(recipe, tmp_path, store_path):
+    options = (*QUICK, f"dataset={store_path}", "seed=5", "save_interval=2", "log_interval=1")
+    assert recipe("smore_offline.py", *options, "run_root=alone", cwd=tmp_path).status == 0
+    done = recipe("smore_offline.py", *options, "seeds=2", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    assert run_dir.name.endswith("PointReach_smore_in_sample_seeds5-6")
+    first = summary(run_dir)
+    assert first["seeds"] == [run["seed"] for run in first["runs"]] == [5, 6]
+    one, two = (run["eval"]["final_distance"] for run in first["runs"])
+    assert one != two
+    assert first["eval"]["final_distance"] == pytest.approx((one + two) / 2)
+    assert first["eval"]["std_over_seeds"]["final_distance"] == pytest.approx(abs(one - two) / 2**0.5)
+    assert [(row["step"], row["seed"]) for row in metrics(run_dir) if row["loss_value"]] == [
+        (step, seed) for step in "123" for seed in "56"
+    ]
+    assert f"by seed: {one:.3f}, {two:.3f}" in done.stdout
+    # the first seed trains as it does without the second
+    (alone,) = (tmp_path / "alone").iterdir()
+    own = [row for row in metrics(run_dir) if row.pop("seed") == "5"]
+    shared = {key for key in own[0] if not key.startswith("eval/")}
+    for ours, reference in zip(own, metrics(alone), strict=True):
+        assert {key: ours[key] for key in shared} == {key: reference[key] for key in shared}
+    shutil.rmtree(run_dir / "checkpoint" / "step_000000003")
+    done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert summary(run_dir)["runs"] == first["runs"]
+
+
 @pytest.mark.slow
 def test_a_compiled_run_trains(recipe, tmp_path):
-    done = recipe("smore_offline.py", *QUICK, "compile=default", cwd=tmp_path)
+    # the loss that compiles fastest
+    done = recipe("smore_offline.py", *QUICK, "method=gcsl", "compile=default", cwd=tmp_path)
     assert done.status == 0, done.stderr
     assert config(only_run(tmp_path))["compile"] == "default"
 
@@ -207,6 +239,73 @@ def test_a_store_and_a_buffer_pkl_are_trained_on(recipe, tmp_path, store_path, b
         assert done.status == 0, done.stderr
         assert counted in done.stdout
     assert not (tmp_path / "datasets").exists()
+
+
+@pytest.fixture
+def foreign(tmp_path, buffer):
+    """The trajectories of ``buffer`` as a D4RL and an OGBench file, which hold no goals."""
+    import h5py
+
+    action = np.concatenate([buffer["u"], np.zeros((6, 1, 2))], 1).reshape(-1, 2)
+    held = {"observations": buffer["o"].reshape(-1, 2), "actions": action}
+    ends = np.tile(np.arange(51) == 50, 6)
+    np.savez(tmp_path / "a.npz", **held, terminals=ends)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name, array in {**held, "timeouts": ends, "terminals": np.zeros(306)}.items():
+            file[name] = array
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.hdf5", "a.npz"])
+def test_files_without_goals_are_trained_on_with_the_goals_that_options_name(recipe, foreign, name):
+    options = (*QUICK, f"dataset={name}", "goal_columns=[0,1]", "desired_goal=[3,-4]")
+    done = recipe("smore_offline.py", *options, cwd=foreign)
+    assert done.status == 0, done.stderr
+    assert "trajectories 6 of 50 to 50 transitions" in done.stdout
+    config = yaml.safe_load((only_run(foreign) / "config.yaml").read_text())
+    assert (config["goal_columns"], config["desired_goal"]) == ([0, 1], [3.0, -4.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["dataset=a.hdf5"], ["dataset=a.hdf5", "no goals", "position x [1], position y [1]", "goal_columns"]),
+        (["dataset=a.hdf5", "goal_columns=[0]"], ["a.hdf5", "'goal_dim': 2", "'goal_dim': 1"]),
+        (["dataset=a.hdf5", "desired_goal=[1,2]"], ["desired_goal needs goal_columns"]),
+        (["dataset=a.hdf5", "dataset_format=d4r"], ["dataset_format", "'d4r'", "d4rl"]),
+        (
+            ["dataset=a.npz", "task=FetchReach"],
+            ["a.npz", "'FetchReach'", "'observation_dim': 10", "'observation_dim': 2"],
+        ),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_file_that_does_not_fit_the_task_or_the_options_is_refused(recipe, foreign, options, said):
+    before = files(foreign)
+    given = [option for option in QUICK if not (option.startswith("task=") and options[-1].startswith("task="))]
+    assert_refused(recipe("smore_offline.py", *given, *options, cwd=foreign), foreign, before, *said)
+
+
+def test_what_a_task_leaves_blank_is_left_out_of_a_file_too(recipe, tmp_path):
+    """A buffer of the paper's Reacher holds the original target in columns 4 and 5, ours holds 0."""
+    import pickle
+
+    from torchrl_smore.data import readers
+    from torchrl_smore.envs import TASKS
+
+    rng, path = np.random.default_rng(0), tmp_path / "buffer.pkl"
+    buffer = {"o": rng.normal(size=(6, 51, 11)), "u": rng.uniform(-1, 1, (6, 50, 2))}
+    buffer |= {"ag": buffer["o"][..., 8:10], "g": rng.uniform(-0.1, 0.1, (6, 50, 2))}
+    path.write_bytes(pickle.dumps(buffer))
+    done = recipe("smore_offline.py", *QUICK, "task=Reacher", f"dataset={path}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (meta,) = (only_run(tmp_path) / "checkpoint").glob("step_*/meta.json")
+    trained_on = json.loads(meta.read_text())["dataset_sha256"]
+
+    as_it_is = readers.wgcsl.read(path, reached=TASKS["Reacher"].reached).sha256
+    buffer["o"][..., [4, 5, 10]] = 0.0
+    path.write_bytes(pickle.dumps(buffer))
+    assert trained_on == readers.wgcsl.read(path, reached=TASKS["Reacher"].reached).sha256 != as_it_is
 
 
 def test_expert_fraction_thins_a_given_dataset(recipe, tmp_path, store_path):

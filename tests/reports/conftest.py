@@ -7,7 +7,7 @@ import pytest
 from torchrl_smore.reports import Paper, Result
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_result():
     """A result with every field filled; keyword arguments replace some."""
 

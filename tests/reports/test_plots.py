@@ -34,6 +34,47 @@ def test_columns_come_with_the_steps_where_they_have_a_value(metrics):
     assert "step" not in columns
 
 
+SEEDS = """step,seed,loss_score,eval/success_last
+10,0,1.0,
+10,3,3.0,
+20,0,,0.5
+20,3,,0.7
+30,0,5.0,
+30,3,7.0,
+40,0,9.0,
+"""
+
+
+def test_of_several_seeds_the_mean_is_read_or_one_of_them(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(SEEDS)
+    # seed 3 was killed before its last row
+    np.testing.assert_allclose(read_metrics(path)["loss_score"], [[10, 30], [2.0, 6.0]])
+    np.testing.assert_allclose(read_metrics(path)["eval/success_last"], [[20], [0.6]])
+    np.testing.assert_array_equal(read_metrics(path, seed=0)["loss_score"], [[10, 30, 40], [1.0, 5.0, 9.0]])
+    assert "seed" not in read_metrics(path)
+    with pytest.raises(ValueError, match="no rows of seed 1; its seeds: 0, 3"):
+        read_metrics(path, seed=1)
+
+
+def test_the_range_over_seeds_is_shaded(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    bands = []
+    monkeypatch.setattr(Axes, "fill_between", lambda self, *args, **kwargs: bands.append(args))
+    path = tmp_path / "metrics.csv"
+    path.write_text(SEEDS)
+    plot_curves(path, tmp_path / "curves.png")
+    assert [[list(values) for values in band] for band in bands] == [
+        [[20], [0.5], [0.7]],
+        [[10, 30], [1.0, 5.0], [3.0, 7.0]],
+    ]
+    bands.clear()
+    path.write_text(METRICS)
+    plot_curves(path, tmp_path / "curves.png")
+    assert not bands
+
+
 def test_curves_are_a_picture_with_something_on_it(metrics, tmp_path):
     out = plot_curves(metrics, tmp_path / "curves.png", title="a run")
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

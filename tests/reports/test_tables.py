@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from torchrl_smore.reports import SignificanceTest, build_table, render_table, to_latex, to_markdown, views
+from torchrl_smore.reports import (
+    SignificanceTest,
+    build_table,
+    render_table,
+    table_tasks,
+    to_html,
+    to_latex,
+    to_markdown,
+    views,
+)
 
 COMMAND = "python recipes/report.py table=1"
 
@@ -196,6 +207,42 @@ def test_markdown_escapes_what_would_be_markup(make_result):
     assert r"GoFAR gofar\_expectile\_awr" in text
 
 
+def test_html_escapes_names_and_keeps_bold_stars_and_dashes(two_methods, make_result):
+    runs = [*two_methods(4), make_result(method="<i>&x", commit="<script>")]
+    text = to_html(build_table(1, runs, command="python x --a '<b>'", view="discounted_return_0.99"))
+    assert "<b>36.75 ± 0.65 (4)</b><sup>*</sup></td>" in text  # 36, 36.5, 37, 37.5
+    assert "<td>28.20 ± 0.61†</td>" in text
+    assert text.count("<tr") == 1 + 2 * 12
+    assert "<script>" not in text
+    assert text.startswith("<!-- python x --a &#x27;&lt;b&gt;&#x27; -->")
+
+
+def test_tasks_of_our_own_get_lines_where_they_say_something_new(make_result):
+    base = [make_result(task="PointReach", seed=seed, metric="return_over_max", value=0.5) for seed in range(2)]
+    swept = [replace(run, setting="beta=0.7", value=0.25) for run in base]
+    assert (
+        markdown_row(to_markdown(build_table(1, base, command=COMMAND, view="return_over_max")), "PointReach", "ours")[
+            0
+        ]
+        == "0.500 ± 0.000 (2)"
+    )
+    # the default alone is no sweep of beta
+    assert "PointReach" not in table_tasks(9, base)
+    assert table_tasks(9, [*base, *swept])[-1] == "PointReach"
+    text = to_markdown(build_table(9, [*base, *swept], command=COMMAND, view="return_over_max"))
+    assert markdown_row(text, "PointReach", "ours") == ["**0.500 ± 0.000 (2)**", "0.250 ± 0.000 (2)", "–", "–"]
+    assert "| PointReach | paper |" not in text
+    assert "Tasks that are not the paper's have no line of it" in text
+
+
+def test_tasks_of_our_own_are_not_tested_and_do_not_count_in_the_correction(two_methods):
+    # with a second test Holm would ask for more than 2 / C(8, 4)
+    runs = [*two_methods(4), *two_methods(4, 30.0, 30.25, task="PointReach")]
+    text = to_markdown(build_table(1, runs, command=COMMAND))
+    assert markdown_row(text, "FetchReach", "ours")[0].endswith(r"\*")
+    assert "over 1 comparisons" in text
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -203,7 +250,7 @@ def test_markdown_escapes_what_would_be_markup(make_result):
         (lambda: build_table(10, [], command=COMMAND, view="return_over_max"), "view of Table 10 'return_over_max'"),
         (lambda: build_table(1, [], command="a\nb"), "one line without '-->'"),
         (lambda: build_table(1, [], command="a --> b"), "one line without '-->'"),
-        (lambda: render_table(1, [], command=COMMAND, markup="html"), "unknown markup 'html'"),
+        (lambda: render_table(1, [], command=COMMAND, markup="rst"), "unknown markup 'rst'"),
     ],
 )
 def test_errors_name_what_is_known(call, message):

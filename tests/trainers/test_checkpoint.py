@@ -30,7 +30,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     state, meta = load_checkpoint(path, {"task": "FetchReach"})
     torch.testing.assert_close(state["nested"]["weight"], STATE["nested"]["weight"])
     assert (state["step"], state["nested"]["list"]) == (3, [1, None, "text", 2.5])
-    assert (meta["task"], meta["step"], meta["format_version"]) == ("FetchReach", 3, 1)
+    assert (meta["task"], meta["step"], meta["format_version"]) == ("FetchReach", 3, 2)
     assert latest_checkpoint(tmp_path / "runs" / "a") == path
 
 
@@ -164,10 +164,10 @@ def write_meta(text):
         (lambda path: os.remove(path / "state.pt"), "not a whole checkpoint"),
         (lambda path: os.remove(path / "meta.json"), "not a whole checkpoint"),
         (lambda path: shutil.rmtree(path), "not a whole checkpoint"),
-        (write_meta(b'{"format_version": 1,'), "not a whole checkpoint"),
+        (write_meta(b'{"format_version": 2,'), "not a whole checkpoint"),
         (write_meta(b"\xff\xfe"), "not a whole checkpoint"),
         (write_meta(b"[]"), "must hold a JSON object, found list"),
-        (write_meta(b'{"format_version": 2}'), "has checkpoint format 2; this version reads 1"),
+        (write_meta(b'{"format_version": 1}'), "has checkpoint format 1; this version reads 2"),
         (write_meta(b"{}"), "has checkpoint format None"),
     ],
 )

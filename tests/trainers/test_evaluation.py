@@ -12,7 +12,7 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
 from torchrl_smore.envs import EnvPool
 from torchrl_smore.objectives import AWRActorLoss
-from torchrl_smore.trainers import ActorPolicy, Evaluator
+from torchrl_smore.trainers import ActorPolicy, Evaluator, mean_metrics
 from torchrl_smore.trainers.evaluation import bootstrap_interval, wilson_interval
 
 
@@ -84,6 +84,27 @@ def test_the_result_does_not_depend_on_the_number_of_environments(num_envs):
         np.testing.assert_array_equal(result.per_episode[key], values)
     assert result.metrics == expected.metrics
     assert len(pool.resets) == -(-7 // num_envs)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 4, 8, 13])
+def test_policies_side_by_side_get_what_each_gets_alone(num_envs):
+    # where the first policy sends +1 and the second -1, the pool tells their rows apart
+    class TwoWays(ScriptedPool):
+        def step(self, actions):
+            observation, reward = super().step(actions)
+            return observation, reward * (actions[:, 0] > 0)
+
+    script = {seed: tuple(range(1, seed + 1)) for seed in range(4)}
+    forward, backward = (lambda obs, sign=sign: still(obs) + sign for sign in (1.0, -1.0))
+    pool = TwoWays(num_envs, script)
+    evaluator = Evaluator(pool, episodes=4, horizon=3, first_seed=0)
+    first, second, third = evaluator.run_all([forward, backward, forward])
+    np.testing.assert_array_equal(first.per_episode["success_any"], [0, 1, 1, 1])
+    np.testing.assert_array_equal(first.per_episode["success_last"], [0, 0, 0, 1])
+    assert second.metrics["success_any"] == 0.0
+    assert third.metrics == first.metrics == evaluator.run(forward).metrics
+    assert len(pool.resets) == -(-12 // num_envs) + -(-4 // num_envs)
+    assert mean_metrics([first, second, third])["success_last"] == pytest.approx(1 / 6)
 
 
 def test_the_policy_sees_the_observation_that_its_action_follows():

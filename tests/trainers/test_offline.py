@@ -16,8 +16,9 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.objectives import HardUpdate, IQLLoss, SoftUpdate
 
 from torchrl_smore.data import GoalBatchSampler, GoalTransition, HindsightGoalTransform
+from torchrl_smore.envs import EnvPool
 from torchrl_smore.modules import goal_specs, make_networks
-from torchrl_smore.trainers import Evaluator, OfflineTrainer, Update, adam
+from torchrl_smore.trainers import Evaluator, FusedUpdate, OfflineTrainer, Update, adam
 from torchrl_smore.trainers.offline import _ABSENT_STAGES, OfflineSteps
 
 TIMING = {"updates_per_second"}
@@ -360,3 +361,75 @@ def test_compiled_updates_equal_eager_ones_with_schedule_and_target(make_trainer
             torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4)
     moved = [key for key in eager if "target_score" in key and isinstance(eager[key], torch.Tensor)]
     assert any(not torch.equal(eager[key], start[key]) for key in moved)
+
+
+@pytest.fixture
+def make_seeds(make_loss, data):
+    """Returns a factory of trainers of several seeds: ``make(*seeds, **options of OfflineTrainer)``."""
+
+    def make(*seeds, **options):
+        losses = [make_loss(seed) for seed in seeds]
+        sampler = GoalBatchSampler(data, 16)
+        update = FusedUpdate(losses, sampler, seeds=seeds, lr=1e-3, total_steps=6, tau=0.05)
+        return OfflineTrainer(update=update, total_steps=6, progress_bar=False, **options)
+
+    return make
+
+
+def walk(observation):
+    return np.ones((len(observation["observation"]), 2), dtype=np.float32)
+
+
+def test_every_seed_gets_the_rows_that_it_gets_alone(make_seeds, tmp_path):
+    with EnvPool("PointReach", 5) as pool:
+        # 3 + 3 episodes in 5 environments
+        evaluator = Evaluator(pool, episodes=3, horizon=2)
+        options = {"evaluator": evaluator, "log_interval": 3, "eval_interval": 4}
+        together = make_seeds(3, 8, run_dir=tmp_path / "both", policy=[walk, StillPolicy()], **options)
+        together.train()
+        alone = make_seeds(8, run_dir=tmp_path / "alone", policy=StillPolicy(), **options)
+        alone.train()
+    rows = read_rows(tmp_path / "both")
+    assert [(row["step"], row["seed"]) for row in rows] == [
+        (step, seed) for step in ("3", "4", "6", "6") for seed in ("3", "8")
+    ]
+    assert [{k: v for k, v in row.items() if k != "seed"} for row in rows if row["seed"] == "8"] == read_rows(
+        tmp_path / "alone"
+    )
+    assert "seed" not in read_rows(tmp_path / "alone")[0]
+    assert together.evaluation is together.evaluations[0]
+    assert together.evaluations[1].metrics == alone.evaluation.metrics
+    assert together.evaluations[0].metrics != together.evaluations[1].metrics
+
+
+class StillPolicy:
+    """Does nothing."""
+
+    def __call__(self, observation):
+        return np.zeros((len(observation["observation"]), 2), dtype=np.float32)
+
+
+def test_a_logger_gets_the_mean_over_seeds(make_seeds, tmp_path):
+    class Values(Records):
+        def log_scalar(self, name, value, step=None):
+            self.rows.append((name, step, value))
+
+    logger = Values()
+    make_seeds(0, 1, logger=logger, run_dir=tmp_path, log_interval=6).train()
+    (value,) = [value for name, step, value in logger.rows if name == "loss_value"]
+    assert value == pytest.approx(np.mean([float(row["loss_value"]) for row in read_rows(tmp_path)]))
+
+
+def test_a_policy_for_each_seed_is_wanted(make_seeds):
+    with pytest.raises(ValueError, match="a policy for each of 2 seeds, got 1"):
+        make_seeds(0, 1, policy=walk)
+
+
+def test_an_update_is_ready_or_made_from_its_parts_and_never_both(make_seeds, make_loss, make_trainer):
+    ready = make_seeds(0).update
+    with pytest.raises(ValueError, match=r"a ready update has its own parts; drop loss, compile\."):
+        OfflineTrainer(make_loss(), update=ready, total_steps=1, compile="default")
+    with pytest.raises(ValueError, match=r"expected an update, or loss, sampler and optimizer; missing: sampler, opt"):
+        OfflineTrainer(make_loss(), total_steps=1)
+    assert isinstance(make_trainer(1).update, Update)
+    assert OfflineTrainer(update=ready, total_steps=1, progress_bar=False).loss_module is ready.loss

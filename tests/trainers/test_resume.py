@@ -16,9 +16,16 @@ import pytest
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_smore.data import GoalTransition, HindsightGoalTransform
+from torchrl_smore.data import GoalBatchSampler, GoalTransition, HindsightGoalTransform
 from torchrl_smore.envs import EnvPool
-from torchrl_smore.trainers import CheckpointError, Evaluator, latest_checkpoint, load_checkpoint
+from torchrl_smore.trainers import (
+    CheckpointError,
+    Evaluator,
+    FusedUpdate,
+    OfflineTrainer,
+    latest_checkpoint,
+    load_checkpoint,
+)
 
 TIMING = "updates_per_second"
 
@@ -102,9 +109,36 @@ def test_a_run_resumed_from_its_checkpoint_equals_one_that_was_never_stopped(mak
     stopped = load_checkpoint(latest_checkpoint(tmp_path / "stopped" / "checkpoint"))[0]
     assert_same(whole, stopped)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
-    assert whole.keys() == {"step", "update", "rng", "averages"}
+    assert whole.keys() == {"step", "update", "rng", "totals", "num_totalled"}
     assert {"loss", "optimizer", "scheduler"} <= whole["update"].keys()
     assert whole["rng"].keys() == {"torch", "cuda", "numpy", "python"}
+
+
+@pytest.mark.parametrize("crash", [6, 9])
+def test_several_seeds_resume_as_one_does(make_loss, data, tmp_path, crash):
+    def make(run_dir):
+        losses, sampler = [make_loss(seed) for seed in (0, 4)], GoalBatchSampler(data, 16)
+        update = FusedUpdate(losses, sampler, seeds=(0, 4), lr=1e-3, total_steps=11, tau=0.05)
+        intervals = {"log_interval": 3, "save_interval": 5}
+        return OfflineTrainer(update=update, total_steps=11, run_dir=run_dir, progress_bar=False, **intervals)
+
+    make(tmp_path / "whole").train()
+    first = make(tmp_path / "stopped")
+    crash_at(first, crash)
+    with pytest.raises(Stop):
+        first.train()
+    second = make(tmp_path / "stopped")
+    # networks and generators other than those of the start
+    second.update()
+    second.resume()
+    second.train()
+    (whole, _), (stopped, _) = (
+        load_checkpoint(latest_checkpoint(tmp_path / name / "checkpoint")) for name in ("whole", "stopped")
+    )
+    assert_same(whole, stopped)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+    assert whole["update"].keys() == {"seeds", "losses", "exp_avg", "exp_avg_sq", "step", "samplers"}
+    assert (len(whole["update"]["losses"]), len(whole["update"]["samplers"])) == (2, 2)
 
 
 def load_killed_run():

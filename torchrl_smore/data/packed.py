@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Collection
 from typing import Any
@@ -176,6 +177,12 @@ class GoalBatchSampler:
             },
             batch_size=size,
         )
+
+    def with_seed(self, seed: int) -> GoalBatchSampler:
+        """The same table, not copied, under a generator of its own; equal to a sampler made with that seed."""
+        other = copy.copy(self)
+        other.generator = torch.Generator(self._table.device).manual_seed(seed)
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""

@@ -1,4 +1,4 @@
-"""Pictures of an episode, without a display: Fetch by MuJoCo's offscreen renderer, points drawn in numpy."""
+"""Pictures of an episode, without a display: robots by MuJoCo's offscreen renderer, points drawn in numpy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.envs._stages import FETCH, STAGES
 from torchrl_smore.envs._worker import Worker
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
@@ -25,11 +26,6 @@ Frame = NDArray[np.uint8]
 _WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
 _TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.15)
 _AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
-_FETCH_VIEW = {"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)}
-_VIEWS = {
-    "FetchSlide": {"distance": 1.45, "azimuth": 145.0, "elevation": -35.0, "lookat": (1.30, 0.75, 0.45)},
-    "HandReach": {"distance": 0.38, "azimuth": 55.0, "elevation": -30.0, "lookat": (1.0, 0.92, 0.17)},
-}  # where the Fetch robot's view does not do
 
 
 class RenderError(RuntimeError):
@@ -152,7 +148,8 @@ class _MujocoCamera:
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # the goal's own mark is drawn below, to scale
         self._view = mujoco.MjvCamera()
-        for key, value in _VIEWS.get(task.name, _FETCH_VIEW).items():
+        self._stage = STAGES.get(task.name, FETCH)
+        for key, value in self._stage.view.items():
             setattr(self._view, key, value)
         self._viewport = mujoco.MjrRect(0, 0, size, size)
 
@@ -163,9 +160,10 @@ class _MujocoCamera:
         mujoco.mjv_updateScene(self._env.model, self._env.data, self._option, None, self._view, everything, scene)
         goal = observation["desired_goal"]
         color = _REACHED if self._task.reached(observation["achieved_goal"], goal) else _AIM
-        for position in goal.reshape(-1, 3):
-            self._add_ball(position, 0.24 * self._task.threshold, (*color, 1.0))
-            self._add_ball(position, self._task.threshold, (*color, 0.35))
+        radius = self._task.threshold if self._stage.radius is None else self._stage.radius
+        for mark in self._stage.marks(goal):
+            self._add_ball(mark, min(0.012, 0.8 * radius), (*color, 1.0))
+            self._add_ball(mark, radius, (*color, 0.35))
         mujoco.mjr_render(self._viewport, scene, self._context)
         pixels = np.empty((self._viewport.height, self._viewport.width, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._viewport, self._context)
@@ -190,12 +188,14 @@ class _MujocoCamera:
 
 
 def _make_presentable(model: Any) -> None:
-    """Gives the scene a plain background and the block a colour, and hides the cross-hair that pulls the gripper."""
+    """Gives the scene a plain background, the block a colour and a dark room light; hides what pulls the gripper."""
     sky = model.tex_type == 2  # mjTEXTURE_SKYBOX
     for start, height, width, channels in zip(
         model.tex_adr[sky], model.tex_height[sky], model.tex_width[sky], model.tex_nchannel[sky]
     ):
         model.tex_data[start : start + int(height) * int(width) * int(channels)] = 235
+    if model.nlight == 0:
+        model.vis.headlight.ambient[:] = 0.5
     model.geom_rgba[model.body_mocapid[model.geom_bodyid] >= 0, 3] = 0.0
     for number in range(model.ngeom):
         if model.geom(number).name == "object0":

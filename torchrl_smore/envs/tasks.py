@@ -20,8 +20,13 @@ from torchrl_smore.envs.experts import (
     HandReachExpert,
     PlanningExpert,
     PointExpert,
+    ReacherExpert,
+    SawyerDoorExpert,
+    SawyerReachExpert,
 )
 from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
+from torchrl_smore.envs.reacher import make_reacher_env
+from torchrl_smore.envs.sawyer import DOOR, REACH, SawyerEnv, SawyerWorld
 from torchrl_smore.envs.wrappers import GoalTaskWrapper, make_robotics_env
 
 
@@ -45,6 +50,8 @@ class Task:
         description: one sentence for people.
         paper_note: how the simulator differs from the one the paper used.
         horizon: steps in an episode.
+        blank_columns: columns of ``observation`` that are always 0 here. Data of the paper's simulator have something
+            else there, which is to be set to 0 when they are read.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -60,6 +67,7 @@ class Task:
     paper_note: str
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
+    blank_columns: tuple[int, ...] = ()
 
     @property
     def observation_dim(self) -> int:
@@ -179,6 +187,40 @@ _POINT_NOTE = (
     "see torchrl_smore.envs.point for how collisions differ. The reward there is dense; ours is 0/1."
 )
 _ROOMS = PointWorld(FOUR_ROOMS)
+_HAND = _axes("hand position", "m")
+_SAWYER_NOTE = (
+    "The paper used {old} of the multiworld port in WGCSL (mujoco-py, a seven-joint arm with meshes). This is a small "
+    "model of our own with the published state, 2 cm steps, hand box, goals and threshold; see "
+    "torchrl_smore.envs.sawyer for what differs. {more}"
+)
+_REACHER = Task(
+    name="Reacher",
+    observation_columns=(
+        "cosine of the shoulder angle",
+        "cosine of the elbow angle",
+        "sine of the shoulder angle",
+        "sine of the elbow angle",
+        "0 (in the paper's data: x of the original target) [m]",
+        "0 (in the paper's data: y of the original target) [m]",
+        "shoulder velocity [rad/s]",
+        "elbow velocity [rad/s]",
+        *_axes("fingertip position", "m", "xy"),
+        "0 (fingertip height minus target height) [m]",
+    ),
+    goal_columns=_axes("fingertip position", "m", "xy"),
+    action_columns=("shoulder torque [200 N m]", "elbow torque [200 N m]"),
+    threshold=0.05,
+    make_base_env=make_reacher_env,
+    make_expert=ReacherExpert,
+    description="Swing a two-link arm until its fingertip is at a point of the plane.",
+    paper_note=(
+        "The paper used Reacher-v2 (mujoco-py) in WGCSL's goal wrapper; this is Reacher-v5 of gymnasium with the same "
+        "arm, 11 columns, goals (uniform in a disc of radius 0.2) and threshold. Columns 4 and 5, which hold the "
+        "original target there and contradict a relabelled goal, are 0 here; recipes do the same to files that they "
+        "read."
+    ),
+    blank_columns=(4, 5, 10),
+)
 
 
 def _fetch(
@@ -234,6 +276,27 @@ _HAND_REACH = Task(
 )
 
 
+def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], Expert], description: str) -> Task:
+    door = world.goal == "door"
+    angle = ("door angle [rad]",) if door else ()
+    more = (
+        "Success is the published reward's (0.06 rad); its info has a stricter one (0.02 rad)."
+        if door
+        else "Episodes start in the middle of the hand's box."
+    )
+    return Task(
+        name=name,
+        observation_columns=(*_HAND, *angle),
+        goal_columns=angle or _HAND,
+        action_columns=_axes("hand displacement", "0.02 m"),
+        threshold=0.06,
+        make_base_env=partial(SawyerEnv, world),
+        make_expert=expert,
+        description=description,
+        paper_note=_SAWYER_NOTE.format(old=simulator, more=more),
+    )
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -256,6 +319,9 @@ TASKS: dict[str, Task] = {
         _HAND_REACH,
         _point("PointReach", "Point2DLargeEnv-v1", PointWorld(), "Move a point to within 1 of another, in a box."),
         _point("PointRooms", "Point2D-FourRoom-v1", _ROOMS, "The same in four rooms with wide doors."),
+        _REACHER,
+        _sawyer("SawyerReach", "SawyerReachXYZEnv-v1", REACH, SawyerReachExpert, "Move a hand to a point in a box."),
+        _sawyer("SawyerDoor", "SawyerDoor-v0", DOOR, SawyerDoorExpert, "Open a door by an angle, with a hook."),
     )
 }
 """Every task by name."""

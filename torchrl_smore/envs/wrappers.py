@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -106,6 +108,21 @@ def check_noise(name: str, sigma: float) -> float:
     if not (math.isfinite(sigma) and sigma >= 0.0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {sigma!r}.")
     return float(sigma)
+
+
+def require_mujoco(what: str) -> ModuleType:
+    """Imports mujoco.
+
+    Args:
+        what: what needs it, for the error.
+
+    Raises:
+        ImportError: if it is missing; says what to install.
+    """
+    try:
+        return importlib.import_module("mujoco")
+    except ImportError as error:
+        raise ImportError(f'{what} needs mujoco ({error}): pip install "torchrl-smore[envs]"') from error
 
 
 def make_robotics_env(env_id: str) -> gymnasium.Env:

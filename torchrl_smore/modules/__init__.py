@@ -10,6 +10,7 @@ from torchrl_smore.modules.bilinear import (
 )
 from torchrl_smore.modules.discriminator import TanhMLP, make_discriminator
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Networks, Standardize, goal_specs, make_networks
+from torchrl_smore.modules.precision import Precision
 
 __all__ = [
     "GELUMLP",
@@ -20,6 +21,7 @@ __all__ = [
     "GaussianHead",
     "Networks",
     "PairEmbedding",
+    "Precision",
     "Standardize",
     "TanhMLP",
     "goal_specs",

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
+from torchrl_smore.modules.precision import Precision, check_precision, run_layers
+
 
 class GELUMLP(nn.Module):
     """Multi-layer perceptron with GELU, then LayerNorm if asked, on the concatenation of its inputs (OGBench).
@@ -24,6 +26,7 @@ class GELUMLP(nn.Module):
         hidden: widths of the hidden layers.
         layer_norm: normalise each hidden layer after its GELU.
         output_scale: gain of the last layer's weights, in terms of their variance.
+        precision: of the hidden layers, see :func:`~torchrl_smore.modules.precision.run_layers`.
     """
 
     def __init__(
@@ -34,8 +37,10 @@ class GELUMLP(nn.Module):
         *,
         layer_norm: bool = False,
         output_scale: float = 1.0,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        self.precision = check_precision(precision)
         layers: list[nn.Module] = []
         width = num_inputs
         for cells in hidden:
@@ -61,8 +66,7 @@ class GELUMLP(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
-        out: Tensor = self.layers(torch.cat(inputs, -1))
-        return out
+        return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision)
 
 
 class PairEmbedding(nn.Module):
@@ -126,6 +130,7 @@ def make_contrastive_networks(
     latent: int = 512,
     num_critics: int = 2,
     std: float = 1.0,
+    precision: Precision = "float32",
 ) -> ContrastiveNetworks:
     """Build the networks of contrastive RL as in OGBench: GELU and LayerNorm in the critics, GELU in the actor.
 
@@ -138,6 +143,7 @@ def make_contrastive_networks(
         latent: dimension of the embeddings.
         num_critics: size of the ensemble.
         std: standard deviation of the actor (OGBench 1, stable contrastive RL 0.15).
+        precision: of the hidden layers.
 
     Returns:
         Critics with in_keys ``observation``, ``action``, ``desired_goal``, a value without ``action`` (for
@@ -148,7 +154,8 @@ def make_contrastive_networks(
 
     def pair(num_inputs: int) -> PairEmbedding:
         return PairEmbedding(
-            GELUMLP(num_inputs, latent, hidden, layer_norm=True), GELUMLP(num_goal, latent, hidden, layer_norm=True)
+            GELUMLP(num_inputs, latent, hidden, layer_norm=True, precision=precision),
+            GELUMLP(num_goal, latent, hidden, layer_norm=True, precision=precision),
         )
 
     critic = [
@@ -156,7 +163,8 @@ def make_contrastive_networks(
         for _ in range(num_critics)
     ]
     value = TensorDictModule(pair(num_state), ["observation", "desired_goal"], ["embedding"])
-    head = FixedStdHead(GELUMLP(num_state + num_goal, num_action, hidden, output_scale=0.01), std)
+    trunk = GELUMLP(num_state + num_goal, num_action, hidden, output_scale=0.01, precision=precision)
+    head = FixedStdHead(trunk, std)
     actor = ProbabilisticActor(
         TensorDictModule(head, ["observation", "desired_goal"], ["loc", "scale"]),
         in_keys=["loc", "scale"],

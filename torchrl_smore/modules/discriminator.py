@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.data import Composite
 
 from torchrl_smore.modules.networks import Standardize
+from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 
 class TanhMLP(nn.Module):
@@ -23,10 +24,19 @@ class TanhMLP(nn.Module):
         num_inputs: total size of the inputs' last dimensions.
         num_outputs: size of the output.
         hidden: widths of the hidden layers.
+        precision: of the hidden layers, see :func:`~torchrl_smore.modules.precision.run_layers`.
     """
 
-    def __init__(self, num_inputs: int, num_outputs: int, hidden: Sequence[int] = (256, 256, 256)) -> None:
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        *,
+        precision: Precision = "float32",
+    ) -> None:
         super().__init__()
+        self.precision = check_precision(precision)
         widths = [num_inputs, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
@@ -44,8 +54,7 @@ class TanhMLP(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
-        out: Tensor = self.layers(torch.cat(inputs, -1))
-        return out
+        return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision)
 
 
 def make_discriminator(
@@ -53,6 +62,7 @@ def make_discriminator(
     *,
     hidden: Sequence[int] = (256, 256, 256),
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    precision: Precision = "float32",
 ) -> TensorDictModule:
     """Discriminator of GoFAR: reads ``achieved_goal`` and ``desired_goal``, writes ``logit``, ``[*B, 1]``.
 
@@ -62,9 +72,10 @@ def make_discriminator(
         observation_spec: has ``desired_goal`` ``[G]``.
         hidden: widths of the hidden layers.
         statistics: mean and standard deviation by key; those of ``desired_goal`` standardise both inputs.
+        precision: of the hidden layers.
     """
     goal_dim = observation_spec["desired_goal"].shape[-1]
-    network: nn.Module = TanhMLP(2 * goal_dim, 1, hidden)
+    network: nn.Module = TanhMLP(2 * goal_dim, 1, hidden, precision=precision)
     scale = None if statistics is None else statistics.get("desired_goal")
     if scale is not None:
         network = Standardize(network, [scale, scale])

@@ -14,6 +14,8 @@ from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.functional.linear import Matmul
+from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 Preset = Literal["paper", "official"]
 #: Bounds of the state-independent log standard deviation in the official code (``policy.py``).
@@ -30,6 +32,8 @@ class ConcatMLP(nn.Module):
         layer_norm: normalise each hidden layer before its ReLU.
         orthogonal: orthogonal weights of gain sqrt(2) and zero biases, output layer included (official code), instead
             of PyTorch's default.
+        precision: of the hidden layers, see :func:`~torchrl_smore.modules.precision.run_layers`.
+        matmul: see :func:`~torchrl_smore.functional.linear.linear`.
     """
 
     def __init__(
@@ -40,8 +44,11 @@ class ConcatMLP(nn.Module):
         *,
         layer_norm: bool = False,
         orthogonal: bool = False,
+        precision: Precision = "float32",
+        matmul: Matmul = "auto",
     ) -> None:
         super().__init__()
+        self.precision, self.matmul = check_precision(precision), matmul
         layers: list[nn.Module] = []
         width = num_inputs
         for cells in hidden:
@@ -67,8 +74,7 @@ class ConcatMLP(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
-        out: Tensor = self.layers(torch.cat(inputs, -1))
-        return out
+        return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision, matmul=self.matmul)
 
 
 def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
@@ -162,6 +168,8 @@ def make_networks(
     value_layer_norm: bool | None = None,
     num_score_nets: int = 2,
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    precision: Precision = "float32",
+    matmul: Matmul = "auto",
 ) -> Networks:
     """Build score, value and Gaussian actor networks for SMORe.
 
@@ -178,13 +186,15 @@ def make_networks(
         num_score_nets: size of the score ensemble.
         statistics: mean and standard deviation by key (``observation``, ``desired_goal``) to standardise inputs with;
             they become buffers of every network.
+        precision: ``"float32"``, or ``"bf16"`` for the hidden layers; parameters are float32 in both.
+        matmul: see :func:`~torchrl_smore.functional.linear.linear`.
 
     Returns:
         Networks with in_keys ``observation``, ``desired_goal`` (and ``action`` for the score) and out keys ``score``,
         ``state_value`` and ``action``.
 
     Raises:
-        ValueError: for an unknown preset.
+        ValueError: for an unknown preset or precision.
         KeyError: if the spec lacks an entry.
     """
     if preset not in get_args(Preset):
@@ -198,7 +208,8 @@ def make_networks(
     scales = [None if statistics is None else statistics.get(key) for key in [*state_keys, "action"]]
 
     def build(num_inputs: int, num_outputs: int, norm: bool = False) -> nn.Module:
-        return ConcatMLP(num_inputs, num_outputs, hidden, layer_norm=norm, orthogonal=official)
+        options = {"layer_norm": norm, "orthogonal": official, "precision": precision, "matmul": matmul}
+        return ConcatMLP(num_inputs, num_outputs, hidden, **options)  # type: ignore[arg-type]
 
     def scaled(network: nn.Module, num_keys: int) -> nn.Module:
         return network if statistics is None else Standardize(network, scales[:num_keys])

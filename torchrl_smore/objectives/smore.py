@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -12,12 +13,18 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 
 from torchrl_smore._dispatch import Kernels
+from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.score import Bootstrap, Formulation, ScoreObjective
 from torchrl_smore.objectives.actor import AWRActorLoss
 from torchrl_smore.objectives.advantage import AdvantageLoss
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.score import ScoreBounds, ScoreLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
+
+ScoreActor = Literal["awr", "score"]
+ValueTarget = Literal["dataset", "policy"]
+# read now: of an instantiated class, tensordict makes the list a property
+_AWR_KEYS = frozenset(AWRActorLoss.out_keys) - {"loss_actor"}
 
 
 class SMORELoss(ScoreLoss, AdvantageLoss):
@@ -51,6 +58,12 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         num_score_nets: size of the score ensemble.
         weight_clip: largest AWR weight.
         score_bounds: ``"auto"``, ``None`` or ``(lower, upper)``; see :class:`ScoreLoss`.
+        actor: ``"awr"`` (Eq. 11), or ``"score"``: maximise the smallest score at the policy's own action, with constant
+            score parameters. The latter is Table 16's "without AWR", which the paper does not spell out; it has no
+            ``temperature`` and no ``weight_clip``.
+        value_target: whose action's score the value fits: ``"dataset"`` (Eq. 9), or ``"policy"``, for ``actor="score"``
+            alone: with ``expectile=0.5`` then ``M(s, g)`` is the mean of ``S(s, pi(s, g), g)``, our reading of Table
+            16's "without AWR and expectile loss".
         delay_score: keep target score parameters; update them with :class:`torchrl.objectives.SoftUpdate`.
         kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`ScoreLoss`.
         separate_losses: let parameters that networks share be trained by the first of actor, value and score only.
@@ -59,7 +72,8 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
-        ``loss_score``, ``loss_value``, ``loss_actor``, and the detached diagnostics of the three parts.
+        ``loss_score``, ``loss_value``, ``loss_actor``, and the detached diagnostics of the three parts; for
+        ``actor="score"`` those of the actor are ``policy_score`` alone.
 
     Raises:
         ValueError: for an unknown name or a constant outside its range.
@@ -100,7 +114,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
             target_score: internal, the score that the value fits.
             advantage: internal, target score less value.
             next_value: internal, ``M(s', g)``.
-            policy_action: internal, the policy's action for ``formulation="dual"``.
+            policy_action: internal, the policy's action where one is needed.
             priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
         """
 
@@ -141,6 +155,8 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         num_score_nets: int = 2,
         weight_clip: float = 100.0,
         score_bounds: ScoreBounds = "auto",
+        actor: ScoreActor = "awr",
+        value_target: ValueTarget = "dataset",
         delay_score: bool = True,
         kernels: Kernels = "auto",
         separate_losses: bool = False,
@@ -153,12 +169,23 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
             self, reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode
         )
         objective = ScoreObjective(formulation, divergence, beta, gamma, residual_coef, max_ratio, bootstrap)
+        for name, chosen, valid in (("actor", actor, ScoreActor), ("value_target", value_target, ValueTarget)):
+            if chosen not in get_args(valid):
+                raise unknown_name(name, chosen, get_args(valid))
+        if value_target == "policy" and actor == "awr":
+            raise ValueError("value_target='policy' needs actor='score': AWR's advantage is over dataset actions.")
+        self.actor, self.value_target = actor, value_target
         shared = list(actor_network.parameters()) if separate_losses else None
-        self._add_actor_term(actor_network, temperature, weight_clip)
+        if actor == "awr":
+            self._add_actor_term(actor_network, temperature, weight_clip)
+        else:
+            self.convert_to_functional(actor_network, "actor_network")
         self._add_value_term(value_network, expectile, compare_against=shared)
         if shared is not None:
             shared = [*shared, *value_network.parameters()]
         self._add_score_term(score_network, objective, num_score_nets, score_bounds, delay_score, kernels, shared)
+        if actor == "score":
+            self.out_keys = self._kept([*(key for key in self.out_keys if key not in _AWR_KEYS), "policy_score"])
         self._make_vmap()
         self._set_in_keys()
 
@@ -181,13 +208,22 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         """Score loss bootstrapped from the current value network, and its metadata."""
         return self._score_term(self._with_next_value(self._rows(tensordict)))
 
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss at the current score and value, and its metadata."""
+        if self.actor == "score":
+            return self._policy_score_term(self._rows(tensordict))
+        return super().actor_loss(tensordict)
+
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the three losses at the same parameters; see the class."""
         batch = self._with_target_score(self._rows(tensordict))
         loss_value, value_metadata = self._value_term(batch)
         state_value = value_metadata.pop("state_value")
-        loss_actor, actor_metadata = self._actor_term(self._with_advantage(batch, state_value))
+        if self.actor == "score":
+            loss_actor, actor_metadata = self._policy_score_term(batch)
+        else:
+            loss_actor, actor_metadata = self._actor_term(self._with_advantage(batch, state_value))
         loss_score, score_metadata = self._score_term(self._with_next_value(batch))
         losses = {"loss_score": loss_score, "loss_value": loss_value, "loss_actor": loss_actor}
         diagnostics = {**score_metadata, "value": state_value.mean(), **actor_metadata}
@@ -197,7 +233,12 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
     def _with_target_score(self, batch: TensorDictBase) -> TensorDictBase:
         # without a target network the live parameters: ``target_*`` would read ``.data``, which torch.vmap forbids
         params = self.target_score_network_params if self.delay_score else self.score_network_params
-        scores = self._call_ensemble("score_network", batch, self.tensor_keys.score, params)
+        rows = batch
+        if self.value_target == "policy":
+            keys = self.tensor_keys
+            action = self._policy_action(batch.select(*self.actor_network.in_keys))
+            rows = self._at_policy(batch.copy().set(keys.policy_action, action))
+        scores = self._call_ensemble("score_network", rows, self.tensor_keys.score, params)
         return batch.set(self.tensor_keys.target_score, scores.amin(0).unsqueeze(-1))
 
     @torch.no_grad()
@@ -217,6 +258,16 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
                 after_rho = self._after_step(batch, self.actor_network.in_keys)
                 batch.set(unravel_key(("next", keys.policy_action)), self._policy_action(after_rho))
         return batch
+
+    def _policy_score_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ascent of the smallest score at the policy's action; the score's parameters are constants."""
+        keys = self.tensor_keys
+        action = self._policy_action(batch.select(*self.actor_network.in_keys))
+        inputs = self._at_policy(batch.copy().set(keys.policy_action, action))
+        # not .detach(), which tensordict caches across .to(), and not .data, which torch.vmap forbids
+        params = cast("TensorDictParams", self.score_network_params.apply(torch.Tensor.detach))
+        score = self._call_ensemble("score_network", inputs, keys.score, params).amin(0)
+        return self._reduce_row_loss(-score, batch), {"policy_score": score.detach().mean()}
 
     def _policy_action(self, inputs: TensorDictBase) -> Tensor:
         """Deterministic action of the current policy (the forward of a loss runs in deterministic mode)."""

@@ -1,8 +1,16 @@
-"""Plots and tables from result files."""
+"""Plots, tables, statistics and whole reports from result files."""
 
-from torchrl_smore.reports.claims import Outcome, claims_to_markdown, evaluate_claim, evaluate_claims
+from torchrl_smore.reports.aggregates import Estimate, estimate_improvement, estimate_iqm, estimate_profile
+from torchrl_smore.reports.claims import (
+    Outcome,
+    claims_to_markdown,
+    evaluate_claim,
+    evaluate_claims,
+    evaluate_partly,
+)
 from torchrl_smore.reports.paper import Paper, PaperCell, max_return
 from torchrl_smore.reports.plots import plot_curves, read_metrics, write_gif
+from torchrl_smore.reports.report import write_report
 from torchrl_smore.reports.results import (
     Cell,
     Result,
@@ -11,9 +19,12 @@ from torchrl_smore.reports.results import (
     Sample,
     canonical_setting,
     merge_results,
+    read_curves,
     read_results,
+    write_curves,
     write_results,
 )
+from torchrl_smore.reports.sources import Source, newest_benchmark, read_benchmark, read_files
 from torchrl_smore.reports.statistics import (
     Comparison,
     SignificanceTest,
@@ -26,11 +37,21 @@ from torchrl_smore.reports.statistics import (
     probability_of_improvement,
     smallest_p,
 )
-from torchrl_smore.reports.tables import Table, build_table, render_table, to_latex, to_markdown, views
+from torchrl_smore.reports.tables import (
+    Table,
+    build_table,
+    render_table,
+    table_tasks,
+    to_html,
+    to_latex,
+    to_markdown,
+    views,
+)
 
 __all__ = [
     "Cell",
     "Comparison",
+    "Estimate",
     "Outcome",
     "Paper",
     "PaperCell",
@@ -39,29 +60,42 @@ __all__ = [
     "RunSet",
     "Sample",
     "SignificanceTest",
+    "Source",
     "Table",
     "adjust_p_values",
     "bootstrap_interval",
     "build_table",
     "canonical_setting",
     "claims_to_markdown",
+    "estimate_improvement",
+    "estimate_iqm",
+    "estimate_profile",
     "evaluate_claim",
     "evaluate_claims",
+    "evaluate_partly",
     "interquartile_mean",
     "mann_whitney",
     "max_return",
     "mean_and_std",
     "merge_results",
+    "newest_benchmark",
     "performance_profile",
     "plot_curves",
     "probability_of_improvement",
+    "read_benchmark",
+    "read_curves",
+    "read_files",
     "read_metrics",
     "read_results",
     "render_table",
     "smallest_p",
+    "table_tasks",
+    "to_html",
     "to_latex",
     "to_markdown",
     "views",
+    "write_curves",
     "write_gif",
+    "write_report",
     "write_results",
 ]

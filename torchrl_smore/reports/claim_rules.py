@@ -187,7 +187,7 @@ def _noise(view: View) -> tuple[bool, Numbers]:
     return holds, numbers
 
 
-@_claim("C6", "Figure 3: from images SMORe has the best success rate on all 4 tasks (setting ``images``)")
+@_claim("C6", "Figure 3: from images SMORe has the best success rate on all 4 tasks (runs of the setting images)")
 def _images(view: View) -> tuple[bool, Numbers]:
     if not isinstance(view.source, RunSet):
         raise NotEnoughRuns("the paper prints no numbers")

@@ -8,7 +8,8 @@ from typing import Literal
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.reports.claim_rules import CLAIMS, NotEnoughRuns, Numbers, View
-from torchrl_smore.reports.paper import Paper
+from torchrl_smore.reports.markup import escape_markdown
+from torchrl_smore.reports.paper import HORIZONS, Paper
 from torchrl_smore.reports.results import Result, RunSet
 from torchrl_smore.reports.statistics import SignificanceTest
 
@@ -36,7 +37,7 @@ class Outcome:
 
 def evaluate_claim(
     claim: str,
-    results: Iterable[Result] | Paper,
+    results: Iterable[Result] | RunSet | Paper,
     *,
     tasks: Collection[str] | None = None,
     min_seeds: int = 5,
@@ -58,7 +59,7 @@ def evaluate_claim(
         raise unknown_name("claim", claim, CLAIMS)
     statement, function = CLAIMS[claim]
     paper = Paper()
-    source = results if isinstance(results, Paper) else RunSet(results)
+    source = results if isinstance(results, (Paper, RunSet)) else RunSet(results)
     try:
         holds, numbers = function(View(source, tasks, min_seeds, test or SignificanceTest(), paper))
     except NotEnoughRuns as error:
@@ -67,28 +68,60 @@ def evaluate_claim(
 
 
 def evaluate_claims(
-    results: Iterable[Result] | Paper,
+    results: Iterable[Result] | RunSet | Paper,
     *,
     tasks: Collection[str] | None = None,
     min_seeds: int = 5,
     test: SignificanceTest | None = None,
 ) -> list[Outcome]:
     """Evaluates all claims; see :func:`evaluate_claim`."""
-    results = results if isinstance(results, Paper) else list(results)
-    return [evaluate_claim(claim, results, tasks=tasks, min_seeds=min_seeds, test=test) for claim in CLAIMS]
+    source = results if isinstance(results, (Paper, RunSet)) else RunSet(results)
+    return [evaluate_claim(claim, source, tasks=tasks, min_seeds=min_seeds, test=test) for claim in CLAIMS]
+
+
+def evaluate_partly(
+    results: Iterable[Result] | RunSet,
+    *,
+    tasks: Collection[str] | None = None,
+    min_seeds: int = 5,
+    test: SignificanceTest | None = None,
+) -> dict[str, tuple[Outcome, tuple[str, ...]]]:
+    """Each claim that lacks runs, on the tasks that alone have enough for it: the outcome and those tasks, by claim.
+
+    Such an outcome is about less than the paper claims. A claim of which no task has enough is left out. Arguments are
+    those of :func:`evaluate_claims`.
+    """
+    source = results if isinstance(results, RunSet) else RunSet(results)
+    wanted = [task for task in HORIZONS if tasks is None or task in tasks]
+    found = {}
+    for outcome in evaluate_claims(source, tasks=tasks, min_seeds=min_seeds, test=test):
+        if not outcome.missing:
+            continue
+
+        def on(chosen: Collection[str], claim: str = outcome.claim) -> Outcome:
+            return evaluate_claim(claim, source, tasks=chosen, min_seeds=min_seeds, test=test)
+
+        enough = tuple(task for task in wanted if not on([task]).missing)
+        if enough:
+            found[outcome.claim] = on(enough), enough
+    return found
 
 
 def claims_to_markdown(outcomes: Sequence[Outcome]) -> str:
     """A table of claim, verdict and numbers; of missing cells the first three are named."""
     lines = ["| claim | statement | verdict | numbers |", "| --- | --- | --- | --- |"]
     for outcome in outcomes:
-        numbers = [f"{name} {_number(value)}" for name, value in outcome.numbers.items()]
-        if outcome.missing:
-            more = len(outcome.missing) - 3
-            numbers = ["missing: " + ", ".join(outcome.missing[:3]) + (f" and {more} more" if more > 0 else "")]
-        text = "; ".join(numbers).replace("_", r"\_")
-        lines.append(f"| {outcome.claim} | {outcome.statement} | {outcome.verdict} | {text} |")
+        cells = map(escape_markdown, (outcome.claim, outcome.statement, outcome.verdict, grounds(outcome)))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def grounds(outcome: Outcome) -> str:
+    """What a verdict rests on, or the first three cells that are missing, in one line of plain text."""
+    if not outcome.missing:
+        return "; ".join(f"{name} {_number(value)}" for name, value in outcome.numbers.items())
+    more = len(outcome.missing) - 3
+    return "missing: " + ", ".join(outcome.missing[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def _number(value: float | str) -> str:

@@ -1,7 +1,8 @@
-"""A table as text: Markdown or LaTeX."""
+"""A table as text: Markdown, LaTeX or HTML."""
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Table:
 def to_markdown(table: Table) -> str:
     """GitHub Markdown, with the command as a comment above it."""
     lines = [
-        ["task", "", *map(_escape_markdown, table.columns)],
+        ["task", "", *map(escape_markdown, table.columns)],
         ["---"] * (len(table.columns) + 2),
         *_text_rows(table, _MARKDOWN),
     ]
@@ -82,6 +83,32 @@ def to_latex(table: Table) -> str:
     )
 
 
+def to_html(table: Table) -> str:
+    """A ``figure`` element with the table and its notes, with the command as a comment above it."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in ("task", "", *table.columns))
+    body = [
+        f'<tr class="{row.source}">' + "".join(f"<td>{cell}</td>" for cell in text) + "</tr>"
+        for text, row in zip(_text_rows(table, _HTML), table.rows)
+    ]
+    notes = [f"<p>{html.escape(note)}</p>" for note in table.notes]
+    return "\n".join(
+        [
+            f"<!-- {html.escape(table.command)} -->",
+            '<figure class="table">',
+            f"<figcaption>{html.escape(table.title)}</figcaption>",
+            '<div class="scroll"><table>',
+            f"<thead><tr>{head}</tr></thead>",
+            "<tbody>",
+            *body,
+            "</tbody></table></div>",
+            '<div class="notes">',
+            *notes,
+            "</div></figure>",
+            "",
+        ]
+    )
+
+
 @dataclass(frozen=True)
 class _Markup:
     escape: Callable[[str], str]
@@ -90,7 +117,8 @@ class _Markup:
     dash: str
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text without signs that Markdown would read."""
     return re.sub(r"([\\|*_<])", r"\\\1", text)
 
 
@@ -105,8 +133,9 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX_SIGNS.get(sign, sign) for sign in text)
 
 
-_MARKDOWN = _Markup(_escape_markdown, lambda text: f"**{text}**", r"\*", "–")
+_MARKDOWN = _Markup(escape_markdown, lambda text: f"**{text}**", r"\*", "–")
 _LATEX = _Markup(_escape_latex, lambda text: rf"\textbf{{{text}}}", r"$^{*}$", "--")
+_HTML = _Markup(html.escape, lambda text: f"<b>{text}</b>", "<sup>*</sup>", "–")
 
 
 def _text_rows(table: Table, markup: _Markup) -> list[list[str]]:

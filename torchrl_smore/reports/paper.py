@@ -88,7 +88,6 @@ class Paper:
 
     def __init__(self) -> None:
         self.cells: dict[Cell, PaperCell] = {entry.cell: entry for entry in _read_paper()}
-        self._by_setting = {_canonical(cell): entry for cell, entry in self.cells.items()}
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -107,8 +106,12 @@ class Paper:
 
     def sample(self, cell: Cell) -> Sample | None:
         """Mean and standard deviation as printed, or ``None`` for a dash and for what is not there."""
-        entry = self._by_setting.get(_canonical(cell))
+        entry = self.find(cell)
         return None if entry is None else entry.sample
+
+    def find(self, cell: Cell) -> PaperCell | None:
+        """The entry of a cell, however its setting is written; with an empty table the first one that has it."""
+        return _entries().get(_canonical(cell))
 
 
 def _canonical(cell: Cell) -> Cell:
@@ -125,3 +128,14 @@ def _read_paper() -> tuple[PaperCell, ...]:
         if cell.task != "Average":
             entries.append(PaperCell(cell, mean, std, row["note"]))
     return tuple(entries)
+
+
+@functools.cache
+def _entries() -> dict[Cell, PaperCell]:
+    """Entries by cells in canonical words, with their table and with none, where the first table counts."""
+    found: dict[Cell, PaperCell] = {}
+    for entry in _read_paper():
+        cell = _canonical(entry.cell)
+        found[cell] = entry
+        found.setdefault(cell._replace(table=""), entry)
+    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from pathlib import Path
 
 import numpy as np
+
+from torchrl_smore.reports.files import replacing
 
 # panel title -> columns of metrics.csv and their labels
 _PANELS: dict[str, dict[str, str]] = {
@@ -27,19 +28,44 @@ _PANELS: dict[str, dict[str, str]] = {
 }
 
 
-def read_metrics(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Columns of a ``metrics.csv`` as ``{name: (steps [n], values [n])}``, without the rows where they are empty."""
-    columns: dict[str, list[tuple[float, float]]] = {}
+def read_metrics(path: str | Path, seed: int | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Columns of a ``metrics.csv`` as ``{name: (steps [n], values [n])}``, without the rows where they are empty.
+
+    Args:
+        path: of a run of one seed, or of several, then with a column ``seed``.
+        seed: whose values to read from a file of several; ``None`` takes the mean over seeds.
+
+    Raises:
+        ValueError: if the file has no row of ``seed``.
+    """
+    spread = _read_spread(path, seed)
+    return {name: (steps, values.mean(0)) for name, (steps, values) in spread.items()}
+
+
+def _read_spread(path: str | Path, seed: int | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """:func:`read_metrics` before the mean: values ``[K, n]``, up to the last step that every seed has come to."""
+    columns: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    seeds: set[str] = set()
     with Path(path).open(newline="") as file:
         for row in csv.DictReader(file):
+            own = row.pop("seed", "")
+            seeds.add(own)
             for name, text in row.items():
-                if name != "step" and text:
-                    columns.setdefault(name, []).append((float(row["step"]), float(text)))
-    return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in columns.items()}
+                if name != "step" and text and (seed is None or own == str(seed)):
+                    columns.setdefault(name, {}).setdefault(own, []).append((float(row["step"]), float(text)))
+    if seed is not None and str(seed) not in seeds:
+        raise ValueError(f"{path} has no rows of seed {seed}; its seeds: {', '.join(sorted(seeds)) or 'none'}.")
+    spread = {}
+    for name, by_seed in columns.items():
+        # all seeds log at the same steps; a killed run may lack the last rows of some
+        length = min(map(len, by_seed.values()))
+        pairs = np.array([rows[:length] for rows in by_seed.values()])
+        spread[name] = (pairs[0, :, 0], pairs[:, :, 1])
+    return spread
 
 
 def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizon: int = 50) -> Path:
-    """Draws a run's returns, losses, and scale of scores and residuals.
+    """Draws a run's returns, losses, and scale of scores and residuals; of several seeds the mean, and their range.
 
     Args:
         metrics: the run's ``metrics.csv``.
@@ -56,7 +82,7 @@ def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizo
     # a figure of its own and not pyplot, whose backend and open figures are the user's
     from matplotlib.figure import Figure
 
-    columns = read_metrics(metrics)
+    columns = _read_spread(metrics)
     panels = {name: lines for name, lines in _PANELS.items() if any(column in columns for column in lines)}
     if not panels:
         raise ValueError(f"{metrics} has none of the columns that curves are drawn from.")
@@ -70,7 +96,12 @@ def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizo
         for column, label in lines.items():
             if column in columns:
                 marker = "o" if column.startswith("eval/") else None
-                axis.plot(*columns[column], label=label, marker=marker, markersize=3, linewidth=1.4)
+                steps, values = columns[column]
+                (line,) = axis.plot(steps, values.mean(0), label=label, marker=marker, markersize=3, linewidth=1.4)
+                if len(values) > 1:
+                    axis.fill_between(
+                        steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0
+                    )
         if name == "return":
             largest = (1 - 0.99**horizon) / (1 - 0.99)
             axis.axhline(largest, color="0.6", linewidth=1, linestyle="--", label="maximum at 0.99")
@@ -80,19 +111,15 @@ def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizo
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.suptitle(title, fontsize=11)
-    out = Path(out)
-    beside = out.with_name(f".{out.name}.partial")
-    figure.savefig(beside, dpi=110, format="png")
-    os.replace(beside, out)
-    return out
+    with replacing(out) as beside:
+        figure.savefig(beside, dpi=110, format="png")
+    return Path(out)
 
 
 def write_gif(frames: np.ndarray, out: str | Path, *, fps: int = 12) -> Path:
     """Writes frames ``[T, H, W, 3]``, uint8, as an endless GIF, replaced when whole."""
     import imageio.v3 as imageio
 
-    out = Path(out)
-    beside = out.with_name(f".{out.name}.partial")
-    imageio.imwrite(beside, np.asarray(frames, dtype=np.uint8), extension=".gif", duration=1000 / fps, loop=0)
-    os.replace(beside, out)
-    return out
+    with replacing(out) as beside:
+        imageio.imwrite(beside, np.asarray(frames, dtype=np.uint8), extension=".gif", duration=1000 / fps, loop=0)
+    return Path(out)

@@ -18,26 +18,29 @@ commit    of the library
 versions  of packages, ``torch=2.13.0;torchrl=0.14.1``
 note      anything
 ========  ==============================================================================================================
+
+A curve file has the same columns and one row for each evaluation along a run: there ``steps`` tells rows apart too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import math
 import operator
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from torchrl_smore.reports.files import replacing
 from torchrl_smore.reports.statistics import mean_and_std
 
 SCHEMA = 1
-METHODS = ("SMORe", "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL", "GC-SQL", "GC-EQL", "GC-XQL")
+METHODS = ("SMORe", "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL", "GC-SQL", "GC-EQL", "GC-XQL", "GC-BC")
 # parts of a setting that say what is so anyway (Table 4; App. C.1)
 _DEFAULT_PARTS = {"default", "", "beta=0.5", "her_ratio=0.8"}
 _SPELLINGS = {name.lower().replace("-", ""): name for name in METHODS}
@@ -89,6 +92,7 @@ COLUMNS = ("schema", *(field.name for field in fields(Result)))
 _NUMBERS = {"seed": int, "value": float, "steps": int, "episodes": int}
 
 
+@functools.cache
 def canonical_setting(setting: str) -> str:
     """One spelling for equal settings: sorted parts, plain numbers, defaults left out, the share of experts stated.
 
@@ -113,7 +117,16 @@ def read_results(*paths: str | Path) -> list[Result]:
         ResultsError: naming file, line, and what was expected and found, if a file has another schema, lacks a column
             or has one too many, a value is not a number, or a number is there twice.
     """
-    return merge_results(*(_read(Path(path)) for path in paths))
+    return merge_results(*(_read(Path(path), operator.attrgetter("key")) for path in paths))
+
+
+def read_curves(*paths: str | Path) -> list[Result]:
+    """Reads curve files: as result files, but a run may have a row for each number of updates.
+
+    Raises:
+        ResultsError: as :func:`read_results`, and if two rows say different things of one run after as many updates.
+    """
+    return _merge((_read(Path(path), _curve_key) for path in paths), _curve_key)
 
 
 def write_results(path: str | Path, results: Iterable[Result]) -> Path:
@@ -122,17 +135,20 @@ def write_results(path: str | Path, results: Iterable[Result]) -> Path:
     Raises:
         ResultsError: if a number is there twice.
     """
-    path, rows = Path(path), list(results)
-    _check_unique(rows, [f"row {i}" for i in range(1, len(rows) + 1)], str(path))
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows((SCHEMA, *astuple(row)) for row in rows)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    return _write(Path(path), list(results), operator.attrgetter("key"))
+
+
+def write_curves(path: str | Path, curves: Iterable[Result]) -> Path:
+    """Writes a curve file as :func:`write_results` does a result file."""
+    return _write(Path(path), list(curves), _curve_key)
+
+
+def _write(path: Path, rows: list[Result], key: Callable[[Result], tuple]) -> Path:
+    _check_unique(rows, [f"row {i}" for i in range(1, len(rows) + 1)], str(path), key)
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((SCHEMA, *astuple(row)) for row in rows)
     return path
 
 
@@ -142,9 +158,17 @@ def merge_results(*groups: Iterable[Result]) -> list[Result]:
     Raises:
         ResultsError: if two give different values, steps or episodes for one number: one of the runs would be lost.
     """
+    return _merge(groups, operator.attrgetter("key"))
+
+
+def _curve_key(result: Result) -> tuple:
+    return *result.key, result.steps
+
+
+def _merge(groups: Iterable[Iterable[Result]], key: Callable[[Result], tuple]) -> list[Result]:
     merged: dict[tuple, Result] = {}
     for result in (result for group in groups for result in group):
-        kept = merged.setdefault(result.key, result)
+        kept = merged.setdefault(key(result), result)
         for name in ("value", "steps", "episodes"):
             if getattr(kept, name) != getattr(result, name):
                 raise ResultsError(
@@ -179,14 +203,26 @@ class RunSet:
 
     Args:
         results: of any number of runs; equal ones count once.
+
+    Raises:
+        ResultsError: if the seeds of one cell were trained for different numbers of updates: their mean says nothing.
     """
 
     def __init__(self, results: Iterable[Result]) -> None:
         self.results = merge_results(results)
         self._values: dict[tuple, dict[int, float]] = {}
+        first: dict[tuple, Result] = {}
         for result in self.results:
             task, method, setting, seed, metric = result.key
-            self._values.setdefault((task, method, setting, metric), {})[seed] = result.value
+            cell = task, method, setting, metric
+            other = first.setdefault(cell, result)
+            if other.steps != result.steps:
+                raise ResultsError(
+                    f"expected seeds of one length, but of {task}, {method}, {setting}, {metric} seed {other.seed} had "
+                    f"{other.steps} updates and seed {seed} had {result.steps}. Remove some, or give them another "
+                    "setting."
+                )
+            self._values.setdefault(cell, {})[seed] = result.value
 
     def sample(self, cell: Cell, *, discount: float = 0.99) -> Sample | None:
         """The runs of a cell in the order of their seeds, or ``None``; ``cell.table`` does not matter.
@@ -205,7 +241,7 @@ class RunSet:
         return Sample(*mean_and_std(values), len(values), values)
 
 
-def _read(path: Path) -> list[Result]:
+def _read(path: Path, key: Callable[[Result], tuple]) -> list[Result]:
     results, places = [], []
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -216,7 +252,7 @@ def _read(path: Path) -> list[Result]:
                 results.append(_parse(row, f"{path}, {places[-1]}"))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} is not a CSV file in UTF-8: {error}.") from error
-    _check_unique(results, places, str(path))
+    _check_unique(results, places, str(path), key)
     return results
 
 
@@ -252,12 +288,13 @@ def _parse(row: list[str], place: str) -> Result:
         raise ResultsError(f"{place}: {error}") from None
 
 
-def _check_unique(results: list[Result], places: list[str], where: str) -> None:
-    first: dict[tuple, str] = {}
+def _check_unique(results: list[Result], places: list[str], where: str, key: Callable[[Result], tuple]) -> None:
+    first: dict[tuple, tuple[str, int]] = {}
     for result, place in zip(results, places):
-        if result.key in first:
-            raise ResultsError(f"{where}: {place} repeats {_words(result.key)} of {first[result.key]}.")
-        first[result.key] = place
+        before, steps = first.setdefault(key(result), (place, result.steps))
+        if before != place:
+            curve = "" if steps == result.steps else f", after {result.steps} updates and {steps}: is it a curve file?"
+            raise ResultsError(f"{where}: {place} repeats {_words(result.key)} of {before}{curve or '.'}")
 
 
 def _words(key: tuple[str, str, str, int, str]) -> str:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.reports.markup import Entry, Row, Table, to_latex, to_markdown
-from torchrl_smore.reports.paper import Paper, PaperCell, max_return
+from torchrl_smore.reports.aggregates import RESAMPLES, estimate_iqm
+from torchrl_smore.reports.markup import Entry, Row, Table, to_html, to_latex, to_markdown
+from torchrl_smore.reports.paper import HORIZONS, Paper, PaperCell
 from torchrl_smore.reports.results import Cell, Result, RunSet, Sample, canonical_setting
-from torchrl_smore.reports.statistics import SignificanceTest, bootstrap_interval, interquartile_mean
+from torchrl_smore.reports.scores import BASE_SETTING, View, our_sample, task_order
+from torchrl_smore.reports.statistics import SignificanceTest
 
-View = Literal["discounted_return_0.98", "discounted_return_0.99", "return_over_max", "success_rate", "final_distance"]
-Markup = Literal["markdown", "latex"]
+Markup = Literal["markdown", "latex", "html"]
 
 _TITLES: dict[str, str] = {
     "discounted_return_0.98": "discounted return at 0.98",
@@ -41,6 +42,7 @@ _NOTES = {
         "units if they normalise."
     ),
 }
+_OWN_TASKS = "Tasks that are not the paper's have no line of it; the test leaves them out."
 _OTHER_DISCOUNT = "most likely computed at discount {other} by its authors, so not comparable with the line above it."
 _LOCOMOTION = (
     "returns of locomotion exceed 100, so they are not of a 0/1 reward at discount 0.99: comparable with nothing here."
@@ -53,27 +55,36 @@ def views(number: int | str) -> tuple[View, ...]:
     return get_args(View)[:3] if metric == "discounted_return" else (metric,)  # type: ignore[return-value]
 
 
+def table_tasks(number: int | str, results: Iterable[Result] | RunSet) -> list[str]:
+    """The tasks that a table has lines of: the paper's, and our own if they have runs of what it is about."""
+    runs = results if isinstance(results, RunSet) else RunSet(results)
+    return list(dict.fromkeys(entry.cell.task for entry in _cells(number, None, runs)))
+
+
 def build_table(
     number: int | str,
-    results: Iterable[Result],
+    results: Iterable[Result] | RunSet,
     *,
     command: str,
     view: View | None = None,
     tasks: Collection[str] | None = None,
     test: SignificanceTest | None = None,
+    resamples: int = RESAMPLES,
 ) -> Table:
     """Puts our results into the cells of one of the paper's tables.
 
-    A star on ours follows ``test``, for SMORe among the methods of one task and setting; with too few seeds there is
-    none, and the notes say so. A star on the paper's is printed there.
+    Tasks that are not the paper's get lines of their own if they have runs of what the table is about. A star on ours
+    follows ``test``, for SMORe among the methods of one of the paper's tasks and one setting; with too few seeds there
+    is none, and the notes say so. A star on the paper's is printed there.
 
     Args:
         number: of the table: 1, 2, 6 to 16.
         results: any; those of no cell of the table are left out.
         command: the line that regenerates the table, which becomes a comment.
         view: one of :func:`views`; by default their first.
-        tasks: lines to show, and to correct for testing; by default all of the table's.
+        tasks: lines to show, and to correct for testing; by default all of the table's and our own.
         test: of SMORe against the second best method.
+        resamples: of the bootstrap of interquartile means.
 
     Raises:
         ValueError: if there is no such table, view or task, or the command cannot be a comment.
@@ -83,8 +94,9 @@ def build_table(
     if view is not None and view not in views(number):
         raise unknown_name(f"view of Table {number}", view, views(number))
     view, test = view or views(number)[0], test or SignificanceTest()
-    cells, runs = _cells(number, tasks), RunSet(results)
-    ours = {entry.cell: _ours(entry.cell, runs, view) for entry in cells}
+    runs = results if isinstance(results, RunSet) else RunSet(results)
+    cells = _cells(number, tasks, runs)
+    ours = {entry.cell: our_sample(entry.cell, runs, view) for entry in cells}
     comparisons = test.compare(_tested(ours), "SMORe", larger_is_better=view != "final_distance")
     starred = {comparison.group for comparison in comparisons if comparison.star}
     layout, columns = _layout(cells)
@@ -94,10 +106,12 @@ def build_table(
         theirs = {column: _paper_entry(entry, view) for column, entry in line.items()}
         data = {column: _data(entry.cell.setting) for column, entry in line.items()}
         rows.append(Row(task, "ours", _in_order(mine, data, columns, view)))
-        rows.append(Row(task, "paper", _in_order(theirs, data, columns, view)))
+        if task in HORIZONS:
+            rows.append(Row(task, "paper", _in_order(theirs, data, columns, view)))
     notes = [_LINES, _NOTES[view], *_mark_notes(rows, view)]
     notes += [test.describe(comparisons, "SMORe")] if comparisons else []
-    notes += _aggregates(rows, columns) if view in ("return_over_max", "success_rate") else []
+    notes += [] if all(task in HORIZONS for task in layout) else [_OWN_TASKS]
+    notes += _aggregates(rows, columns, resamples) if view in ("return_over_max", "success_rate") else []
     notes += [*_provenance(ours, runs), *_remarks(cells)]
     return Table(f"Table {number}: {_TITLES[view]}", tuple(columns), tuple(rows), tuple(notes), command)
 
@@ -112,7 +126,7 @@ def render_table(
     test: SignificanceTest | None = None,
 ) -> str:
     """All :func:`views` of a table below each other; see :func:`build_table`."""
-    writers: dict[str, Callable[[Table], str]] = {"markdown": to_markdown, "latex": to_latex}
+    writers: dict[str, Callable[[Table], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
     if markup not in writers:
         raise unknown_name("markup", markup, writers)
     results = list(results)
@@ -122,8 +136,9 @@ def render_table(
     return "\n".join(writers[markup](table) for table in tables)
 
 
-def _cells(number: int | str, tasks: Collection[str] | None) -> list[PaperCell]:
+def _cells(number: int | str, tasks: Collection[str] | None, runs: RunSet) -> list[PaperCell]:
     cells = Paper().table(number)
+    cells += _own_cells(cells, runs)
     known = list(dict.fromkeys(entry.cell.task for entry in cells))
     for task in known if tasks is None else tasks:
         if task not in known:
@@ -131,19 +146,26 @@ def _cells(number: int | str, tasks: Collection[str] | None) -> list[PaperCell]:
     return [entry for entry in cells if tasks is None or entry.cell.task in tasks]
 
 
-def _ours(cell: Cell, runs: RunSet, view: View) -> Sample | None:
-    sample = runs.sample(cell, discount=0.98 if view == "discounted_return_0.98" else 0.99)
-    if sample is None or sample.values is None or view != "return_over_max":
-        return sample
-    most = max_return(cell.task, 0.99)
-    return Sample(sample.mean / most, sample.std / most, sample.num_seeds, sample.values / most)
+def _own_cells(cells: Sequence[PaperCell], runs: RunSet) -> list[PaperCell]:
+    """Empty cells for tasks that are not the paper's, where they have a run that Table 1 would not have as well."""
+    columns = {(e.cell.method, e.cell.setting): e.cell for e in cells if "mix=" not in e.cell.setting}
+    settings = {canonical_setting(setting) for _, setting in columns}
+    special = settings - {BASE_SETTING} or settings
+    keys = {result.key[:3] for result in runs.results}
+    found = []
+    for task in task_order(result.task for result in runs.results if result.task not in HORIZONS):
+        own = [cell._replace(task=task) for cell in columns.values()]
+        there = {key for cell in own if (key := (task, cell.method, canonical_setting(cell.setting))) in keys}
+        if any(setting in special for *_, setting in there):
+            found += [PaperCell(cell, None, None, "") for cell in own]
+    return found
 
 
 def _tested(ours: dict[Cell, Sample | None]) -> dict[str, dict[str, Sequence[float]]]:
-    """Values by task and setting, by method."""
+    """Values of the paper's tasks by task and setting, by method."""
     samples: dict[str, dict[str, Sequence[float]]] = {}
     for cell, sample in ours.items():
-        if sample is not None and sample.values is not None:
+        if cell.task in HORIZONS and sample is not None and sample.values is not None:
             samples.setdefault(_group(cell), {})[cell.method] = sample.values.tolist()
     return samples
 
@@ -222,21 +244,25 @@ def _mark_notes(rows: Sequence[Row], view: View) -> list[str]:
     return notes
 
 
-def _aggregates(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+def _aggregates(rows: Sequence[Row], columns: Sequence[str], resamples: int) -> list[str]:
     """Interquartile means of our runs, over the tasks that every method with runs has run."""
     ours = [row for row in rows if row.source == "ours"]
     places = [i for i in range(len(columns)) if any(row.entries[i] is not None for row in ours)]
     shared = [row for row in ours if all(row.entries[i] is not None for i in places)]
     if not places or not shared:
         return []
-    texts = []
+    texts, sources = [], []
     for i in places:
         samples = [entry.sample for row in shared if (entry := row.entries[i]) is not None]
         groups = [sample.values for sample in samples if sample.values is not None]
-        low, high = bootstrap_interval(groups, interquartile_mean)
-        texts.append(f"{columns[i]} {float(interquartile_mean(groups)):.3f} [{float(low):.3f}, {float(high):.3f}]")
+        iqm = estimate_iqm(groups, resamples=resamples)
+        texts.append(f"{columns[i]} {iqm.value:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]")
+        sources.append(iqm.source)
     tasks = ", ".join(row.task for row in shared)
-    return [f"Ours, interquartile mean and 95% stratified bootstrap interval over {tasks}: {'; '.join(texts)}."]
+    return [
+        f"Ours, interquartile mean and 95% stratified bootstrap interval over {tasks}: {'; '.join(texts)}. "
+        f"By {'; '.join(dict.fromkeys(sources))}."
+    ]
 
 
 def _provenance(ours: dict[Cell, Sample | None], runs: RunSet) -> list[str]:

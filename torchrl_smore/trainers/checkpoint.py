@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 #: Version of the layout of a checkpoint folder; another one is refused.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _STATE, _META = "state.pt", "meta.json"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,26 +123,36 @@ class Evaluator:
 
     def run(self, policy: Policy) -> Evaluation:
         """Evaluates ``policy``: a function of a batch of observations that returns actions in ``[-1, 1]``."""
-        seeds = range(self.first_seed, self.first_seed + self.episodes)
-        parts = [
-            self._batch(policy, seeds[start : start + self.pool.num_envs])
-            for start in range(0, self.episodes, self.pool.num_envs)
-        ]
-        reward = np.concatenate([part[0] for part in parts])
-        distance = np.concatenate([part[1] for part in parts])
-        return self._describe(reward, distance)
+        return self.run_all([policy])[0]
 
-    def _batch(self, policy: Policy, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards ``[k, horizon]`` and final distances ``[k]`` of the episodes of k seeds, at most ``num_envs``."""
-        spare = self.pool.num_envs - len(seeds)
+    def run_all(self, policies: Sequence[Policy]) -> list[Evaluation]:
+        """Evaluates several policies side by side in the pool, each on the same episodes."""
+        # (policy, seed of the episode), policy by policy, so that a policy's share of a batch is one slice
+        seeds = range(self.first_seed, self.first_seed + self.episodes)
+        runs = [(number, seed) for number in range(len(policies)) for seed in seeds]
+        parts = [
+            self._batch(policies, runs[start : start + self.pool.num_envs])
+            for start in range(0, len(runs), self.pool.num_envs)
+        ]
+        reward = np.concatenate([part[0] for part in parts]).reshape(len(policies), self.episodes, -1)
+        distance = np.concatenate([part[1] for part in parts]).reshape(len(policies), self.episodes)
+        return [self._describe(*own) for own in zip(reward, distance)]
+
+    def _batch(self, policies: Sequence[Policy], runs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards ``[k, horizon]`` and final distances ``[k]`` of k episodes, at most ``num_envs``."""
         # a pool steps all of its environments: the spare ones repeat the last episode and are not counted
-        observation = self.pool.reset([*seeds, *[seeds[-1]] * spare])
+        padded = [*runs, *[runs[-1]] * (self.pool.num_envs - len(runs))]
+        counts = Counter(number for number, _ in padded)
+        stops = list(accumulate(counts.values()))
+        shares = [(policies[n], slice(stop - counts[n], stop)) for n, stop in zip(counts, stops)]
+        observation = self.pool.reset([seed for _, seed in padded])
         rewards = []
         for _ in range(self.horizon):
-            observation, reward = self.pool.step(policy(observation))
+            actions = [policy({key: rows[share] for key, rows in observation.items()}) for policy, share in shares]
+            observation, reward = self.pool.step(np.concatenate(actions))
             rewards.append(np.asarray(reward, dtype=np.float64).reshape(-1))
         distance = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"], axis=-1)
-        return np.stack(rewards, 1)[: len(seeds)], distance[: len(seeds)]
+        return np.stack(rewards, 1)[: len(runs)], distance[: len(runs)]
 
     def _describe(self, reward: np.ndarray, distance: np.ndarray) -> Evaluation:
         discounts = {gamma: gamma ** np.arange(self.horizon) for gamma in self.gammas}
@@ -158,6 +170,11 @@ class Evaluator:
             for key, values in per_episode.items()
         }
         return Evaluation(metrics, intervals, len(distance), per_episode)
+
+
+def mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Mean of each metric over evaluations, of which there is at least one; they have the same metrics."""
+    return {key: float(np.mean([own.metrics[key] for own in evaluations])) for key in evaluations[0].metrics}
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:

@@ -31,14 +31,16 @@ class MetricsFile:
         self._columns = list(self._rows[0]) if self._rows else ["step"]
         self._rewrite()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float], seed: int | None = None) -> None:
         """Adds one row.
 
         Args:
             step: updates done.
             values: finite or not, by column.
+            seed: whose row it is, in a file of several seeds, which then has a column of that name.
         """
-        row = {"step": str(step), **{key: f"{value:.8g}" for key, value in values.items()}}
+        row = {"step": str(step), **({} if seed is None else {"seed": str(seed)})}
+        row.update({key: f"{value:.8g}" for key, value in values.items()})
         new = [key for key in row if key not in self._columns]
         self._columns += new
         self._rows.append(row)

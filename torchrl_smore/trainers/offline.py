@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torchrl_smore.trainers.checkpoint import (
 )
 from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, Policy
 from torchrl_smore.trainers.logging import MetricsFile
-from torchrl_smore.trainers.update import Compile, Update
+from torchrl_smore.trainers.update import Compile, Update, UpdateStep
 
 _STAGES = (
     "setup",
@@ -89,9 +89,9 @@ class OfflineSteps:
 
 
 class UpdateStepper(OptimizationStepper):
-    """Lets a :class:`~torchrl.trainers.Trainer` run an :class:`Update`."""
+    """Lets a :class:`~torchrl.trainers.Trainer` run an :class:`UpdateStep`."""
 
-    def __init__(self, update: Update) -> None:
+    def __init__(self, update: UpdateStep) -> None:
         self.update = update
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
@@ -100,7 +100,13 @@ class UpdateStepper(OptimizationStepper):
 
 
 class OfflineTrainer(Trainer):
-    """Trains any TorchRL loss on a fixed dataset.
+    """Trains any TorchRL loss, or several seeds of one, on a fixed dataset.
+
+    What one update is comes either from ``loss``, ``sampler``, ``optimizer``, ``scheduler``, ``target_updater`` and
+    ``compile``, which make an :class:`~torchrl_smore.trainers.Update`, or ready as ``update``; a
+    :class:`~torchrl_smore.trainers.FusedUpdate` of several seeds gives each its rows in ``metrics.csv`` (then with a
+    column ``seed``), its evaluation and its part of the checkpoints, while logger and progress bar show means over
+    seeds.
 
     A :class:`~torchrl.trainers.Trainer` whose hooks work as usual (``post_optim``, ``post_steps``, ``post_steps_log``,
     ...; a "frame" is an update); ``post_optim_log`` gets the losses of the update, there being no batch to give. It
@@ -115,11 +121,12 @@ class OfflineTrainer(Trainer):
             of its own.
         optimizer: over ``loss.parameters()``; see :func:`~torchrl_smore.trainers.adam`.
         total_steps: updates, positive.
+        update: a ready update, instead of everything that one is made from.
         run_dir: folder for metrics and checkpoints; ``None`` writes nothing.
         scheduler: stepped after every update.
         target_updater: stepped after every update.
-        evaluator: runs the policy; ``None`` never evaluates.
-        policy: what is evaluated; ``None`` is the loss's ``actor_network``, deterministic.
+        evaluator: runs the policies, all seeds' in one pool on the same episodes; ``None`` never evaluates.
+        policy: what is evaluated, one for each seed; ``None`` is the loss's ``actor_network``, deterministic.
         log_interval: updates between two rows of metrics, averaged over the interval.
         eval_interval: updates between two evaluations; the end is always evaluated.
         save_interval: updates between two checkpoints; the end is always saved.
@@ -130,21 +137,22 @@ class OfflineTrainer(Trainer):
         progress_bar: whether to show one.
 
     Raises:
-        ValueError: if a count is not positive.
+        ValueError: if a count is not positive, ``update`` is given beside what makes one, or neither is complete.
     """
 
     def __init__(
         self,
-        loss: LossModule,
-        sampler: Callable[[], TensorDictBase],
-        optimizer: torch.optim.Optimizer,
+        loss: LossModule | None = None,
+        sampler: Callable[[], TensorDictBase] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         *,
         total_steps: int,
+        update: UpdateStep | None = None,
         run_dir: str | Path | None = None,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         target_updater: TargetNetUpdater | None = None,
         evaluator: Evaluator | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
         log_interval: int = 100,
         eval_interval: int = 1000,
         save_interval: int = 1000,
@@ -164,15 +172,16 @@ class OfflineTrainer(Trainer):
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be positive, got {count}.")
-        self.update = Update(
-            loss, sampler, optimizer, scheduler=scheduler, target_updater=target_updater, compile=compile
+        self.update = _given_or_built(
+            update, loss, sampler, optimizer, scheduler=scheduler, target_updater=target_updater, compile=compile
         )
+        self.seeds = self.update.seeds
         super().__init__(
             collector=OfflineSteps(total_steps, (log_interval, eval_interval, save_interval)),
             total_frames=total_steps,
             frame_skip=1,
             optim_steps_per_batch=1,
-            loss_module=loss,
+            loss_module=self.update.losses[0],
             optimizer=optimizer,
             optimization_stepper=UpdateStepper(self.update),
             target_net_updater=target_updater,
@@ -185,17 +194,31 @@ class OfflineTrainer(Trainer):
         self._last_log: dict[str, int] = {}
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.evaluator = evaluator
-        self.policy = policy if policy is not None or evaluator is None else ActorPolicy(loss)
+        self.policies = self._policies(policy)
         self.eval_interval = eval_interval
         self.log_interval = log_interval
         self.save_interval = save_interval
         self.keep_checkpoints = keep_checkpoints
         self.meta = dict(meta or {})
-        self.evaluation: Evaluation | None = None
+        self.evaluations: list[Evaluation] = []
         self.update_seconds = 0.0
         self._updates_timed = 0
-        self._averages: list[TensorDictBase] = []
+        self._totals: TensorDict | None = None
+        self._num_totalled = 0
         self._metrics: MetricsFile | None = None
+
+    def _policies(self, policy: Policy | Sequence[Policy] | None) -> list[Policy]:
+        if policy is None:
+            return [] if self.evaluator is None else [ActorPolicy(loss) for loss in self.update.losses]
+        policies = [policy] if callable(policy) else list(policy)
+        if len(policies) != len(self.seeds):
+            raise ValueError(f"expected a policy for each of {len(self.seeds)} seeds, got {len(policies)}.")
+        return policies
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The newest evaluation of the first seed; ``evaluations`` has those of all."""
+        return self.evaluations[0] if self.evaluations else None
 
     @property
     def step(self) -> int:
@@ -214,9 +237,9 @@ class OfflineTrainer(Trainer):
         super().train()
         if self.progress_bar:
             self._pbar.close()
-        if self.evaluation is None and self.evaluator is not None and self.policy is not None:
+        if not self.evaluations and self.evaluator is not None:
             # resumed at its end: the row is there, the evaluation itself is not
-            self.evaluation = self.evaluator.run(self.policy)
+            self.evaluations = self.evaluator.run_all(self.policies)
 
     def register_op(self, dest: Any, op: Callable[..., Any], **kwargs: Any) -> None:
         """Registers a hook; see :meth:`torchrl.trainers.Trainer.register_op`.
@@ -242,7 +265,7 @@ class OfflineTrainer(Trainer):
             out = self.optimization_stepper.step(self, batch)
             self._post_optim_hook()
             self._post_optim_log(out)
-            self._averages.append(out)
+            self._add_up(out)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.update_seconds += time.perf_counter() - start
@@ -250,23 +273,39 @@ class OfflineTrainer(Trainer):
         last = self.step >= self.total_frames
         if last or self.step % self.log_interval == 0:
             self._log_averages()
-        if self.evaluator is not None and self.policy is not None and (last or self.step % self.eval_interval == 0):
-            self.evaluation = self.evaluator.run(self.policy)
-            self._write({f"eval/{key}": value for key, value in self.evaluation.metrics.items()})
+        if self.evaluator is not None and (last or self.step % self.eval_interval == 0):
+            self.evaluations = self.evaluator.run_all(self.policies)
+            self._write([{f"eval/{key}": value for key, value in own.metrics.items()} for own in self.evaluations])
         if self.run_dir is not None and (last or self.step % self.save_interval == 0):
             self.save()
 
-    def _log_averages(self) -> None:
-        rows, self._averages = self._averages, []
-        means = {key: torch.stack([row.get(key) for row in rows]).mean().item() for key, _ in rows[0].items()}
-        self._write({**means, "updates_per_second": self.updates_per_second})
+    def _add_up(self, out: TensorDictBase) -> None:
+        """Adds to the totals of the interval, on the device; the update may overwrite ``out`` the next time."""
+        self._num_totalled += 1
+        if self._totals is None:
+            self._totals = out.clone()
+        else:
+            self._totals.add_(out)
 
-    def _write(self, values: Mapping[str, float]) -> None:
-        shown = [key for key in values if key.startswith(("loss_", "eval/success_last", "eval/discounted_return_0.99"))]
-        self._log(log_pbar=False, **{key: value for key, value in values.items() if key not in shown})
-        self._log(log_pbar=True, **{key: values[key] for key in shown})
+    def _log_averages(self) -> None:
+        totals, self._totals = self._totals, None
+        count, self._num_totalled = self._num_totalled, 0
+        assert totals is not None
+        # one copy to the host for all of it
+        by_seed = totals.to("cpu").reshape(-1).unbind(0)
+        rows = [{key: value.float().mean().item() / count for key, value in row.items()} for row in by_seed]
+        self._write([{**row, "updates_per_second": self.updates_per_second} for row in rows])
+
+    def _write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Writes the values of each seed to the file, and their means to progress bar and logger."""
+        rows = [{key: float(value) for key, value in row.items()} for row in rows]
+        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        shown = [key for key in means if key.startswith(("loss_", "eval/success_last", "eval/discounted_return_0.99"))]
+        self._log(log_pbar=False, **{key: value for key, value in means.items() if key not in shown})
+        self._log(log_pbar=True, **{key: means[key] for key in shown})
         if self._metrics is not None:
-            self._metrics.write(self.step, values)
+            for seed, row in zip(self.seeds, rows):
+                self._metrics.write(self.step, row, seed if len(rows) > 1 else None)
 
     def save(self) -> Path:
         """Writes a checkpoint; see :func:`~torchrl_smore.trainers.checkpoint.save_checkpoint`.
@@ -280,7 +319,8 @@ class OfflineTrainer(Trainer):
             "step": self.step,
             "update": self.update.state_dict(),
             "rng": rng_state(),
-            "averages": [row.to_dict() for row in self._averages],
+            "totals": None if self._totals is None else (self._totals.to_dict(), list(self._totals.batch_size)),
+            "num_totalled": self._num_totalled,
         }
         meta = {**self.meta, "total_steps": int(self.total_frames)}
         return save_checkpoint(self.run_dir / "checkpoint", self.step, state, meta, self.keep_checkpoints)
@@ -299,6 +339,30 @@ class OfflineTrainer(Trainer):
         state, _ = load_checkpoint(checkpoint, self.meta)
         self.update.load_state_dict(state["update"])
         set_rng_state(state["rng"])
-        self._averages = [TensorDict(row) for row in state["averages"]]
+        self._num_totalled = state["num_totalled"]
+        self._totals = state["totals"] and TensorDict(*state["totals"]).to(next(self.loss_module.parameters()).device)
         self.collected_frames = self._optim_count = state["step"]
         self.collector.load_state_dict({"done": state["step"]})
+
+
+def _given_or_built(
+    update: UpdateStep | None,
+    loss: LossModule | None,
+    sampler: Callable[[], TensorDictBase] | None,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+    target_updater: TargetNetUpdater | None,
+    compile: Compile,
+) -> UpdateStep:
+    parts = {"loss": loss, "sampler": sampler, "optimizer": optimizer}
+    parts.update(scheduler=scheduler, target_updater=target_updater, compile=None if compile == "off" else compile)
+    given = [name for name, value in parts.items() if value is not None]
+    if update is not None:
+        if given:
+            raise ValueError(f"a ready update has its own parts; drop {', '.join(given)}.")
+        return update
+    if loss is None or sampler is None or optimizer is None:
+        missing = [name for name in ("loss", "sampler", "optimizer") if parts[name] is None]
+        raise ValueError(f"expected an update, or loss, sampler and optimizer; missing: {', '.join(missing)}.")
+    return Update(loss, sampler, optimizer, scheduler=scheduler, target_updater=target_updater, compile=compile)

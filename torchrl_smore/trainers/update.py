@@ -14,7 +14,8 @@ from torchrl.objectives import HardUpdate, LossModule, TargetNetUpdater
 from torchrl_smore._errors import unknown_name
 
 Compile = Literal["off", "default", "max"]
-_MODES: dict[str, str] = {"default": "default", "max": "max-autotune-no-cudagraphs"}
+#: Names of :func:`torch.compile` for ours.
+MODES: dict[str, str] = {"default": "default", "max": "max-autotune-no-cudagraphs"}
 
 
 @runtime_checkable
@@ -26,6 +27,26 @@ class TwoPartSampler(Protocol):
 
     def gather(self, uniform: Tensor) -> TensorDictBase:
         """The batch that belongs to them."""
+
+
+class UpdateStep(Protocol):
+    """What :class:`~torchrl_smore.trainers.OfflineTrainer` runs: an :class:`Update` or a ``FusedUpdate``.
+
+    ``losses`` has one loss for each of ``seeds``, which name them; a step returns losses and diagnostics, detached, of
+    batch size ``[]`` or, by seed, ``[K]``.
+    """
+
+    losses: tuple[LossModule, ...]
+    seeds: tuple[int, ...]
+
+    def __call__(self) -> TensorDict:
+        """Runs one update."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an update changes."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
 
 
 class Update:
@@ -60,6 +81,8 @@ class Update:
         if compile not in get_args(Compile):
             raise unknown_name("compile mode", compile, get_args(Compile))
         self.loss = loss
+        self.losses: tuple[LossModule, ...] = (loss,)
+        self.seeds: tuple[int, ...] = (0,)
         self.sampler = sampler
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -67,7 +90,7 @@ class Update:
         self._two_part = isinstance(sampler, TwoPartSampler)
         self._losses = self._sampled_losses if self._two_part else loss
         if compile != "off":
-            self._losses = torch.compile(self._losses, mode=_MODES[compile])
+            self._losses = torch.compile(self._losses, mode=MODES[compile])
 
     def _sampled_losses(self, uniform: Tensor) -> TensorDictBase:
         return self.loss(self.sampler.gather(uniform))  # type: ignore[attr-defined]
@@ -109,6 +132,11 @@ class Update:
             self.target_updater.counter = state["target_updater"]
 
 
+def network_name(parameter: str) -> str:
+    """The network that a loss's parameter belongs to, by which rates are grouped: its name up to ``_params``."""
+    return parameter.split("_params")[0]
+
+
 def adam(
     loss: LossModule,
     *,
@@ -131,7 +159,7 @@ def adam(
     """
     groups: dict[str, list[Tensor]] = {}
     for name, parameter in loss.named_parameters():
-        groups.setdefault(name.split("_params")[0], []).append(parameter)
+        groups.setdefault(network_name(name), []).append(parameter)
     # a tensor rate would be needed to schedule inside a compiled step; this optimiser runs outside of it
     optimizer = torch.optim.Adam(
         [{"params": params, "name": name} for name, params in groups.items()], lr=lr, fused=True

@@ -7,13 +7,14 @@ not stored. Source: Yang et al. (2022), arXiv:2202.04478, whose authors share th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers._goals import Reached, rewards
 from torchrl_smore.data.readers._unpickle import load_arrays
 from torchrl_smore.data.trajectories import TrajectoryStore
 
@@ -24,7 +25,7 @@ _STATES = ("o", "ag")  # one row per state; the others have one per step
 def read(
     path: str | Path,
     *,
-    reached: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    reached: Reached,
     max_trajectories: int | None = None,
     clip: float | None = 200.0,
     meta: Mapping[str, Any] | None = None,
@@ -58,7 +59,7 @@ def read(
     for key in _NAMES:
         # one after the other, so that the float64 original of each is freed before the next is converted
         columns[key] = _prepared(path, key, columns[key][:max_trajectories], None if key == "u" else clip)
-    reward = _rewards(reached, columns["ag"][:, 1:], columns["g"])
+    reward = rewards(reached, columns["ag"][:, 1:], columns["g"])
     episodes = (
         {_NAMES[key]: array[number] for key, array in columns.items()} | {"reward": reward[number]}
         for number in range(len(reward))
@@ -95,14 +96,3 @@ def _prepared(path: Path, key: str, array: np.ndarray, clip: float | None) -> np
             f"{trajectory}, row {row}."
         )
     return prepared if clip is None else np.clip(prepared, -clip, clip, out=prepared)
-
-
-def _rewards(
-    reached: Callable[[np.ndarray, np.ndarray], np.ndarray], achieved: np.ndarray, goal: np.ndarray
-) -> np.ndarray:
-    reward = np.asarray(reached(achieved, goal))
-    if reward.shape != goal.shape[:2] or reward.dtype != np.bool_:
-        raise DatasetError(
-            f"reached: expected booleans of shape {list(goal.shape[:2])}, found {reward.dtype} {list(reward.shape)}."
-        )
-    return reward

@@ -7,6 +7,8 @@ from torchrl_smore.envs.experts.fetch_reach import FetchReachExpert
 from torchrl_smore.envs.experts.fetch_slide import FetchSlideExpert
 from torchrl_smore.envs.experts.hand_reach import HandReachExpert
 from torchrl_smore.envs.experts.point import PointExpert
+from torchrl_smore.envs.experts.reacher import ReacherExpert
+from torchrl_smore.envs.experts.sawyer import SawyerDoorExpert, SawyerReachExpert
 
 __all__ = [
     "Expert",
@@ -17,5 +19,8 @@ __all__ = [
     "HandReachExpert",
     "PlanningExpert",
     "PointExpert",
+    "ReacherExpert",
+    "SawyerDoorExpert",
+    "SawyerReachExpert",
     "begin_episodes",
 ]

@@ -1,0 +1,430 @@
+"""Reruns the paper's tables and figures: a grid of tasks, methods, settings and seeds, on Ray.
+
+python recipes/benchmark.py preset=smoke                          a tiny version of every table, in minutes
+python recipes/benchmark.py table=1 'tasks=[FetchReach]' seeds=5 preset=quick
+python recipes/benchmark.py 'tasks=[PointReach,FetchReach]' 'methods=[smore,gc_iql]' seeds=5 steps=4000
+python recipes/benchmark.py table=1 address=HOST:6379             on a cluster
+
+The same command again goes on where it was stopped. Then: python recipes/report.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import grid
+from benchmark_jobs import read_result, run_job
+from benchmark_ray import run_on_ray
+from grid import GridCell, Plan, paper_name
+from methods import METHODS
+from recipe_cli import nearest, option, run_recipe
+from recipe_utils import collect_or_load, dataset_folder, write_json
+from smore_offline import PACKAGES, check, with_defaults
+from smore_offline import Config as RunConfig
+from tqdm import tqdm
+
+from torchrl_smore.envs import get_task, task_names
+from torchrl_smore.reports import Result, read_results, write_curves, write_results
+
+_PRESETS = ("smoke", "quick", "paper")
+_SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "num_trajectories": 60, "seeds": 2}
+_DATA_OPTIONS = ("expert_fraction", "num_trajectories")
+# what does not change a result, or is told apart by other means
+_NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
+
+
+@dataclass
+class Config:
+    """Every option of the recipe, its default and its text in ``--help``."""
+
+    preset: str | None = option(
+        None, "smoke (all tables, tiny), quick, paper; none: paper for tables, quick for others"
+    )
+    table: str | None = option(None, "table of the paper: 1, 2, 6 to 16")
+    figure: str | None = option(None, "figure of the paper: 2")
+    tasks: list[str] = field(default_factory=list, metadata={"help": "[FetchReach,...]; none: the table's"})
+    methods: list[str] = field(
+        default_factory=list, metadata={"help": "[smore,gc_iql,...] or [all]; none: the table's, or all"}
+    )
+    settings: list[str] = field(
+        default_factory=list,
+        metadata={"help": "['expert=0.05','no_her',...]; none: the table's, or the default setting"},
+    )
+    seeds: int | None = option(None, "seeds of each cell; none: 10")
+    first_seed: int = option(0, "the first of them")
+    steps: int | None = option(None, "updates; none: the preset's and task's")
+    batch_size: int | None = option(None, "none: the preset's")
+    eval_episodes: int | None = option(None, "episodes of an evaluation; none: 50")
+    eval_interval: int | None = option(None, "updates between evaluations; none: a tenth of the updates")
+    num_trajectories: int | None = option(None, "trajectories in a dataset; none: the preset's and task's")
+    data_seed: int = option(0, "of every dataset: all methods and seeds learn from the same one")
+    data_dir: str = option("datasets", "where datasets are kept and found again")
+    out: str | None = option(None, "folder of the benchmark; none: runs/benchmark/<what it is>")
+    jobs: int | None = option(None, "runs at a time on this machine; none: one for each core; 0: one, without Ray")
+    address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); none: this machine alone")
+    device: str = option("cpu", "auto, cpu, cuda")
+    seeds_together: int | None = option(None, "seeds trained in one run; none: 1 on a CPU, all on a GPU")
+    gpu_share: float = option(0.0, "GPUs that a run takes of a cluster, for example 0.5")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some seeds of one cell."""
+
+    cell: GridCell
+    seeds: tuple[int, ...]
+    options: dict[str, Any]
+    dataset: dict[str, Any]
+    cell_folder: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of it lies."""
+        last = "" if len(self.seeds) == 1 else f"-{self.seeds[-1]}"
+        return self.cell_folder / f"seed{self.seeds[0]}{last}"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"{self.cell.words}, seed {', '.join(map(str, self.seeds))}"
+
+
+def main(config: Config) -> None:
+    """Runs the recipe."""
+    config, plan = read_request(config)
+    out = Path(config.out or f"runs/benchmark/{name_of(config)}").resolve()
+    jobs = make_jobs(config, plan, out)
+    check_folder(out, jobs)
+    with locked(out):
+        results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
+        todo = [job for job in jobs if job.folder not in results]
+        print(describe(config, plan, jobs, todo, out), flush=True)
+        commit = commit_of_library()
+        write_json(out / "grid.json", grid_record(config, plan, jobs, commit))
+        write_tables(out, jobs, results)
+        failures = make_datasets(config, todo)
+        started = time.perf_counter()
+        run(config, [job for job in todo if job.folder not in failures], out, commit, (jobs, results, failures))
+        summarise(out, jobs, results, failures, time.perf_counter() - started)
+
+
+def read_request(config: Config) -> tuple[Config, Plan]:
+    """The options with the preset's in place of those not given, and the cells that they ask for."""
+    check_options(config)
+    preset = config.preset
+    if preset is None:
+        preset = "paper" if config.table or config.figure else "quick"
+    if preset == "smoke":
+        given = {name: getattr(config, name) for name in _SMOKE if getattr(config, name) is not None}
+        config = dataclasses.replace(config, **{**_SMOKE, **given})
+    config = dataclasses.replace(
+        config, preset=preset, seeds=config.seeds or 10, eval_episodes=config.eval_episodes or 50
+    )
+    methods = list(METHODS) if config.methods == ["all"] else config.methods
+    plans = [grid.table_plan(config.table)] if config.table else []
+    plans += [grid.figure_plan(config.figure)] if config.figure else []
+    if plans or (preset == "smoke" and not config.tasks):
+        whole = grid.merge(plans or [grid.smoke_plan()])
+        plan = grid.select(whole, config.tasks, methods, config.settings)
+    elif config.tasks:
+        plan = grid.free_plan(config.tasks, methods or list(METHODS), config.settings or ["default"])
+    else:
+        raise ValueError("nothing to run: give table=, figure=, preset=smoke or tasks=, see --help.")
+    if not plan.cells:
+        missing = f" ({'; '.join(plan.unavailable)})" if plan.unavailable else ""
+        raise ValueError(f"the grid has no cell that can be run{missing}: loosen tasks=, methods= or settings=.")
+    return config, plan
+
+
+def check_options(config: Config) -> None:
+    """Refuses names and numbers that cannot be."""
+    if config.preset is not None and config.preset not in _PRESETS:
+        raise ValueError(
+            f"unknown preset {config.preset!r}: expected {', '.join(_PRESETS)}.{nearest(config.preset, _PRESETS)}"
+        )
+    papers = {cell.cell.task for number in grid.Paper().tables for cell in grid.Paper().table(number)}
+    for task in config.tasks:
+        if task not in papers:
+            get_task(task)  # raises, naming the nearest
+    for method in config.methods:
+        if config.methods != ["all"]:
+            grid.recipe_name(method)
+    for setting in config.settings:
+        if setting != "r_gofar_binary" and "_episodes" not in setting:
+            grid.setting_options(setting)
+    at_least = {"first_seed": 0, "data_seed": 0, "jobs": 0, "seeds": 1, "steps": 1, "batch_size": 1}
+    at_least |= {"eval_episodes": 1, "eval_interval": 1, "num_trajectories": 1, "seeds_together": 1}
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if not 0.0 <= config.gpu_share < float("inf"):
+        raise ValueError(f"gpu_share must not be negative, got {config.gpu_share}.")
+    if config.address is not None and config.jobs is not None:
+        raise ValueError("jobs= is for this machine; a cluster at address= decides by its own CPUs.")
+
+
+def name_of(config: Config) -> str:
+    """Name of the benchmark's folder."""
+    what = [f"table{config.table}"] if config.table else []
+    what += [f"figure{config.figure}"] if config.figure else []
+    if not what:
+        return "smoke" if config.preset == "smoke" and not config.tasks else f"grid_{config.preset}"
+    return "_".join([*what, *([] if config.preset == "paper" else [str(config.preset)])])
+
+
+def make_jobs(config: Config, plan: Plan, out: Path) -> list[Job]:
+    """The runs of a plan, options checked; nothing is begun if one of them cannot be."""
+    assert config.seeds is not None
+    together = config.seeds_together or (1 if config.device == "cpu" else config.seeds)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    groups = [tuple(seeds[start : start + together]) for start in range(0, len(seeds), together)]
+    jobs, checked = [], set()
+    for cell in plan.cells:
+        run_config = run_options(config, cell)
+        if (cell.method, cell.options) not in checked:
+            check(run_config)
+            checked.add((cell.method, cell.options))
+        dataset = {
+            "task": cell.task,
+            "num_trajectories": run_config.num_trajectories,
+            "expert_fraction": 0.1 if run_config.expert_fraction is None else run_config.expert_fraction,
+            "seed": config.data_seed,
+            "action_noise": run_config.action_noise,
+        }
+        options = dataclasses.asdict(run_config)
+        identity = {key: value for key, value in options.items() if key not in _NOT_IDENTITY}
+        text = json.dumps([identity, dataset], sort_keys=True)
+        words = re.sub(r"[^\w.=-]+", "_", f"{cell.task}_{cell.method}_{cell.setting}")
+        folder = out / "cells" / f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        options = {key: value for key, value in options.items() if key not in _DATA_OPTIONS}
+        jobs += [Job(cell, group, options, dataset, folder) for group in groups]
+    # the first seeds of all cells before the second ones: an early stop leaves a whole table
+    return sorted(jobs, key=lambda job: job.seeds)
+
+
+def run_options(config: Config, cell: GridCell) -> RunConfig:
+    """The options of ``smore_offline.py`` for a cell, defaults filled in."""
+    given = {name: getattr(config, name) for name in ("steps", "batch_size", "num_trajectories", "eval_episodes")}
+    base = RunConfig(
+        task=cell.task,
+        method=cell.method,
+        preset="paper" if config.preset == "paper" else "quick",
+        device=config.device,
+        threads=1 if config.device == "cpu" else 0,
+        rollout=False,
+        **given,
+    )
+    run_config = with_defaults(dataclasses.replace(base, **dict(cell.options)))
+    steps = run_config.steps or 1
+    interval = config.eval_interval or max(steps // 10, 1)
+    log_interval = min(run_config.log_interval or 1, interval)
+    return dataclasses.replace(run_config, eval_interval=interval, save_interval=interval, log_interval=log_interval)
+
+
+def check_folder(out: Path, jobs: Sequence[Job]) -> None:
+    """Refuses a folder with other results for the same cells, before anything is written there.
+
+    Raises:
+        ValueError: if a cell is there with other options, or the result file is of another schema.
+    """
+    if (out / "results.csv").is_file():
+        read_results(out / "results.csv")
+    for folder in sorted({job.cell_folder for job in jobs}):
+        stem = folder.name.rpartition("_")[0]
+        others = [path for path in (out / "cells").glob(f"{stem}_????????") if path != folder]
+        if others:
+            raise ValueError(
+                f"{out} holds {others[0].name} with other steps or options than are asked for now: "
+                "give the same options as before, or another out=."
+            )
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps a second driver out of the folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another benchmark is running in {out}: wait for it, or give another out=.") from None
+        yield
+
+
+def describe(config: Config, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], out: Path) -> str:
+    """What is going to be run."""
+    tasks = dict.fromkeys(cell.task for cell in plan.cells)
+    names = dict.fromkeys(paper_name(cell.method) for cell in plan.cells)
+    lines = [
+        f"{len(plan.cells)} cells x {config.seeds} seeds: {len(jobs)} runs, {len(jobs) - len(todo)} of them finished",
+        f"  tasks: {', '.join(tasks)}",
+        f"  methods: {', '.join(names)}",
+        f"  settings: {', '.join(dict.fromkeys(cell.setting for cell in plan.cells))}",
+        f"  folder: {out}",
+    ]
+    lines += [f"  unavailable: {text}" for text in plan.unavailable]
+    return "\n".join(lines)
+
+
+def grid_record(config: Config, plan: Plan, jobs: Sequence[Job], commit: str) -> dict[str, Any]:
+    """What ``grid.json`` holds."""
+    steps = {job.cell: job.options["steps"] for job in jobs}
+    return {
+        "command": " ".join(["python", "recipes/benchmark.py", *sys.argv[1:]]),
+        "options": dataclasses.asdict(config),
+        "commit": commit,
+        "versions": {name: version(name) for name in PACKAGES},
+        "cells": [
+            {
+                **{"id": job.cell_folder.name, "task": job.cell.task, "method": paper_name(job.cell.method)},
+                **{"setting": job.cell.setting, "tables": list(job.cell.tables), "steps": steps[job.cell]},
+                **{"seeds": sorted(seed for other in jobs if other.cell == job.cell for seed in other.seeds)},
+            }
+            for job in {job.cell: job for job in jobs}.values()
+        ],
+        "unavailable": list(plan.unavailable),
+        "registry": list(task_names()),
+    }
+
+
+def make_datasets(config: Config, jobs: Sequence[Job]) -> dict[Path, str]:
+    """Collects what the jobs learn from, each dataset once; returns why a job's failed, by its folder."""
+    failures: dict[Path, str] = {}
+    wanted: dict[str, list[Job]] = {}
+    for job in jobs:
+        wanted.setdefault(json.dumps(job.dataset), []).append(job)
+    missing = [users for users in wanted.values() if not dataset_folder(config.data_dir, **users[0].dataset).exists()]
+    for number, users in enumerate(missing, 1):
+        request = dict(users[0].dataset)
+        folder = dataset_folder(config.data_dir, **request)
+        print(f"dataset {number} of {len(missing)}: {folder}", flush=True)
+        try:
+            collect_or_load(get_task(request.pop("task")), config.data_dir, **request)
+        except (ValueError, RuntimeError, ImportError) as error:
+            failures |= {job.folder: f"no dataset: {error}" for job in users}
+    return failures
+
+
+def run(
+    config: Config,
+    jobs: Sequence[Job],
+    out: Path,
+    commit: str,
+    books: tuple[Sequence[Job], dict[Path, dict[str, Any]], dict[Path, str]],
+) -> None:
+    """Runs the jobs; enters what comes of them in ``books`` (all jobs, results, failures) and in the tables."""
+    everything, results, failures = books
+    if not jobs:
+        return
+    session = uuid.uuid4().hex
+    orders = [order(config, job, commit, session) for job in jobs]
+    if config.jobs == 0:
+        ended = run_here(orders)
+    else:
+        ended = run_on_ray(orders, address=config.address, num_jobs=config.jobs or 0, gpu_share=config.gpu_share)
+    total = sum(job.options["steps"] * len(job.seeds) for job in jobs)
+    started, show = time.perf_counter(), sys.stderr.isatty()
+    with contextlib.closing(ended), tqdm(total=total, unit=" updates", unit_scale=True, disable=not show) as bar:
+        for count, (number, outcome) in enumerate(ended, 1):
+            job = jobs[number]
+            bar.update(job.options["steps"] * len(job.seeds))
+            if isinstance(outcome, Exception):
+                failures[job.folder] = f"{type(outcome).__name__}: {(str(outcome).splitlines() or [''])[0]}"
+                text = failures[job.folder]
+            else:
+                results[job.folder] = outcome
+                write_tables(out, everything, results)
+                lost = outcome["starts"].count(session) - 1
+                again = f", begun again {lost} times after a lost worker" if lost else ""
+                text = f"return at 0.99 {mean_return(outcome):.2f}{again}"
+            left = (time.perf_counter() - started) / count * (len(jobs) - count)
+            rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+            tqdm.write(f"[{count} of {len(jobs)}] {job.words}: {text} ({rest})")
+            sys.stdout.flush()
+
+
+def order(config: Config, job: Job, commit: str, session: str) -> dict[str, Any]:
+    """What a worker is told of a job: plain values."""
+    dataset = dataset_folder(config.data_dir, **job.dataset).resolve()
+    options = {**job.options, "seed": job.seeds[0], "seeds": len(job.seeds), "dataset": str(dataset)}
+    options = {key: value for key, value in options.items() if key not in ("run_root", "resume")}
+    identity = {
+        **{"table": " ".join(job.cell.tables), "task": job.cell.task, "method": paper_name(job.cell.method)},
+        **{"setting": job.cell.setting, "commit": commit},
+    }
+    return {"folder": str(job.folder), "session": session, "options": options, "identity": identity}
+
+
+def run_here(orders: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """One after another in this process; as :func:`benchmark_ray.run_on_ray`."""
+    for number, job in enumerate(orders):
+        try:
+            yield number, run_job(job)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            yield number, error
+
+
+def write_tables(out: Path, jobs: Sequence[Job], results: dict[Path, dict[str, Any]]) -> None:
+    """``results.csv`` and ``curves.csv`` of all finished runs, in the order of the grid whatever ended first."""
+    own = [results[job.folder] for job in jobs if job.folder in results]
+    known = {job.folder for job in jobs}
+    # runs of an earlier, larger grid in the same folder stay in
+    paths = [path.parent for path in sorted((out / "cells").glob("*/*/result.json")) if path.parent not in known]
+    own += [found for path in paths if (found := read_result(path)) is not None]
+    for kind, write in (("results", write_results), ("curves", write_curves)):
+        rows = [Result(**row) for found in own for row in found[kind]]
+        rows.sort(key=lambda row: (row.task, row.method, row.setting, row.seed, row.metric, row.steps))
+        write(out / f"{kind}.csv", rows)
+
+
+def mean_return(result: dict[str, Any]) -> float:
+    """Discounted return at 0.99, mean over the seeds of a run."""
+    values = [row["value"] for row in result["results"] if row["metric"] == "discounted_return_0.99"]
+    return sum(values) / len(values)
+
+
+def commit_of_library() -> str:
+    """The commit that this code is of, with ``-dirty`` if it was changed since; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def summarise(
+    out: Path, jobs: Sequence[Job], results: dict[Path, Any], failures: dict[Path, str], seconds: float
+) -> None:
+    """Prints what came out.
+
+    Raises:
+        RuntimeError: if a run failed; what is finished stays.
+    """
+    finished = sum(job.folder in results for job in jobs)
+    print(f"\n{finished} of {len(jobs)} runs finished; {seconds:.0f} s in this call")
+    print(f"results: {out / 'results.csv'}\nnext: python recipes/report.py")
+    if failures:
+        for job in jobs:
+            if job.folder in failures:
+                print(f"failed: {job.words}: {failures[job.folder]}", file=sys.stderr)
+        raise RuntimeError(f"{len(failures)} of {len(jobs)} runs failed; the same command tries them again.")
+
+
+if __name__ == "__main__":
+    run_recipe(Config, main, __doc__ or "")

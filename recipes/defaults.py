@@ -1,0 +1,79 @@
+"""Defaults of preset, method and task, from the YAML files in ``configs/``.
+
+What the user gives comes first, then ``configs/task/TASK.yaml`` (its ``methods`` section of the chosen method, its
+``presets`` section of the chosen preset, its own options), then ``configs/method/METHOD.yaml``, then
+``configs/preset/PRESET.yaml``, then the dataclass of the recipe, which alone decides what options there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recipe_cli import nearest, typed
+
+CONFIGS = Path(__file__).parent / "configs"
+PRESETS = ("quick", "paper")
+_SECTIONS = ("methods", "presets")
+
+
+def resolve(config: Any) -> Any:
+    """A copy of a configuration in which every option without a value has its default, if one is named anywhere.
+
+    Args:
+        config: has ``task``, ``method`` and ``preset``; ``None`` marks an option without a value.
+
+    Raises:
+        ValueError: if a file has an option that the recipe lacks, or a value of another type.
+    """
+    defaults = find_defaults(type(config), config.task, config.method, config.preset)
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
+def find_defaults(recipe: type, task: str, method: str, preset: str) -> dict[str, Any]:
+    """Defaults by option; a task without a file of its own has none."""
+    own = read_defaults(recipe, "task", task)
+    general = read_defaults(recipe, "preset", preset), read_defaults(recipe, "method", method)
+    parts = [*general, own, own.get("presets", {}).get(preset, {}), own.get("methods", {}).get(method, {})]
+    merged = {name: value for part in parts for name, value in part.items()}
+    return {name: value for name, value in merged.items() if name not in _SECTIONS}
+
+
+def read_defaults(recipe: type, kind: str, name: str) -> dict[str, Any]:
+    """One file of defaults, checked.
+
+    Args:
+        recipe: the dataclass of the options.
+        kind: ``"task"``, ``"method"`` or ``"preset"``.
+        name: of the file, without its suffix.
+
+    Raises:
+        ValueError: see :func:`resolve`.
+    """
+    path = CONFIGS / kind / f"{name}.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold options by name, found {type(content).__name__}.")
+    sections = [section for section in _SECTIONS if kind == "task" and section in content]
+    _check(recipe, {key: value for key, value in content.items() if key not in sections}, str(path))
+    for section in sections:
+        for key, options in content[section].items():
+            _check(recipe, options, f"{path}, {section}.{key}")
+    return dict(content)
+
+
+def _check(recipe: type, options: Mapping[str, Any], where: str) -> None:
+    names = [field.name for field in dataclasses.fields(recipe)]
+    for name, value in options.items():
+        if name not in names:
+            raise ValueError(f"{where}: the recipe has no option {name!r}.{nearest(str(name), names)}")
+        typed(recipe, name, value, where)

@@ -1,0 +1,78 @@
+"""Pictures of every task, for the documentation: its expert at the start, on the way and at the end of an episode.
+
+python recipes/render_tasks.py                                     every task, as PNG files in docs/images
+python recipes/render_tasks.py task=SawyerDoor gif=true out=here   one task, and its whole episode as a GIF
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from recipe_cli import option, run_recipe
+from recipe_utils import seed_of_farthest_goal
+from tqdm import tqdm
+
+from torchrl_smore.envs import EnvPool, Task, begin_episodes, get_task, render_episode, task_names
+from torchrl_smore.reports import write_gif
+
+_COLOURS = 192  # of a palette that keeps a strip under 60 kB
+
+
+@dataclass
+class Config:
+    """Every option of the recipe, its default and its text in ``--help``."""
+
+    out: str = option("docs/images", "folder of the pictures")
+    task: str = option("all", f"all, {', '.join(task_names())}")
+    seed: int = option(3, "of the first episode that is tried; the one of eight whose goal is farthest is shown")
+    steps: int = option(50, "longest film, in steps")
+    size: int = option(240, "height and width of a frame, in pixels")
+    gif: bool = option(False, "the whole episode, too, as an animated GIF")
+
+
+def main(config: Config) -> None:
+    """Runs the recipe."""
+    tasks = [get_task(name) for name in (task_names() if config.task == "all" else (config.task,))]
+    opengl: Any = os.environ["SMORE_MUJOCO_GL"]  # set by recipe_utils
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for task in tqdm(tasks, unit="task", disable=not sys.stderr.isatty()):
+        seed = seed_of_farthest_goal(task, config.seed)
+        actions, arrival = expert_episode(task, seed, min(config.steps, task.horizon))
+        frames = render_episode(task, seed, actions, size=config.size, opengl=opengl, own_process=True)
+        write_strip(frames[[0, max(1, arrival // 2), -1]], out / f"{task.name}.png")
+        if config.gif:
+            write_gif(frames, out / f"{task.name}.gif")
+    print(f"{len(tasks)} tasks: {out}")
+
+
+def expert_episode(task: Task, seed: int, steps: int) -> tuple[NDArray[Any], int]:
+    """Actions ``[steps, da]`` of the task's expert, and the number of steps to its first success."""
+    actions, rewards = [], []
+    with EnvPool(task, 1) as pool:
+        observation = pool.reset([seed])
+        expert = begin_episodes(task.make_expert(), observation, [seed])
+        for _ in range(steps):
+            actions.append(expert(observation)[0])
+            observation, reward = pool.step(actions[-1][None])
+            rewards.append(reward[0])
+    return np.stack(actions), int(np.argmax(rewards)) + 1
+
+
+def write_strip(frames: NDArray[np.uint8], path: Path) -> None:
+    """Writes frames ``[k, H, W, 3]`` side by side as a PNG file that is whole or absent."""
+    picture = Image.fromarray(np.concatenate(list(frames), axis=1))
+    beside = path.with_name(f".{path.name}.partial")
+    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(beside, format="PNG", optimize=True)
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    run_recipe(Config, main, __doc__ or "")

@@ -1,0 +1,138 @@
+"""Every benchmark runs at tiny sizes and leaves its files; the rules by which they judge are worked by hand."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+# what other libraries warn about is not for a benchmark to fix
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """``load(name) -> module`` of a benchmark script."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def run(load, monkeypatch, out, name, *options):
+    module = load(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--smoke", f"--out={out}", *options])
+    module.main()
+    return list(csv.DictReader(out.with_suffix(".csv").open(newline="")))
+
+
+CASES = {
+    "bench_sampler": {"GoalBatchSampler (rho and q)", "HERReplayBuffer (rho)", "TensorDictReplayBuffer, no goals"},
+    "bench_scaling": {"1", "2", "4"},
+    "bench_collect": {"bare simulator", "collection", "evaluation, one process, batched"},
+    "bench_data": {"read buffer.pkl", "load, with checksums", "save"},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_benchmark_leaves_positive_numbers_of_every_variant_and_a_plot(name, load, monkeypatch, tmp_path, capsys):
+    if name == "bench_data":
+        # the memory of two more processes takes seconds to measure and is another test's subject
+        monkeypatch.setattr(load(name), "peak_memory", lambda source, path, updates: {"training": 1.0})
+    rows = run(load, monkeypatch, tmp_path / "out", name)
+    assert {row["variant"] for row in rows} >= CASES[name]
+    assert all(0.0 < float(row["value"]) < math.inf for row in rows)
+    assert (tmp_path / "out.png").stat().st_size > 1000
+    assert "torch 2." in capsys.readouterr().out
+
+
+def test_the_update_benchmark_checks_then_times_ours_and_the_hand_written_update(load, monkeypatch, tmp_path, capsys):
+    options = ("--jax-python", sys.executable) if importlib.util.find_spec("jax") else ()
+    rows = run(load, monkeypatch, tmp_path / "out", "bench_update", *options)
+    assert {row["variant"] for row in rows} >= {"in_sample, bf16, off", "official_stable, float32, off"}
+    assert "| in_sample, by hand |" in capsys.readouterr().out
+
+
+def test_the_check_of_the_hand_written_update_sees_a_wrong_loss(load, monkeypatch):
+    bench, by_hand = load("bench_update"), load("functional_update")
+    data = load("harness").random_dataset(4)
+    bench.check_functional(data, 8)
+    monkeypatch.setattr(by_hand, "EXPECTILE", 0.7)
+    with pytest.raises(AssertionError):
+        bench.check_functional(data, 8)
+
+
+def test_the_counted_flops_are_those_worked_by_hand(load):
+    rows, width, state, action = 3, 5, 28, 4
+
+    def network(inputs, outputs, num_rows, backward):
+        layers = [inputs * width, width * width, width * outputs]
+        forward = 2 * num_rows * sum(layers)
+        # the gradient of every weight, and of every input but the first
+        return forward + (forward + 2 * num_rows * sum(layers[1:]) if backward else 0)
+
+    score = 2 * network(state + action, 1, 2 * rows, True) + 2 * network(state + action, 1, rows, False)
+    value = network(state, 1, rows, True) + network(state, 1, 2 * rows, False)
+    actor = network(state, action, rows, True)
+    assert load("bench_update").count_flops("in_sample", rows, width) == score + value + actor
+
+
+def test_ratios_are_taken_within_a_turn_and_shown_with_their_range(load):
+    harness = load("harness")
+    # the machine was twice as slow in the second turn: the ratio does not notice
+    assert harness.ratio([3.0, 1.5, 4.0], [1.0, 0.5, 1.0]) == "3 [3, 4]"
+    assert harness.spread([2.0, 1.0, 9.0]) == "2 [1, 9]"
+
+
+def test_blocks_take_turns_and_the_first_turn_is_dropped(load):
+    order = []
+
+    def block(name):
+        return lambda: order.append(name) or float(len(order))
+
+    found = load("harness").interleave({"a": block("a"), "b": block("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+def test_the_local_exponent_is_the_power_of_a_power_law(load):
+    slopes = load("bench_scaling").exponents({1: [5.0], 4: [80.0], 8: [80.0]})
+    assert slopes[0] is None
+    assert slopes[1:] == pytest.approx([2.0, 0.0])
+
+
+def test_precisions_differ_where_their_means_are_further_apart_than_the_seeds(load):
+    module = load("compare_precision")
+
+    def rows(float32, bf16):
+        return [
+            {"task": "T", "variant": variant, "seed": seed, "step": step, module.METRIC: value}
+            for variant, curves in (("in_sample", float32), ("in_sample bf16", bf16))
+            for seed, curve in enumerate(curves)
+            for step, value in enumerate(curve)
+        ]
+
+    # last evaluations 2, 4 (mean 3, deviation 1.41): 4.2 is within it, 5 is not
+    verdicts = [module.verdict(rows([[0, 2], [0, 4]], [[0, x], [0, x]]), "T")[0][-1] for x in (4.2, 5.0)]
+    assert verdicts == ["agree", "DIFFER"]
+    # equal ends after a slower start
+    last, mean = module.verdict(rows([[2, 4], [4, 4]], [[0, 4], [0, 4]]), "T")
+    assert (last[-1], mean[-1]) == ("agree", "DIFFER")
+
+
+def test_a_peer_answers_and_its_failure_is_reported(load, monkeypatch, tmp_path):
+    harness = load("harness")
+    (tmp_path / "peer.py").write_text(
+        "import sys\nprint('ok ready', flush=True)\nfor line in sys.stdin:\n"
+        "    print('ok 2.0' if line == 'run 8\\n' else 'no', flush=True)\n    if line != 'run 8\\n': break\n"
+    )
+    monkeypatch.setattr(harness, "PEERS", tmp_path)
+    peer = harness.Peer(sys.executable, "peer.py", 1)
+    assert peer.hello == "ready"
+    assert peer.block(8)() == 4.0
+    with pytest.raises(RuntimeError, match=r"peer.py stopped: no"):
+        peer.ask("run 9")
+    peer.close()

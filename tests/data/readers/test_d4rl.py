@@ -1,0 +1,382 @@
+"""Files are written with h5py and laid out by hand; what the reader must return is worked out step by step."""
+
+from __future__ import annotations
+
+import builtins
+
+import h5py
+import numpy as np
+import pytest
+
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers import Goals, _rows, d4rl
+
+VELOCITY = Goals(achieved=2, desired=5.0)
+
+
+def reached(achieved, goal):
+    return np.abs(achieved - goal)[..., 0] < 0.5
+
+
+def flat(episodes=((4, "timeout"), (3, "terminal"), (5, "timeout"), (2, None)), width=4, seed=0):
+    """Rows of episodes of so many steps, end to end. The state after each step is known here, if not in every file."""
+    rng = np.random.default_rng(seed)
+    parts = {name: [] for name in ("observations", "actions", "next_observations", "terminals", "timeouts")}
+    for steps, end in episodes:
+        states = rng.normal(size=(steps + 1, width))
+        last = np.arange(steps) == steps - 1
+        parts["observations"].append(states[:-1])
+        parts["next_observations"].append(states[1:])
+        parts["actions"].append(rng.uniform(-1, 1, size=(steps, 2)))
+        parts["terminals"].append(last & (end == "terminal"))
+        parts["timeouts"].append(last & (end == "timeout"))
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    arrays["rewards"] = rng.normal(size=len(arrays["actions"]))
+    return {name: array.astype("f4") if array.dtype.kind == "f" else array for name, array in arrays.items()}
+
+
+def without(arrays, *names):
+    return {name: array for name, array in arrays.items() if name not in names}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(arrays, **options):
+        path = tmp_path / "a.hdf5"
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, **options)
+            file["metadata/algorithm"] = "SAC"
+        return path
+
+    return write
+
+
+def transitions(store):
+    """The rows of each trajectory, key by key."""
+    data = store.data
+    keys = ("observation", "action", "achieved_goal", "desired_goal", ("next", "observation"))
+    keys += tuple(("next", name) for name in ("achieved_goal", "reward", "done", "terminated", "truncated"))
+    return [
+        {key: data[key][start:stop].numpy() for key in keys} for start, stop in zip(*map(list, store.trajectory_bounds))
+    ]
+
+
+def assert_trajectory(found, arrays, rows, *, terminated, next_rows=None):
+    """``rows``: of the file, one for each transition; ``next_rows``: rows of ``observations`` that hold next states."""
+    after = arrays["next_observations"][rows] if next_rows is None else arrays["observations"][next_rows]
+    np.testing.assert_array_equal(found["observation"], arrays["observations"][rows])
+    np.testing.assert_array_equal(found["action"], arrays["actions"][rows])
+    np.testing.assert_array_equal(found["next", "observation"], after)
+    np.testing.assert_array_equal(found["achieved_goal"][:, 0], arrays["observations"][rows, 2])
+    np.testing.assert_array_equal(found["next", "achieved_goal"][:, 0], after[:, 2])
+    last = np.arange(len(rows)) == len(rows) - 1
+    for name, expected in (("done", last), ("terminated", last & terminated), ("truncated", last & (not terminated))):
+        np.testing.assert_array_equal(found["next", name][:, 0], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}], ids=str)
+def test_episodes_end_at_terminals_timeouts_and_the_end_of_the_file(write, options):
+    arrays = flat()
+    store = d4rl.read(write(arrays, **options), reached=reached, goals=VELOCITY, meta={"task": "A"})
+    expected = [([0, 1, 2, 3], False), ([4, 5, 6], True), ([7, 8, 9, 10, 11], False), ([12, 13], False)]
+    assert store.num_trajectories == len(expected)
+    for found, (rows, terminated) in zip(transitions(store), expected):
+        assert_trajectory(found, arrays, rows, terminated=terminated)
+    assert store.meta == {"task": "A", "source": "a.hdf5", "format": "d4rl", "dropped_rows": 0}
+
+
+def test_without_next_observations_the_last_row_of_an_episode_is_only_a_state(write):
+    arrays = flat()
+    store = d4rl.read(write(without(arrays, "next_observations")), reached=reached, goals=VELOCITY)
+    # the last episode has a single known transition and is left out
+    expected = [([0, 1, 2], [1, 2, 3]), ([4, 5], [5, 6]), ([7, 8, 9, 10], [8, 9, 10, 11])]
+    assert store.num_trajectories == len(expected)
+    for found, (rows, next_rows) in zip(transitions(store), expected):
+        assert_trajectory(found, arrays, rows, terminated=False, next_rows=next_rows)
+    assert store.meta["dropped_rows"] == 2
+
+
+@pytest.mark.parametrize("block_bytes", [1, 50, 1 << 24], ids=["row by row", "three rows", "at once"])
+def test_the_size_of_a_block_changes_nothing(write, monkeypatch, block_bytes):
+    path = write(without(flat(), "next_observations"))
+    expected = d4rl.read(path, reached=reached, goals=VELOCITY, horizon=6, pad=True).sha256
+    monkeypatch.setattr("torchrl_smore.data.readers._hdf5.BLOCK_BYTES", block_bytes)
+    assert d4rl.read(path, reached=reached, goals=VELOCITY, horizon=6, pad=True).sha256 == expected
+    assert _rows.BLOCK_BYTES == 1 << 24
+
+
+@pytest.mark.parametrize("next_held", [True, False])
+def test_terminated_episodes_repeat_their_last_transition_up_to_the_horizon(write, next_held):
+    arrays = flat()
+    path = write(arrays if next_held else without(arrays, "next_observations"))
+    store = d4rl.read(path, reached=reached, goals=VELOCITY, horizon=6, pad=True)
+    found = transitions(store)
+    if next_held:
+        assert [len(part["action"]) for part in found] == [4, 6, 5, 2]  # what a timeout cut keeps its length
+        assert_trajectory(found[1], arrays, [4, 5, 6, 6, 6, 6], terminated=False)
+    else:
+        assert [len(part["action"]) for part in found] == [3, 6, 4]
+        assert_trajectory(found[1], arrays, [4, 5, 5, 5, 5, 5], terminated=False, next_rows=[5, 6, 6, 6, 6, 6])
+
+
+def test_an_episode_that_falls_in_its_first_step_can_be_padded(write):
+    arrays = flat([(1, "terminal"), (3, "timeout"), (1, "timeout")])
+    found = transitions(d4rl.read(write(arrays), reached=reached, goals=VELOCITY, horizon=4, pad=True))
+    assert len(found) == 2
+    assert_trajectory(found[0], arrays, [0, 0, 0, 0], terminated=False)
+
+
+def test_a_horizon_cuts_files_without_timeouts(write):
+    arrays = flat([(3, None), (3, None), (2, "terminal"), (3, None)])
+    path = write(without(arrays, "timeouts", "next_observations"))
+    with pytest.raises(DatasetError, match=r"'timeouts'.* pass the horizon"):
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+    store = d4rl.read(path, reached=reached, goals=VELOCITY, horizon=3)
+    expected = [([0, 1], [1, 2]), ([3, 4], [4, 5]), ([8, 9], [9, 10])]
+    for found, (rows, next_rows) in zip(transitions(store), expected):
+        assert_trajectory(found, arrays, rows, terminated=False, next_rows=next_rows)
+    assert store.num_trajectories == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "lengths"),
+    [
+        ({"max_trajectories": 2}, [4, 3]),
+        ({"max_transitions": 7}, [4, 3]),
+        ({"max_transitions": 11}, [4, 3]),
+        ({"max_transitions": 12}, [4, 3, 5]),
+        ({"max_transitions": 12, "max_trajectories": 1}, [4]),
+    ],
+)
+def test_limits_keep_the_first_whole_trajectories(write, limits, lengths):
+    store = d4rl.read(write(flat()), reached=reached, goals=VELOCITY, **limits)
+    assert [len(part["action"]) for part in transitions(store)] == lengths
+    assert store.meta["dropped_rows"] == 14 - sum(lengths)
+
+
+def test_rewards_follow_from_the_goals_and_not_from_the_file(write):
+    arrays = flat([(4, "timeout")])
+    arrays["next_observations"][:, 2] = [4.6, 4.4, 5.4, 5.6]  # closer than 0.5 to 5: the first and the third
+    (found,) = transitions(d4rl.read(write(arrays), reached=reached, goals=VELOCITY))
+    assert found["next", "reward"][:, 0].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert found["desired_goal"].tolist() == [[5.0]] * 4
+
+
+def test_goals_are_columns_functions_the_end_of_the_trajectory_or_an_array(write):
+    arrays = flat()
+    arrays["infos/goal"] = np.arange(28, dtype="f8").reshape(14, 2)
+    arrays["infos/qpos"] = np.arange(42, dtype="f8").reshape(14, 3)
+    path = write(arrays)
+
+    def read(goals):
+        return transitions(d4rl.read(path, reached=lambda a, g: (a == g).all(-1), goals=goals))
+
+    by_columns, by_function = read(Goals([0, 3])), read(Goals(lambda rows: rows[:, ::3]))
+    for found, other, last in zip(by_columns, by_function, (3, 6, 11, 13)):
+        np.testing.assert_array_equal(found["achieved_goal"], found["observation"][:, [0, 3]])
+        np.testing.assert_array_equal(found["next", "achieved_goal"], found["next", "observation"][:, [0, 3]])
+        np.testing.assert_array_equal(found["next", "achieved_goal"], other["next", "achieved_goal"])
+        assert (found["desired_goal"] == arrays["next_observations"][last, [0, 3]]).all()
+        assert found["next", "reward"][-1] == 1.0
+
+    # goals of another array than the observations: its row after the last one belongs to another episode
+    found = read(Goals(slice(0, 2), desired=("array", "infos/goal"), array="infos/qpos"))
+    assert [len(part["action"]) for part in found] == [3, 2, 4]
+    assert found[1]["achieved_goal"].tolist() == [[12, 13], [15, 16]]
+    assert found[1]["next", "achieved_goal"].tolist() == [[15, 16], [18, 19]]
+    assert found[1]["desired_goal"].tolist() == [[8, 9], [10, 11]]
+
+
+def test_robots_of_the_paper(write):
+    rng = np.random.default_rng(0)
+    for robot, width, kept, column, goal in (("halfcheetah", 17, 17, 8, 11), ("ant", 111, 27, 13, 5)):
+        arrays = flat([(5, "terminal"), (4, "timeout")], width)
+        arrays["observations"][:, 27:] = rng.normal(size=arrays["observations"][:, 27:].shape)
+        store = d4rl.read(write(arrays), reached=reached, **d4rl.ROBOTS[robot])
+        assert store.observation_dim == kept
+        assert [len(part["action"]) for part in transitions(store)] == [1000, 4]
+        np.testing.assert_array_equal(store.data["observation"][:5], arrays["observations"][:5, :kept])
+        np.testing.assert_array_equal(store.data["achieved_goal"][:5, 0], arrays["observations"][:5, column])
+        assert store.data["desired_goal"].unique().tolist() == [goal]
+    with pytest.raises(DatasetError, match=r"'observations': expected columns .* found 26 columns"):
+        d4rl.read(write(flat(width=26)), reached=reached, **d4rl.ROBOTS["ant"])
+
+
+def test_flags_come_as_columns_and_numbers_too_and_numbers_as_float64(write):
+    arrays = flat()
+    changed = {name: array.astype("f8") for name, array in arrays.items()}
+    changed["terminals"] = changed["terminals"][:, None]
+    changed["timeouts"] = changed["timeouts"].astype("u1")
+    stores = [d4rl.read(write(each), reached=reached, goals=VELOCITY) for each in (arrays, changed)]
+    assert stores[0].sha256 == stores[1].sha256
+
+
+def poke(name, value, index=(9, 1)):
+    def change(arrays):
+        arrays[name] = arrays[name].astype(type(value))
+        arrays[name][index[: arrays[name].ndim]] = value
+        return arrays
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: without(arrays, "actions"), r"expected 'actions', found .*'observations'"),
+        (lambda arrays: without(arrays, "terminals"), "expected 'terminals'"),
+        (lambda arrays: arrays | {"actions": arrays["actions"][:13]}, r"equally many rows, found .*'actions': \[13, 2"),
+        (lambda arrays: arrays | {"timeouts": arrays["timeouts"][:13]}, r"equally many rows"),
+        (lambda arrays: arrays | {"next_observations": arrays["observations"][:, :2]}, "the shape of 'observations'"),
+        (lambda arrays: arrays | {"actions": np.arange(14)}, r"'actions': expected shape \[rows, width\].*discrete"),
+        (lambda arrays: arrays | {"observations": np.zeros((14, 8, 8, 3), "u1")}, "next_observations.*shape"),
+        (
+            lambda arrays: without(arrays, "next_observations") | {"observations": np.zeros((14, 8, 8, 3), "u1")},
+            r"'observations': expected shape \[rows, width\].*images",
+        ),
+        (lambda arrays: arrays | {"actions": arrays["actions"] + 1j}, r"'actions': expected real numbers.*complex"),
+        (lambda arrays: arrays | {"terminals": np.array([b"no"] * 14)}, "'terminals': expected real numbers"),
+        (lambda arrays: arrays | {"actions": 3.0}, "'actions': expected an array"),
+        (lambda arrays: arrays | {"actions": arrays["actions"][:, :0]}, "'actions': expected at least one column"),
+        (lambda arrays: {name: array[:0] for name, array in arrays.items()}, "expected transitions, found none"),
+        (lambda arrays: {name: array[:1] for name, array in arrays.items()}, "two or more transitions"),
+        (poke("observations", np.float64(np.nan)), r"'observations': expected finite.*nan.* in row 9 "),
+        (poke("next_observations", np.float64(np.inf)), r"'next_observations': expected finite.*inf.* in row 9 "),
+        (poke("actions", np.float64(1e300)), r"'actions': expected finite.*inf.* in row 9 "),
+        (poke("terminals", np.float32(0.5)), r"'terminals': expected 0 or 1, found 0.5 in row 9"),
+        (poke("timeouts", np.int64(2)), r"'timeouts': expected 0 or 1, found 2 in row 9"),
+    ],
+)
+def test_a_file_that_does_not_hold_such_a_dataset_is_a_clear_error(write, change, message):
+    path = write(change(flat()))
+    with pytest.raises(DatasetError, match=message) as error:
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+    assert str(path) in str(error.value)
+
+
+def test_numbers_that_are_not_used_are_not_checked(write):
+    arrays = without(flat(), "next_observations")
+    arrays["actions"][3] = np.nan  # beside the last state of the first episode
+    assert d4rl.read(write(arrays), reached=reached, goals=VELOCITY).num_trajectories == 3
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9])
+def test_a_truncated_file_is_a_clear_error_with_its_cause(write, kept):
+    path = write(flat([(1000, "timeout")]))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(DatasetError, match=r"cannot read .*a.hdf5 as HDF5") as error:
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+    assert error.value.__cause__ is not None
+
+
+def test_a_missing_file_text_and_damaged_compression_are_clear_errors(write, tmp_path):
+    with pytest.raises(DatasetError, match=r"cannot read .*none.hdf5 as HDF5.*No such file"):
+        d4rl.read(tmp_path / "none.hdf5", reached=reached, goals=VELOCITY)
+    text = tmp_path / "text.hdf5"
+    text.write_text("not HDF5" * 100)
+    with pytest.raises(DatasetError, match="cannot read"):
+        d4rl.read(text, reached=reached, goals=VELOCITY)
+    path = write(flat([(1000, "timeout")]), compression="gzip")
+    with h5py.File(path) as file:
+        chunk = file["observations"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + 20 : chunk.byte_offset + 200] = bytes(180)
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match="cannot read"):
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (4, 4)}, {"chunks": (4, 4), "compression": "gzip"}], ids=str)
+def test_numbers_that_were_never_written_do_not_pass_for_zeros(write, options):
+    path = write(without(flat(), "observations"))
+    with h5py.File(path, "a") as file:
+        dataset = file.create_dataset("observations", (14, 4), "f4", **options)
+        if options:
+            dataset[:8] = 1.0
+    with pytest.raises(DatasetError, match=r"'observations': expected \d+ (bytes|chunks), found \d+: it is incomplete"):
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+
+
+def test_a_declared_size_of_terabytes_is_refused_before_memory_is_asked_for(tmp_path):
+    path = tmp_path / "huge.hdf5"
+    with h5py.File(path, "w") as file:
+        for name, shape in (("observations", (10**12, 17)), ("actions", (10**12, 6)), ("terminals", (10**12,))):
+            file.create_dataset(name, shape, "f4", chunks=(1000, *shape[1:]))
+    with pytest.raises(DatasetError, match=r"'observations': expected 68000000000000 bytes, found 0"):
+        d4rl.read(path, reached=reached, goals=VELOCITY, horizon=1000)
+
+
+@pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "virtual dataset", "group"])
+def test_nothing_outside_the_file_is_read(write, tmp_path, kind):
+    arrays = flat()
+    secret = tmp_path / "secret.hdf5"
+    with h5py.File(secret, "w") as file:
+        file["observations"] = arrays["observations"]
+    raw = tmp_path / "secret.raw"
+    raw.write_bytes(arrays["observations"].tobytes())
+    path = write(without(arrays, "observations"))
+    with h5py.File(path, "a") as file:
+        if kind == "external link":
+            file["observations"] = h5py.ExternalLink(str(secret), "observations")
+        elif kind == "soft link":
+            file["observations"] = h5py.SoftLink("/next_observations")
+        elif kind == "external storage":
+            file.create_dataset("observations", (14, 4), "f4", external=[(str(raw), 0, raw.stat().st_size)])
+        elif kind == "virtual dataset":
+            layout = h5py.VirtualLayout((14, 4), "f4")
+            layout[:] = h5py.VirtualSource(str(secret), "observations", (14, 4))
+            file.create_virtual_dataset("observations", layout)
+        else:
+            file.create_group("observations")
+    with pytest.raises(DatasetError, match=r"'observations': expected (it in this file|numbers in this|an array)"):
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizon": 1}, "horizon must be at least 2"),
+        ({"pad": True}, "pad needs a horizon"),
+        ({"max_trajectories": 0}, "max_trajectories"),
+        ({"max_transitions": 0}, "max_transitions"),
+        ({"goals": Goals(2, desired="last")}, "desired must be 'final'"),
+        ({"goals": Goals(2, desired=[np.nan])}, "desired must be 'final'"),
+        ({"goals": Goals(2, desired=[1.0, 2.0])}, "expected a desired goal as wide as the achieved one, 1, found 2"),
+        ({"goals": Goals(4)}, r"'observations': expected columns \[4\], found 4 columns"),
+        ({"goals": Goals([-1])}, r"'observations': expected columns \[-1\]"),
+        (
+            {"goals": Goals(lambda rows: rows[:, 2])},
+            r"expected the goal function to return numbers of shape \[14, dg\]",
+        ),
+        ({"goals": Goals(0, array="infos/none")}, "expected 'infos/none', found"),
+        ({"goals": Goals(0, desired=("array", "infos/none"))}, "expected 'infos/none', found"),
+        ({"reached": lambda a, g: a - g}, "reached: expected booleans"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(write, options, message):
+    path = write(flat())
+    with pytest.raises(ValueError, match=message):
+        d4rl.read(path, **{"reached": reached, "goals": VELOCITY, **options})
+
+
+def test_without_h5py_the_error_says_what_to_install(write, monkeypatch):
+    path, known = write(flat()), builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name in ("h5py", "tqdm"):
+            raise ImportError(name)
+        return known(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install \"torchrl-smore\[hdf5\]\""):
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+
+
+def test_progress_is_shown_on_demand(write, capsys):
+    path = write(flat())
+    d4rl.read(path, reached=reached, goals=VELOCITY)
+    assert capsys.readouterr().err == ""
+    d4rl.read(path, reached=reached, goals=VELOCITY, progress=True)
+    assert "reading a.hdf5: 100%" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from torchrl_smore.data import readers
+from torchrl_smore.data.errors import DatasetError
+
+
+def reached(achieved, goal):
+    return np.linalg.norm(achieved - goal, axis=-1) < 1.0
+
+
+STATES = np.arange(24.0).reshape(2, 6, 2)  # two episodes of five steps
+ACTIONS = np.linspace(-1, 1, 10).reshape(2, 5, 1)
+GOALS = readers.Goals(slice(None), desired=[1.0, 2.0])
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    """The same two episodes in every format, and options of the reader."""
+    goal = np.broadcast_to([1.0, 2.0], (2, 6, 2))
+    padded = np.concatenate([ACTIONS, np.zeros((2, 1, 1))], 1).reshape(12, 1)
+    ends = np.tile(np.arange(6) == 5, 2)
+    pickled = {"o": STATES, "ag": STATES, "u": ACTIONS, "g": goal[:, :5]}
+    (tmp_path / "buffer.pkl").write_bytes(pickle.dumps(pickled))
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name, array in (("observations", STATES.reshape(12, 2)), ("actions", padded), ("timeouts", ends)):
+            file[name] = array
+        file["terminals"] = np.zeros(12)
+    np.savez(tmp_path / "a.npz", observations=STATES.reshape(12, 2), actions=padded, terminals=ends)
+    data = tmp_path / "minari" / "set-v0" / "data"
+    data.mkdir(parents=True)
+    with h5py.File(data / "main_data.hdf5", "w") as file:
+        for number in range(2):
+            group = file.create_group(f"episode_{number}")
+            for key, array in (("observation", STATES), ("achieved_goal", STATES), ("desired_goal", goal)):
+                group[f"observations/{key}"] = array[number]
+            group["actions"], group["terminations"] = ACTIONS[number], np.zeros(5, bool)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    readers.wgcsl.read(tmp_path / "buffer.pkl", reached=reached).save(tmp_path / "store")
+    return {
+        "store": (tmp_path / "store", {}),
+        "wgcsl": (tmp_path / "buffer.pkl", {}),
+        "d4rl": (tmp_path / "a.hdf5", {"goals": GOALS}),
+        "ogbench": (tmp_path / "a.npz", {"goals": GOALS}),
+        "minari": ("set-v0", {}),
+    }
+
+
+def test_every_format_is_recognised_and_the_same_episodes_give_the_same_columns(datasets):
+    assert set(datasets) == set(readers.FORMATS)
+    digests = set()
+    for name, (path, options) in datasets.items():
+        assert readers.recognise(path) == name
+        digests.add(readers.read(path, reached=reached, **options).sha256)
+    assert len(digests) == 1
+
+
+def test_a_format_by_name_overrides_the_suffix(datasets, tmp_path):
+    path, options = datasets["d4rl"]
+    renamed = path.rename(tmp_path / "a.data")
+    with pytest.raises(DatasetError, match=r"a.data is of no known format.*'d4rl'"):
+        readers.read(renamed, reached=reached, **options)
+    assert readers.read(renamed, reached=reached, format="d4rl", **options).num_trajectories == 2
+    with pytest.raises(ValueError, match=r"unknown format 'd4r'.*d4rl"):
+        readers.read(renamed, reached=reached, format="d4r", **options)
+    with pytest.raises(DatasetError, match="as npz"):
+        readers.read(renamed, reached=reached, format="ogbench")
+
+
+def test_what_is_not_there_or_of_no_format_is_a_clear_error(datasets, tmp_path):
+    for path in ("none-v0", tmp_path / "none.hdf5", tmp_path / "none"):
+        with pytest.raises(DatasetError, match=r"none\S* does not exist; expected a trajectory store .*Minari.*\.npz"):
+            readers.recognise(path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match=r"empty is of no known format"):
+        readers.recognise(tmp_path / "empty")

@@ -1,0 +1,258 @@
+"""The benchmark, run as a user runs it, interrupted as users do not mean to."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from torchrl_smore.reports import read_curves, read_results
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
+TINY = (
+    *("tasks=[PointReach]", "methods=[smore,gcsl]", "seeds=2", "batch_size=8", "num_trajectories=20"),
+    *("eval_episodes=2", "eval_interval=4", "out=out"),
+)
+QUICK = (*TINY, "steps=12", "jobs=0")
+
+
+def tables(cwd):
+    return [(cwd / "out" / name).read_bytes() for name in ("results.csv", "curves.csv")]
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """Working directory and output of an uninterrupted benchmark without Ray."""
+    cwd = tmp_path_factory.mktemp("benchmark")
+    done = recipe("benchmark.py", *QUICK, cwd=cwd)
+    assert done.status == 0, done.stderr
+    return cwd, done
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_benchmark_leaves_results_curves_and_what_was_asked(finished):
+    cwd, done = finished
+    results = read_results(cwd / "out" / "results.csv")
+    runs = {("SMORe", 0), ("SMORe", 1), ("GCSL", 0), ("GCSL", 1)}
+    assert {(row.method, row.seed) for row in results} == runs
+    assert {row.metric for row in results} == {
+        *("discounted_return_0.98", "discounted_return_0.99", "return_over_max"),
+        *("success_last", "success_any", "final_distance"),
+    }
+    assert len(results) == 4 * 6
+    assert {(row.task, row.setting, row.steps, row.episodes) for row in results} == {
+        ("PointReach", "expert=0.1", 12, 2)
+    }
+    curves = read_curves(cwd / "out" / "curves.csv")
+    assert {(row.method, row.seed, row.steps) for row in curves} == {
+        (*run, step) for run in runs for step in (4, 8, 12)
+    }
+    last = {row.key: row.value for row in curves if row.steps == 12}
+    assert {row.key: row.value for row in results} == pytest.approx(last, rel=1e-6)
+    grid = json.loads((cwd / "out" / "grid.json").read_text())
+    assert [(cell["method"], cell["seeds"], cell["steps"]) for cell in grid["cells"]] == [
+        ("SMORe", [0, 1], 12),
+        ("GCSL", [0, 1], 12),
+    ]
+    assert {path.name for path in (cwd / "out" / "cells").iterdir()} == {cell["id"] for cell in grid["cells"]}
+    assert "4 runs, 0 of them finished" in done.stdout
+    assert "4 of 4 runs finished" in done.stdout
+    assert "[4 of 4] " in done.stdout
+
+
+def test_seeds_differ_and_methods_differ(finished):
+    results = read_results(finished[0] / "out" / "results.csv")
+    distances = [row.value for row in results if row.metric == "final_distance"]
+    assert len(set(distances)) == 4
+
+
+def test_the_same_command_again_trains_nothing(recipe, copy):
+    runs = files(copy / "out" / "cells")
+    before = tables(copy)
+    done = recipe("benchmark.py", *QUICK, cwd=copy)
+    assert done.status == 0, done.stderr
+    assert "4 runs, 4 of them finished" in done.stdout
+    assert files(copy / "out" / "cells") == runs
+    assert tables(copy) == before
+
+
+def test_a_run_killed_at_any_point_goes_on_and_gives_the_same_tables(recipe, copy):
+    before = tables(copy)
+    first, second, third, fourth = sorted((copy / "out" / "cells").glob("*/seed*"))
+    for folder in (first, second, third, fourth):
+        (folder / "result.json").unlink()
+    # at its second checkpoint; after its last update; before its first checkpoint; before its configuration
+    (run,) = (first / "run").iterdir()
+    shutil.rmtree(run / "checkpoint" / "step_000000012")
+    (run / "summary.json").unlink()
+    (run,) = (third / "run").iterdir()
+    shutil.rmtree(run / "checkpoint")
+    (run / "summary.json").unlink()
+    (run,) = (fourth / "run").iterdir()
+    shutil.rmtree(run)
+    run.mkdir()
+    (copy / "out" / "results.csv").unlink()
+
+    done = recipe("benchmark.py", *QUICK, cwd=copy)
+    assert done.status == 0, done.stderr
+    assert tables(copy) == before
+
+
+def test_more_seeds_are_added_and_fewer_lose_nothing(recipe, copy):
+    runs = files(copy / "out" / "cells")
+    more = [option for option in QUICK if not option.startswith("seeds=")]
+    done = recipe("benchmark.py", *more, "seeds=3", "methods=[gcsl]", cwd=copy)
+    assert done.status == 0, done.stderr
+    assert {path: time for path, time in files(copy / "out" / "cells").items() if path in runs} == runs
+    found = {(row.method, row.seed) for row in read_results(copy / "out" / "results.csv")}
+    assert found == {("SMORe", 0), ("SMORe", 1), ("GCSL", 0), ("GCSL", 1), ("GCSL", 2)}
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_kept(recipe, copy):
+    broken = next((copy / "out" / "cells").glob("*gcsl*/seed1"))
+    (broken / "result.json").unlink()
+    (run,) = (broken / "run").iterdir()
+    (run / "summary.json").unlink()
+    for state in run.glob("checkpoint/*/state.pt"):
+        state.write_bytes(b"torn")
+    done = recipe("benchmark.py", *QUICK, cwd=copy)
+    assert done.status == 2
+    assert "PointReach, GCSL, expert=0.1, seed 1: CheckpointError" in done.stderr
+    assert "1 of 4 runs failed" in done.stderr.splitlines()[-1]
+    assert len({row.key[:4] for row in read_results(copy / "out" / "results.csv")}) == 3
+
+
+def assert_refused(done, cwd, before, *said):
+    assert done.status == 2, done.stdout + done.stderr
+    errors = done.stderr.splitlines()
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: ")
+    assert all(text in errors[0] for text in said), errors[0]
+    assert files(cwd) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], ["nothing to run", "table="]),
+        (["preset=smok"], ["'smok'", "Did you mean smoke?"]),
+        (["tasks=[PointReech]"], ["'PointReech'", "Did you mean 'PointReach'?"]),
+        (["tasks=[PointReach]", "methods=[GC-IQK]"], ["'GC-IQK'", "Did you mean gc_iql?"]),
+        (["tasks=[PointReach]", "settings=[no_hre]"], ["no_hre", "Did you mean no_her?"]),
+        (["tasks=[PointReach]", "settings=['beta=2']"], ["beta", "2"]),
+        (["table=3"], ["table", "'3'"]),
+        (["figure=3"], ["figure=3"]),
+        (["table=9", "methods=[gofar]"], ["no cell"]),
+        (["table=1", "tasks=[SawyerDoor]", "methods=[gc_sql]"], ["no cell"]),
+        (["tasks=[PointReach]", "seeds=0"], ["seeds", "at least 1"]),
+        (["tasks=[PointReach]", "address=nowhere", "jobs=2"], ["jobs="]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_bad_request_is_refused_in_one_line_before_anything_is_written(recipe, tmp_path, options, said):
+    assert_refused(recipe("benchmark.py", *options, cwd=tmp_path), tmp_path, {}, *said)
+
+
+def test_a_folder_with_other_results_is_refused_and_left_alone(recipe, copy):
+    before = files(copy)
+    done = recipe("benchmark.py", *[o for o in QUICK if not o.startswith("steps=")], "steps=8", cwd=copy)
+    assert_refused(done, copy, before, "other steps or options", "another out=")
+    table = copy / "out" / "results.csv"
+    table.write_text(table.read_text().replace("\n1,", "\n2,"))
+    before = files(copy)
+    assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "schema 1", "'2'")
+
+
+def test_two_drivers_in_one_folder_are_refused(recipe, copy):
+    with (copy / "out" / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = files(copy)
+        assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "another benchmark is running")
+    assert recipe("benchmark.py", *QUICK, cwd=copy).status == 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1"])
+def test_a_cluster_that_cannot_be_reached_is_told_within_seconds_and_loses_nothing(recipe, copy, address):
+    (next((copy / "out" / "cells").glob("*/seed0")) / "result.json").unlink()
+    options = [option for option in QUICK if option != "jobs=0"]
+    started = time.monotonic()
+    done = recipe("benchmark.py", *options, f"address={address}", cwd=copy)
+    # 10 s of patience and the imports; Ray itself would take minutes
+    assert time.monotonic() - started < 60.0
+    assert done.status == 2
+    assert address in done.stderr.splitlines()[-1]
+    assert len({row.key[:4] for row in read_results(copy / "out" / "results.csv")}) == 3
+
+
+def test_a_server_that_is_no_cluster_is_told_apart(recipe, copy):
+    (next((copy / "out" / "cells").glob("*/seed0")) / "result.json").unlink()
+    options = [option for option in QUICK if option != "jobs=0"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = recipe("benchmark.py", *options, f"address=127.0.0.1:{server.getsockname()[1]}", cwd=copy)
+    assert done.status == 2
+    assert "no Ray cluster" in done.stderr.splitlines()[-1]
+
+
+def wait_for(condition, seconds=90.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_driver_lose_nothing_and_count_nothing_twice(recipe, tmp_path):
+    """One Ray session; what it leaves is finished without Ray, and equals a benchmark that nobody disturbed."""
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    options = (*TINY, "methods=[smore]", "steps=600", "eval_interval=20")
+    options = [option for option in options if option not in ("methods=[smore,gcsl]", "eval_interval=4")]
+    for cwd in (calm, rough):
+        cwd.mkdir()
+    done = recipe("benchmark.py", *options, "jobs=0", cwd=calm)
+    assert done.status == 0, done.stderr
+
+    def starts():
+        return [(path.parent, path.read_text().splitlines()) for path in rough.glob("out/cells/*/seed*/starts.txt")]
+
+    def has_checkpoint(folder):
+        return any(folder.glob("run/*/checkpoint/step_*/meta.json")) and not (folder / "result.json").exists()
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "driver.log").open("w") as log:
+        driver = subprocess.Popen(
+            [sys.executable, str(RECIPE), *options, "jobs=1"], cwd=rough, env=environment, stdout=log, stderr=log
+        )
+        try:
+            folder, (line,) = wait_for(lambda: next((s for s in starts() if has_checkpoint(s[0])), None))
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+            wait_for(lambda: len(dict(starts())[folder]) == 2)
+        finally:
+            driver.kill()
+            driver.wait()
+    done = recipe("benchmark.py", *options, "jobs=0", cwd=rough)
+    assert done.status == 0, done.stderr
+    assert tables(rough) == tables(calm)
+    lines = dict(starts())[folder]
+    assert len({line.split()[0] for line in lines}) == 2, "two drivers began it"
+    assert len(lines) == 3, "and the first one twice"

@@ -1,0 +1,185 @@
+"""Defaults of preset, method and task, and the variants of methods that options reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from torchrl_smore.envs import task_names
+from torchrl_smore.reports import Paper
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+QUICK = (
+    *("task=PointReach", "batch_size=8", "steps=2", "eval_episodes=2", "threads=1", "device=cpu", "rollout=false"),
+)
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    """The modules of the recipes, imported as they import each other."""
+    sys.path.insert(0, str(RECIPES))
+    import defaults
+    import methods
+    import smore_offline
+
+    yield defaults, methods, smore_offline
+    sys.path.remove(str(RECIPES))
+
+
+@dataclass
+class Options:
+    task: str = "T"
+    method: str = "m"
+    preset: str = "quick"
+    steps: int | None = None
+    expectile: float | None = None
+    batch_size: int | None = None
+    networks: str = "paper"
+
+
+@pytest.fixture
+def folder(tmp_path, recipes, monkeypatch):
+    """Writes files of defaults to a folder of their own: ``folder(task=..., method=..., preset=...)``."""
+    monkeypatch.setattr(recipes[0], "CONFIGS", tmp_path)
+
+    def write(**texts):
+        names = {"task": "T", "method": "m", "preset": "quick"}
+        for kind, text in texts.items():
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{names[kind]}.yaml").write_text(text)
+
+    return write
+
+
+def test_the_users_value_then_task_then_method_then_preset(recipes, folder):
+    folder(
+        preset="steps: 1\nbatch_size: 1\nexpectile: 0.1",
+        method="expectile: 0.2\nbatch_size: 2",
+        task="batch_size: 3\npresets:\n  quick:\n    batch_size: 4\n  paper:\n    batch_size: 5\n"
+        "methods:\n  other:\n    expectile: 0.9",
+    )
+    resolve = recipes[0].resolve
+    assert resolve(Options()) == Options(steps=1, expectile=0.2, batch_size=4)
+    assert resolve(Options(batch_size=7)).batch_size == 7
+    assert resolve(Options(method="other")).expectile == 0.9
+    assert resolve(Options(preset="paper")).batch_size == 5
+    assert resolve(Options(task="unheard of")).batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"method": "expectle: 0.7"}, "m.yaml: the recipe has no option 'expectle'. Did you mean expectile?"),
+        ({"task": "presets:\n  quick:\n    step: 3"}, "presets.quick: the recipe has no option 'step'"),
+        ({"method": "methods:\n  m:\n    steps: 3"}, "no option 'methods'"),
+        ({"preset": "steps: many"}, "quick.yaml: steps:"),
+        ({"task": "[1, 2]"}, "must hold options by name, found list"),
+        ({"task": "{["}, "is not YAML"),
+    ],
+)
+def test_a_faulty_file_is_refused_by_name(recipes, folder, texts, said):
+    folder(**texts)
+    with pytest.raises(ValueError, match="yaml") as error:
+        recipes[0].resolve(Options())
+    assert said in str(error.value)
+
+
+def test_every_file_fits_the_recipe_and_belongs_to_a_method_a_task_or_a_preset(recipes):
+    defaults, methods, smore_offline = recipes
+    known = {
+        "method": set(methods.METHODS),
+        "task": {*task_names(), *(cell.task for cell in Paper().cells)},
+        "preset": set(defaults.PRESETS),
+    }
+    for kind, names in known.items():
+        found = {path.stem for path in (RECIPES / "configs" / kind).glob("*.yaml")}
+        assert found <= names
+        for name in found:
+            assert defaults.read_defaults(smore_offline.Config, kind, name)
+    assert {path.stem for path in (RECIPES / "configs" / "method").glob("*.yaml")} == known["method"]
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_every_task_and_method_has_all_that_a_run_needs(recipes, preset):
+    _, methods, smore_offline = recipes
+    for task in task_names():
+        for name, method in methods.METHODS.items():
+            config = smore_offline.with_defaults(smore_offline.Config(task=task, method=name, preset=preset))
+            needed = ["steps", "batch_size", "num_trajectories", "eval_interval", "log_interval", "save_interval"]
+            needed += ["learning_rate", "her_ratio", *(["target_rate"] if method.target_network else [])]
+            assert [option for option in needed if getattr(config, option) is None] == []
+            if task == "PointReach" and preset == "quick":
+                smore_offline.check(config)
+
+
+def test_the_papers_numbers(recipes):
+    smore_offline = recipes[2]
+
+    def paper(task):
+        return smore_offline.with_defaults(smore_offline.Config(task=task, preset="paper"))
+
+    # App. C.1 and Table 4
+    steps = {"FetchReach": 400_000, "FetchPick": 400_000, "FetchSlide": 400_000, "FetchPush": 1_000_000}
+    assert {task: paper(task).steps for task in steps} == steps
+    reach = paper("FetchReach")
+    assert (reach.batch_size, reach.expectile, reach.temperature, reach.her_ratio) == (512, 0.8, 3.0, 0.8)
+    assert (paper("HandReach").expectile, paper("SawyerDoor").expectile) == (0.7, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        (["method=smore", "actor=score", "value_target=policy", "expectile=0.5"], "loss_score"),
+        (["method=gofar", "divergence=kl"], "loss_discriminator"),
+        (["method=gofar", "reward=binary"], "loss_value"),
+        (["method=gofar", "actor_weight=expectile_awr", "expectile=0.7", "temperature=1"], "loss_discriminator"),
+        (["method=wgcsl_original"], "loss_qvalue"),
+        (["method=crl", "contrast=symmetric_infonce", "energy=l2"], "loss_critic"),
+        (["method=crl", "actor=awr", "temperature=1"], "loss_value"),
+        (["method=crl_td"], "loss_critic"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_variant_is_reached_by_options_and_trains(recipe, tmp_path, store_path, options, loss):
+    done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 2
+    assert loss in (run_dir / "metrics.csv").read_text().splitlines()[0]
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert {name: config[name] for name, _, _ in map(str.partition, options, "=" * len(options))} == {
+        name: yaml.safe_load(value) for name, _, value in map(str.partition, options, "=" * len(options))
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["method=gofar", "divergence=kll"], "kll"),
+        (["method=gofar", "reward=sparse"], "'sparse'"),
+        (["method=crl", "energy=cosine"], "'cosine'"),
+        (["method=gc_iql", "actor=score"], "method=gc_iql has no option actor"),
+        (["value_target=policy"], "needs actor='score'"),
+        (["preset=quik"], "Did you mean quick?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_a_method_has_not_is_refused(recipe, tmp_path, options, said):
+    done = recipe("smore_offline.py", *QUICK, *options, cwd=tmp_path)
+    assert done.status == 2
+    (error,) = done.stderr.splitlines()
+    assert said in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dataclass_is_the_only_home_of_option_names(recipes):
+    smore_offline = recipes[2]
+    names = {field.name for field in dataclasses.fields(smore_offline.Config)}
+    options = {"clip_bootstrap" if name == "score_bounds" else name for name in smore_offline.LOSS_OPTIONS}
+    assert options <= names

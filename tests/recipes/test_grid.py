@@ -1,0 +1,119 @@
+"""Which cells a benchmark is made of."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchrl_smore.envs import MIXTURES, task_names
+from torchrl_smore.reports import Paper, canonical_setting
+
+
+@pytest.fixture(scope="module")
+def grid():
+    folder, environment = str(Path(__file__).parents[2] / "recipes"), dict(os.environ)
+    sys.path.insert(0, folder)
+    import grid
+
+    yield grid
+    sys.path.remove(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.mark.parametrize(
+    ("setting", "options"),
+    [
+        ("default", {"expert_fraction": 0.1}),
+        ("expert=0.025", {"expert_fraction": 0.025}),
+        ("expert=0.10;noise=1.5", {"expert_fraction": 0.1, "action_noise": 1.5}),
+        ("beta=0.7", {"expert_fraction": 0.1, "beta": 0.7}),
+        ("no_her", {"expert_fraction": 0.1, "her_ratio": 0.0}),
+        ("no_awr", {"expert_fraction": 0.1, "actor": "score"}),
+        ("gofar_binary", {"expert_fraction": 0.1, "reward": "binary"}),
+        ("expertile=0.9", None),
+        ("no_hre", None),
+        ("beta=lots", None),
+        ("colour=red", None),
+    ],
+)
+def test_a_setting_is_options_of_the_recipe_or_refused(grid, setting, options):
+    if options is not None:
+        assert grid.setting_options(setting) == options
+        return
+    with pytest.raises(ValueError, match=setting.split("=")[0]) as error:
+        grid.setting_options(setting)
+    proposed = {"expertile=0.9": "expert", "no_hre": "no_her"}.get(setting, "")
+    assert proposed in str(error.value)
+
+
+def test_the_unspelled_ablation_drops_the_expectile_too(grid):
+    options = grid.setting_options("no_awr_no_expectile")
+    assert {"actor": "score", "value_target": "policy", "expectile": 0.5}.items() <= options.items()
+
+
+@pytest.mark.parametrize("number", Paper().tables)
+def test_every_printed_cell_of_a_table_is_planned_or_named_as_unavailable(grid, number):
+    plan = grid.table_plan(number)
+    planned = {(cell.task, grid.paper_name(cell.method), cell.setting) for cell in plan.cells}
+    for entry in Paper().table(number):
+        if entry.mean is None:
+            continue
+        cell = entry.cell
+        setting = canonical_setting(cell.setting.replace("r_gofar", "gofar"))
+        named = [
+            text
+            for text in plan.unavailable
+            if text.startswith((f"{cell.task}, every", f"{cell.task}, {cell.method}, "))
+        ]
+        if cell.task not in task_names() or "mix=" in setting:
+            assert named, cell
+        else:
+            assert (cell.task, cell.method, setting) in planned, cell
+    assert all(cell.tables == (number,) for cell in plan.cells)
+
+
+def test_the_second_attempt_at_a_variant_is_the_first_and_not_run_twice(grid):
+    cells = [cell for cell in grid.table_plan("13").cells if cell.task == "FetchReach"]
+    assert sorted((cell.method, cell.setting) for cell in cells) == [
+        *[("gofar", f"expert=0.1{variant}") for variant in ("", ";gofar_binary", ";gofar_expectile_awr")],
+        ("smore", "expert=0.1"),
+    ]
+
+
+def test_figure_2_is_seven_methods_at_three_noises(grid):
+    plan = grid.figure_plan("2")
+    assert {cell.task for cell in plan.cells} == {"FetchReach"}
+    assert len(plan.cells) == 21
+    assert {dict(cell.options)["action_noise"] for cell in plan.cells} == {0.5, 1.0, 1.5}
+    with pytest.raises(ValueError, match="figure=3"):
+        grid.figure_plan("3")
+
+
+def test_the_tables_shares_of_experts_are_the_named_mixtures(grid):
+    shares = {
+        dict(cell.options)["expert_fraction"] for number in Paper().tables for cell in grid.table_plan(number).cells
+    }
+    assert shares == set(MIXTURES.values())
+
+
+def test_the_smoke_plan_has_every_table_and_the_figure_and_shares_cells(grid):
+    plan = grid.smoke_plan()
+    assert {table for cell in plan.cells for table in cell.tables} == {*Paper().tables, "figure 2"}
+    assert len({(cell.task, cell.method, cell.setting) for cell in plan.cells}) == len(plan.cells)
+    (default,) = (c for c in plan.cells if (c.task, c.method, c.setting) == ("FetchReach", "smore", "expert=0.1"))
+    assert set(default.tables) >= {"1", "9", "10", "11", "12", "13", "15", "16"}
+    assert {cell.task for cell in plan.cells} <= set(task_names())
+
+
+def test_a_free_grid_leaves_out_what_a_method_has_no_option_for(grid):
+    plan = grid.free_plan(["PointReach"], ["smore", "GC-IQL", "gcsl"], ["default", "beta=0.7", "no_her"])
+    found = sorted((cell.method, cell.setting) for cell in plan.cells)
+    everywhere = [(m, s) for m in ("gc_iql", "gcsl", "smore") for s in ("expert=0.1", "expert=0.1;no_her")]
+    assert found == sorted([*everywhere, ("smore", "beta=0.7;expert=0.1")])
+    with pytest.raises(ValueError, match="applies to none"):
+        grid.free_plan(["PointReach"], ["gcsl"], ["beta=0.7"])
+    assert grid.free_plan(["SawyerDour"], ["gcsl"], ["default"]).unavailable

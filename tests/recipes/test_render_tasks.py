@@ -1,0 +1,31 @@
+"""The recipe that draws the tasks, run as a user runs it."""
+
+from __future__ import annotations
+
+import imageio.v3 as imageio
+import numpy as np
+
+
+def test_a_task_is_drawn_as_three_frames_and_as_a_film_of_the_expert(recipe, tmp_path):
+    options = ("task=PointRooms", "out=pictures", "size=48", "steps=20", "gif=true")
+    done = recipe("render_tasks.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert done.stdout == "1 tasks: pictures\n"
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["PointRooms.gif", "PointRooms.png"]
+
+    strip = imageio.imread(tmp_path / "pictures" / "PointRooms.png").astype(int)[..., :3]
+    assert strip.shape == (48, 144, 3)
+    # the goal is red before it is reached and green when the expert is there; the point itself is blue
+    red, green = (strip[..., c] - strip[..., [i for i in (0, 1, 2) if i != c]].max(-1) > 15 for c in (0, 1))
+    assert [red[:, :48].any(), green[:, :48].any()] == [True, False]
+    assert [red[:, 96:].any(), green[:, 96:].any()] == [False, True]
+    film = imageio.imread(tmp_path / "pictures" / "PointRooms.gif")
+    assert len(film) > 5  # a GIF keeps no two equal frames in a row
+    assert np.ptp(film.astype(int), axis=0).max() > 100
+
+
+def test_an_unknown_task_is_refused_before_anything_is_written(recipe, tmp_path):
+    done = recipe("render_tasks.py", "task=PointRoom", cwd=tmp_path)
+    assert (done.status, len(done.stderr.splitlines())) == (2, 1)
+    assert "Did you mean 'PointRooms'" in done.stderr
+    assert not list(tmp_path.iterdir())

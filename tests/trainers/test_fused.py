@@ -1,0 +1,330 @@
+"""The fused update against the plain one, one seed against several, and one graph for all of it."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch._dynamo.testing import CompileCounterWithBackend
+from torchrl.objectives import SoftUpdate
+
+from torchrl_smore.data import GoalBatchSampler
+from torchrl_smore.modules import goal_specs, make_contrastive_networks, make_discriminator, make_networks
+from torchrl_smore.objectives import (
+    ActionableModelsLoss,
+    ContrastiveRLLoss,
+    GCIQLLoss,
+    GCSLLoss,
+    GoFARLoss,
+    SMORELoss,
+    WGCSLLoss,
+)
+from torchrl_smore.trainers import ActorPolicy, FusedUpdate, Update, adam
+from torchrl_smore.trainers.stacked import StackedLosses
+
+# tensordict says so whenever torch.vmap meets stacked parameters in a compiled graph
+pytestmark = pytest.mark.filterwarnings("ignore:Using lock_:UserWarning")
+SPECS = goal_specs(3, 2, 2)
+
+
+def state(loss):
+    """Every parameter, target parameter and coefficient, copied."""
+    return {name: value.clone() for name, value in loss.state_dict().items()}
+
+
+def assert_close(ours, reference, **tolerances):
+    assert ours.keys() == reference.keys()
+    for name, value in reference.items():
+        torch.testing.assert_close(ours[name], value, msg=lambda m, name=name: f"{name}: {m}", **tolerances)
+
+
+def run(update, updates):
+    outs = [{key: value.clone() for key, value in update().items()} for _ in range(updates)]
+    return outs, [state(loss) for loss in update.losses]
+
+
+@pytest.fixture
+def make_fused(make_loss, data):
+    """Returns a factory of fused updates of small SMORe losses, one for each seed."""
+
+    def make(*seeds, loss_options=None, **options):
+        losses = [make_loss(seed, **(loss_options or {})) for seed in seeds]
+        options = {"lr": 1e-3, "total_steps": 15, "tau": 0.05, **options}
+        return FusedUpdate(losses, GoalBatchSampler(data, 16), seeds=seeds, **options)
+
+    return make
+
+
+@pytest.fixture
+def plain(make_loss, data):
+    """Losses, diagnostics and end state of 20 plain updates of seed 1: the schedule ends at the 15th."""
+    loss = make_loss(1)
+    optimizer, scheduler = adam(loss, lr=1e-3, total_steps=15)
+    updater = SoftUpdate(loss, tau=0.05)
+    outs, (end,) = run(
+        Update(loss, GoalBatchSampler(data, 16, seed=1), optimizer, scheduler=scheduler, target_updater=updater), 20
+    )
+    return outs, end
+
+
+# sums in another order, and a quotient of moments that float32 leaves uncertain where gradients nearly vanish
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+
+@pytest.mark.parametrize("map_seeds", ["loop", "vmap"])
+@pytest.mark.parametrize("seeds", [(1,), (0, 1, 2)], ids=str)
+def test_twenty_updates_equal_those_of_the_plain_update(make_fused, plain, seeds, map_seeds):
+    update = make_fused(*seeds, map_seeds=map_seeds)
+    before = state(update.losses[seeds.index(1)])
+    outs, ends = run(update, 20)
+    assert_close(ends[seeds.index(1)], plain[1], **CLOSE)
+    for ours, reference in zip(outs, plain[0]):
+        assert all(value.shape == (len(seeds),) and not value.requires_grad for value in ours.values())
+        assert_close({key: value[seeds.index(1)] for key, value in ours.items()}, reference, rtol=1e-3, atol=1e-4)
+    # every network and the target moved much farther than the tolerance
+    moved = {
+        name.split("_params")[0] for name, v in before.items() if (ends[seeds.index(1)][name] - v).abs().max() > 1e-3
+    }
+    assert {"actor_network", "value_network", "score_network", "target_score_network"} <= moved
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compiles for real, but for the last stage, which takes minutes; counts graphs."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile
+
+    def compile(function, *, fullgraph, mode):
+        assert fullgraph
+        assert mode in ("default", "max-autotune-no-cudagraphs")
+        return compiled(function, fullgraph=True, backend=counter)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return counter
+
+
+@pytest.mark.parametrize(("mode", "map_seeds"), [("default", "loop"), ("max", "vmap")])
+def test_a_step_is_one_graph_for_all_seeds_and_equals_the_plain_update(make_fused, plain, graphs, mode, map_seeds):
+    outs, ends = run(make_fused(0, 1, map_seeds=map_seeds, compile=mode), 20)
+    assert graphs.frame_count == 1
+    assert_close(ends[1], plain[1], **CLOSE)
+    assert_close({key: value[1] for key, value in outs[-1].items()}, plain[0][-1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "max"])
+def test_inductor_gives_what_eager_gives(data, mode):
+    # the smallest loss that has a schedule: it is the C++ compiler that takes the time
+    torch._dynamo.reset()
+
+    def end(compile):
+        losses = [make_baseline("gcsl", seed) for seed in (0, 1)]
+        sampler = GoalBatchSampler(data, 16)
+        return run(FusedUpdate(losses, sampler, seeds=(0, 1), lr=1e-3, total_steps=15, compile=compile), 20)[1]
+
+    for ours, reference in zip(end(mode), end("off")):
+        assert_close(ours, reference, **CLOSE)
+
+
+def make_baseline(name, seed=0):
+    torch.manual_seed(seed)
+    networks = make_networks(*SPECS, hidden=(8, 8))
+    if name == "gc_iql":
+        return GCIQLLoss(networks.actor, networks.score, networks.value)
+    if name == "gcsl":
+        return GCSLLoss(networks.actor)
+    if name == "wgcsl":
+        return WGCSLLoss(networks.actor, networks.score[0])
+    if name == "gofar":
+        return GoFARLoss(networks.actor, networks.value, make_discriminator(SPECS[0]))
+    if name == "am":
+        return ActionableModelsLoss(networks.actor, networks.score[0])
+    if name == "crl":
+        critics = make_contrastive_networks(*SPECS, hidden=(8,), latent=4).critic
+        return ContrastiveRLLoss(networks.actor, critics)
+    if name == "no_target":
+        return SMORELoss(networks.actor, networks.score, networks.value, delay_score=False)
+    return SMORELoss(networks.actor, networks.score, networks.value, formulation="dual", bootstrap="policy")
+
+
+KINDS = ("gc_iql", "gcsl", "wgcsl", "crl", "no_target", "dual_policy")
+CASES = [(name, map_seeds) for name in KINDS for map_seeds in ("loop", "vmap")]
+# those that draw random numbers themselves get them in another order from vmap
+CASES += [("gofar", "loop"), ("am", "loop")]
+
+
+@pytest.mark.parametrize(("name", "map_seeds"), CASES)
+def test_every_kind_of_loss_trains_as_in_the_plain_update(data, success, name, map_seeds):
+    sampler = functools.partial(
+        GoalBatchSampler, data, 16, success=success, extras=("achieved_goal", "goal_offset", "initial_observation")
+    )
+    tau = None if name in ("gcsl", "crl", "no_target") else 0.05
+    ours, loss = make_baseline(name), make_baseline(name)
+    # the large eps keeps Adam from blowing up the rounding of gradients near 0
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1, eps=0.1)
+    updater = None if tau is None else SoftUpdate(loss, tau=tau)
+    torch.manual_seed(0)
+    _, (reference,) = run(Update(loss, sampler(), optimizer, target_updater=updater), 3)
+    update = FusedUpdate(ours, sampler(), lr=0.1, eps=0.1, tau=tau, map_seeds=map_seeds)
+    torch.manual_seed(0)
+    _, (end,) = run(update, 3)
+    assert_close(end, reference, rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(end[n], v) for n, v in make_baseline(name).state_dict().items())
+
+
+def test_on_a_cpu_a_seed_trains_among_others_as_it_does_alone(make_fused):
+    _, together = run(make_fused(0, 1), 5)
+    for seed, end in enumerate(together):
+        _, (alone,) = run(make_fused(seed), 5)
+        assert_close(end, alone, rtol=0, atol=0)
+    assert not torch.equal(*(end["value_network_params.module.network.layers.0.bias"] for end in together))
+
+
+def test_without_seeds_the_sampler_is_used_as_it_is(make_loss, data):
+    sampler, other = GoalBatchSampler(data, 16, seed=7), GoalBatchSampler(data, 16, seed=7)
+    update = FusedUpdate(make_loss(0), sampler, tau=0.05)
+    update()
+    other.draw()
+    assert update.seeds == (0,)
+    assert torch.equal(sampler.draw(), other.draw())
+
+
+@pytest.mark.parametrize("map_seeds", ["loop", "vmap"])
+def test_the_modules_stay_in_step_with_the_buffers(make_fused, map_seeds):
+    update = make_fused(0, 1, map_seeds=map_seeds)
+    policy = ActorPolicy(update.losses[1])
+    observation = {"observation": torch.ones(1, 3).numpy(), "desired_goal": torch.ones(1, 2).numpy()}
+    before = policy(observation)
+    update()
+    assert (policy(observation) != before).all()
+    # written in place from outside: the next update goes on from there, and for that seed alone
+    other = make_fused(5, 6, map_seeds=map_seeds)
+    other.losses[0].load_state_dict(update.losses[0].state_dict())
+    for row, buffer in (("params", other.params), ("targets", other.targets)):
+        for group, flat in buffer.items():
+            assert torch.equal(flat[0], getattr(update, row)[group][0])
+            assert not torch.equal(flat[1], getattr(update, row)[group][1])
+
+
+@pytest.mark.parametrize("map_seeds", ["loop", "vmap"])
+def test_a_coefficient_changed_on_one_loss_counts_for_that_seed(make_fused, map_seeds):
+    changed, kept = make_fused(0, 1, map_seeds=map_seeds), make_fused(0, 1, map_seeds=map_seeds)
+    changed.losses[1].expectile = 0.99
+    out, reference = changed(), kept()
+    assert torch.equal(out["loss_value"][0], reference["loss_value"][0])
+    assert out["loss_value"][1] != reference["loss_value"][1]
+
+
+def test_state_comes_back_in_every_bit(make_fused):
+    first, second = make_fused(0, 1), make_fused(0, 1)
+    run(first, 3)
+    run(second, 1)
+    saved = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in first.state_dict().items()}
+    second.load_state_dict(saved)
+    (outs, ends), (others, theirs) = run(first, 3), run(second, 3)
+    for ours, reference in zip([*outs, *ends], [*others, *theirs]):
+        assert_close(ours, reference, rtol=0, atol=0)
+    assert second.step == 6
+
+
+def test_state_of_other_seeds_is_refused(make_fused):
+    with pytest.raises(ValueError, match=r"expected the state of seeds \[0, 2\], got that of \[0, 1\]"):
+        make_fused(0, 2).load_state_dict(make_fused(0, 1).state_dict())
+    with pytest.raises(ValueError, match=r"expected the state of seeds \[0\], got that of None"):
+        make_fused(0).load_state_dict({"loss": {}})
+
+
+def test_frozen_parameters_stay_and_the_rest_trains(make_loss, data):
+    loss = make_loss(0)
+    frozen = loss.value_network_params.get(("module", "network", "layers", "0", "weight"))
+    frozen.requires_grad_(False)
+    before = state(loss)
+    FusedUpdate(loss, GoalBatchSampler(data, 16), lr=0.1, tau=0.05)()
+    after = state(loss)
+    name = "value_network_params.module.network.layers.0"
+    assert torch.equal(after[f"{name}.weight"], before[f"{name}.weight"])
+    assert not torch.equal(after[f"{name}.bias"], before[f"{name}.bias"])
+
+
+def test_a_cuda_graph_is_refused_on_a_cpu(make_fused):
+    with pytest.raises(RuntimeError, match="cuda_graph=True cannot run on cpu: a CUDA graph records work of a CUDA"):
+        make_fused(0, cuda_graph=True)
+
+
+def test_the_choice_of_auto_is_logged(make_fused, caplog):
+    with caplog.at_level(logging.INFO, logger="torchrl_smore"):
+        make_fused(0, 1)
+    assert "trains 2 seeds one after the other (loop) on cpu" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"compile": "fast"}, ValueError, "compile mode 'fast'"),
+        ({"map_seeds": "bmm"}, ValueError, "map_seeds 'bmm'"),
+        ({"seeds": (0,)}, ValueError, r"for each of 2 losses, got \(0,\)"),
+        ({"seeds": (3, 3)}, ValueError, r"a seed of its own for each of 2 losses, got \(3, 3\)"),
+        ({"seeds": None}, ValueError, "for each of 2 losses"),
+    ],
+)
+def test_bad_options_are_refused(make_loss, data, options, error, said):
+    with pytest.raises(error, match=said):
+        FusedUpdate([make_loss(0), make_loss(1)], GoalBatchSampler(data, 4), **{"seeds": (0, 1), **options})
+
+
+def test_a_sampler_in_one_part_is_refused(make_loss):
+    with pytest.raises(
+        TypeError, match=r"needs a sampler with draw, gather and with_seed .* got function; Update takes"
+    ):
+        FusedUpdate(make_loss(0), lambda: TensorDict({}))
+
+
+def test_losses_that_cannot_be_stacked_are_refused(make_loss):
+    with pytest.raises(ValueError, match="at least one loss"):
+        StackedLosses([])
+    with pytest.raises(ValueError, match="loss 1 differs from loss 0 in target_score_network_params"):
+        StackedLosses([make_loss(0), make_loss(0, delay_score=False)])
+    with pytest.raises(ValueError, match=r"must be float32, got torch\.float64"):
+        StackedLosses([make_loss(0).double()])
+    frozen = make_loss(0)
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="parameters to train"):
+        StackedLosses([frozen])
+
+
+def test_networks_that_share_a_parameter_are_refused():
+    networks = make_networks(*SPECS, hidden=(8,))
+    networks.value.module.layers[0].weight = networks.actor[0].module.trunk.layers[0].weight
+    loss = SMORELoss(networks.actor, networks.score, networks.value)
+    with pytest.raises(ValueError, match="are one parameter; expected networks that share none"):
+        StackedLosses([loss])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("map_seeds", ["loop", "vmap"])
+def test_a_captured_step_equals_the_eager_one(make_loss, data, map_seeds):
+    def saved(update):
+        file = io.BytesIO()
+        torch.save(update.state_dict(), file)
+        file.seek(0)
+        return torch.load(file, weights_only=True, map_location="cpu")
+
+    def end(cuda_graph):
+        losses = [make_loss(seed).to("cuda") for seed in (0, 1)]
+        options = {"lr": 1e-3, "total_steps": 15, "tau": 0.05, "map_seeds": map_seeds, "cuda_graph": cuda_graph}
+        update = FusedUpdate(losses, GoalBatchSampler(data, 16, device="cuda"), seeds=(0, 1), **options)
+        first = run(update, 10)
+        # loading makes it capture anew, and the generators go on from the saved state
+        update.load_state_dict(saved(update))
+        return first, run(update, 10)
+
+    for (outs, ends), (others, theirs) in zip(end(True), end(False)):
+        for ours, reference in zip([*outs, *ends], [*others, *theirs]):
+            assert_close(ours, reference, **CLOSE)

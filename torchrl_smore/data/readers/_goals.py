@@ -1,0 +1,105 @@
+"""What achieved goals, desired goals and rewards become when a dataset is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from torchrl_smore.data.errors import DatasetError
+
+#: The rule of a task: from achieved goals and goals ``[..., dg]`` to booleans ``[...]``.
+Reached: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Rows: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+#: Desired goal that is the goal achieved at the end of the trajectory.
+FINAL: Final[Literal["final"]] = "final"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """The goals of a dataset that stores none, as functions of what it stores.
+
+    Attributes:
+        achieved: columns of ``array`` (a number, a slice, a sequence of numbers), or a function from its rows
+            ``[n, d]``, float32, to goals ``[n, dg]``.
+        desired: ``"final"``, the goal that the trajectory achieves after its last step; or a constant of ``dg``
+            numbers; or ``("array", NAME)``, an array of the file with one goal in each row.
+        array: the array that ``achieved`` is about; the observations by default.
+    """
+
+    achieved: int | slice | Sequence[int] | Rows
+    desired: Literal["final"] | float | Sequence[float] | np.ndarray | tuple[Literal["array"], str] = FINAL
+    array: str = "observations"
+
+    @property
+    def desired_is_final(self) -> bool:
+        """Whether the desired goal is the one that the trajectory achieves at its end."""
+        return isinstance(self.desired, str) and self.desired == FINAL
+
+    @property
+    def desired_array(self) -> str | None:
+        """Name of the array that holds the desired goals, if one does."""
+        desired: Any = self.desired
+        return desired[1] if isinstance(desired, tuple) and len(desired) == 2 and desired[0] == "array" else None
+
+    def rows(self, label: str) -> Rows:
+        """``achieved`` as a function of rows, which checks that columns exist; ``label`` is for messages."""
+        if callable(self.achieved):
+            return self.achieved
+        return columns_of(label, self.achieved)
+
+    def constant(self) -> np.ndarray:
+        """The constant desired goal, float32, shape ``[dg]``.
+
+        Raises:
+            ValueError: if ``desired`` is no vector of finite numbers.
+        """
+        try:
+            goal = np.atleast_1d(np.asarray(self.desired, dtype=np.float32))
+        except (TypeError, ValueError):
+            goal = np.array([np.nan], dtype=np.float32)
+        if goal.ndim != 1 or not np.isfinite(goal).all():
+            raise ValueError(
+                f"Goals: desired must be 'final', finite numbers [dg] or ('array', NAME), got {self.desired!r}."
+            )
+        return goal
+
+
+def columns_of(label: str, columns: int | slice | Sequence[int]) -> Rows:
+    """A function that picks columns of rows, and says which are missing."""
+    if isinstance(columns, int):
+        columns = [columns]
+
+    def pick(rows: np.ndarray) -> np.ndarray:
+        width = rows.shape[1]
+        if isinstance(columns, slice):
+            wanted = np.arange(max(width, columns.stop or 0))[columns]
+        else:
+            wanted = np.asarray(columns)
+        if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= width:
+            raise DatasetError(f"{label}: expected columns {wanted.tolist() or columns}, found {width} columns.")
+        return rows[:, wanted]
+
+    return pick
+
+
+def rewards(reached: Reached, achieved: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Which steps reach their goal, bool, shape ``[...]``.
+
+    Args:
+        reached: the task's rule.
+        achieved: goals achieved after the steps, shape ``[..., dg]``.
+        goal: desired goals, same shape.
+
+    Raises:
+        DatasetError: if the rule returns something else than booleans of that shape.
+    """
+    reward = np.asarray(reached(achieved, goal))
+    if reward.shape != goal.shape[:-1] or reward.dtype != np.bool_:
+        raise DatasetError(
+            f"reached: expected booleans of shape {list(goal.shape[:-1])}, found {reward.dtype} {list(reward.shape)}."
+        )
+    return reward

@@ -1,0 +1,156 @@
+"""One episode of a Minari dataset: the arrays that its group holds, as columns of a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers._goals import Goals, columns_of
+from torchrl_smore.data.readers._hdf5 import Hdf5Array, import_h5py, member
+from torchrl_smore.data.readers._rows import Column, check_numbers
+
+_GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+_MAX_DEPTH = 8  # of nested Dict spaces; a hostile file may hold a group that contains itself
+
+
+class EpisodeLayout:
+    """How observations are laid out, as found in the first episode and then demanded of every other.
+
+    Args:
+        path: file of the first episode.
+        group: group of the first episode.
+        metadata: of the dataset.
+        goals: what the goals become; ``None`` takes those of a Dict observation.
+        observation_columns: what is kept of the observation; ``None`` takes all.
+
+    Raises:
+        DatasetError: if the observations are no vectors, or hold no goals and none are given.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        group: Any,
+        metadata: Mapping[str, Any],
+        goals: Goals | None,
+        observation_columns: slice | Sequence[int] | None,
+    ) -> None:
+        self.goals, self.observation_columns = goals, observation_columns
+        found = list(_leaves(path, group, "observations"))
+        parts = {key: [name for name in found if _below(name, f"observations/{key}")] for key in _GOAL_KEYS}
+        has_goals = all(parts.values())
+        if not has_goals and goals is None:
+            names = [name.partition("/")[2] or name for name in found]
+            raise DatasetError(
+                f"{path}: expected observations with {list(_GOAL_KEYS)}, found {names}: pass goals, a function of the "
+                "observation."
+            )
+        self.parts = {"observation": parts["observation"] if has_goals else found}
+        if goals is None:
+            self.parts |= {key: parts[key] for key in _GOAL_KEYS[1:]}
+        for names in self.parts.values():
+            for name in names:
+                _check_space(path, metadata, name)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Names of flattened parts, where there are several."""
+        several = {key: names for key, names in self.parts.items() if len(names) > 1}
+        return {"flattened": several} if several else {}
+
+    @staticmethod
+    def num_steps(path: Path, group: Any) -> int:
+        """Number of steps of an episode."""
+        return Hdf5Array(path, group, "actions").shape[0]
+
+    def read(self, path: Path, group: Any, steps: int) -> tuple[dict[str, np.ndarray], bool]:
+        """The rows of an episode for each column, and whether it terminated."""
+        action = _vectors(Hdf5Array(path, group, "actions"), steps)
+        states = {
+            key: np.concatenate([_vectors(Hdf5Array(path, group, name), steps + 1) for name in names], axis=1)
+            for key, names in self.parts.items()
+        }
+        label = f"{path}: {f'{group.name[1:]}/observations'!r}"
+        if self.goals is not None:
+            column = Column(np.arange(steps + 1), self.goals.rows(label))
+            column.fill(label, states["observation"], 0)
+            states["achieved_goal"] = column.values
+            goal = column.values[-1] if self.goals.desired_is_final else self.goals.constant()
+            states["desired_goal"] = np.repeat(goal[None], steps + 1, axis=0)
+        if self.observation_columns is not None:
+            states["observation"] = columns_of(label, self.observation_columns)(states["observation"])
+        rows = {
+            "observation": states["observation"][:-1],
+            "action": action,
+            "achieved_goal": states["achieved_goal"][:-1],
+            "desired_goal": states["desired_goal"][:-1],
+            "next_observation": states["observation"][1:],
+            "next_achieved_goal": states["achieved_goal"][1:],
+        }
+        return rows, _terminated(Hdf5Array(path, group, "terminations"), steps)
+
+
+def _check_space(path: Path, metadata: Mapping[str, Any], name: str) -> None:
+    """Refuses what is no vector by the declared space: encoded images look like vectors of bytes."""
+    space = metadata.get("observation_space")
+    if not isinstance(space, str):
+        return
+    try:
+        declared = json.loads(space)
+        for key in name.split("/")[1:]:
+            declared = declared["subspaces"][key]
+        kind, shape = declared["type"], declared.get("shape")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{path}: 'observation_space' of the metadata: expected a space with {name!r}, found {space[:200]}."
+        ) from error
+    if kind != "Box" or not isinstance(shape, list) or len(shape) != 1:
+        raise DatasetError(
+            f"{path}: {name!r}: expected a Box of vectors, found a {kind} of shape {shape}; a trajectory store holds "
+            "vectors of float32."
+        )
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}/")
+
+
+def _leaves(path: Path, group: Any, name: str, depth: int = 0) -> Iterator[str]:
+    """Names of the arrays below ``name``, parts of Dict spaces in alphabetical order."""
+    item = member(path, group, name)
+    if not isinstance(item, import_h5py().Group):
+        yield name
+        return
+    if depth == _MAX_DEPTH or "_index_0" in item or not len(item):
+        expected = f"expected an array or a Dict space of at most {_MAX_DEPTH} levels"
+        raise DatasetError(f"{path}: {item.name!r}: {expected}, found a group of {list(item)[:20]}.")
+    for key in sorted(item):
+        yield from _leaves(path, group, f"{name}/{key}", depth + 1)
+
+
+def _vectors(array: Hdf5Array, rows: int) -> np.ndarray:
+    check_numbers(array, 2)
+    if array.shape[0] != rows:
+        raise DatasetError(f"{array.label}: expected {rows} rows, found {list(array.shape)}.")
+    column = Column(np.arange(rows))
+    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported
+        column.fill(array.label, array.read().astype(np.float32, copy=False), 0)
+    return column.values
+
+
+def _terminated(array: Hdf5Array, steps: int) -> bool:
+    check_numbers(array, 1)
+    if array.shape[0] != steps:
+        raise DatasetError(f"{array.label}: expected {steps} rows, found {list(array.shape)}.")
+    flags = array.read() != 0
+    if flags[:-1].any():
+        raise DatasetError(
+            f"{array.label}: expected an episode to end where it terminates, found True in step {int(flags.argmax())} "
+            f"of {steps}."
+        )
+    return bool(flags[-1])

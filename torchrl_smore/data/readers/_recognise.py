@@ -1,0 +1,72 @@
+"""One way in to every format: which reader a path belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers import d4rl, minari, ogbench, wgcsl
+from torchrl_smore.data.readers._goals import Reached
+from torchrl_smore.data.trajectories import TrajectoryStore
+
+_SUFFIXES: Final = {".pkl": "wgcsl", ".pickle": "wgcsl", ".hdf5": "d4rl", ".h5": "d4rl", ".npz": "ogbench"}
+_READERS: Final[Mapping[str, Callable[..., TrajectoryStore]]] = {
+    "wgcsl": wgcsl.read,
+    "d4rl": d4rl.read,
+    "minari": minari.read,
+    "ogbench": ogbench.read,
+}
+#: Names of the formats.
+FORMATS: Final = ("store", *_READERS)
+
+
+def recognise(path: str | Path) -> str:
+    """The format of a dataset, one of :data:`FORMATS`.
+
+    Folders are told apart by the files in them, files by their suffix. What does not exist must be the id of a Minari
+    dataset on this machine.
+
+    Raises:
+        DatasetError: if it is none of them.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "meta.json").is_file():
+        return "store"
+    if minari.is_dataset(path):
+        return "minari"
+    known = (
+        f"expected a trajectory store (a folder with meta.json), a Minari dataset (a folder with data/main_data.hdf5, "
+        f"or an id under {minari.datasets_root()}), or a file that ends in {', '.join(_SUFFIXES)}"
+    )
+    if not path.exists():
+        raise DatasetError(f"{path} does not exist; {known}.")
+    if path.is_dir() or path.suffix not in _SUFFIXES:
+        raise DatasetError(f"{path} is of no known format; {known}, or its format by name, one of {list(FORMATS)}.")
+    return _SUFFIXES[path.suffix]
+
+
+def read(path: str | Path, *, reached: Reached, format: str | None = None, **options: Any) -> TrajectoryStore:
+    """Reads a dataset of any format.
+
+    Args:
+        path: a trajectory store, a WGCSL/GoFAR ``buffer.pkl``, a D4RL ``.hdf5``, an OGBench ``.npz``, or the folder or
+            id of a Minari dataset.
+        reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``; rewards follow from
+            it. A trajectory store has its own.
+        format: one of :data:`FORMATS`; recognised by default.
+        options: of the reader, such as ``goals``; see its ``read``. A trajectory store takes those of
+            :meth:`TrajectoryStore.load`.
+
+    Raises:
+        DatasetError: if the dataset is of no known format, damaged, or not what was expected.
+        ValueError: for an unknown format.
+    """
+    if format is not None and format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    name = recognise(path) if format is None else format
+    if name == "store":
+        return TrajectoryStore.load(path, **options)
+    return _READERS[name](path, reached=reached, **options)

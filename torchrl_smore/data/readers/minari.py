@@ -1,0 +1,215 @@
+"""Reader of Minari datasets in HDF5, without the minari package.
+
+A dataset is a folder ``data`` with ``main_data.hdf5``, in it a group ``episode_N`` for each episode: ``actions
+[T, da]``, ``terminations [T]``, ``truncations [T]`` and ``observations``, either an array ``[T+1, ds]`` or, for Dict
+spaces, a group of such arrays. Datasets of 2023 may keep episodes in ``additional_data_N.hdf5`` beside it.
+``metadata.json`` names the format and the number of episodes.
+Source: https://minari.farama.org/content/dataset_standards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers._flat import assemble
+from torchrl_smore.data.readers._goals import Goals, Reached
+from torchrl_smore.data.readers._hdf5 import explained, import_h5py, member, open_hdf5
+from torchrl_smore.data.readers._minari_episode import EpisodeLayout
+from torchrl_smore.data.readers._rows import progress_bar
+from torchrl_smore.data.trajectories import TrajectoryStore
+
+_MAIN = "main_data.hdf5"
+_ADDITIONAL = re.compile(r"additional_data_\d+\.hdf5")
+_EPISODE = re.compile(r"episode_(\d+)")
+
+
+def read(
+    path: str | Path,
+    *,
+    reached: Reached,
+    goals: Goals | None = None,
+    observation_columns: slice | Sequence[int] | None = None,
+    max_trajectories: int | None = None,
+    meta: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> TrajectoryStore:
+    """Reads a Minari dataset; needs memory for the store and one episode.
+
+    An episode is terminated if its last step is, and truncated otherwise. Episodes of fewer than two steps are left
+    out, and counted in ``meta["dropped_rows"]``. Nested Dict observations and goals become one vector, their parts in
+    alphabetical order, as Gymnasium flattens them. Datasets in other formats than HDF5, images, Tuple spaces and
+    discrete actions are refused.
+
+    Args:
+        path: the dataset's folder, its ``data`` folder, the ``main_data.hdf5`` in it, or the id of a dataset that
+            minari keeps on this machine (under ``MINARI_DATASETS_PATH``, by default ``~/.minari/datasets``);
+            nothing is downloaded.
+        reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``. The reward of a
+            step is 1 where the goal achieved after the step fulfils the goal that was desired before it; the rewards
+            of the file are not read.
+        goals: what the goals become where the observations are no Dict of ``observation``, ``achieved_goal`` and
+            ``desired_goal``, or instead of these.
+        observation_columns: columns of the observation to keep; all by default. ``goals`` are about all of them.
+        max_trajectories: how many trajectories to keep, the first ones; all by default.
+        meta: of the store, beside ``"source"``, ``"format"``, ``"dropped_rows"`` and the names of flattened parts.
+        progress: whether to show a tqdm bar.
+
+    Returns:
+        The trajectories by the numbers of their episodes.
+
+    Raises:
+        DatasetError: if the dataset is missing, damaged, or not of this format; the message says what was expected.
+        ImportError: if h5py is missing.
+    """
+    if max_trajectories is not None and max_trajectories < 1:
+        raise ValueError(f"max_trajectories must be at least 1, got {max_trajectories}.")
+    if goals is not None and (goals.array != "observations" or goals.desired_array is not None):
+        raise ValueError("Goals of a Minari dataset are functions of its observations: other arrays are not read.")
+    folder = find_dataset(path)
+    main = folder / _MAIN
+    metadata = _metadata(folder)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_hdf5(main))
+        episodes = _episodes(main, file, stack)
+        with explained(main):
+            metadata = dict(file.attrs) if metadata is None else metadata
+        layout = EpisodeLayout(episodes[0].path, episodes[0].group(), metadata, goals, observation_columns)
+        lengths = np.array([layout.num_steps(episode.path, episode.group()) for episode in episodes])
+        _check_total(main, metadata, len(lengths), int(lengths.sum()))
+        kept = np.flatnonzero(lengths >= 2)[:max_trajectories]
+        if not len(kept):
+            raise DatasetError(f"{main}: expected an episode of two or more steps, found {len(lengths)} shorter ones.")
+        length, terminated = lengths[kept], np.empty(len(kept), dtype=bool)
+        values: dict[str, np.ndarray] = {}
+        report = stack.enter_context(progress_bar(progress, folder.parent.name, len(kept), "episode"))
+        first = 0
+        for number, index in enumerate(kept):
+            episode = episodes[int(index)]
+            rows, terminated[number] = layout.read(episode.path, episode.group(), int(length[number]))
+            for key, part in rows.items():
+                if key not in values:
+                    values[key] = np.empty((int(length.sum()), part.shape[1]), dtype=np.float32)
+                if part.shape[1] != (width := values[key].shape[1]):
+                    raise DatasetError(
+                        f"{episode.path}: {episode.name!r}: expected {width} columns of {key!r} as in the episodes "
+                        f"before, found {part.shape[1]}."
+                    )
+                values[key][first : first + len(part)] = part
+            first += int(length[number])
+            report(1)
+    notes = {"source": str(path), "format": "minari", "dropped_rows": int(lengths.sum() - length.sum()), **layout.notes}
+    return assemble(str(main), values, length, terminated, reached=reached, meta={**(meta or {}), **notes})
+
+
+def find_dataset(path: str | Path) -> Path:
+    """The ``data`` folder of a dataset, from its folder, that folder itself, or its id.
+
+    Raises:
+        DatasetError: if there is none; names the folders that were looked at.
+    """
+    for folder in _candidates(path):
+        if _holds_data(folder):
+            return folder
+    raise DatasetError(
+        f"{path}: expected a Minari dataset, found none in {', '.join(map(str, _candidates(path)))}. Nothing is "
+        f"downloaded: 'minari download {path}' does, if it is the id of a published dataset."
+    )
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether :func:`find_dataset` finds one."""
+    return any(map(_holds_data, _candidates(path)))
+
+
+def datasets_root() -> Path:
+    """The folder that minari keeps datasets in."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def _candidates(path: str | Path) -> tuple[Path, ...]:
+    if Path(path).name == _MAIN:
+        return (Path(path).parent,)
+    return Path(path), Path(path) / "data", datasets_root() / path / "data"
+
+
+def _holds_data(folder: Path) -> bool:
+    return (folder / _MAIN).is_file() or (folder / "metadata.json").is_file()
+
+
+def _metadata(folder: Path) -> dict[str, Any] | None:
+    """What ``metadata.json`` says; there is none before version 0.5, when the file's attributes said it.
+
+    Raises:
+        DatasetError: if it is damaged, or says that the data are no HDF5.
+    """
+    file = folder / "metadata.json"
+    if not file.exists():
+        return None
+    try:
+        metadata = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot read {file} as JSON: {error}") from error
+    if not isinstance(metadata, dict):
+        raise DatasetError(f"{file}: expected an object, found {type(metadata).__name__}.")
+    if (found := metadata.get("data_format", "hdf5")) != "hdf5":
+        raise DatasetError(
+            f"{file}: 'data_format': expected 'hdf5', found {found!r}: with minari, create the dataset again with "
+            'data_format="hdf5".'
+        )
+    return metadata
+
+
+def _check_total(main: Path, metadata: Mapping[str, Any], episodes: int, steps: int) -> None:
+    for name, found in (("total_episodes", episodes), ("total_steps", steps)):
+        if name in metadata and metadata[name] != found:
+            raise DatasetError(
+                f"{main}: expected {metadata[name]} {name.removeprefix('total_')} by the metadata, found {found}: the "
+                "dataset is incomplete."
+            )
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """Where an episode lies. Its group is opened anew each time: open ones take tens of kilobytes each."""
+
+    path: Path
+    file: Any
+    name: str
+
+    def group(self) -> Any:
+        group = member(self.path, self.file, self.name)
+        if not isinstance(group, import_h5py().Group):
+            raise DatasetError(f"{self.path}: {self.name!r}: expected a group, found an array.")
+        return group
+
+
+def _episodes(main: Path, file: Any, stack: contextlib.ExitStack) -> list[_Episode]:
+    """The episodes by number; ``stack`` keeps further files open."""
+    h5py = import_h5py()
+    opened: dict[str, Any] = {}
+    with explained(main):
+        numbered = sorted((int(match[1]), name) for name in file if (match := _EPISODE.fullmatch(name)))
+        links = [(name, file.get(name, getlink=True)) for _, name in numbered]
+    episodes = []
+    for name, link in links:
+        if isinstance(link, h5py.ExternalLink) and _ADDITIONAL.fullmatch(link.filename):
+            # beside the main file and nowhere else: a link may name any file of the machine
+            beside = main.with_name(link.filename)
+            if link.filename not in opened:
+                opened[link.filename] = stack.enter_context(open_hdf5(beside))
+            episodes.append(_Episode(beside, opened[link.filename], link.path.strip("/")))
+        else:
+            episodes.append(_Episode(main, file, name))
+    if not episodes:
+        raise DatasetError(f"{main}: expected groups 'episode_N', found none.")
+    return episodes

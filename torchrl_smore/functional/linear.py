@@ -1,0 +1,171 @@
+"""A linear layer, with its ReLU, on the fastest matrix product that PyTorch has for the CPU at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from torchrl_smore._errors import unknown_name
+
+Matmul = Literal["auto", "torch", "onednn"]
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmul: Matmul = "auto") -> Tensor:
+    r"""Affine map :math:`x W^\top + b`, and :math:`\max(\cdot, 0)` of it where asked.
+
+    Differentiable any number of times, and works under ``torch.vmap``, ``torch.func`` and ``torch.compile``.
+
+    Args:
+        x: shape ``[*B, I]``.
+        weight: shape ``[O, I]``, same dtype and device.
+        bias: shape ``[O]``, same dtype and device.
+        relu: whether to apply a ReLU; oneDNN does so while the product is in registers.
+        matmul: ``"torch"`` is :func:`torch.nn.functional.linear`; ``"onednn"`` calls oneDNN for the product and for
+            both products of its gradient; ``"auto"`` is ``"onednn"`` for CPU tensors where :func:`onednn_is_faster`.
+
+    Returns:
+        Shape ``[*B, O]``. The two backends add in another order: they agree to rounding, not bit for bit.
+
+    Raises:
+        ValueError: for another ``matmul``.
+        RuntimeError: for ``"onednn"`` where PyTorch has none or the tensors are not on a CPU.
+    """
+    if matmul not in get_args(Matmul):
+        raise unknown_name("matmul", matmul, get_args(Matmul))
+    on_cpu = x.device.type == "cpu"
+    if matmul == "onednn" and not (on_cpu and _HAS_ONEDNN):
+        raise RuntimeError(
+            f"matmul='onednn' needs CPU tensors and a PyTorch with oneDNN, got a {x.device.type} tensor."
+        )
+    if matmul == "onednn" or (matmul == "auto" and on_cpu and onednn_is_faster()):
+        return _onednn(x, weight, bias, relu)
+    out = F.linear(x, weight, bias)
+    return out.relu() if relu else out
+
+
+def onednn_is_faster() -> bool:
+    """Whether oneDNN beats the BLAS that PyTorch calls for float32: with AVX-512 on an x86 CPU that is not Intel's.
+
+    MKL takes its AVX2 code there and oneDNN AVX-512, on a Zen 5 core at twice the rate (``docs/performance.md``).
+    """
+    return _ONEDNN_IS_FASTER
+
+
+def _cpu_vendor() -> str:
+    """``vendor_id`` of the first processor; empty where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return ""
+    with info.open() as lines:
+        found = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
+        return next(found, "")
+
+
+# once, and not in a call: reading a file cannot be traced into a graph
+_ONEDNN_IS_FASTER = (
+    _HAS_ONEDNN
+    and torch.backends.mkl.is_available()
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    and _cpu_vendor() not in ("GenuineIntel", "")
+)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return _differentiable(x, weight, bias, relu)
+    return _forward(x, weight, bias, relu)
+
+
+# opaque to dynamo, which would trace into the function and lose its gradient under torch.func.grad
+@torch.compiler.allow_in_graph
+def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    # a function with a setup_context, which functorch asks for, inspects its signature in every call: 15 us
+    kind = _FunctorchLinear if torch._C._are_functorch_transforms_active() else _Linear
+    out: Tensor = kind.apply(x, weight, bias, relu)
+    return out
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    out: Tensor
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
+        out = torch.ops.torchrl_smore.onednn_linear(x, weight, bias, relu)
+    else:
+        out = _onednn_linear(x, weight, bias, relu)
+    return out
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, bool], output: Tensor) -> None:
+    x, weight, _, relu = inputs
+    ctx.save_for_backward(x, weight, output if relu else None)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    x, weight, output = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    if output is not None:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+    return (
+        _onednn(grad, weight.t(), None, False) if needs_x else None,
+        _weight_gradient(rows, inputs) if needs_weight else None,
+        rows.sum(0) if needs_bias else None,
+        None,
+    )
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad.T @ x``."""
+    if grad.dtype == torch.bfloat16:
+        # a plain product is oneDNN's already, and in this orientation the faster one
+        return grad.t() @ x
+    # oneDNN wants the wider side as columns
+    if grad.shape[-1] > x.shape[-1]:
+        return _onednn(x.t(), grad.t(), None, False).t()
+    return _onednn(grad.t(), x.t(), None, False)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        out = _forward(x, weight, bias, relu)
+        _save(ctx, (x, weight, bias, relu), out)
+        return out
+
+    backward = staticmethod(_backward)
+
+
+class _FunctorchLinear(torch.autograd.Function):
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        # one product after the other: a batched one would be left to MKL
+        members = [
+            [item if dim is None else item.select(dim, k) for item, dim in zip(inputs, in_dims)]
+            for k in range(info.batch_size)
+        ]
+        return torch.stack([_onednn(*member) for member in members]), 0
+
+
+_library = torch.library.Library("torchrl_smore", "FRAGMENT")
+_library.define("onednn_linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor")
+
+
+# an operator of our own around PyTorch's, whose Inductor lowering insists on constant weights
+@torch.library.impl(_library, "onednn_linear", "CPU")
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    return out
+
+
+@torch.library.register_fake("torchrl_smore::onednn_linear", lib=_library)
+def _output(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
