@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchrl_smore import _dispatch
-from torchrl_smore._dispatch import mean_score_objective, resolve_kernels
+from torchrl_smore._dispatch import adam_polyak_, mean_score_objective, resolve_kernels
 from torchrl_smore.functional.score import ScoreObjective
 
 
@@ -150,3 +150,21 @@ def test_missing_policy_scores_are_named():
         mean_score_objective(ScoreObjective("dual"), **inputs)
     with pytest.raises(ValueError, match="bootstrap='policy' needs next_policy_score"):
         mean_score_objective(ScoreObjective("dual", bootstrap="policy"), **inputs)
+
+
+def test_the_optimiser_step_is_the_reference_s_with_either_implementation(interpreted_triton, monkeypatch):
+    import smore_kernels
+
+    calls = []
+    fused = smore_kernels.adam_polyak_
+    monkeypatch.setattr(smore_kernels, "adam_polyak_", lambda *a, **k: calls.append(fused(*a, **k)))
+    start = torch.randn(5, 40).abs()
+    written = {}
+    for kernels in ("reference", "auto", "triton"):
+        param, grad, m, v, target = start.clone()
+        options = {"lr": 0.1, "decay_steps": 9, "weight_decay": 0.2, "target": target, "tau": 0.3}
+        adam_polyak_(param, grad, m, v, torch.tensor(4), kernels=kernels, **options)
+        written[kernels] = torch.stack([param, m, v, target])
+    assert len(calls) == 1
+    torch.testing.assert_close(written["auto"], written["reference"], rtol=0, atol=0)
+    torch.testing.assert_close(written["triton"], written["reference"], rtol=1e-5, atol=1e-6)

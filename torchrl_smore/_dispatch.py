@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import logging
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.functional import optim
 from torchrl_smore.functional.divergences import get_divergence
 from torchrl_smore.functional.score import ScoreObjective, bellman_residual
 
@@ -106,6 +107,38 @@ def mean_score_objective(
     tensors = (score, next_value, q_score, q_next_value, policy_score, q_next_policy_score, next_policy_score)
     run = _fused if resolve_kernels(kernels, score.device) == "triton" else _reference
     return run(objective, bounds, *tensors)
+
+
+def adam_polyak_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    *,
+    kernels: Kernels = "auto",
+    **options: Any,
+) -> None:
+    """One step of Adam and the target update, in place; see :func:`torchrl_smore.functional.optim.adam_polyak_`.
+
+    Args:
+        param: parameters, shape ``[*]``, float32; written. The kernel wants every written buffer contiguous.
+        grad: their gradient, shape ``[*]``.
+        exp_avg: first moment, shape ``[*]``, float32; written.
+        exp_avg_sq: second moment, shape ``[*]``, float32; written.
+        step: updates done before this one, an integer scalar on the same device; read only.
+        kernels: see :func:`resolve_kernels`.
+        **options: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``decay_steps``, ``target``, ``tau`` of the reference.
+
+    Raises:
+        RuntimeError: see :func:`resolve_kernels`.
+    """
+    run = optim.adam_polyak_
+    if resolve_kernels(kernels, param.device) == "triton":
+        import smore_kernels
+
+        run = smore_kernels.adam_polyak_
+    run(param, grad, exp_avg, exp_avg_sq, step, **options)
 
 
 def _reference(
