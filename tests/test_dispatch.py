@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchrl_smore import _dispatch
-from torchrl_smore._dispatch import adam_polyak_, mean_score_objective, resolve_kernels
+from torchrl_smore._dispatch import adam_polyak_, expectile_awr, mean_score_objective, resolve_kernels
 from torchrl_smore.functional.score import ScoreObjective
 
 
@@ -168,3 +168,16 @@ def test_the_optimiser_step_is_the_reference_s_with_either_implementation(interp
     assert len(calls) == 1
     torch.testing.assert_close(written["auto"], written["reference"], rtol=0, atol=0)
     torch.testing.assert_close(written["triton"], written["reference"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_value_loss_and_actor_weights_agree_for_rows_of_any_shape(temperature, interpreted_triton):
+    score, results = torch.randn(3, 5), []
+    for kernels in ("reference", "triton"):
+        value = torch.linspace(-1.0, 1.0, 15).reshape(3, 5).requires_grad_()
+        options = {"expectile": torch.tensor(0.7), "temperature": temperature, "weight_clip": 3.0}
+        out = expectile_awr(score, value, **options, kernels=kernels)
+        (3.0 * out.loss).backward()
+        results.append((out._asdict(), value.grad))
+    assert (results[0][0]["weight"] is None) == (temperature is None)
+    torch.testing.assert_close(results[1], results[0])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.functional import optim
+from torchrl_smore.functional import losses, optim
 from torchrl_smore.functional.divergences import get_divergence
+from torchrl_smore.functional.losses import ExpectileAWR
 from torchrl_smore.functional.score import ScoreObjective, bellman_residual
 
 Implementation = Literal["triton", "reference"]
@@ -107,6 +108,40 @@ def mean_score_objective(
     tensors = (score, next_value, q_score, q_next_value, policy_score, q_next_policy_score, next_policy_score)
     run = _fused if resolve_kernels(kernels, score.device) == "triton" else _reference
     return run(objective, bounds, *tensors)
+
+
+def expectile_awr(
+    score: Tensor,
+    value: Tensor,
+    *,
+    expectile: float | Tensor,
+    temperature: float | Tensor | None = None,
+    weight_clip: float = 100.0,
+    kernels: Kernels = "auto",
+) -> ExpectileAWR:
+    """Value loss and actor weights of one advantage; see :func:`torchrl_smore.functional.losses.expectile_awr`.
+
+    Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once.
+
+    Args:
+        score: target of the value, shape ``[*B]``, taken as a constant.
+        value: shape ``[*B]``.
+        expectile: in ``(0, 1)``, dimensionless, a float or a 0-d tensor on the same device.
+        temperature: in one over the unit of the score, non-negative, a float or a 0-d tensor; ``None`` has no weights.
+        weight_clip: largest weight, dimensionless, positive.
+        kernels: see :func:`resolve_kernels`.
+
+    Raises:
+        RuntimeError: see :func:`resolve_kernels`.
+    """
+    if resolve_kernels(kernels, value.device) == "reference":
+        return losses.expectile_awr(score, value, expectile=expectile, temperature=temperature, weight_clip=weight_clip)
+    import smore_kernels
+
+    loss, weight, *means = smore_kernels.expectile_awr(
+        score.flatten(), value.flatten(), expectile=expectile, temperature=temperature, weight_clip=weight_clip
+    )
+    return ExpectileAWR(loss, None if weight is None else weight.reshape(value.shape), *means)
 
 
 def adam_polyak_(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from smore_kernels.divergences import DIVERGENCES, conjugate_excess, excess_constants
 from smore_kernels.formulations import Formulation, formulation_weights
+from smore_kernels.seeds import joins_seeds
 
 _BLOCK = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -187,18 +188,7 @@ def _(score: Tensor, next_value: Tensor, q_score: Tensor, *args: Any) -> tuple[T
     return loss, score.new_empty(score.shape), q_score.new_empty(q_score.shape)
 
 
-@_score_objective.register_vmap
-def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The mapped axis joins the seeds."""
-
-    def joined(arg: Any, dim: int | None) -> Any:
-        if not isinstance(arg, Tensor):
-            return arg
-        arg = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-        return arg.flatten(0, 1)
-
-    outputs = _score_objective(*(joined(arg, dim) for arg, dim in zip(args, in_dims)))
-    return tuple(output.unflatten(0, (info.batch_size, -1)) for output in outputs), (0, 0, 0)
+_score_objective.register_vmap(joins_seeds(_score_objective))
 
 
 class _ScoreObjective(torch.autograd.Function):
