@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smore_kernels.divergences import DIVERGENCES, conjugate_excess, excess_constants
-from smore_kernels.formulations import Formulation, formulation_weights
+from smore_kernels.divergences import DIVERGENCES, excess_constants
+from smore_kernels.formulations import Formulation, clip, formulation_weights, score_term
 from smore_kernels.seeds import joins_seeds
 
 _BLOCK = 1024
@@ -48,7 +48,6 @@ def _batch(
     """Mean of one block of rows over ``size``, all members of one seed; writes the gradient of each row's term."""
     score, next_value, policy_score, next_policy_score = tensors
     score_seed, score_member, next_seed, policy_seed, policy_member, next_policy_seed, next_policy_member = strides
-    linear, square, center, policy, excess_weight, shift = weights
     gamma, lower, upper = bootstrap
 
     offset = block * BLOCK + tl.arange(0, BLOCK)
@@ -57,29 +56,22 @@ def _batch(
     b_next = b_sum
     if HAS_EXCESS and not POLICY_BOOTSTRAP:
         b_next = tl.load(next_value + seed * next_seed + offset, mask=mask, other=0.0).to(tl.float32)
-        # comparisons and not minimum and maximum, which would hide a NaN
-        b_next = tl.where(b_next < lower, lower, tl.where(b_next > upper, upper, b_next))
+        b_next = clip(b_next, lower, upper)
     for member in range(MEMBERS):
         b_score = tl.load(score + seed * score_seed + member * score_member + offset, mask=mask, other=0.0)
         b_score = b_score.to(tl.float32)
-        b_off = b_score - center
-        b_term = linear * b_score + square * b_off * b_off
-        b_grad = linear + 2.0 * square * b_off
+        if HAS_EXCESS and POLICY_BOOTSTRAP:
+            b_next = tl.load(
+                next_policy_score + seed * next_policy_seed + member * next_policy_member + offset,
+                mask=mask,
+                other=0.0,
+            ).to(tl.float32)
+        b_term, b_grad = score_term(b_score, b_next, weights, excess, gamma, DIVERGENCE, HAS_EXCESS)
         if HAS_POLICY:
             b_policy = tl.load(
                 policy_score + seed * policy_seed + member * policy_member + offset, mask=mask, other=0.0
             ).to(tl.float32)
-            b_term += policy * b_policy
-        if HAS_EXCESS:
-            if POLICY_BOOTSTRAP:
-                b_next = tl.load(
-                    next_policy_score + seed * next_policy_seed + member * next_policy_member + offset,
-                    mask=mask,
-                    other=0.0,
-                ).to(tl.float32)
-            b_h, b_slope = conjugate_excess(gamma * b_next - b_score + shift, excess, DIVERGENCE)
-            b_term += excess_weight * b_h
-            b_grad -= excess_weight * b_slope
+            b_term += weights[3] * b_policy
         # the terms of a masked row are not 0: they are those of S = N = 0
         b_sum += tl.where(mask, b_term, 0.0)
         tl.store(grad + (seed * MEMBERS + member) * size + offset, b_grad, mask=mask)
