@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional import losses, optim
 from torchrl_smore.functional.divergences import get_divergence
 from torchrl_smore.functional.losses import ExpectileAWR
+from torchrl_smore.functional.mlp import score_mlp
 from torchrl_smore.functional.score import ScoreObjective, bellman_residual
 
 Implementation = Literal["triton", "reference"]
@@ -108,6 +110,56 @@ def mean_score_objective(
     tensors = (score, next_value, q_score, q_next_value, policy_score, q_next_policy_score, next_policy_score)
     run = _fused if resolve_kernels(kernels, score.device) == "triton" else _reference
     return run(objective, bounds, *tensors)
+
+
+def score_mlp_objective(
+    objective: ScoreObjective,
+    *,
+    x: Tensor,
+    next_value: Tensor,
+    q_x: Tensor,
+    q_next_value: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    bounds: tuple[float, float] | None = None,
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32",
+    kernels: Kernels = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`mean_score_objective` of a plain ensemble of two-hidden-layer networks given by its weights.
+
+    Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once, with respect to the weights.
+
+    Args:
+        objective: formulation and constants; ``"dual"``, which needs the policy's actions, is not computed.
+        x: inputs of the network on offline rows (observation, goal, action side by side), ``[B, D]``; a constant.
+        next_value: ``M(s', g)`` there, shape ``[B]``, taken as a constant.
+        q_x: inputs on goal transitions, shape ``[Q, D]``.
+        q_next_value: ``M(s', g)`` there, shape ``[Q]``, taken as a constant.
+        layers: see :func:`~torchrl_smore.functional.mlp.score_mlp`, without seeds; the kernel takes hidden widths that
+            are one multiple of 16 up to 256.
+        bounds: interval to which both next values are clipped; either end may be infinite.
+        precision: of the hidden layers' products; the reference leaves the choice between ``"tf32"`` and ``"fp32"`` to
+            ``torch.set_float32_matmul_precision``.
+        kernels: see :func:`resolve_kernels`.
+
+    Returns:
+        The loss, a scalar, and the detached scores, ``[M, B]`` and ``[M, Q]``.
+
+    Raises:
+        RuntimeError: see :func:`resolve_kernels`.
+        ValueError: for ``formulation="dual"``, or what the kernel cannot compute.
+    """
+    if objective.needs_policy:
+        raise ValueError("formulation='dual' needs scores at the policy's actions; call mean_score_objective.")
+    if resolve_kernels(kernels, x.device) == "triton":
+        import smore_kernels
+
+        return smore_kernels.score_mlp(
+            x, next_value, q_x, q_next_value, layers, bounds=bounds, precision=precision, **_constants(objective)
+        )
+    hidden_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    score, q_score = (score_mlp(rows.detach(), layers, hidden_dtype) for rows in (x, q_x))
+    loss = _reference(objective, bounds, score, next_value, q_score, q_next_value, None, None, None)
+    return loss, score.detach(), q_score.detach()
 
 
 def expectile_awr(
@@ -220,17 +272,18 @@ def _fused(
         next_value.flatten(),
         q_score.flatten(1),
         q_next_value.flatten(),
-        formulation=objective.formulation,
-        divergence=get_divergence(objective.divergence).name,
-        beta=objective.beta,
-        gamma=objective.gamma,
-        residual_coef=objective.residual_coef,
-        max_ratio=objective.max_ratio,
         bounds=bounds,
         policy_score=rows(policy_score),
         q_next_policy_score=rows(q_next_policy_score),
         next_policy_score=rows(next_policy_score),
+        **_constants(objective),
     )
+
+
+def _constants(objective: ScoreObjective) -> dict[str, Any]:
+    """The objective as keyword arguments of the kernels, which know a divergence by its name."""
+    divergence = get_divergence(objective.divergence).name
+    return {**objective.constants(), "formulation": objective.formulation, "divergence": divergence}
 
 
 def _auto(device_type: str) -> tuple[Implementation, str]:

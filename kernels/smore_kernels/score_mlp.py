@@ -2,15 +2,15 @@ r"""The score objective of a two-hidden-layer ReLU network and the gradient of i
 
 Reference: ``torchrl_smore.functional.mlp.score_mlp`` under the objective of :mod:`smore_kernels.bellman_residual`.
 
-With :math:`h_1 = r(W_1 x + b_1)`, :math:`h_2 = r(W_2 h_1 + b_2)`, :math:`S = w_3 h_2 + b_3`, :math:`d` the derivative of
-the loss by a row's score and :math:`m_2` the mask of the second ReLU, everything that the second layer contributes
+With :math:`h_1 = r(W_1 x + b_1)`, :math:`h_2 = r(W_2 h_1 + b_2)`, :math:`S = w_3 h_2 + b_3`, :math:`d` the derivative
+of the loss by a row's score and :math:`m_2` the mask of the second ReLU, everything that the second layer contributes
 follows from one matrix :math:`G = \sum_n d_n\, m_{2,n}\, h_{1,n}^T` and one vector :math:`g = \sum_n d_n\, m_{2,n}`:
 
 .. math:: \nabla W_2 = \mathrm{diag}(w_3) G, \quad \nabla b_2 = w_3 g, \quad
           \nabla w_3 = \mathrm{rowsum}(W_2 \circ G) + b_2 g
 
-so :math:`h_2` never leaves the chip: its mask does, one bit a unit. The first launch goes over tiles of rows, the second
-over the weights.
+so :math:`h_2` never leaves the chip: its mask does, one bit a unit. The first launch goes over tiles of rows, the
+second over the weights.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ class _Tiles(NamedTuple):
     warps: int
 
 
-# the largest that keep width 256 within 227 KB of shared memory and 255 registers a thread on sm_90, by ptxas
+# chosen by what the assembler reports for width 256 on sm_90: bf16 and tf32 spill no register, 128 rows would; fp32,
+# which multiplies without tensor cores, spills with any. The mask keeps one bit for each of up to 8 blocks of units.
 _TILES = {
     "bf16": _Tiles(rows=64, units=64, inputs=32, neurons=16, depth=64, warps=8),
     "tf32": _Tiles(rows=64, units=32, inputs=32, neurons=16, depth=32, warps=8),
-    "fp32": _Tiles(rows=32, units=32, inputs=32, neurons=16, depth=32, warps=8),
+    "fp32": _Tiles(rows=16, units=32, inputs=32, neurons=16, depth=16, warps=8),
 }
 
 
@@ -166,7 +167,8 @@ def _score_mlp_rows_kernel(
         b_sum += tl.load(b2 + net * width + neuron, mask=mask, other=0.0).to(tl.float32)[None, :]
         b_last = tl.load(w3 + net * width + neuron, mask=mask, other=0.0).to(tl.float32)
         b_score += tl.sum(_relu(b_sum) * b_last[None, :], axis=1)
-        b_active |= (b_sum > 0.0).to(tl.int32) << block
+        # a NaN counts as active, as in torch, and shows in the gradients
+        b_active |= tl.where(b_sum <= 0.0, 0, 1) << block
     b_score += tl.load(b3 + net).to(tl.float32)
     tl.store(score_at + row, b_score, mask=live)
     tl.store(active + at[:, None] * UNITS + tl.arange(0, UNITS)[None, :], b_active.to(tl.int8))
@@ -197,7 +199,7 @@ def _score_mlp_rows_kernel(
             other=0.0,
         )
         b_grad = _product(b_factor, b_w2, b_grad, LOW, MULTIPLIED, PRECISION)
-    b_grad = tl.where(b_hidden.to(tl.float32) > 0.0, b_grad * b_slope[:, None], 0.0)
+    b_grad = tl.where(b_hidden.to(tl.float32) <= 0.0, 0.0, b_grad * b_slope[:, None])
     # gradients of W1 and b1, one after the other
     partial_at = partial + (net * tiles + tile) * (width * inputs + width)
     tl.store(partial_at + width * inputs + unit, tl.sum(b_grad, axis=0), mask=in_width)
@@ -513,6 +515,4 @@ def score_mlp(
     loss, score, q_score = _mean_score_mlp(
         *rows, *weights, formulation, divergence, beta, gamma, residual_coef, max_ratio, lower, upper, precision
     )
-    return ScoreMLP(
-        loss.reshape(lead), score.reshape(*lead, members, size), q_score.reshape(*lead, members, q_size)
-    )
+    return ScoreMLP(loss.reshape(lead), score.reshape(*lead, members, size), q_score.reshape(*lead, members, q_size))
