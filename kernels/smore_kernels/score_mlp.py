@@ -101,8 +101,8 @@ def _score_mlp_rows_kernel(
     slope,
     partial,
     sums,
-    inputs,
-    width,
+    NUM_INPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     MEMBERS: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     Q_EXCESS: tl.constexpr,
@@ -128,25 +128,27 @@ def _score_mlp_rows_kernel(
     row = tl.where(is_q, tile - rho_tiles, tile) * ROWS + tl.arange(0, ROWS)
     live = row < size
     if is_q:
-        x_at, next_at, score_at = q_x + seed * size * inputs, q_next_value + seed * size, q_score + net * size
+        x_at, next_at, score_at = q_x + seed * size * NUM_INPUTS, q_next_value + seed * size, q_score + net * size
     else:
-        x_at, next_at, score_at = x + seed * size * inputs, next_value + seed * size, score + net * size
+        x_at, next_at, score_at = x + seed * size * NUM_INPUTS, next_value + seed * size, score + net * size
     unit = tl.arange(0, HIDDEN)
-    in_width = unit < width
+    in_width = unit < WIDTH
 
     b_hidden = tl.zeros([ROWS, HIDDEN], dtype=tl.float32)
-    for start in range(0, inputs, INPUTS):
+    for start in range(0, NUM_INPUTS, INPUTS):
         column = start + tl.arange(0, INPUTS)
         b_x = tl.load(
-            x_at + row[:, None] * inputs + column[None, :], mask=live[:, None] & (column < inputs)[None, :], other=0.0
+            x_at + row[:, None] * NUM_INPUTS + column[None, :],
+            mask=live[:, None] & (column < NUM_INPUTS)[None, :],
+            other=0.0,
         )
         b_w1 = tl.load(
-            w1 + net * width * inputs + unit[None, :] * inputs + column[:, None],
-            mask=in_width[None, :] & (column < inputs)[:, None],
+            w1 + net * WIDTH * NUM_INPUTS + unit[None, :] * NUM_INPUTS + column[:, None],
+            mask=in_width[None, :] & (column < NUM_INPUTS)[:, None],
             other=0.0,
         )
         b_hidden = _product(b_x, b_w1, b_hidden, LOW, MULTIPLIED, PRECISION)
-    b_bias = tl.load(b1 + net * width + unit, mask=in_width, other=0.0).to(tl.float32)
+    b_bias = tl.load(b1 + net * WIDTH + unit, mask=in_width, other=0.0).to(tl.float32)
     # rounded once: the second layer, its gradient and the mask see the same activations
     b_hidden = _relu(b_hidden + b_bias[None, :]).to(LOW)
     # rows of the workspaces are padded to whole tiles: written whole, read without a mask
@@ -157,15 +159,15 @@ def _score_mlp_rows_kernel(
     b_active = tl.zeros([ROWS, UNITS], dtype=tl.int32)
     for block in range(HIDDEN // UNITS):
         neuron = block * UNITS + tl.arange(0, UNITS)
-        mask = neuron < width
+        mask = neuron < WIDTH
         b_w2 = tl.load(
-            w2 + net * width * width + neuron[None, :] * width + unit[:, None],
+            w2 + net * WIDTH * WIDTH + neuron[None, :] * WIDTH + unit[:, None],
             mask=mask[None, :] & in_width[:, None],
             other=0.0,
         )
         b_sum = _product(b_hidden, b_w2, tl.zeros([ROWS, UNITS], tl.float32), LOW, MULTIPLIED, PRECISION)
-        b_sum += tl.load(b2 + net * width + neuron, mask=mask, other=0.0).to(tl.float32)[None, :]
-        b_last = tl.load(w3 + net * width + neuron, mask=mask, other=0.0).to(tl.float32)
+        b_sum += tl.load(b2 + net * WIDTH + neuron, mask=mask, other=0.0).to(tl.float32)[None, :]
+        b_last = tl.load(w3 + net * WIDTH + neuron, mask=mask, other=0.0).to(tl.float32)
         b_score += tl.sum(_relu(b_sum) * b_last[None, :], axis=1)
         # a NaN counts as active, as in torch, and shows in the gradients
         b_active |= tl.where(b_sum <= 0.0, 0, 1) << block
@@ -190,39 +192,41 @@ def _score_mlp_rows_kernel(
     b_grad = tl.zeros([ROWS, HIDDEN], dtype=tl.float32)
     for block in range(HIDDEN // UNITS):
         neuron = block * UNITS + tl.arange(0, UNITS)
-        mask = neuron < width
-        b_last = tl.load(w3 + net * width + neuron, mask=mask, other=0.0).to(tl.float32)
+        mask = neuron < WIDTH
+        b_last = tl.load(w3 + net * WIDTH + neuron, mask=mask, other=0.0).to(tl.float32)
         b_factor = tl.where(((b_active >> block) & 1) != 0, b_last[None, :], 0.0)
         b_w2 = tl.load(
-            w2 + net * width * width + neuron[:, None] * width + unit[None, :],
+            w2 + net * WIDTH * WIDTH + neuron[:, None] * WIDTH + unit[None, :],
             mask=mask[:, None] & in_width[None, :],
             other=0.0,
         )
         b_grad = _product(b_factor, b_w2, b_grad, LOW, MULTIPLIED, PRECISION)
     b_grad = tl.where(b_hidden.to(tl.float32) <= 0.0, 0.0, b_grad * b_slope[:, None])
     # gradients of W1 and b1, one after the other
-    partial_at = partial + (net * tiles + tile) * (width * inputs + width)
-    tl.store(partial_at + width * inputs + unit, tl.sum(b_grad, axis=0), mask=in_width)
+    partial_at = partial + (net * tiles + tile) * (WIDTH * NUM_INPUTS + WIDTH)
+    tl.store(partial_at + WIDTH * NUM_INPUTS + unit, tl.sum(b_grad, axis=0), mask=in_width)
     b_grad = tl.trans(b_grad)
-    for start in range(0, inputs, INPUTS):
+    for start in range(0, NUM_INPUTS, INPUTS):
         column = start + tl.arange(0, INPUTS)
         b_x = tl.load(
-            x_at + row[:, None] * inputs + column[None, :], mask=live[:, None] & (column < inputs)[None, :], other=0.0
+            x_at + row[:, None] * NUM_INPUTS + column[None, :],
+            mask=live[:, None] & (column < NUM_INPUTS)[None, :],
+            other=0.0,
         )
         b_sum = _product(b_grad, b_x, tl.zeros([HIDDEN, INPUTS], tl.float32), LOW, MULTIPLIED, PRECISION)
         tl.store(
-            partial_at + unit[:, None] * inputs + column[None, :],
+            partial_at + unit[:, None] * NUM_INPUTS + column[None, :],
             b_sum,
-            mask=in_width[:, None] & (column < inputs)[None, :],
+            mask=in_width[:, None] & (column < NUM_INPUTS)[None, :],
         )
 
 
 @triton.jit
-def _sum_of(values, count, BLOCK: tl.constexpr):
+def _sum_of(values, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     b_sum = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, count, BLOCK):
+    for start in range(0, COUNT, BLOCK):
         offset = start + tl.arange(0, BLOCK)
-        b_sum += tl.load(values + offset, mask=offset < count, other=0.0)
+        b_sum += tl.load(values + offset, mask=offset < COUNT, other=0.0)
     return tl.sum(b_sum, axis=0)
 
 
@@ -238,9 +242,9 @@ def _score_mlp_weights_kernel(
     w3,
     loss,
     grad,
-    tiles,
-    inputs,
-    width,
+    TILES: tl.constexpr,
+    NUM_INPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     MEMBERS: tl.constexpr,
     HIDDEN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -258,50 +262,50 @@ def _score_mlp_weights_kernel(
     seed = tl.program_id(2).to(tl.int64)
     net = seed * MEMBERS + member
     nets = tl.num_programs(2) * MEMBERS
-    first = width * inputs + width
-    grad_at = grad + net * (first + width * width + 2 * width + 1)
-    neuron_parts = tl.cdiv(width, NEURONS)
+    first = WIDTH * NUM_INPUTS + WIDTH
+    grad_at = grad + net * (first + WIDTH * WIDTH + 2 * WIDTH + 1)
+    neuron_parts = tl.cdiv(WIDTH, NEURONS)
     if part < neuron_parts:
         neuron = part * NEURONS + tl.arange(0, NEURONS)
-        mask = neuron < width
+        mask = neuron < WIDTH
         unit = tl.arange(0, HIDDEN)
-        in_width = unit < width
+        in_width = unit < WIDTH
         bit = part * NEURONS // UNITS
         column = part * NEURONS % UNITS + tl.arange(0, NEURONS)
         b_matrix = tl.zeros([NEURONS, HIDDEN], dtype=tl.float32)
         b_vector = tl.zeros([NEURONS], dtype=tl.float32)
-        row = net * tiles * ROWS + tl.arange(0, DEPTH)
-        for _ in range(0, tiles * ROWS, DEPTH):
+        row = net * TILES * ROWS + tl.arange(0, DEPTH)
+        for _ in range(0, TILES * ROWS, DEPTH):
             b_active = tl.load(active + row[None, :] * UNITS + column[:, None]).to(tl.int32)
             b_slope = tl.where(((b_active >> bit) & 1) != 0, tl.load(slope + row)[None, :], 0.0)
             b_hidden = tl.load(hidden + row[:, None] * HIDDEN + unit[None, :])
             b_vector += tl.sum(b_slope, axis=1)
             b_matrix = _product(b_slope, b_hidden, b_matrix, LOW, MULTIPLIED, PRECISION)
             row += DEPTH
-        b_last = tl.load(w3 + net * width + neuron, mask=mask, other=0.0).to(tl.float32)
-        b_bias = tl.load(b2 + net * width + neuron, mask=mask, other=0.0).to(tl.float32)
+        b_last = tl.load(w3 + net * WIDTH + neuron, mask=mask, other=0.0).to(tl.float32)
+        b_bias = tl.load(b2 + net * WIDTH + neuron, mask=mask, other=0.0).to(tl.float32)
         both = mask[:, None] & in_width[None, :]
-        b_w2 = tl.load(w2 + net * width * width + neuron[:, None] * width + unit[None, :], mask=both, other=0.0)
+        b_w2 = tl.load(w2 + net * WIDTH * WIDTH + neuron[:, None] * WIDTH + unit[None, :], mask=both, other=0.0)
         # rounded as the forward pass multiplied it
         b_w2 = b_w2.to(LOW).to(tl.float32)
-        second_at = grad_at + first + width * width
-        tl.store(grad_at + first + neuron[:, None] * width + unit[None, :], b_last[:, None] * b_matrix, mask=both)
+        second_at = grad_at + first + WIDTH * WIDTH
+        tl.store(grad_at + first + neuron[:, None] * WIDTH + unit[None, :], b_last[:, None] * b_matrix, mask=both)
         tl.store(second_at + neuron, b_last * b_vector, mask=mask)
-        tl.store(second_at + width + neuron, tl.sum(b_w2 * b_matrix, axis=1) + b_bias * b_vector, mask=mask)
+        tl.store(second_at + WIDTH + neuron, tl.sum(b_w2 * b_matrix, axis=1) + b_bias * b_vector, mask=mask)
     elif part < tl.num_programs(0) - 1:
         offset = (part - neuron_parts) * BLOCK + tl.arange(0, BLOCK)
         mask = offset < first
         b_sum = tl.zeros([BLOCK], dtype=tl.float32)
-        partial_at = partial + net * tiles * first
-        for _ in range(tiles):
+        partial_at = partial + net * TILES * first
+        for _ in range(TILES):
             b_sum += tl.load(partial_at + offset, mask=mask, other=0.0)
             partial_at += first
         tl.store(grad_at + offset, b_sum, mask=mask)
     else:
-        tl.store(grad_at + first + width * width + 2 * width, _sum_of(sums + (nets + net) * tiles, tiles, BLOCK))
+        tl.store(grad_at + first + WIDTH * WIDTH + 2 * WIDTH, _sum_of(sums + (nets + net) * TILES, TILES, BLOCK))
         if member == 0:
             # the terms of the members of a seed lie side by side
-            tl.store(loss + seed, _sum_of(sums + net * tiles, MEMBERS * tiles, BLOCK))
+            tl.store(loss + seed, _sum_of(sums + net * TILES, MEMBERS * TILES, BLOCK))
 
 
 def _num_weights(inputs: int, width: int) -> int:
@@ -347,7 +351,10 @@ def _score_mlp(
     # one partial sum a tile of rows, added in a fixed order: no atomics, so repeatable from run to run
     partial, sums = new(seeds * members * tiles, first), new(2, seeds * members * tiles)
     triton_low = tl.bfloat16 if precision == "bf16" else tl.float32
+    # the sizes of a run do not change: known to the compiler, they remove masks
     constants = {
+        "NUM_INPUTS": inputs,
+        "WIDTH": width,
         "MEMBERS": members,
         "HIDDEN": hidden_width,
         "ROWS": tile.rows,
@@ -361,12 +368,12 @@ def _score_mlp(
         _score_mlp_rows_kernel[(tiles, members, seeds)](
             x, next_value, score, tuple(rho_weights), rho_size, q_x, q_next_value, q_score, tuple(q_weights), q_size,
             w1, b1, w2, b2, w3, b3, excess_constants(divergence, residual_coef, max_ratio), (gamma, lower, upper),
-            hidden, active, slope, partial, sums, inputs, width,
+            hidden, active, slope, partial, sums,
             DIVERGENCE=divergence, Q_EXCESS=not official, INPUTS=columns, num_stages=1, **constants,
         )  # fmt: skip
         parts = triton.cdiv(width, tile.neurons) + triton.cdiv(first, _BLOCK) + 1
         _score_mlp_weights_kernel[(parts, members, seeds)](
-            hidden, active, slope, partial, sums, w2, b2, w3, loss, grad, tiles, inputs, width,
+            hidden, active, slope, partial, sums, w2, b2, w3, loss, grad, TILES=tiles,
             NEURONS=tile.neurons, DEPTH=tile.depth, BLOCK=_BLOCK, num_stages=2, **constants,
         )  # fmt: skip
     return loss, grad, score, q_score
