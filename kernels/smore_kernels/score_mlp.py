@@ -59,7 +59,7 @@ class _Tiles(NamedTuple):
 # which multiplies without tensor cores, spills with any. The mask keeps one bit for each of up to 8 blocks of units.
 _TILES = {
     "bf16": _Tiles(rows=64, units=64, inputs=32, neurons=16, depth=64, warps=8),
-    "tf32": _Tiles(rows=64, units=32, inputs=32, neurons=16, depth=32, warps=8),
+    "tf32": _Tiles(rows=64, units=32, inputs=16, neurons=16, depth=32, warps=8),
     "fp32": _Tiles(rows=16, units=32, inputs=32, neurons=16, depth=16, warps=8),
 }
 
