@@ -77,6 +77,13 @@ def _relu(b_x):
 
 
 @triton.jit
+def _input_columns(x_at, row, live, column, NUM_INPUTS: tl.constexpr):
+    """Some columns of the tile's inputs, 0 beyond the batch and the inputs."""
+    mask = live[:, None] & (column < NUM_INPUTS)[None, :]
+    return tl.load(x_at + row[:, None] * NUM_INPUTS + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
 def _score_mlp_rows_kernel(
     x,
     next_value,
@@ -137,11 +144,7 @@ def _score_mlp_rows_kernel(
     b_hidden = tl.zeros([ROWS, HIDDEN], dtype=tl.float32)
     for start in range(0, NUM_INPUTS, INPUTS):
         column = start + tl.arange(0, INPUTS)
-        b_x = tl.load(
-            x_at + row[:, None] * NUM_INPUTS + column[None, :],
-            mask=live[:, None] & (column < NUM_INPUTS)[None, :],
-            other=0.0,
-        )
+        b_x = _input_columns(x_at, row, live, column, NUM_INPUTS)
         b_w1 = tl.load(
             w1 + net * WIDTH * NUM_INPUTS + unit[None, :] * NUM_INPUTS + column[:, None],
             mask=in_width[None, :] & (column < NUM_INPUTS)[:, None],
@@ -208,11 +211,7 @@ def _score_mlp_rows_kernel(
     b_grad = tl.trans(b_grad)
     for start in range(0, NUM_INPUTS, INPUTS):
         column = start + tl.arange(0, INPUTS)
-        b_x = tl.load(
-            x_at + row[:, None] * NUM_INPUTS + column[None, :],
-            mask=live[:, None] & (column < NUM_INPUTS)[None, :],
-            other=0.0,
-        )
+        b_x = _input_columns(x_at, row, live, column, NUM_INPUTS)
         b_sum = _product(b_grad, b_x, tl.zeros([HIDDEN, INPUTS], tl.float32), LOW, MULTIPLIED, PRECISION)
         tl.store(
             partial_at + unit[:, None] * NUM_INPUTS + column[None, :],
