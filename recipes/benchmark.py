@@ -41,7 +41,7 @@ from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Result, read_results, write_curves, write_results
 
 _PRESETS = ("smoke", "quick", "paper")
-_SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "num_trajectories": 60, "seeds": 2}
+_SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories")
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from torchrl_smore import _dispatch
-from torchrl_smore._dispatch import mean_score_objective, resolve_kernels
+from torchrl_smore._dispatch import (
+    adam_polyak_,
+    expectile_awr,
+    mean_score_objective,
+    resolve_kernels,
+    score_mlp_objective,
+)
 from torchrl_smore.functional.score import ScoreObjective
 
 
@@ -150,3 +156,69 @@ def test_missing_policy_scores_are_named():
         mean_score_objective(ScoreObjective("dual"), **inputs)
     with pytest.raises(ValueError, match="bootstrap='policy' needs next_policy_score"):
         mean_score_objective(ScoreObjective("dual", bootstrap="policy"), **inputs)
+
+
+def test_the_optimiser_step_is_the_reference_s_with_either_implementation(interpreted_triton, monkeypatch):
+    import smore_kernels
+
+    calls = []
+    fused = smore_kernels.adam_polyak_
+    monkeypatch.setattr(smore_kernels, "adam_polyak_", lambda *a, **k: calls.append(fused(*a, **k)))
+    start = torch.randn(5, 40).abs()
+    written = {}
+    for kernels in ("reference", "auto", "triton"):
+        param, grad, m, v, target = start.clone()
+        options = {"lr": 0.1, "decay_steps": 9, "weight_decay": 0.2, "target": target, "tau": 0.3}
+        adam_polyak_(param, grad, m, v, torch.tensor(4), kernels=kernels, **options)
+        written[kernels] = torch.stack([param, m, v, target])
+    assert len(calls) == 1
+    torch.testing.assert_close(written["auto"], written["reference"], rtol=0, atol=0)
+    torch.testing.assert_close(written["triton"], written["reference"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_value_loss_and_actor_weights_agree_for_rows_of_any_shape(temperature, interpreted_triton):
+    score, results = torch.randn(3, 5), []
+    for kernels in ("reference", "triton"):
+        value = torch.linspace(-1.0, 1.0, 15).reshape(3, 5).requires_grad_()
+        options = {"expectile": torch.tensor(0.7), "temperature": temperature, "weight_clip": 3.0}
+        out = expectile_awr(score, value, **options, kernels=kernels)
+        (3.0 * out.loss).backward()
+        results.append((out._asdict(), value.grad))
+    assert (results[0][0]["weight"] is None) == (temperature is None)
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("formulation", ["in_sample", "official"])
+def test_the_score_network_agrees_with_the_reference_and_with_its_scores_alone(formulation, interpreted_triton):
+    objective = ScoreObjective(formulation, "kl", beta=0.3, max_ratio=3.0)
+    rows = {
+        "x": torch.randn(5, 3),
+        "next_value": torch.randn(5),
+        "q_x": torch.randn(4, 3),
+        "q_next_value": torch.randn(4),
+    }
+    shapes = [(2, 16, 3), (2, 16), (2, 16, 16), (2, 16), (2, 1, 16), (2, 1)]
+    weights, results = [0.3 * torch.randn(shape) for shape in shapes], []
+    for kernels in ("reference", "triton"):
+        leaves = [weight.clone().requires_grad_() for weight in weights]
+        layers = list(zip(leaves[::2], leaves[1::2]))
+        loss, score, q_score = score_mlp_objective(
+            objective, **rows, layers=layers, bounds=(-0.5, 0.5), precision="fp32", kernels=kernels
+        )
+        (3.0 * loss).backward()
+        results.append((loss.detach(), score, q_score, [leaf.grad for leaf in leaves]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+    of_scores = mean_score_objective(
+        objective, score=score, q_score=q_score, next_value=rows["next_value"], q_next_value=rows["q_next_value"],
+        bounds=(-0.5, 0.5), kernels="reference",
+    )  # fmt: skip
+    torch.testing.assert_close(of_scores, loss.detach())
+
+
+def test_the_score_network_refuses_the_formulation_that_asks_for_the_policy():
+    row, value = torch.zeros(1, 3), torch.zeros(1)
+    with pytest.raises(ValueError, match="formulation='dual' needs scores at the policy's actions"):
+        score_mlp_objective(
+            ScoreObjective("dual"), x=row, next_value=value, q_x=row, q_next_value=value, layers=[], kernels="reference"
+        )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from collections.abc import Sequence
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.functional import losses, optim
 from torchrl_smore.functional.divergences import get_divergence
+from torchrl_smore.functional.losses import ExpectileAWR
+from torchrl_smore.functional.mlp import score_mlp
 from torchrl_smore.functional.score import ScoreObjective, bellman_residual
 
 Implementation = Literal["triton", "reference"]
@@ -108,6 +112,122 @@ def mean_score_objective(
     return run(objective, bounds, *tensors)
 
 
+def score_mlp_objective(
+    objective: ScoreObjective,
+    *,
+    x: Tensor,
+    next_value: Tensor,
+    q_x: Tensor,
+    q_next_value: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    bounds: tuple[float, float] | None = None,
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32",
+    kernels: Kernels = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`mean_score_objective` of a plain ensemble of two-hidden-layer networks given by its weights.
+
+    Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once, with respect to the weights.
+
+    Args:
+        objective: formulation and constants; ``"dual"``, which needs the policy's actions, is not computed.
+        x: inputs of the network on offline rows (observation, goal, action side by side), ``[B, D]``; a constant.
+        next_value: ``M(s', g)`` there, shape ``[B]``, taken as a constant.
+        q_x: inputs on goal transitions, shape ``[Q, D]``.
+        q_next_value: ``M(s', g)`` there, shape ``[Q]``, taken as a constant.
+        layers: see :func:`~torchrl_smore.functional.mlp.score_mlp`, without seeds; the kernel takes hidden widths that
+            are one multiple of 16 up to 256.
+        bounds: interval to which both next values are clipped; either end may be infinite.
+        precision: of the hidden layers' products; the reference leaves the choice between ``"tf32"`` and ``"fp32"`` to
+            ``torch.set_float32_matmul_precision``.
+        kernels: see :func:`resolve_kernels`.
+
+    Returns:
+        The loss, a scalar, and the detached scores, ``[M, B]`` and ``[M, Q]``.
+
+    Raises:
+        RuntimeError: see :func:`resolve_kernels`.
+        ValueError: for ``formulation="dual"``, or what the kernel cannot compute.
+    """
+    if objective.needs_policy:
+        raise ValueError("formulation='dual' needs scores at the policy's actions; call mean_score_objective.")
+    if resolve_kernels(kernels, x.device) == "triton":
+        import smore_kernels
+
+        return smore_kernels.score_mlp(
+            x, next_value, q_x, q_next_value, layers, bounds=bounds, precision=precision, **_constants(objective)
+        )
+    hidden_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    score, q_score = (score_mlp(rows.detach(), layers, hidden_dtype) for rows in (x, q_x))
+    loss = _reference(objective, bounds, score, next_value, q_score, q_next_value, None, None, None)
+    return loss, score.detach(), q_score.detach()
+
+
+def expectile_awr(
+    score: Tensor,
+    value: Tensor,
+    *,
+    expectile: float | Tensor,
+    temperature: float | Tensor | None = None,
+    weight_clip: float = 100.0,
+    kernels: Kernels = "auto",
+) -> ExpectileAWR:
+    """Value loss and actor weights of one advantage; see :func:`torchrl_smore.functional.losses.expectile_awr`.
+
+    Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once.
+
+    Args:
+        score: target of the value, shape ``[*B]``, taken as a constant.
+        value: shape ``[*B]``.
+        expectile: in ``(0, 1)``, dimensionless, a float or a 0-d tensor on the same device.
+        temperature: in one over the unit of the score, non-negative, a float or a 0-d tensor; ``None`` has no weights.
+        weight_clip: largest weight, dimensionless, positive.
+        kernels: see :func:`resolve_kernels`.
+
+    Raises:
+        RuntimeError: see :func:`resolve_kernels`.
+    """
+    if resolve_kernels(kernels, value.device) == "reference":
+        return losses.expectile_awr(score, value, expectile=expectile, temperature=temperature, weight_clip=weight_clip)
+    import smore_kernels
+
+    loss, weight, *means = smore_kernels.expectile_awr(
+        score.flatten(), value.flatten(), expectile=expectile, temperature=temperature, weight_clip=weight_clip
+    )
+    return ExpectileAWR(loss, None if weight is None else weight.reshape(value.shape), *means)
+
+
+def adam_polyak_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    *,
+    kernels: Kernels = "auto",
+    **options: Any,
+) -> None:
+    """One step of Adam and the target update, in place; see :func:`torchrl_smore.functional.optim.adam_polyak_`.
+
+    Args:
+        param: parameters, shape ``[*]``, float32; written. The kernel wants every written buffer contiguous.
+        grad: their gradient, shape ``[*]``.
+        exp_avg: first moment, shape ``[*]``, float32; written.
+        exp_avg_sq: second moment, shape ``[*]``, float32; written.
+        step: updates done before this one, an integer scalar on the same device; read only.
+        kernels: see :func:`resolve_kernels`.
+        **options: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``decay_steps``, ``target``, ``tau`` of the reference.
+
+    Raises:
+        RuntimeError: see :func:`resolve_kernels`.
+    """
+    run = optim.adam_polyak_
+    if resolve_kernels(kernels, param.device) == "triton":
+        import smore_kernels
+
+        run = smore_kernels.adam_polyak_
+    run(param, grad, exp_avg, exp_avg_sq, step, **options)
+
+
 def _reference(
     objective: ScoreObjective,
     bounds: tuple[float, float] | None,
@@ -152,17 +272,18 @@ def _fused(
         next_value.flatten(),
         q_score.flatten(1),
         q_next_value.flatten(),
-        formulation=objective.formulation,
-        divergence=get_divergence(objective.divergence).name,
-        beta=objective.beta,
-        gamma=objective.gamma,
-        residual_coef=objective.residual_coef,
-        max_ratio=objective.max_ratio,
         bounds=bounds,
         policy_score=rows(policy_score),
         q_next_policy_score=rows(q_next_policy_score),
         next_policy_score=rows(next_policy_score),
+        **_constants(objective),
     )
+
+
+def _constants(objective: ScoreObjective) -> dict[str, Any]:
+    """The objective as keyword arguments of the kernels, which know a divergence by its name."""
+    divergence = get_divergence(objective.divergence).name
+    return {**objective.constants(), "formulation": objective.formulation, "divergence": divergence}
 
 
 def _auto(device_type: str) -> tuple[Implementation, str]:

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smore_kernels.divergences import DIVERGENCES, conjugate_excess, excess_constants
-from smore_kernels.formulations import Formulation, formulation_weights
+from smore_kernels.divergences import DIVERGENCES, excess_constants
+from smore_kernels.formulations import Formulation, clip, formulation_weights, score_term
+from smore_kernels.seeds import joins_seeds
 
 _BLOCK = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,7 +48,6 @@ def _batch(
     """Mean of one block of rows over ``size``, all members of one seed; writes the gradient of each row's term."""
     score, next_value, policy_score, next_policy_score = tensors
     score_seed, score_member, next_seed, policy_seed, policy_member, next_policy_seed, next_policy_member = strides
-    linear, square, center, policy, excess_weight, shift = weights
     gamma, lower, upper = bootstrap
 
     offset = block * BLOCK + tl.arange(0, BLOCK)
@@ -56,29 +56,22 @@ def _batch(
     b_next = b_sum
     if HAS_EXCESS and not POLICY_BOOTSTRAP:
         b_next = tl.load(next_value + seed * next_seed + offset, mask=mask, other=0.0).to(tl.float32)
-        # comparisons and not minimum and maximum, which would hide a NaN
-        b_next = tl.where(b_next < lower, lower, tl.where(b_next > upper, upper, b_next))
+        b_next = clip(b_next, lower, upper)
     for member in range(MEMBERS):
         b_score = tl.load(score + seed * score_seed + member * score_member + offset, mask=mask, other=0.0)
         b_score = b_score.to(tl.float32)
-        b_off = b_score - center
-        b_term = linear * b_score + square * b_off * b_off
-        b_grad = linear + 2.0 * square * b_off
+        if HAS_EXCESS and POLICY_BOOTSTRAP:
+            b_next = tl.load(
+                next_policy_score + seed * next_policy_seed + member * next_policy_member + offset,
+                mask=mask,
+                other=0.0,
+            ).to(tl.float32)
+        b_term, b_grad = score_term(b_score, b_next, weights, excess, gamma, DIVERGENCE, HAS_EXCESS)
         if HAS_POLICY:
             b_policy = tl.load(
                 policy_score + seed * policy_seed + member * policy_member + offset, mask=mask, other=0.0
             ).to(tl.float32)
-            b_term += policy * b_policy
-        if HAS_EXCESS:
-            if POLICY_BOOTSTRAP:
-                b_next = tl.load(
-                    next_policy_score + seed * next_policy_seed + member * next_policy_member + offset,
-                    mask=mask,
-                    other=0.0,
-                ).to(tl.float32)
-            b_h, b_slope = conjugate_excess(gamma * b_next - b_score + shift, excess, DIVERGENCE)
-            b_term += excess_weight * b_h
-            b_grad -= excess_weight * b_slope
+            b_term += weights[3] * b_policy
         # the terms of a masked row are not 0: they are those of S = N = 0
         b_sum += tl.where(mask, b_term, 0.0)
         tl.store(grad + (seed * MEMBERS + member) * size + offset, b_grad, mask=mask)
@@ -187,18 +180,7 @@ def _(score: Tensor, next_value: Tensor, q_score: Tensor, *args: Any) -> tuple[T
     return loss, score.new_empty(score.shape), q_score.new_empty(q_score.shape)
 
 
-@_score_objective.register_vmap
-def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The mapped axis joins the seeds."""
-
-    def joined(arg: Any, dim: int | None) -> Any:
-        if not isinstance(arg, Tensor):
-            return arg
-        arg = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-        return arg.flatten(0, 1)
-
-    outputs = _score_objective(*(joined(arg, dim) for arg, dim in zip(args, in_dims)))
-    return tuple(output.unflatten(0, (info.batch_size, -1)) for output in outputs), (0, 0, 0)
+_score_objective.register_vmap(joins_seeds(_score_objective))
 
 
 class _ScoreObjective(torch.autograd.Function):

@@ -13,6 +13,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import triton
+import triton.language as tl
+
+from smore_kernels.divergences import conjugate_excess
+
 Formulation = Literal["in_sample", "dual", "official", "official_stable"]
 
 # of the released code; tests compare them with functional.score
@@ -43,3 +48,23 @@ def formulation_weights(formulation: str, beta: float, gamma: float) -> tuple[We
         return Weights(linear=_PUSH_DOWN, excess=0.5), Weights(linear=-1.0)
     rho = Weights(square=(1.0 - gamma) * _PUSH_DOWN, excess=0.5, shift=_STEP_REWARD)
     return rho, Weights(square=1.0, center=-_STEP_REWARD / (1.0 - gamma))
+
+
+@triton.jit
+def clip(b_next, lower, upper):
+    """``b_next`` within its bounds, by comparisons: minimum and maximum would hide a NaN."""
+    return tl.where(b_next < lower, lower, tl.where(b_next > upper, upper, b_next))
+
+
+@triton.jit
+def score_term(b_score, b_next, weights, excess, gamma, DIVERGENCE: tl.constexpr, HAS_EXCESS: tl.constexpr):
+    """The expression above without ``p P``, and its derivative by ``S``, elementwise in float32."""
+    linear, square, center, _, excess_weight, shift = weights
+    b_off = b_score - center
+    b_term = linear * b_score + square * b_off * b_off
+    b_grad = linear + 2.0 * square * b_off
+    if HAS_EXCESS:
+        b_h, b_slope = conjugate_excess(gamma * b_next - b_score + shift, excess, DIVERGENCE)
+        b_term += excess_weight * b_h
+        b_grad -= excess_weight * b_slope
+    return b_term, b_grad

@@ -18,7 +18,8 @@ def inputs(*batch, num_inputs=5, num_outputs=7):
 
 
 def loss(x, weight, bias, relu, matmul):
-    return linear(x, weight, bias, relu=relu, matmul=matmul).pow(3).sum()
+    # its gradient is not 0 where a ReLU is
+    return (linear(x, weight, bias, relu=relu, matmul=matmul) + 0.5).pow(3).sum()
 
 
 def test_the_layer_is_an_affine_map_and_its_positive_part():
@@ -33,7 +34,7 @@ def test_the_layer_is_an_affine_map_and_its_positive_part():
 @pytest.mark.parametrize("shape", [((9,), 5, 7), ((9,), 7, 5), ((2, 3), 5, 7), ((), 5, 7)], ids=str)
 def test_value_gradients_and_second_derivatives_are_those_of_pytorch(shape, relu):
     batch, num_inputs, num_outputs = shape
-    args = inputs(*(batch or (1,)), num_inputs=num_inputs, num_outputs=num_outputs)
+    args = inputs(*batch, num_inputs=num_inputs, num_outputs=num_outputs)
 
     def gradients(matmul):
         first = torch.autograd.grad(loss(*args, relu, matmul), args, create_graph=True)
@@ -89,6 +90,10 @@ def test_auto_takes_onednn_only_where_it_is_faster(monkeypatch):
         assert onednn_is_faster() is faster
         linear(*args)
         assert len(calls) == expected
+    # neither a type that oneDNN has no product for nor an empty batch reaches it
+    assert linear(*(t.double() for t in args)).dtype == torch.float64
+    assert linear(args[0][:0], *args[1:]).shape == (0, 7)
+    assert len(calls) == 1
 
 
 def test_names_and_devices_that_cannot_be_are_refused():

@@ -83,6 +83,19 @@ def test_float32_is_the_plain_sequence_of_layers(kind):
     torch.testing.assert_close(full(x), full.layers(x))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_made_double_stays_double(kind):
+    full, _ = twins(kind)
+    x = torch.randn(7, 8, dtype=torch.float64)
+    torch.testing.assert_close(full.double()(x), full.layers(x), rtol=1e-12, atol=1e-12)
+
+
+def test_without_hidden_layers_nothing_is_rounded():
+    network = ConcatMLP(8, 2, (), precision="bf16")
+    x = torch.randn(7, 8)
+    assert torch.equal(network(x), network.layers(x))
+
+
 def test_a_step_below_the_resolution_of_bf16_accumulates_in_the_master_weights():
     network = ConcatMLP(2, 1, (4,), precision="bf16")
     weight = network.layers[0].weight

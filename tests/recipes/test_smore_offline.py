@@ -402,6 +402,7 @@ def assert_refused(done, cwd, before, *said):
         (["formulation=in_smaple"], ["'in_smaple'", "Did you mean 'in_sample'?"]),
         (["divergence=pearson_chi"], ["'pearson_chi'", "Did you mean 'pearson_chi2'?"]),
         (["networks=papr"], ["'papr'", "paper"]),
+        (["precision=bf61"], ["'bf61'", "bf16"]),
         (["compile=maxi"], ["'maxi'", "max"]),
         (["logger=wanbd"], ["'wanbd'", "wandb"]),
         (["device=gpu"], ["'gpu'", "cuda"]),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchrl_smore._errors import unknown_name
 
 Matmul = Literal["auto", "torch", "onednn"]
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmul: Matmul = "auto") -> Tensor:
@@ -27,7 +27,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         bias: shape ``[O]``, same dtype and device.
         relu: whether to apply a ReLU; oneDNN does so while the product is in registers.
         matmul: ``"torch"`` is :func:`torch.nn.functional.linear`; ``"onednn"`` calls oneDNN for the product and for
-            both products of its gradient; ``"auto"`` is ``"onednn"`` for CPU tensors where :func:`onednn_is_faster`.
+            both products of its gradient; ``"auto"`` is ``"onednn"`` for float32 and bfloat16
+            on a CPU where :func:`onednn_is_faster`, else ``"torch"``.
 
     Returns:
         Shape ``[*B, O]``. The two backends add in another order: they agree to rounding, not bit for bit.
@@ -43,7 +44,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         raise RuntimeError(
             f"matmul='onednn' needs CPU tensors and a PyTorch with oneDNN, got a {x.device.type} tensor."
         )
-    if matmul == "onednn" or (matmul == "auto" and on_cpu and onednn_is_faster()):
+    fast = on_cpu and onednn_is_faster() and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
+    if matmul == "onednn" or (matmul == "auto" and fast):
         return _onednn(x, weight, bias, relu)
     out = F.linear(x, weight, bias)
     return out.relu() if relu else out
@@ -70,7 +72,7 @@ def _cpu_vendor() -> str:
 # once, and not in a call: reading a file cannot be traced into a graph
 _ONEDNN_IS_FASTER = (
     _HAS_ONEDNN
-    and torch.backends.mkl.is_available()
+    and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     and _cpu_vendor() not in ("GenuineIntel", "")
 )
@@ -87,7 +89,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tenso
 def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     # a function with a setup_context, which functorch asks for, inspects its signature in every call: 15 us
     kind = _FunctorchLinear if torch._C._are_functorch_transforms_active() else _Linear
-    out: Tensor = kind.apply(x, weight, bias, relu)
+    out: Tensor = kind.apply(x, weight, bias, relu)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -110,7 +112,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+    rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     return (
         _onednn(grad, weight.t(), None, False) if needs_x else None,
         _weight_gradient(rows, inputs) if needs_weight else None,
@@ -155,8 +157,10 @@ class _FunctorchLinear(torch.autograd.Function):
         return torch.stack([_onednn(*member) for member in members]), 0
 
 
-_library = torch.library.Library("torchrl_smore", "FRAGMENT")
-_library.define("onednn_linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor")
+_library = torch.library.Library("torchrl_smore", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "onednn_linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor"
+)
 
 
 # an operator of our own around PyTorch's, whose Inductor lowering insists on constant weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +64,48 @@ def awr_weight(advantage: Tensor, temperature: float | Tensor, weight_clip: floa
     # the exponent is clamped too: the gradient of an infinite exp would be inf * 0
     weight = exponent.clamp_max(limit).exp().clamp_max(weight_clip)
     return torch.where(exponent >= limit, weight_clip, weight)
+
+
+class ExpectileAWR(NamedTuple):
+    """What :func:`expectile_awr` computes; everything but ``loss`` is a constant."""
+
+    loss: Tensor
+    weight: Tensor | None
+    mean_advantage: Tensor
+    mean_weight: Tensor
+    weight_clipped: Tensor
+    mean_value: Tensor
+
+
+def expectile_awr(
+    score: Tensor,
+    value: Tensor,
+    *,
+    expectile: float | Tensor,
+    temperature: float | Tensor | None = None,
+    weight_clip: float = 100.0,
+) -> ExpectileAWR:
+    """Mean of :func:`expectile_loss` and the :func:`awr_weight` of one advantage ``score - value``.
+
+    Args:
+        score: target of the value, shape ``[*B]``, taken as a constant.
+        value: shape ``[*B]``.
+        expectile: see :func:`expectile_loss`.
+        temperature: see :func:`awr_weight`; ``None`` computes no weights.
+        weight_clip: see :func:`awr_weight`.
+
+    Returns:
+        The loss, a scalar; the weights, ``[*B]`` (``None`` without a temperature); and means over rows, scalars: of the
+        advantage, of the weights, of those at ``weight_clip`` (the last two 0 without a temperature), of the value.
+    """
+    difference = score.detach() - value
+    advantage, weight = difference.detach(), None
+    mean_weight = weight_clipped = advantage.new_zeros(())
+    if temperature is not None:
+        weight = awr_weight(advantage, temperature, weight_clip)
+        mean_weight, weight_clipped = weight.mean(), (weight >= weight_clip).to(weight.dtype).mean()
+    loss = expectile_loss(difference, expectile).mean()
+    return ExpectileAWR(loss, weight, advantage.mean(), mean_weight, weight_clipped, value.detach().mean())
 
 
 def awr_loss(log_prob: Tensor, weight: Tensor) -> Tensor:

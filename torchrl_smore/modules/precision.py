@@ -32,8 +32,8 @@ def run_layers(
     """``layers(x)``, each ReLU fused into the linear layer before it, the hidden layers in the given precision.
 
     With ``"bf16"``, weights and activations of the hidden layers are bfloat16 and sums float32; the parameters stay
-    float32, and so do their gradients and the last layer. Weights are cast where they are used: a cache would save 1% of
-    an update at most (``docs/performance.md``), and a compiled update shares the casts of a weight.
+    float32, and so do their gradients and the last layer. Weights are cast where they are used: a cache would save 1%
+    of an update at most (``docs/performance.md``), and a compiled update shares the casts of a weight.
 
     Args:
         layers: linear layers, norms and activations; the last one is linear.
@@ -44,17 +44,20 @@ def run_layers(
     Returns:
         Shape ``[*B, O]``, float32.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     last, fused = layers[-1], False
+    assert isinstance(last, nn.Linear)
+    bf16 = precision == "bf16" and len(layers) > 1
+    dtype = torch.bfloat16 if bf16 else last.weight.dtype
+    x = x.to(dtype) if bf16 else x
     for layer, following in pairwise(layers):
         if isinstance(layer, nn.Linear):
             fused = isinstance(following, nn.ReLU)
-            weight, bias = layer.weight.to(dtype), layer.bias.to(dtype)
-            x = linear(x.to(dtype), weight, bias, relu=fused, matmul=matmul)
+            parameters: tuple[Tensor, Tensor] = (layer.weight.to(dtype), layer.bias.to(dtype))
+            x = linear(x, *parameters, relu=fused, matmul=matmul)
         elif isinstance(layer, nn.LayerNorm):
             x = F.layer_norm(x, layer.normalized_shape, layer.weight.to(dtype), layer.bias.to(dtype), layer.eps)
             fused = False
         elif not fused:
             x = layer(x)
     # one output or a few: too narrow for oneDNN to gain anything
-    return F.linear(x.to(last.weight.dtype), last.weight, last.bias)
+    return F.linear(x.to(last.weight.dtype) if bf16 else x, last.weight, last.bias)

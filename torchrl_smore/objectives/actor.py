@@ -95,22 +95,28 @@ class AWRActorLoss(OfflineLoss):
         return self._actor_term(self._rows(tensordict))
 
     def _actor_term(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-        log_prob = dist.log_prob(tensordict[self.tensor_keys.action])
         advantage = tensordict[self.tensor_keys.advantage].squeeze(-1).detach()
-        if log_prob.shape != advantage.shape:
-            raise ValueError(
-                f"expected one log-probability for each advantage, got shapes {tuple(log_prob.shape)} and "
-                f"{tuple(advantage.shape)}; the distribution must count the action as one event."
-            )
         weight = awr_weight(advantage, self.temperature, self.weight_clip)
         metadata = {
             "mean_advantage": advantage.mean(),
             "awr_weight": weight.mean(),
             "weight_clipped": (weight >= self.weight_clip).to(weight.dtype).mean(),
-            "log_prob": log_prob.detach().mean(),
         }
+        return self._regression_term(tensordict, weight, metadata)
+
+    def _regression_term(
+        self, tensordict: TensorDictBase, weight: Tensor, metadata: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reduced regression loss under given weights ``[*B]``, and ``metadata`` with ``log_prob`` added."""
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
+        log_prob = dist.log_prob(tensordict[self.tensor_keys.action])
+        if log_prob.shape != weight.shape:
+            raise ValueError(
+                f"expected one log-probability for each advantage, got shapes {tuple(log_prob.shape)} and "
+                f"{tuple(weight.shape)}; the distribution must count the action as one event."
+            )
+        metadata = {**metadata, "log_prob": log_prob.detach().mean()}
         return self._reduce_row_loss(awr_loss(log_prob, weight), tensordict), metadata
 
     @dispatch(auto_batch_size=False)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_smore._dispatch import expectile_awr
+from torchrl_smore.functional.losses import ExpectileAWR
 from torchrl_smore.objectives.actor import AWRActorLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
 
@@ -36,7 +39,40 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
         batch = self._with_target_score(self._rows(tensordict))
         with torch.no_grad():
             value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
+        if self._runs_fused(batch):
+            return self._fused_actor_term(batch, self._fused_terms(batch, value))
         return self._actor_term(self._with_advantage(batch, value))
+
+    def _value_and_actor_terms(self, batch: TensorDictBase) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Both losses at the same value, and their diagnostics; needs the target score."""
+        if not self._runs_fused(batch):
+            loss_value, metadata = self._value_term(batch)
+            value = metadata["state_value"]
+            loss_actor, metadata = self._actor_term(self._with_advantage(batch, value))
+            return loss_value, loss_actor, {"value": value.mean(), **metadata}
+        value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
+        fused = self._fused_terms(batch, value)
+        loss_actor, metadata = self._fused_actor_term(batch, fused)
+        return fused.loss, loss_actor, {"value": fused.mean_value, **metadata}
+
+    def _fused_terms(self, batch: TensorDictBase, value: Tensor) -> ExpectileAWR:
+        score = batch[self.tensor_keys.target_score].squeeze(-1)
+        return expectile_awr(
+            score,
+            value,
+            expectile=self.expectile,
+            temperature=self.temperature,
+            weight_clip=self.weight_clip,
+            kernels=self.kernels,
+        )
+
+    def _fused_actor_term(self, batch: TensorDictBase, fused: ExpectileAWR) -> tuple[Tensor, dict[str, Tensor]]:
+        metadata = {
+            "mean_advantage": fused.mean_advantage,
+            "awr_weight": fused.mean_weight,
+            "weight_clipped": fused.weight_clipped,
+        }
+        return self._regression_term(batch, cast("Tensor", fused.weight), metadata)
 
     def _with_target_score(self, batch: TensorDictBase) -> TensorDictBase:
         raise NotImplementedError

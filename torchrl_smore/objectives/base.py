@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -13,6 +13,9 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import _vmap_func
+
+from torchrl_smore._dispatch import Kernels, resolve_kernels
+from torchrl_smore._errors import unknown_name
 
 Reduction = Literal["none", "mean", "sum"]
 ScalarOutputMode = Literal["exclude", "non_tensor"]
@@ -40,6 +43,8 @@ class OfflineLoss(LossModule):
     deactivate_vmap: bool
     reduction: Reduction
     scalar_output_mode: ScalarOutputMode | None
+    # a loss that has fused kernels says so in its constructor
+    kernels: Kernels = "reference"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,6 +105,24 @@ class OfflineLoss(LossModule):
         if not valid:
             raise ValueError(f"{name} must {expected}, got {value}.")
         self.register_coeff_buffer(name, float(value))
+
+    def _set_kernels(self, kernels: Kernels) -> None:
+        if kernels not in get_args(Kernels):
+            raise unknown_name("kernels", kernels, get_args(Kernels))
+        self.kernels = kernels
+
+    def _runs_fused(self, *batches: TensorDictBase) -> bool:
+        """Whether fused kernels compute the losses: they average over all rows, so nothing may mask or weigh them."""
+        if resolve_kernels(self.kernels, batches[0][self._batch_key()].device) == "reference":
+            return False
+        marks = [self.tensor_keys.priority_weight, *self._loss_mask_keys()]
+        plain = self.reduction == "mean" and all(rows.get(key, None) is None for rows in batches for key in marks)
+        if not plain and self.kernels == "triton":
+            raise ValueError(
+                f"kernels='triton' averages over all rows: it needs reduction='mean', got {self.reduction!r}, and a "
+                "batch without masks or priority weights."
+            )
+        return plain
 
     def _rows(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Shallow copy to write to, with its batch size, where the rows that a mask drops read 0."""

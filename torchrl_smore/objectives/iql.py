@@ -10,6 +10,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams, dispatch
 from torch import Tensor
 
+from torchrl_smore._dispatch import Kernels
 from torchrl_smore.objectives.actor import AWRActorLoss
 from torchrl_smore.objectives.advantage import AdvantageLoss
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
@@ -74,12 +75,10 @@ class InSampleLoss(QValueLoss, AdvantageLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the three losses at the same parameters; see the class."""
         batch = self._with_target_score(self._rows(tensordict))
-        loss_value, value_metadata = self._value_term(batch)
-        state_value = value_metadata["state_value"]
-        loss_actor, actor_metadata = self._actor_term(self._with_advantage(batch, state_value))
+        loss_value, loss_actor, metadata = self._value_and_actor_terms(batch)
         loss_qvalue, qvalue_metadata = self._qvalue_term(self._with_next_value(batch))
         losses = {"loss_qvalue": loss_qvalue, "loss_value": loss_value, "loss_actor": loss_actor}
-        return self._finish(losses, {**qvalue_metadata, "value": state_value.mean(), **actor_metadata}, batch)
+        return self._finish(losses, {**qvalue_metadata, **metadata}, batch)
 
     @torch.no_grad()
     def _with_target_score(self, batch: TensorDictBase) -> TensorDictBase:
@@ -112,6 +111,7 @@ class GCIQLLoss(InSampleLoss):
         gamma: discount, in ``(0, 1)``.
         weight_clip: largest actor weight.
         use_terminated: see :class:`~torchrl_smore.objectives.qvalue.QValueLoss`.
+        kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`~torchrl_smore.objectives.ScoreLoss`.
         reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
@@ -138,6 +138,7 @@ class GCIQLLoss(InSampleLoss):
         gamma: float = 0.99,
         weight_clip: float = 100.0,
         use_terminated: bool = True,
+        kernels: Kernels = "auto",
         reduction: Reduction | None = None,
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
@@ -147,6 +148,7 @@ class GCIQLLoss(InSampleLoss):
         )
         self._add_actor_term(actor_network, temperature, weight_clip)
         self._add_value_term(value_network, expectile)
+        self._set_kernels(kernels)
         self._add_qvalue_term(qvalue_network, gamma, use_terminated=use_terminated)
         self._make_vmap()
         self._set_in_keys()

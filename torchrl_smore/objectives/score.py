@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -13,8 +13,7 @@ from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 
-from torchrl_smore._dispatch import Kernels, mean_score_objective, resolve_kernels
-from torchrl_smore._errors import unknown_name
+from torchrl_smore._dispatch import Kernels, mean_score_objective
 from torchrl_smore.functional.score import Bootstrap, Formulation, ScoreObjective, bellman_residual
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 
@@ -137,9 +136,7 @@ class ScoreLoss(OfflineLoss):
         self.objective = objective
         self.num_score_nets = num_score_nets
         self.delay_score = delay_score
-        if kernels not in get_args(Kernels):
-            raise unknown_name("kernels", kernels, get_args(Kernels))
-        self.kernels = kernels
+        self._set_kernels(kernels)
         self.score_range = objective.range
         self.score_bounds = _bounds(score_bounds, objective)
         self.convert_to_functional(
@@ -247,21 +244,6 @@ class ScoreLoss(OfflineLoss):
             "score_outside": ((detached < lower) | (detached > upper)).to(score.dtype).mean(),
         }
         return loss, metadata
-
-    def _runs_fused(self, tensordict: TensorDictBase, q: TensorDictBase) -> bool:
-        """Whether the fused kernel computes the loss: it averages over all rows, so nothing may mask or weigh them."""
-        if resolve_kernels(self.kernels, tensordict[self.tensor_keys.action].device) == "reference":
-            return False
-        marks = [self.tensor_keys.priority_weight, *self._loss_mask_keys()]
-        plain = self.reduction == "mean" and all(
-            rows.get(key, None) is None for rows in (tensordict, q) for key in marks
-        )
-        if not plain and self.kernels == "triton":
-            raise ValueError(
-                f"kernels='triton' averages over all rows: it needs reduction='mean', got {self.reduction!r}, and a "
-                "batch without masks or priority weights."
-            )
-        return plain
 
     def _bootstrap_values(self, tensordict: TensorDictBase, q: TensorDictBase) -> tuple[Tensor, Tensor | None, Tensor]:
         """``M(s', g)`` on rho and on q as constants within the bounds, and the fraction that was outside."""

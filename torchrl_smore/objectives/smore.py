@@ -218,16 +218,15 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the three losses at the same parameters; see the class."""
         batch = self._with_target_score(self._rows(tensordict))
-        loss_value, value_metadata = self._value_term(batch)
-        state_value = value_metadata.pop("state_value")
         if self.actor == "score":
-            loss_actor, actor_metadata = self._policy_score_term(batch)
+            loss_value, value_metadata = self._value_term(batch)
+            loss_actor, metadata = self._policy_score_term(batch)
+            metadata["value"] = value_metadata["state_value"].mean()
         else:
-            loss_actor, actor_metadata = self._actor_term(self._with_advantage(batch, state_value))
+            loss_value, loss_actor, metadata = self._value_and_actor_terms(batch)
         loss_score, score_metadata = self._score_term(self._with_next_value(batch))
         losses = {"loss_score": loss_score, "loss_value": loss_value, "loss_actor": loss_actor}
-        diagnostics = {**score_metadata, "value": state_value.mean(), **actor_metadata}
-        return self._finish(losses, diagnostics, batch)
+        return self._finish(losses, {**score_metadata, **metadata}, batch)
 
     @torch.no_grad()
     def _with_target_score(self, batch: TensorDictBase) -> TensorDictBase:

@@ -9,6 +9,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
 from torch import Tensor, nn
 
+from torchrl_smore._dispatch import Kernels, expectile_awr
 from torchrl_smore.functional.losses import expectile_loss
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 
@@ -22,6 +23,7 @@ class ExpectileValueLoss(OfflineLoss):
     Args:
         value_network: writes ``tensor_keys.value``, shape ``[*B, 1]``.
         expectile: in ``(0, 1)``, dimensionless; schedulable by assignment.
+        kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`~torchrl_smore.objectives.ScoreLoss`.
         reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
@@ -70,12 +72,14 @@ class ExpectileValueLoss(OfflineLoss):
         value_network: TensorDictModule,
         *,
         expectile: float = 0.8,
+        kernels: Kernels = "auto",
         reduction: Reduction | None = None,
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
         self._add_value_term(value_network, expectile)
+        self._set_kernels(kernels)
         self._make_vmap()
         self._set_in_keys()
 
@@ -98,8 +102,11 @@ class ExpectileValueLoss(OfflineLoss):
     def _value_term(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         value = self._call("value_network", tensordict, self.tensor_keys.value, self.value_network_params)
         score = tensordict[self.tensor_keys.target_score].squeeze(-1).detach()
+        metadata = {"state_value": value.detach()}
+        if self._runs_fused(tensordict):
+            return expectile_awr(score, value, expectile=self.expectile, kernels=self.kernels).loss, metadata
         loss = expectile_loss(score - value, self.expectile)
-        return self._reduce_row_loss(loss, tensordict), {"state_value": value.detach()}
+        return self._reduce_row_loss(loss, tensordict), metadata
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
