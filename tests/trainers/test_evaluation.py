@@ -88,14 +88,15 @@ def test_the_result_does_not_depend_on_the_number_of_environments(num_envs):
 
 @pytest.mark.parametrize("num_envs", [1, 3, 4, 8, 13])
 def test_policies_side_by_side_get_what_each_gets_alone(num_envs):
-    # where the first policy sends +1 and the second -1, the pool tells their rows apart
+    # the sign of an action tells the policy, its size the episode whose observation it answers
     class TwoWays(ScriptedPool):
         def step(self, actions):
+            np.testing.assert_array_equal(np.abs(actions[:, 0]), np.array(self.resets[-1]) + 1)
             observation, reward = super().step(actions)
             return observation, reward * (actions[:, 0] > 0)
 
     script = {seed: tuple(range(1, seed + 1)) for seed in range(4)}
-    forward, backward = (lambda obs, sign=sign: still(obs) + sign for sign in (1.0, -1.0))
+    forward, backward = (lambda obs, sign=sign: sign * (obs["desired_goal"][:, 1:] + 1) for sign in (1.0, -1.0))
     pool = TwoWays(num_envs, script)
     evaluator = Evaluator(pool, episodes=4, horizon=3, first_seed=0)
     first, second, third = evaluator.run_all([forward, backward, forward])
