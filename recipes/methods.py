@@ -36,7 +36,7 @@ class Setting:
     """What a loss is built from.
 
     ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs;
-    ``precision`` is that of hidden layers.
+    ``precision`` is that of hidden layers, ``kernels`` what the losses that have kernels run.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -45,6 +45,7 @@ class Setting:
     deactivate_vmap: bool
     options: dict[str, Any]
     precision: Precision = "float32"
+    kernels: str = "auto"
 
     def networks(self) -> Any:
         """Score (or Q), value and actor networks."""
@@ -82,16 +83,18 @@ class Method:
 def smore(setting: Setting) -> LossModule:
     """SMORe."""
     networks = setting.networks()
-    options = {"deactivate_vmap": setting.deactivate_vmap, **setting.options}
+    options = {"deactivate_vmap": setting.deactivate_vmap, "kernels": setting.kernels, **setting.options}
     return SMORELoss(networks.actor, networks.score, networks.value, **options)
 
 
-def in_sample(loss: type[LossModule]) -> Callable[[Setting], LossModule]:
-    """GC-IQL and its relatives."""
+def in_sample(loss: type[LossModule], *, fused: bool = False) -> Callable[[Setting], LossModule]:
+    """GC-IQL and its relatives; ``fused`` says that the loss has kernels."""
 
     def build(setting: Setting) -> LossModule:
         networks = setting.networks()
         options = {"deactivate_vmap": setting.deactivate_vmap, **setting.options}
+        if fused:
+            options["kernels"] = setting.kernels
         return loss(networks.actor, networks.score, networks.value, **options)
 
     return build
@@ -176,7 +179,7 @@ METHODS: dict[str, Method] = {
     ),
     "gc_iql": Method(
         "IQL with hindsight goals",
-        in_sample(GCIQLLoss),
+        in_sample(GCIQLLoss, fused=True),
         accepts=("expectile", "temperature", "gamma"),
         rewards=_SPARSE,
         terminate_at_goal=True,

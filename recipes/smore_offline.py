@@ -57,6 +57,7 @@ from torchrl_smore.trainers import (
     mean_metrics,
 )
 
+KERNELS = ("auto", "reference", "triton")
 LOGGERS = ("tensorboard", "wandb")
 LOSS_OPTIONS = (
     *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
@@ -115,6 +116,7 @@ class Config:
         None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
+    kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     learning_rate: float | None = option(None, "of Adam; none: the method's (3e-4 SMORe)")
@@ -264,7 +266,7 @@ def check(config: Config) -> None:
     for name, (expected, holds) in ranges.items():
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
-    names = {"method": METHODS, "compile": get_args(Compile), "logger": (None, *LOGGERS)}
+    names = {"method": METHODS, "compile": get_args(Compile), "kernels": KERNELS, "logger": (None, *LOGGERS)}
     names["dataset_format"] = (None, *FORMATS)
     for name, valid in names.items():
         check_name(config, name, list(valid))
@@ -337,6 +339,7 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
         precision=config.precision,  # type: ignore[arg-type]
+        kernels=config.kernels,
     )
     return METHODS[config.method].build(setting).to(device)
 
@@ -357,6 +360,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         total_steps=config.steps,
         cosine=("actor_network",) if method.cosine else (),
         tau=config.target_rate if method.target_network else None,
+        kernels=config.kernels,  # type: ignore[arg-type]
         compile=config.compile,  # type: ignore[arg-type]
     )
 

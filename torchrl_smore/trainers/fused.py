@@ -11,8 +11,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import LossModule, SoftUpdate
 
+from torchrl_smore._dispatch import Kernels, adam_polyak_, resolve_kernels
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.functional.optim import adam_polyak_
 from torchrl_smore.trainers.stacked import Flat, StackedLosses
 from torchrl_smore.trainers.step_graph import StepGraph
 from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler
@@ -61,6 +61,8 @@ class FusedUpdate:
         total_steps: length of the cosine decay in updates; ``None`` keeps every rate constant.
         cosine: prefixes of the networks whose rate is decayed.
         tau: Polyak rate of the target networks, in ``(0, 1]``; ``None`` leaves them alone.
+        kernels: of Adam, schedule and target: ``"reference"``, ``"triton"`` (or an error where it cannot run) or
+            ``"auto"``; see ``kernels/README.md``. Losses have an option of their own.
         compile: ``"off"``, ``"default"`` or ``"max"`` (Inductor's autotuning).
         map_seeds: ``"loop"`` runs one seed after the other through the same (compiled) function, ``"vmap"`` all as one
             batch; ``"auto"`` loops on a CPU, where batched matrix products are slow, and logs its choice.
@@ -71,7 +73,8 @@ class FusedUpdate:
         ValueError: for an unknown name, a number of seeds other than that of losses, or losses that
             :class:`~torchrl_smore.trainers.stacked.StackedLosses` refuses.
         TypeError: for a sampler that does not come in two parts or cannot be had under other seeds.
-        RuntimeError: if a CUDA graph is asked for on another device, or ``tau`` for a loss without target networks.
+        RuntimeError: if a CUDA graph or a kernel is asked for where it cannot run, or ``tau`` for a loss without target
+            networks.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class FusedUpdate:
         total_steps: int | None = None,
         cosine: tuple[str, ...] = ("actor_network",),
         tau: float | None = None,
+        kernels: Kernels = "auto",
         compile: Compile = "off",
         map_seeds: MapSeeds = "auto",
         cuda_graph: Literal["auto"] | bool = "auto",
@@ -114,6 +118,7 @@ class FusedUpdate:
         self.device = next(iter(self.params.values())).device
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
         self._adam: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self._adam["kernels"] = resolve_kernels(kernels, self.device)
         self._decay_steps = {g: total_steps if g.startswith(cosine) else None for g in self.params}
         self._tau = tau
         self._vmap = self._choose_vmap(map_seeds)
