@@ -10,9 +10,13 @@ from torchrl_smore.envs import TASKS, get_task, task_names
 FETCH = ("FetchReach", "FetchPush", "FetchPick")
 
 
-def test_the_registry_holds_the_five_tasks_in_order():
-    assert task_names() == ("FetchReach", "FetchPush", "FetchPick", "PointReach", "PointRooms")
-    assert all(TASKS[name].name == name and TASKS[name].horizon == 50 for name in task_names())
+RUNNING = ("CheetahTgtVel-m-e", "CheetahTgtVel-r-e", "AntTgtVel-m-e", "AntTgtVel-r-e")
+
+
+def test_the_registry_holds_the_tasks_in_order():
+    assert task_names() == ("FetchReach", "FetchPush", "FetchPick", "PointReach", "PointRooms", *RUNNING)
+    assert all(TASKS[name].name == name for name in task_names())
+    assert all(TASKS[name].horizon == (1000 if name in RUNNING else 50) for name in task_names())
 
 
 def test_a_misspelt_task_is_answered_with_the_nearest_name():

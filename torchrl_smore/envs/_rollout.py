@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs.batch import BatchEnv
+from torchrl_smore.envs.experts import ActorExpert, Expert
 from torchrl_smore.envs.tasks import Task
 
 Array = NDArray[Any]
@@ -20,14 +21,41 @@ class Behaviour:
     """A behaviour policy.
 
     Attributes:
-        kind: the task's scripted expert, or actions drawn uniformly from ``[-1, 1]``, independent in each step.
+        kind: the task's expert, a half-trained one, or actions drawn uniformly from ``[-1, 1]``, independent in each
+            step.
         noise: standard deviation of Gaussian noise added to the expert's actions, which are then clipped.
         random_prob: probability, in each step, that a uniform action replaces the expert's.
+        policy: file of the trained actor that acts; ``None``: the scripted expert.
     """
 
-    kind: Literal["expert", "random"]
+    kind: Literal["expert", "medium", "random"]
     noise: float = 0.0
     random_prob: float = 0.0
+    policy: str | None = None
+
+    def controller(self, task: Task) -> Expert | None:
+        """What acts, or ``None`` for uniform actions.
+
+        Raises:
+            ValueError: if the task has no such policy, or ``policy`` is no actor for this task.
+        """
+        if self.kind == "random":
+            return None
+        if self.policy is None:
+            if self.kind == "medium":
+                raise ValueError(
+                    f"medium trajectories need medium_policy, a half-trained actor. One is made by "
+                    f"python recipes/train_expert.py task={task.name}"
+                )
+            return task.make_expert()
+        actor = ActorExpert(self.policy)
+        widths = (actor.observation_dim, actor.action_dim)
+        if widths != (task.observation_dim, task.action_dim):
+            raise ValueError(
+                f"{self.policy} is no actor for {task.name}: expected {task.observation_dim} observation columns "
+                f"and {task.action_dim} action components, found {widths[0]} and {widths[1]}."
+            )
+        return actor
 
 
 def run_episodes(
@@ -69,8 +97,8 @@ def _lockstep(
     out = {key: np.stack([state[key] for state in states], axis=1) for key in ("observation", "achieved_goal")}
     out["desired_goal"] = states[0]["desired_goal"]
     out["action"] = np.stack(actions, axis=1)
-    reached = task.reached(out["achieved_goal"][:, 1:], out["desired_goal"][:, None])
-    return out | {"reward": reached.astype(np.float32)}
+    after = (out["observation"][:, 1:], out["achieved_goal"][:, 1:])
+    return out | {"reward": task.succeeded(*after, out["desired_goal"][:, None]).astype(np.float32)}
 
 
 class _Policy:
@@ -83,12 +111,12 @@ class _Policy:
         self._uniform = np.stack([g.uniform(-1.0, 1.0, shape) for g in generators]).astype(np.float32)
         self._noise = np.stack([behaviour.noise * g.standard_normal(shape) for g in generators])
         self._replace = np.stack([g.random(task.horizon) for g in generators]) < behaviour.random_prob
-        self._expert = task.make_expert()
+        self._controller = behaviour.controller(task)
 
     def __call__(self, observation: dict[str, Array], step: int) -> Array:
-        if self._behaviour.kind == "random":
+        if self._controller is None:
             return self._uniform[:, step]
-        action = self._expert(observation)
+        action = self._controller(observation)
         if self._behaviour.noise > 0.0:
             action = np.clip(action + self._noise[:, step], -1.0, 1.0).astype(np.float32)
         if self._behaviour.random_prob > 0.0:
