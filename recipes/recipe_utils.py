@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -139,26 +140,47 @@ def with_expert_fraction(store: TrajectoryStore, fraction: float) -> TrajectoryS
 
 
 def collect_or_load(
-    task: Task, folder: str, *, num_trajectories: int, expert_fraction: float, seed: int, action_noise: float = 0.0
+    task: Task,
+    folder: str,
+    *,
+    num_trajectories: int,
+    expert_fraction: float | None,
+    seed: int,
+    action_noise: float = 0.0,
+    expert_policy: str | None = None,
+    medium_policy: str | None = None,
 ) -> TrajectoryStore:
-    """Collects expert and random trajectories, or loads what an equal earlier call has collected."""
-    if not 0.0 <= expert_fraction <= 1.0:
+    """Collects a dataset of the task's composition, or loads what an equal earlier call has collected.
+
+    The policies are files of trained actors, or the run folder of one, for tasks that have no scripted expert.
+    """
+    if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
-    experts = round(num_trajectories * expert_fraction)
+    counts = task.composition(num_trajectories, expert_fraction)
+    experts, rest = counts["expert_episodes"], counts[f"{task.rest}_episodes"]
     noise = f"_noise{action_noise:g}" if action_noise else ""
-    out = Path(folder) / f"{task.name}_expert{experts}_random{num_trajectories - experts}_seed{seed}{noise}"
+    trained = "_policy" + digest(expert_policy, medium_policy) if expert_policy or medium_policy else ""
+    out = Path(folder) / f"{task.name}_expert{experts}_{task.rest}{rest}_seed{seed}{noise}{trained}"
     if out.exists():
         log.info("dataset: %s", out)
         return TrajectoryStore.load(out)
     return collect(
         task,
-        expert_episodes=experts,
-        random_episodes=num_trajectories - experts,
+        **counts,
+        expert_policy=expert_policy,
+        medium_policy=medium_policy,
         seed=seed,
         action_noise=action_noise,
         out=out,
         progress=sys.stderr.isatty(),
     )
+
+
+def digest(*paths: str | None) -> str:
+    """Eight characters that tell the files of trained actors from others; folders count by their actors."""
+    found = [Path(path) for path in paths if path is not None]
+    files = [file for path in found for file in (sorted(path.glob("*.npz")) if path.is_dir() else [path])]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:8]
 
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:

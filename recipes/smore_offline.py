@@ -77,6 +77,8 @@ class Config:
     action_noise: float = option(
         0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
     )
+    expert_policy: str | None = option(None, "actor file, or run folder of train_expert.py, of the running tasks")
+    medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
     steps: int = option(4000, "updates (the paper: 400,000 to 1,000,000)")
     batch_size: int = option(256, "offline rows, and as many goal-transition rows (the paper: 512)")
@@ -148,7 +150,7 @@ def main(config: Config) -> None:
             run_dir=run_dir,
             scheduler=scheduler,
             target_updater=None if target_rate is None else SoftUpdate(loss, tau=target_rate),
-            evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon),
+            evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon, gammas=task.gammas),
             log_interval=config.log_interval,
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
@@ -253,14 +255,15 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     if config.dataset is not None:
         goals = make_goals(config)
         return load_dataset(config.dataset, task, config.expert_fraction, format=config.dataset_format, goals=goals)
-    fraction = 0.1 if config.expert_fraction is None else config.expert_fraction
     return collect_or_load(
         task,
         config.data_dir,
         num_trajectories=config.num_trajectories,
-        expert_fraction=fraction,
+        expert_fraction=config.expert_fraction,
         seed=config.seed,
         action_noise=config.action_noise,
+        expert_policy=config.expert_policy,
+        medium_policy=config.medium_policy,
     )
 
 
