@@ -126,10 +126,16 @@ class Sac:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
-            "writer": dict(self.buffer.writer.state_dict()),
-            # what is filled alone: the storage as a whole would be written in every checkpoint
-            "buffer": self.buffer[:].exclude("index").to_dict() if len(self.buffer) else {},
+            "buffer": self._rows().to_dict(),
         }
+
+    def _rows(self) -> TensorDict:
+        """The transitions held, the oldest first, without the unused rest of the storage."""
+        held = len(self.buffer)
+        if not held:
+            return TensorDict({}, [0])
+        oldest = self.buffer.writer.state_dict()["_cursor"]  # held, while the buffer is not full
+        return self.buffer[(torch.arange(held) + oldest) % held].exclude("index")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
@@ -141,4 +147,3 @@ class Sac:
             rows = TensorDict(state["buffer"])
             rows.auto_batch_size_(1)
             self.buffer.extend(rows)
-            self.buffer.writer.load_state_dict(state["writer"])
