@@ -20,7 +20,7 @@ from typing import Any, get_args
 import torch
 import yaml
 from methods import METHODS, Setting
-from recipe_cli import nearest, option, read_config, run_recipe
+from recipe_cli import nearest, option, resumed_config, run_recipe
 from recipe_utils import (
     ProgressLines,
     collect_or_load,
@@ -188,15 +188,8 @@ def new_run(config: Config) -> Path:
 
 def config_of_run(config: Config) -> Config:
     """The options that the run to resume was begun with, once its newest checkpoint is found whole and fitting."""
-    run_dir = Path(config.resume or "")
-    if not (run_dir / "config.yaml").is_file():
-        raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
-    changed = [
-        f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default and f.name != "resume"
-    ]
-    if changed:
-        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
-    own = dataclasses.replace(read_config(Config, run_dir / "config.yaml"), resume=config.resume)
+    own: Config = resumed_config(config)
+    run_dir = Path(own.resume or "")
     if has_checkpoint(run_dir):
         load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), identity(own))
     return own

@@ -25,7 +25,7 @@ import torch
 import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
-from recipe_cli import option, read_config, run_recipe
+from recipe_cli import option, resumed_config, run_recipe
 from recipe_utils import new_run_folder, write_json
 from sac import Sac
 from tqdm import tqdm
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     """Runs the recipe."""
     run_dir = None
     if config.resume is not None:
-        run_dir, config = Path(config.resume), config_of_run(config)
+        run_dir, config = Path(config.resume), resumed_config(config)
     check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -119,19 +119,6 @@ def check(config: Config) -> None:
         raise ValueError(f"capacity must be at least batch_size={config.batch_size}, got {config.capacity}.")
 
 
-def config_of_run(config: Config) -> Config:
-    """The options that the run to resume was begun with."""
-    run_dir = Path(config.resume or "")
-    if not (run_dir / "config.yaml").is_file():
-        raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
-    changed = [
-        f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default and f.name != "resume"
-    ]
-    if changed:
-        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
-    return dataclasses.replace(read_config(Config, run_dir / "config.yaml"), resume=config.resume)
-
-
 def make_envs(task: Task, num_envs: int, workers: bool = False) -> VectorEnv:
     """Robots with their own reward; an episode ends when they fall or at the horizon, and the next begins at once."""
 
@@ -158,7 +145,7 @@ class Training:
             self.agent.load_state_dict(state["agent"])
             set_rng_state(state["rng"])
             print(f"resuming at step {self.step:,} of {config.steps:,}", flush=True)
-        self.metrics = MetricsFile(run_dir / "metrics.csv", last_step=self.step)
+        self.metrics = MetricsFile(run_dir / "metrics.csv", last_step=self.step or None)
         (run_dir / "actors").mkdir(exist_ok=True)
 
     def save(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -151,6 +152,32 @@ def test_a_restored_buffer_replaces_its_oldest_rows_first():
         agents[1].remember(*row(written))
         held = sorted(agents[1].buffer[:]["observation"].flatten().tolist())
         assert held == list(range(max(0, written - 3), written + 1))
+
+
+@pytest.mark.parametrize("workers", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "workers"])
+def test_transitions_lead_to_the_end_of_an_episode_and_not_to_the_start_of_the_next(tmp_path, workers):
+    task = dataclasses.replace(get_task("AntTgtVel-m-e"), horizon=4)
+    config = tiny(tmp_path, task=task.name, num_envs=2)
+    training = train_expert.Training(config, task, sac.Sac(27, 8, hidden=4, capacity=100, batch_size=2), tmp_path)
+    envs = train_expert.make_envs(task, 2, workers)
+    observation = envs.reset(seed=0)[0]["observation"]
+    for step in range(6):
+        if step == 1 and not workers:
+            robot = envs.envs[1].unwrapped
+            position = robot.data.qpos.copy()
+            position[2] = 1.5  # in the air: it counts as fallen
+            robot.set_state(position, robot.data.qvel)
+        observation = training._interact(envs, observation)
+    envs.close()
+    rows = training.agent.buffer[:].exclude("index").reshape(6, 2)
+    ends = {(3, 0), (3, 1)} if workers else {(3, 0), (1, 1)}  # step and robot
+    falls = set() if workers else {(1, 1)}
+    for step in range(5):
+        for robot in range(2):
+            goes_on = torch.equal(rows["next", "observation"][step, robot], rows["observation"][step + 1, robot])
+            assert goes_on == ((step, robot) not in ends)
+            assert bool(rows["next", "terminated"][step, robot]) == ((step, robot) in falls)
+            assert bool(task.has_fallen(rows["next", "observation"][step, robot])) == ((step, robot) in falls)
 
 
 def test_the_actor_file_holds_the_mode_of_the_policy(finished):
