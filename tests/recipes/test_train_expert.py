@@ -84,6 +84,19 @@ def test_the_measured_return_is_the_robots_own(finished):
     assert meta["expert"]["return"] == pytest.approx(total, rel=1e-3)
 
 
+def test_a_resumed_run_takes_up_step_and_random_generator(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    config = tiny(tmp_path)
+    torch.manual_seed(99)
+    agent = sac.Sac(17, 6, hidden=8, capacity=160, batch_size=8)
+    training = train_expert.Training(config, get_task(config.task), agent, tmp_path / "run")
+    state, _ = load_checkpoint(latest_checkpoint(finished / "checkpoint"))
+    assert torch.equal(torch.get_rng_state(), state["rng"]["torch"])
+    assert (training.step, agent.updates) == (160, 120)
+    with pytest.raises(ValueError, match="task='CheetahTgtVel-m-e'; expected 'AntTgtVel-m-e'"):
+        train_expert.Training(tiny(tmp_path, task="AntTgtVel-m-e"), get_task("AntTgtVel-m-e"), agent, tmp_path / "run")
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
@@ -132,6 +145,11 @@ def test_a_checkpoint_gives_back_everything_that_updates_depend_on(finished):
     for key, value in state["agent"]["buffer"].items():
         if key != "next":
             assert torch.equal(restored["buffer"][key], value), key
+    moments = state["agent"]["optimizer"]["state"]
+    assert len(moments) == len(list(agents[0].loss.parameters()))
+    for number, moment in moments.items():
+        assert torch.equal(restored["optimizer"]["state"][number]["exp_avg_sq"], moment["exp_avg_sq"])
+        assert restored["optimizer"]["state"][number]["step"] == 160 - 40
     losses = []
     for agent in agents:
         torch.manual_seed(5)
