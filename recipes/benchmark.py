@@ -32,7 +32,7 @@ from benchmark_ray import run_on_ray
 from grid import GridCell, Plan, paper_name
 from methods import METHODS
 from recipe_cli import nearest, option, run_recipe
-from recipe_utils import collect_or_load, dataset_folder, write_json
+from recipe_utils import collect_or_load, dataset_folder, digest, write_json
 from smore_offline import PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig
 from tqdm import tqdm
@@ -42,9 +42,10 @@ from torchrl_smore.reports import Result, read_results, write_curves, write_resu
 
 _PRESETS = ("smoke", "quick", "paper")
 _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
-_DATA_OPTIONS = ("expert_fraction", "num_trajectories")
+_DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
+_NOT_IDENTITY += ("expert_policy", "medium_policy")
 
 
 @dataclass
@@ -71,6 +72,10 @@ class Config:
     eval_episodes: int | None = option(None, "episodes of an evaluation; none: 50")
     eval_interval: int | None = option(None, "updates between evaluations; none: a tenth of the updates")
     num_trajectories: int | None = option(None, "trajectories in a dataset; none: the preset's and task's")
+    expert_policy: list[str] = field(
+        default_factory=list,
+        metadata={"help": "[runs/NAME,...] of train_expert.py, whose actors the running tasks need"},
+    )
     data_seed: int = option(0, "of every dataset: all methods and seeds learn from the same one")
     data_dir: str = option("datasets", "where datasets are kept and found again")
     out: str | None = option(None, "folder of the benchmark; none: runs/benchmark/<what it is>")
@@ -144,6 +149,7 @@ def read_request(config: Config) -> tuple[Config, Plan]:
         plan = grid.free_plan(config.tasks, methods or list(METHODS), config.settings or ["default"])
     else:
         raise ValueError("nothing to run: give table=, figure=, preset=smoke or tasks=, see --help.")
+    plan = grid.with_actors(plan, config.expert_policy)
     if not plan.cells:
         missing = f" ({'; '.join(plan.unavailable)})" if plan.unavailable else ""
         raise ValueError(f"the grid has no cell that can be run{missing}: loosen tasks=, methods= or settings=.")
@@ -164,7 +170,7 @@ def check_options(config: Config) -> None:
         if config.methods != ["all"]:
             grid.recipe_name(method)
     for setting in config.settings:
-        if setting != "r_gofar_binary" and "_episodes" not in setting:
+        if setting != "r_gofar_binary":
             grid.setting_options(setting)
     at_least = {"first_seed": 0, "data_seed": 0, "jobs": 0, "seeds": 1, "steps": 1, "batch_size": 1}
     at_least |= {"eval_episodes": 1, "eval_interval": 1, "num_trajectories": 1, "seeds_together": 1}
@@ -202,13 +208,16 @@ def make_jobs(config: Config, plan: Plan, out: Path) -> list[Job]:
         dataset = {
             "task": cell.task,
             "num_trajectories": run_config.num_trajectories,
-            "expert_fraction": 0.1 if run_config.expert_fraction is None else run_config.expert_fraction,
+            "expert_fraction": run_config.expert_fraction,
             "seed": config.data_seed,
             "action_noise": run_config.action_noise,
         }
         options = dataclasses.asdict(run_config)
         identity = {key: value for key, value in options.items() if key not in _NOT_IDENTITY}
-        text = json.dumps([identity, dataset], sort_keys=True)
+        actors = [] if run_config.expert_policy is None else [digest(run_config.expert_policy)]
+        text = json.dumps([identity, dataset, *actors], sort_keys=True)
+        dataset |= {"expert_policy": run_config.expert_policy} if actors else {}
+        dataset_folder(config.data_dir, **dataset)  # raises if there is no such composition
         words = re.sub(r"[^\w.=-]+", "_", f"{cell.task}_{cell.method}_{cell.setting}")
         folder = out / "cells" / f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         options = {key: value for key, value in options.items() if key not in _DATA_OPTIONS}

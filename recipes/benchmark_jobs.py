@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# those of the discounts that the task reports
 METRICS = (
-    *("discounted_return_0.98", "discounted_return_0.99", "return_over_max"),
+    *("discounted_return_0.98", "discounted_return_0.99", "discounted_return_0.999", "return_over_max"),
     *("success_last", "success_any", "final_distance"),
 )
 _RESULT, _STARTS = "result.json", "starts.txt"
@@ -88,6 +89,7 @@ def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any
         {**common, "seed": run["seed"], "metric": metric, "value": run["eval"][metric], "steps": summary["steps"]}
         for run in summary["runs"]
         for metric in METRICS
+        if metric in run["eval"]
     ]
     curves = []
     with (Path(summary["run_dir"]) / "metrics.csv").open(newline="") as file:

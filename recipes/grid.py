@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,7 +18,8 @@ from methods import METHODS
 from recipe_cli import nearest, typed
 from smore_offline import Config as RunConfig
 
-from torchrl_smore.envs import ACTION_NOISES, task_names
+from torchrl_smore.envs import ACTION_NOISES, get_task, task_names
+from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.reports import Paper, Result, canonical_setting
 
 PAPER_METHODS = ("SMORe", "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL")
@@ -92,6 +94,9 @@ def setting_options(setting: str) -> dict[str, Any]:
         if not equals and name in VARIANTS:
             options |= VARIANTS[name]
             continue
+        if part in _compositions(setting):
+            options["expert_fraction"] = None
+            continue
         name = {"expert": "expert_fraction", "noise": "action_noise"}.get(name, name)
         if not equals or name not in names:
             known = [*VARIANTS, "expert", "noise", *names]
@@ -103,6 +108,11 @@ def setting_options(setting: str) -> dict[str, Any]:
         typed(RunConfig, name, value, f"setting {setting!r}")
         options[name] = value
     return options
+
+
+def _compositions(setting: str) -> set[str]:
+    """The parts that name what a running task's dataset is made of, which is no option: ``mix=m-e``."""
+    return {part for part in setting.split(";") if part.startswith("mix=") or part.endswith("_episodes")}
 
 
 def applies(method: str, options: dict[str, Any]) -> bool:
@@ -189,6 +199,39 @@ def select(plan: Plan, tasks: Sequence[str], methods: Sequence[str], settings: S
     return Plan(tuple(cells), tuple(missing))
 
 
+def with_actors(plan: Plan, folders: Sequence[str]) -> Plan:
+    """Gives the cells of tasks without a scripted expert a trained one; those that none fits are unavailable.
+
+    Args:
+        plan: the cells.
+        folders: run folders of ``train_expert.py``.
+
+    Raises:
+        ValueError: if a folder holds no actor.
+    """
+    actors = [(ActorExpert(Path(folder) / "expert.npz"), str(Path(folder).resolve())) for folder in folders]
+    plans = [Plan((), plan.unavailable)]
+    for cell in plan.cells:
+        task = get_task(cell.task)
+        widths = task.observation_dim, task.action_dim
+        fitting = [folder for actor, folder in actors if (actor.observation_dim, actor.action_dim) == widths]
+        if task.scripted:
+            plans.append(Plan((cell,)))
+        elif fitting:
+            options = (*cell.options, ("expert_policy", fitting[0]))
+            plans.append(Plan((dataclasses.replace(cell, options=options),)))
+        else:
+            reason = f"no expert: train one, python recipes/train_expert.py task={task.name}, and give expert_policy="
+            plans.append(Plan((), (f"{task.name}, every method: {reason}[ITS RUN FOLDER]",)))
+    return merge(plans)
+
+
+def _own_composition(name: str) -> set[str]:
+    """What the paper's setting says of the dataset that a running task's name stands for."""
+    task = get_task(name)
+    return set() if task.scripted else {f"expert={task.expert_episodes}_episodes", f"mix={task.rest[0]}-e"}
+
+
 def _plan(wanted: Iterable[tuple[str, str, str, str]]) -> Plan:
     plans = []
     for task, method, setting, table in wanted:
@@ -196,7 +239,7 @@ def _plan(wanted: Iterable[tuple[str, str, str, str]]) -> Plan:
         words = f"{task}, {paper_name(method)}, {setting}"
         if task not in task_names():
             plans.append(Plan((), (f"{task}, every method: no such task in this version",)))
-        elif "_episodes" in setting or "mix=" in setting:
+        elif _compositions(setting) not in (set(), _own_composition(task)):
             plans.append(Plan((), (f"{words}: no dataset of this composition can be collected",)))
         else:
             options = tuple(setting_options(setting).items())

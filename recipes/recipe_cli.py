@@ -89,6 +89,23 @@ def read_config(config: type, path: Path) -> Any:
         raise ValueError(f"{path} is not a configuration of this recipe: {_first_line(error)}.") from error
 
 
+def resumed_config(config: Any) -> Any:
+    """The options that the run ``config.resume`` was begun with.
+
+    Raises:
+        FileNotFoundError: if that is no run folder.
+        ValueError: if ``config`` has further options, or those of the run cannot be read.
+    """
+    path = Path(config.resume) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
+    fields = [field for field in dataclasses.fields(config) if field.name != "resume"]
+    changed = [field.name for field in fields if getattr(config, field.name) != field.default]
+    if changed:
+        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
+    return dataclasses.replace(read_config(type(config), path), resume=config.resume)
+
+
 def _check_options(config: type, arguments: Sequence[str]) -> None:
     """Finds unknown options and wrong types before Hydra does, which explains them in twelve lines."""
     for before, argument in zip(["", *arguments], arguments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
-from torchrl_smore.envs import EnvPool, RenderError, Task, collect, render_episode
+from torchrl_smore.envs import EnvPool, RenderError, Task, collect, get_task, render_episode
 from torchrl_smore.reports import write_gif
 from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
 
@@ -142,34 +143,74 @@ def with_expert_fraction(store: TrajectoryStore, fraction: float) -> TrajectoryS
 
 
 def collect_or_load(
-    task: Task, folder: str, *, num_trajectories: int, expert_fraction: float, seed: int, action_noise: float = 0.0
+    task: Task,
+    folder: str,
+    *,
+    num_trajectories: int,
+    expert_fraction: float | None,
+    seed: int,
+    action_noise: float = 0.0,
+    expert_policy: str | None = None,
+    medium_policy: str | None = None,
 ) -> TrajectoryStore:
-    """Collects expert and random trajectories, or loads what an equal earlier call has collected."""
-    if not 0.0 <= expert_fraction <= 1.0:
+    """Collects a dataset of the task's composition, or loads what an equal earlier call has collected.
+
+    The policies are files of trained actors, or the run folder of one, for tasks that have no scripted expert.
+    """
+    if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
-    experts = round(num_trajectories * expert_fraction)
-    out = dataset_folder(folder, task.name, num_trajectories, expert_fraction, seed, action_noise)
+    composition: dict[str, Any] = {"num_trajectories": num_trajectories, "expert_fraction": expert_fraction}
+    given: dict[str, Any] = {
+        "action_noise": action_noise,
+        "expert_policy": expert_policy,
+        "medium_policy": medium_policy,
+    }
+    out = dataset_folder(folder, task, seed=seed, **composition, **given)
     if out.exists():
         log.info("dataset: %s", out)
         return TrajectoryStore.load(out)
     return collect(
         task,
-        expert_episodes=experts,
-        random_episodes=num_trajectories - experts,
+        **task.composition(**composition),
+        **given,
         seed=seed,
-        action_noise=action_noise,
         out=out,
         progress=sys.stderr.isatty(),
     )
 
 
 def dataset_folder(
-    folder: str, task: str, num_trajectories: int, expert_fraction: float, seed: int, action_noise: float = 0.0
+    folder: str,
+    task: str | Task,
+    *,
+    num_trajectories: int,
+    expert_fraction: float | None,
+    seed: int,
+    action_noise: float = 0.0,
+    expert_noise: float = 0.0,
+    expert_policy: str | None = None,
+    medium_policy: str | None = None,
 ) -> Path:
-    """Where :func:`collect_or_load` keeps a dataset."""
-    experts = round(num_trajectories * expert_fraction)
-    noise = f"_noise{action_noise:g}" if action_noise else ""
-    return Path(folder) / f"{task}_expert{experts}_random{num_trajectories - experts}_seed{seed}{noise}"
+    """Where a collected dataset is kept: in a folder that what decides its content gives the name.
+
+    Raises:
+        ValueError: if the task has no such composition, see :meth:`Task.composition`.
+    """
+    task = get_task(task)
+    counts = task.composition(num_trajectories, expert_fraction)
+    parts = [task.name, f"expert{counts['expert_episodes']}", f"{task.rest}{counts[f'{task.rest}_episodes']}"]
+    parts += [f"seed{seed}"]
+    parts += [f"noise{action_noise:g}"] if action_noise else []
+    parts += [f"expertnoise{expert_noise:g}"] if expert_noise else []
+    parts += ["policy" + digest(expert_policy, medium_policy)] if expert_policy or medium_policy else []
+    return Path(folder) / "_".join(parts)
+
+
+def digest(*paths: str | None) -> str:
+    """Eight characters that tell the files of trained actors from others; folders count by their actors."""
+    found = [Path(path) for path in paths if path is not None]
+    files = [file for path in found for file in (sorted(path.glob("*.npz")) if path.is_dir() else [path])]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:8]
 
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:

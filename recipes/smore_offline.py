@@ -24,7 +24,7 @@ import torch
 import yaml
 from defaults import PRESETS, resolve
 from methods import METHODS, Setting
-from recipe_cli import nearest, option, read_config, run_recipe
+from recipe_cli import nearest, option, resumed_config, run_recipe
 from recipe_utils import (
     ProgressLines,
     collect_or_load,
@@ -90,6 +90,8 @@ class Config:
     action_noise: float = option(
         0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
     )
+    expert_policy: str | None = option(None, "actor file, or run folder of train_expert.py, of the running tasks")
+    medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
     steps: int | None = option(None, "updates; none: the preset's (4,000; 400,000 to 1,000,000)")
     batch_size: int | None = option(
@@ -169,7 +171,7 @@ def train(config: Config) -> dict[str, Any]:
             update=update,
             total_steps=config.steps,
             run_dir=run_dir,
-            evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon),
+            evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon, gammas=task.gammas),
             log_interval=config.log_interval,
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
@@ -221,15 +223,8 @@ def new_run(config: Config) -> Path:
 
 def config_of_run(config: Config) -> Config:
     """The options that the run to resume was begun with, once its newest checkpoint is found whole and fitting."""
-    run_dir = Path(config.resume or "")
-    if not (run_dir / "config.yaml").is_file():
-        raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
-    changed = [
-        f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default and f.name != "resume"
-    ]
-    if changed:
-        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
-    own = dataclasses.replace(read_config(Config, run_dir / "config.yaml"), resume=config.resume)
+    own: Config = resumed_config(config)
+    run_dir = Path(own.resume or "")
     if has_checkpoint(run_dir):
         load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), identity(own))
     return own
@@ -285,14 +280,15 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     if config.dataset is not None:
         goals = make_goals(config)
         return load_dataset(config.dataset, task, config.expert_fraction, format=config.dataset_format, goals=goals)
-    fraction = 0.1 if config.expert_fraction is None else config.expert_fraction
     return collect_or_load(
         task,
         config.data_dir,
         num_trajectories=config.num_trajectories,
-        expert_fraction=fraction,
+        expert_fraction=config.expert_fraction,
         seed=config.seed,
         action_noise=config.action_noise,
+        expert_policy=config.expert_policy,
+        medium_policy=config.medium_policy,
     )
 
 

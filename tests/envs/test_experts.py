@@ -8,6 +8,7 @@ from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs.experts import FetchSlideExpert, HandReachExpert, ReacherExpert
 from torchrl_smore.envs.sawyer import HANDLE_TOP
 
+SCRIPTED = [name for name in task_names() if TASKS[name].scripted]
 # bars for success at the last step and for the return at discount 0.99, of 39.5 at most
 BARS = {
     "FetchReach": (0.98, 37.0),
@@ -22,7 +23,7 @@ BARS = {
 # of these a few episodes have to do
 COSTLY = {"FetchSlide": 8, "HandReach": 30}
 CHEAP = [name for name in BARS if name not in COSTLY]
-MEMORYLESS = [name for name in task_names() if not isinstance(TASKS[name].make_expert(), PlanningExpert)]
+MEMORYLESS = [name for name in SCRIPTED if not isinstance(TASKS[name].make_expert(), PlanningExpert)]
 
 
 def run(name, episodes, seed=0, **behaviour):

@@ -9,11 +9,15 @@ from gymnasium.utils.env_checker import check_env
 from torchrl_smore.envs import TASKS, get_task, task_names
 
 ROBOTICS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
+RUNNING = ("CheetahTgtVel-m-e", "CheetahTgtVel-r-e", "AntTgtVel-m-e", "AntTgtVel-r-e")
 
 
 def test_the_registry_holds_the_tasks_in_order():
-    assert task_names() == (*ROBOTICS, "PointReach", "PointRooms", "Reacher", "SawyerReach", "SawyerDoor")
-    assert all(TASKS[name].name == name and TASKS[name].horizon == 50 for name in task_names())
+    others = ("PointReach", "PointRooms", "Reacher", "SawyerReach", "SawyerDoor")
+    assert task_names() == (*ROBOTICS, *others, *RUNNING)
+    assert all(TASKS[name].name == name for name in task_names())
+    assert all(TASKS[name].horizon == (1000 if name in RUNNING else 50) for name in task_names())
+    assert all(TASKS[name].scripted == (name not in RUNNING) for name in task_names())
 
 
 def test_a_misspelt_task_is_answered_with_the_nearest_name():

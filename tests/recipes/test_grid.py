@@ -6,9 +6,11 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from torchrl_smore.envs import MIXTURES, task_names
+from torchrl_smore.envs.experts import write_actor
 from torchrl_smore.reports import Paper, canonical_setting
 
 
@@ -69,11 +71,40 @@ def test_every_printed_cell_of_a_table_is_planned_or_named_as_unavailable(grid, 
             for text in plan.unavailable
             if text.startswith((f"{cell.task}, every", f"{cell.task}, {cell.method}, "))
         ]
-        if cell.task not in task_names() or "mix=" in setting:
+        if cell.task not in task_names():
             assert named, cell
         else:
             assert (cell.task, cell.method, setting) in planned, cell
     assert all(cell.tables == (number,) for cell in plan.cells)
+
+
+def test_a_running_task_needs_a_trained_actor_and_gets_the_composition_of_its_name(grid, tmp_path):
+    own = "expert=30_episodes;mix=m-e"
+    plan = grid.free_plan(["PointReach", "CheetahTgtVel-m-e"], ["gcsl"], [own, f"no_her;{own}", "default"])
+    assert plan.unavailable == (f"PointReach, GCSL, {own}: no dataset of this composition can be collected",) + (
+        f"PointReach, GCSL, {own};no_her: no dataset of this composition can be collected",
+    )
+    other = grid.free_plan(["CheetahTgtVel-m-e"], ["gcsl"], ["expert=30_episodes;mix=r-e", "mix=m-e"])
+    assert (other.cells, len(other.unavailable)) == ((), 2)
+
+    (name,) = {cell.task for cell in grid.with_actors(plan, []).cells}
+    assert name == "PointReach"
+    assert "python recipes/train_expert.py task=CheetahTgtVel-m-e" in grid.with_actors(plan, []).unavailable[-1]
+
+    folders = {"ant": (27, 8), "cheetah": (17, 6)}
+    for folder, (width, actions) in folders.items():
+        (tmp_path / folder).mkdir()
+        write_actor(tmp_path / folder / "expert.npz", [(np.zeros((actions, width)), np.zeros(actions))])
+    found = grid.with_actors(plan, [str(tmp_path / folder) for folder in folders])
+    assert found.unavailable == plan.unavailable
+    policy = {"expert_policy": str(tmp_path / "cheetah")}
+    assert {cell.setting: dict(cell.options) for cell in found.cells if cell.task == "CheetahTgtVel-m-e"} == {
+        own: {"expert_fraction": None} | policy,
+        f"{own};no_her": {"expert_fraction": None, "her_ratio": 0.0} | policy,
+        "expert=0.1": {"expert_fraction": 0.1} | policy,
+    }
+    with pytest.raises(ValueError, match=r"expert\.npz: expected the file of a trained actor, found none"):
+        grid.with_actors(plan, [str(tmp_path)])
 
 
 def test_the_second_attempt_at_a_variant_is_the_first_and_not_run_twice(grid):
@@ -97,7 +128,8 @@ def test_the_tables_shares_of_experts_are_the_named_mixtures(grid):
     shares = {
         dict(cell.options)["expert_fraction"] for number in Paper().tables for cell in grid.table_plan(number).cells
     }
-    assert shares == set(MIXTURES.values())
+    # none: the running tasks, whose names stand for a number of expert episodes
+    assert shares == {*MIXTURES.values(), None}
 
 
 def test_the_smoke_plan_has_every_table_and_the_figure_and_shares_cells(grid):

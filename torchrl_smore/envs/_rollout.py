@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs.batch import BatchEnv
-from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
+from torchrl_smore.envs.experts import ActorExpert, Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.tasks import Task
 
 Array = NDArray[Any]
@@ -21,14 +21,41 @@ class Behaviour:
     """A behaviour policy.
 
     Attributes:
-        kind: the task's scripted expert, or actions drawn uniformly from ``[-1, 1]``, independent in each step.
+        kind: the task's expert, a half-trained one, or actions drawn uniformly from ``[-1, 1]``, independent in each
+            step.
         noise: standard deviation of Gaussian noise added to the expert's actions, which are then clipped.
         random_prob: probability, in each step, that a uniform action replaces the expert's.
+        policy: file of the trained actor that acts; ``None``: the scripted expert.
     """
 
-    kind: Literal["expert", "random"]
+    kind: Literal["expert", "medium", "random"]
     noise: float = 0.0
     random_prob: float = 0.0
+    policy: str | None = None
+
+    def controller(self, task: Task) -> Expert | PlanningExpert | None:
+        """What acts, or ``None`` for uniform actions.
+
+        Raises:
+            ValueError: if the task has no such policy, or ``policy`` is no actor for this task.
+        """
+        if self.kind == "random":
+            return None
+        if self.policy is None:
+            if self.kind == "medium":
+                raise ValueError(
+                    f"medium trajectories need medium_policy, a half-trained actor. One is made by "
+                    f"python recipes/train_expert.py task={task.name}"
+                )
+            return task.make_expert()
+        actor = ActorExpert(self.policy)
+        widths = (actor.observation_dim, actor.action_dim)
+        if widths != (task.observation_dim, task.action_dim):
+            raise ValueError(
+                f"{self.policy} is no actor for {task.name}: expected {task.observation_dim} observation columns "
+                f"and {task.action_dim} action components, found {widths[0]} and {widths[1]}."
+            )
+        return actor
 
 
 def run_episodes(
@@ -47,7 +74,7 @@ def run_episodes(
         float32 arrays ``observation [k, T+1, ds]``, ``achieved_goal [k, T+1, dg]``, ``desired_goal [k, dg]``,
         ``action [k, T, da]`` and ``reward [k, T]``.
     """
-    width, expert = batch.num_envs, task.make_expert()
+    width, expert = batch.num_envs, behaviour.controller(task)
     parts = [
         _lockstep(task, batch, expert, behaviour, seed, episodes[first : first + width])
         for first in range(0, len(episodes), width)
@@ -58,14 +85,14 @@ def run_episodes(
 def _lockstep(
     task: Task,
     batch: BatchEnv,
-    expert: Expert | PlanningExpert,
+    expert: Expert | PlanningExpert | None,
     behaviour: Behaviour,
     seed: int,
     episodes: Sequence[int],
 ) -> dict[str, Array]:
     env_seeds, policy_seeds = zip(*(_episode_seeds(seed, episode) for episode in episodes), strict=True)
     observation = batch.reset(env_seeds)
-    controller = begin_episodes(expert, observation, env_seeds) if behaviour.kind == "expert" else None
+    controller = None if expert is None else begin_episodes(expert, observation, env_seeds)
     policy = _Policy(task, behaviour, controller, [np.random.default_rng(policy_seed) for policy_seed in policy_seeds])
     states, actions = [observation], []
     for step in range(task.horizon):
@@ -76,8 +103,8 @@ def _lockstep(
     out = {key: np.stack([state[key] for state in states], axis=1) for key in ("observation", "achieved_goal")}
     out["desired_goal"] = states[0]["desired_goal"]
     out["action"] = np.stack(actions, axis=1)
-    reached = task.reached(out["achieved_goal"][:, 1:], out["desired_goal"][:, None])
-    return out | {"reward": reached.astype(np.float32)}
+    after = (out["observation"][:, 1:], out["achieved_goal"][:, 1:])
+    return out | {"reward": task.succeeded(*after, out["desired_goal"][:, None]).astype(np.float32)}
 
 
 class _Policy:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import queue
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,23 +41,33 @@ class _Request:
     seed: int
     expert: Behaviour
     action_noise: float
+    medium_episodes: int = 0
+    medium: Behaviour = field(default_factory=lambda: Behaviour("medium"))
+
+    def parts(self) -> list[tuple[Behaviour, range]]:
+        """The behaviours that have episodes, and their episodes' numbers, in the order of the store."""
+        stop = self.expert_episodes + self.medium_episodes
+        parts = [
+            (self.expert, range(self.expert_episodes)),
+            (self.medium, range(self.expert_episodes, stop)),
+            (Behaviour("random"), range(stop, stop + self.random_episodes)),
+        ]
+        return [(behaviour, part) for behaviour, part in parts if part]
 
     def chunks(self) -> list[tuple[Behaviour, range]]:
         """Units of work in the order of the store; none mixes behaviours."""
-        whole = self.expert_episodes + self.random_episodes
-        parts = [
-            (self.expert, range(self.expert_episodes)),
-            (Behaviour("random"), range(self.expert_episodes, whole)),
-        ]
         return [
             (behaviour, range(first, min(first + _CHUNK, part.stop)))
-            for behaviour, part in parts
+            for behaviour, part in self.parts()
             for first in range(part.start, part.stop, _CHUNK)
         ]
 
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for chunks to belong to the same collection."""
         versions = _versions()
+        # what only some tasks have is named only there
+        trained = {f"{behaviour.kind}_policy": _digest(behaviour) for behaviour, _ in self.parts() if behaviour.policy}
+        medium = {"medium_episodes": self.medium_episodes} if self.medium_episodes else {}
         return {
             "task": self.task.name,
             "horizon": self.task.horizon,
@@ -67,6 +78,8 @@ class _Request:
             "expert_random_prob": self.expert.random_prob,
             "action_noise": self.action_noise,
             "chunk": _CHUNK,
+            **trained,
+            **medium,
         } | {name: versions[name] for name in _SIMULATORS}
 
 
@@ -76,6 +89,9 @@ def collect(
     expert_episodes: int,
     random_episodes: int,
     seed: int,
+    medium_episodes: int = 0,
+    expert_policy: str | Path | None = None,
+    medium_policy: str | Path | None = None,
     workers: int | Literal["auto"] = "auto",
     expert_noise: float = 0.0,
     expert_random_prob: float = 0.0,
@@ -84,11 +100,12 @@ def collect(
     overwrite: bool = False,
     progress: bool = True,
 ) -> TrajectoryStore:
-    """Collects trajectories of the scripted expert and of random actions.
+    """Collects trajectories of an expert, of a half-trained policy, and of random actions.
 
     Episode ``e`` depends only on the arguments and ``(seed, e)``: the store is the same for any number of workers.
-    Expert trajectories come first, then random ones; ``meta["composition"]`` lists both parts in this order with
-    their numbers and measured quality. Random actions are uniform in ``[-1, 1]``, independent in each step.
+    Expert trajectories come first, then medium, then random ones; ``meta["composition"]`` lists the parts in this order
+    with their numbers and measured quality. Random actions are uniform in ``[-1, 1]``, independent in each step. An
+    episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
     goes on from there. When all are there, the store is saved at ``out`` and the folder removed.
@@ -98,6 +115,11 @@ def collect(
         expert_episodes: number of expert trajectories, at least 0.
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.
+        medium_episodes: number of trajectories of ``medium_policy``, at least 0.
+        expert_policy: file of a trained actor that takes the place of the scripted expert, or the folder of a run of
+            ``recipes/train_expert.py`` (its ``expert.npz``). Tasks without a scripted expert need one.
+        medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
+            ``expert_policy`` is.
         workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
             and this process for tasks that are vectorised already.
         expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
@@ -113,19 +135,25 @@ def collect(
         The store; memory-mapped from ``out`` if given.
 
     Raises:
-        ValueError: for an argument outside its range, or if ``<out>.partial`` was begun for another request.
+        ValueError: for an argument outside its range, a policy that is missing or is not for this task, or if
+            ``<out>.partial`` was begun for another request.
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
         OSError: if the disk is full. Finished chunks are kept.
     """
+    if medium_policy is None and expert_policy is not None and Path(expert_policy).is_dir():
+        medium_policy = expert_policy
+    expert_noise = check_noise("expert_noise", expert_noise)
     request = _checked_request(
         get_task(task),
         expert_episodes,
         random_episodes,
         seed,
-        Behaviour("expert", check_noise("expert_noise", expert_noise), expert_random_prob),
+        Behaviour("expert", expert_noise, expert_random_prob, _actor_file(expert_policy, "expert")),
         check_noise("action_noise", action_noise),
+        medium_episodes,
+        Behaviour("medium", policy=_actor_file(medium_policy, "medium")),
     )
     num_workers = _num_workers(workers, request)
     target = None if out is None else Path(out)
@@ -143,16 +171,39 @@ def collect(
 
 
 def _checked_request(
-    task: Task, expert_episodes: int, random_episodes: int, seed: int, expert: Behaviour, action_noise: float
+    task: Task,
+    expert_episodes: int,
+    random_episodes: int,
+    seed: int,
+    expert: Behaviour,
+    action_noise: float,
+    medium_episodes: int,
+    medium: Behaviour,
 ) -> _Request:
-    for name, value in (("expert_episodes", expert_episodes), ("random_episodes", random_episodes), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}.")
-    if expert_episodes + random_episodes == 0:
+    request = _Request(task, expert_episodes, random_episodes, seed, expert, action_noise, medium_episodes, medium)
+    for name in ("expert_episodes", "random_episodes", "medium_episodes", "seed"):
+        if getattr(request, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(request, name)}.")
+    if not request.parts():
         raise ValueError("expert_episodes and random_episodes must not both be 0.")
     if not 0.0 <= expert.random_prob <= 1.0:
         raise ValueError(f"expert_random_prob must lie in [0, 1], got {expert.random_prob}.")
-    return _Request(task, expert_episodes, random_episodes, seed, expert, action_noise)
+    for behaviour, _ in request.parts():
+        behaviour.controller(task)  # which refuses what it cannot use
+    return request
+
+
+def _actor_file(policy: str | Path | None, name: str) -> str | None:
+    """The file of an actor; in the folder of a training run that of the given name."""
+    if policy is None:
+        return None
+    path = Path(policy)
+    return str(path / f"{name}.npz" if path.is_dir() else path)
+
+
+def _digest(behaviour: Behaviour) -> str:
+    assert behaviour.policy is not None
+    return hashlib.sha256(Path(behaviour.policy).read_bytes()).hexdigest()
 
 
 def _num_workers(workers: int | str, request: _Request) -> int:
@@ -192,7 +243,7 @@ def _progress_bar(request: _Request, progress: bool) -> Any:
         from tqdm import tqdm
     except ImportError as error:
         raise ImportError(f'collecting needs tqdm ({error}): pip install "torchrl-smore[envs]"') from error
-    total = request.expert_episodes + request.random_episodes
+    total = sum(len(part) for _, part in request.parts())
     return tqdm(total=total, desc=f"collecting {request.task.name}", unit=" episodes", disable=not progress)
 
 
@@ -237,27 +288,32 @@ def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: i
 
 def _assemble(request: _Request, partial: PartialFolder) -> TrajectoryStore:
     # here and not above, so that workers, which never need it, start without importing torch
+    from torchrl_smore.data.padding import repeat_last_transition
     from torchrl_smore.data.trajectories import TrajectoryStore
 
     chunks = [partial.read(number) for number in range(len(request.chunks()))]
     episodes = (
         {key: values[row] for key, values in chunk.items()} for chunk in chunks for row in range(len(chunk["reward"]))
     )
-    return TrajectoryStore.from_episodes(episodes, _meta(request, np.concatenate([c["reward"] for c in chunks])))
+    last = np.concatenate([chunk["observation"][:, -1] for chunk in chunks])
+    meta = _meta(request, np.concatenate([chunk["reward"] for chunk in chunks]), last)
+    store = TrajectoryStore.from_episodes(episodes, meta)
+    if request.task.has_fallen is not None:
+        repeat_last_transition(store.data, request.task.has_fallen(store.data["next", "observation"]))
+    return store
 
 
-def _meta(request: _Request, reward: np.ndarray) -> dict[str, Any]:
+def _meta(request: _Request, reward: np.ndarray, last: np.ndarray) -> dict[str, Any]:
+    """What is told about the store, from rewards ``[k, T]`` and last observations ``[k, ds]``."""
     task = request.task
-    parts = (
-        (request.expert, reward[: request.expert_episodes]),
-        (Behaviour("random"), reward[request.expert_episodes :]),
-    )
+    gamma = max(task.gammas)
     composition = [
         {"behaviour": behaviour.kind, "num_trajectories": len(part), "fraction": len(part) / len(reward)}
-        | {key: value for key, value in asdict(behaviour).items() if key != "kind"}
-        | quality(part)
-        for behaviour, part in parts
-        if len(part)
+        | {key: value for key, value in asdict(behaviour).items() if key not in ("kind", "policy")}
+        | ({} if behaviour.policy is None else {"policy_sha256": _digest(behaviour)})
+        | quality(reward[part.start : part.stop], gamma)
+        | ({} if task.has_fallen is None else {"fallen": float(task.has_fallen(last[part.start : part.stop]).mean())})
+        for behaviour, part in request.parts()
     ]
     return {
         "task": task.name,
@@ -271,7 +327,7 @@ def _meta(request: _Request, reward: np.ndarray) -> dict[str, Any]:
         "observation_columns": list(task.observation_columns),
         "goal_columns": list(task.goal_columns),
         "action_columns": list(task.action_columns),
-        "gamma": 0.99,
+        "gamma": gamma,
         "versions": _versions(),
     }
 

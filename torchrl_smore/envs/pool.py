@@ -88,7 +88,7 @@ class EnvPool:
         if actions.shape != expected:
             raise ValueError(f"expected actions of shape {expected}, got {actions.shape}.")
         observation = self._call(_step, actions)
-        reward = self.task.reached(observation["achieved_goal"], observation["desired_goal"])
+        reward = self.task.succeeded(*(observation[key] for key in GOAL_KEYS))
         return observation, reward.astype(np.float32)
 
     def close(self) -> None:

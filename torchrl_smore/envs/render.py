@@ -18,7 +18,7 @@ from torchrl_smore.envs._stages import FETCH, STAGES
 from torchrl_smore.envs._worker import Worker
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
-from torchrl_smore.envs.tasks import Task, get_task
+from torchrl_smore.envs.tasks import VELOCITY_GOAL, Task, get_task
 
 OpenGL = Literal["egl", "osmesa", "glfw", "cgl"]
 Frame = NDArray[np.uint8]
@@ -110,6 +110,8 @@ def _film(task: Task, seed: int, actions: NDArray[Any], size: int, backend: str)
 def _camera(env: gymnasium.Env, task: Task, size: int, backend: str) -> _PlaneCamera | _MujocoCamera:
     if isinstance(env, PointEnv):
         return _PlaneCamera(env, task, size)
+    if task.goal_columns == VELOCITY_GOAL:
+        raise ValueError(f"{task.name} cannot be drawn: its goal is a velocity.")
     if hasattr(env, "model") and hasattr(env, "data"):
         return _MujocoCamera(env, task, size, backend)
     raise ValueError(f"{task.name} cannot be drawn: {type(env).__name__} is neither a point nor a MuJoCo simulation.")

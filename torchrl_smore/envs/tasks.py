@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 
@@ -24,6 +24,8 @@ from torchrl_smore.envs.experts import (
     SawyerDoorExpert,
     SawyerReachExpert,
 )
+from torchrl_smore.envs.experts.actor_file import refuse_to_act
+from torchrl_smore.envs.locomotion import ant_has_fallen, make_ant, make_half_cheetah
 from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
 from torchrl_smore.envs.reacher import make_reacher_env
 from torchrl_smore.envs.sawyer import DOOR, REACH, SawyerEnv, SawyerWorld
@@ -35,7 +37,7 @@ class Task:
     """A goal-reaching task with a fixed horizon.
 
     Episodes last exactly ``horizon`` steps and never end on success. The reward of a step is 1 if the goal is reached
-    after it, else 0.
+    after it, else 0; a robot that has fallen stays as it is for the rest of the episode and earns 0.
 
     Attributes:
         name: short name, as in the paper.
@@ -52,6 +54,12 @@ class Task:
         horizon: steps in an episode.
         blank_columns: columns of ``observation`` that are always 0 here. Data of the paper's simulator have something
             else there, which is to be set to 0 when they are read.
+        strict: whether a distance of exactly ``threshold`` is too far.
+        has_fallen: from observations ``[*, ds]`` to booleans ``[*]``: whether the episode is over there; ``None``:
+            nowhere.
+        gammas: discounts whose returns an evaluation reports.
+        expert_episodes: expert trajectories in the paper's dataset; ``None`` where it names a share of them instead.
+        rest: the behaviour of the dataset's other trajectories.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -68,6 +76,11 @@ class Task:
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
     blank_columns: tuple[int, ...] = ()
+    strict: bool = False
+    has_fallen: Callable[[Any], Any] | None = None
+    gammas: tuple[float, ...] = (0.98, 0.99)
+    expert_episodes: int | None = None
+    rest: Literal["random", "medium"] = "random"
 
     @property
     def observation_dim(self) -> int:
@@ -85,14 +98,20 @@ class Task:
         return len(self.action_columns)
 
     @property
+    def scripted(self) -> bool:
+        """Whether the task has a scripted expert; collecting on one without needs the file of a trained actor."""
+        return getattr(self.make_expert, "func", None) is not refuse_to_act
+
+    @property
     def success_rule(self) -> str:
         """The rule of :meth:`reached`, in words."""
-        return f"Euclidean distance between achieved and desired goal of at most {self.threshold:g}"
+        bound = "less than" if self.strict else "at most"
+        return f"Euclidean distance between achieved and desired goal of {bound} {self.threshold:g}"
 
     def reached(self, achieved: Any, goal: Any) -> Any:
         """Whether goals are reached: ``|achieved - goal| <= threshold``, as the simulators' sparse reward has it.
 
-        (Their ``is_success`` is strict; the two differ only at equality.)
+        (Their ``is_success`` is strict; the two differ only at equality.) With ``strict`` it is ``<``.
 
         Args:
             achieved: shape ``[*, dg]``, a numpy array or a torch tensor on any device.
@@ -101,7 +120,49 @@ class Task:
         Returns:
             Booleans of shape ``[*]``, of the same kind and device.
         """
-        return ((achieved - goal) ** 2).sum(-1) ** 0.5 <= self.threshold
+        distance = ((achieved - goal) ** 2).sum(-1) ** 0.5
+        return distance < self.threshold if self.strict else distance <= self.threshold
+
+    def succeeded(self, observation: Any, achieved: Any, goal: Any) -> Any:
+        """Whether goals are :meth:`reached` by a robot that has not fallen: what the reward of a step counts.
+
+        Args:
+            observation: after the step, shape ``[*, ds]``, a numpy array or a torch tensor.
+            achieved: shape ``[*, dg]``, of the same kind.
+            goal: the same kind, of a shape that broadcasts with ``achieved``.
+
+        Returns:
+            Booleans of shape ``[*]``, of the same kind.
+        """
+        reached = self.reached(achieved, goal)
+        return reached if self.has_fallen is None else reached & ~self.has_fallen(observation)
+
+    def composition(self, num_trajectories: int, expert_fraction: float | None = None) -> dict[str, int]:
+        """How many trajectories of each behaviour the task's dataset has.
+
+        Args:
+            num_trajectories: in all.
+            expert_fraction: share of the expert's, in ``[0, 1]``; ``None``: ``expert_episodes``, or 0.1.
+
+        Returns:
+            ``expert_episodes``, ``medium_episodes`` and ``random_episodes`` of
+            :func:`~torchrl_smore.envs.collect.collect`.
+
+        Raises:
+            ValueError: if there are fewer trajectories than the expert's, or the share lies outside its range.
+        """
+        if expert_fraction is None and self.expert_episodes is not None:
+            experts = self.expert_episodes
+        else:
+            experts = round(num_trajectories * (0.1 if expert_fraction is None else expert_fraction))
+        if not 0 <= experts <= num_trajectories:
+            raise ValueError(
+                f"{self.name} has {experts} expert trajectories among num_trajectories={num_trajectories}: raise that, "
+                "or set expert_fraction in [0, 1]."
+            )
+        rest = num_trajectories - experts
+        counts = {"expert": experts, "medium": 0, "random": 0} | {self.rest: rest}
+        return {f"{kind}_episodes": count for kind, count in counts.items()}
 
     def make_env(self) -> gymnasium.Env:
         """Builds the environment: float32 observations, 0/1 reward, ``info["is_success"]``, never truncated.
@@ -221,6 +282,15 @@ _REACHER = Task(
     ),
     blank_columns=(4, 5, 10),
 )
+_VELOCITY_NOTE = (
+    "The paper used the {robot}-*-v2 data of D4RL (mujoco-py); this is version 5 of gymnasium's robot, with another "
+    "physics engine version, and recipes/train_expert.py trains the experts. Goal, success rule and the discount of "
+    "0.999 are those of the official code. The printed returns exceed 100, so they are not at a discount of 0.99."
+)
+_FALL_NOTE = (
+    " D4RL's observation has 84 more columns, contact forces that are all 0 there. A fall ends an episode there; here "
+    "the Ant stays as it fell and earns nothing more, so that episodes have one length."
+)
 
 
 def _fetch(
@@ -297,6 +367,58 @@ def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], 
     )
 
 
+VELOCITY_GOAL = ("x velocity [m/s]",)
+_JOINTS = tuple(f"{side} {joint}" for side in ("back", "front") for joint in ("thigh", "shin", "foot"))
+_CHEETAH_COLUMNS = (
+    "torso height [m]",
+    "torso pitch [rad]",
+    *(f"{joint} angle [rad]" for joint in _JOINTS),
+    "x velocity [m/s]",
+    "z velocity [m/s]",
+    "torso pitch velocity [rad/s]",
+    *(f"{joint} angular velocity [rad/s]" for joint in _JOINTS),
+)
+_LEGS = tuple(
+    f"{leg} {joint}" for leg in ("front left", "front right", "back left", "back right") for joint in ("hip", "ankle")
+)
+_ANT_COLUMNS = (
+    "torso height [m]",
+    *(f"torso orientation quaternion {axis}" for axis in "wxyz"),
+    *(f"{joint} angle [rad]" for joint in _LEGS),
+    "x velocity [m/s]",
+    "y velocity [m/s]",
+    "z velocity [m/s]",
+    *_axes("torso angular velocity", "rad/s"),
+    *(f"{joint} angular velocity [rad/s]" for joint in _LEGS),
+)
+# the order of gymnasium's actuators, which is not that of the joints
+_ANT_ACTION = tuple(f"{_LEGS[number]} torque [150 N m]" for number in (6, 7, 0, 1, 2, 3, 4, 5))
+_GEARS = (120, 90, 60, 120, 60, 30)
+_CHEETAH_ACTION = tuple(f"{joint} torque [{gear} N m]" for joint, gear in zip(_JOINTS, _GEARS))
+
+
+def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "medium"]) -> Task:
+    cheetah, letter = robot == "Cheetah", rest[0]
+    name, target = f"{robot}TgtVel-{letter}-e", 11 if cheetah else 5
+    return Task(
+        name=name,
+        observation_columns=_CHEETAH_COLUMNS if cheetah else _ANT_COLUMNS,
+        goal_columns=VELOCITY_GOAL,
+        action_columns=_CHEETAH_ACTION if cheetah else _ANT_ACTION,
+        threshold=0.5,
+        make_base_env=make_half_cheetah if cheetah else make_ant,
+        make_expert=partial(refuse_to_act, name),
+        description=f"Run forwards at {target} m/s; the data are 30 expert episodes, the rest {rest}.",
+        paper_note=_VELOCITY_NOTE.format(robot="halfcheetah" if cheetah else "ant") + ("" if cheetah else _FALL_NOTE),
+        horizon=1000,
+        strict=True,
+        has_fallen=None if cheetah else ant_has_fallen,
+        gammas=(0.98, 0.99, 0.999),
+        expert_episodes=30,
+        rest=rest,
+    )
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -322,6 +444,10 @@ TASKS: dict[str, Task] = {
         _REACHER,
         _sawyer("SawyerReach", "SawyerReachXYZEnv-v1", REACH, SawyerReachExpert, "Move a hand to a point in a box."),
         _sawyer("SawyerDoor", "SawyerDoor-v0", DOOR, SawyerDoorExpert, "Open a door by an angle, with a hook."),
+        _target_velocity("Cheetah", "medium"),
+        _target_velocity("Cheetah", "random"),
+        _target_velocity("Ant", "medium"),
+        _target_velocity("Ant", "random"),
     )
 }
 """Every task by name."""

@@ -23,9 +23,9 @@ class GoalTaskWrapper(gymnasium.Wrapper):
     """Float32 observations, a 0/1 reward, and an episode that success never ends.
 
     The reward is ``reached(achieved_goal, desired_goal)`` after the step, computed from the float32 observation, so
-    that it can be recomputed exactly from stored data. ``info["is_success"]`` is the same as a bool. The end of the
-    episode is left to the caller, who steps ``Task.horizon`` times: ``terminated`` is what the environment says and
-    ``truncated`` is always ``False``.
+    that it can be recomputed exactly from stored data; in a terminal state it is 0. ``info["is_success"]`` is the same
+    as a bool. The end of the episode is left to the caller, who steps ``Task.horizon`` times: ``terminated`` is what
+    the environment says and ``truncated`` is always ``False``.
 
     Args:
         env: an environment with a ``Dict`` observation of ``observation``, ``achieved_goal`` and ``desired_goal``.
@@ -56,7 +56,8 @@ class GoalTaskWrapper(gymnasium.Wrapper):
         """Steps the environment; the reward is 1.0 where the goal is reached afterwards, else 0.0."""
         raw, _, terminated, _, info = self.env.step(action)
         observation = _as_float32(raw)
-        success = bool(self._reached(observation["achieved_goal"], observation["desired_goal"]))
+        # the simulators' only terminal states are falls
+        success = not terminated and bool(self._reached(observation["achieved_goal"], observation["desired_goal"]))
         return observation, float(success), bool(terminated), False, {**info, "is_success": success}
 
     def compute_reward(self, achieved_goal: NDArray[Any], desired_goal: NDArray[Any], info: Any) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from torchrl_smore.reports.files import replacing
 
 # panel title -> columns of metrics.csv and their labels
 _PANELS: dict[str, dict[str, str]] = {
-    "return": {"eval/discounted_return_0.99": "discount 0.99", "eval/discounted_return_0.98": "discount 0.98"},
+    "return": {
+        "eval/discounted_return_0.99": "discount 0.99",
+        "eval/discounted_return_0.98": "discount 0.98",
+        "eval/discounted_return_0.999": "discount 0.999",
+    },
     "success": {"eval/success_last": "at the last step", "eval/success_any": "at any step"},
     "final distance": {"eval/final_distance": "after the last step"},
     "score loss": {"loss_score": "loss_score"},
@@ -64,7 +69,15 @@ def _read_spread(path: str | Path, seed: int | None = None) -> dict[str, tuple[n
     return spread
 
 
-def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizon: int = 50) -> Path:
+def plot_curves(
+    metrics: str | Path,
+    out: str | Path,
+    *,
+    title: str = "",
+    horizon: int = 50,
+    panels: Mapping[str, Mapping[str, str]] = _PANELS,
+    unit: str = "updates",
+) -> Path:
     """Draws a run's returns, losses, and scale of scores and residuals; of several seeds the mean, and their range.
 
     Args:
@@ -72,6 +85,8 @@ def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizo
         out: PNG file to write, replaced when whole.
         title: above the figure.
         horizon: steps of an episode, for the line at the largest possible return.
+        panels: columns of ``metrics`` and their labels, by the title of the panel that shows them.
+        unit: what ``metrics`` counts in its column ``step``.
 
     Returns:
         ``out``.
@@ -83,7 +98,7 @@ def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizo
     from matplotlib.figure import Figure
 
     columns = _read_spread(metrics)
-    panels = {name: lines for name, lines in _PANELS.items() if any(column in columns for column in lines)}
+    panels = {name: lines for name, lines in panels.items() if any(column in columns for column in lines)}
     if not panels:
         raise ValueError(f"{metrics} has none of the columns that curves are drawn from.")
     width = 3
@@ -106,7 +121,7 @@ def plot_curves(metrics: str | Path, out: str | Path, *, title: str = "", horizo
             largest = (1 - 0.99**horizon) / (1 - 0.99)
             axis.axhline(largest, color="0.6", linewidth=1, linestyle="--", label="maximum at 0.99")
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel("updates", fontsize=8)
+        axis.set_xlabel(unit, fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

@@ -1,0 +1,323 @@
+"""Trains the running experts of CheetahTgtVel and AntTgtVel by soft actor-critic; resumes after a kill.
+
+python recipes/train_expert.py task=CheetahTgtVel-m-e steps=1000000
+python recipes/train_expert.py resume=runs/NAME                      go on after a kill
+python recipes/collect_dataset.py task=CheetahTgtVel-m-e expert_policy=runs/NAME
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+import yaml
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+from recipe_cli import option, resumed_config, run_recipe
+from recipe_utils import new_run_folder, write_json
+from sac import Sac
+from tqdm import tqdm
+
+from torchrl_smore.envs import Task, get_task, task_names
+from torchrl_smore.envs.experts import ActorExpert, Expert, write_actor
+from torchrl_smore.reports import plot_curves, read_metrics
+from torchrl_smore.trainers import latest_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
+from torchrl_smore.trainers.logging import MetricsFile
+
+PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "mujoco")
+RUNNING = [name for name in task_names() if not get_task(name).scripted]
+PANELS = {
+    "return of an episode": {"return": "mean", "return_random": "random actions"},
+    "forward velocity [m/s]": {"velocity": "mean over the episode"},
+    "critic loss": {"loss_qvalue": "loss_qvalue"},
+    "actor loss": {"loss_actor": "loss_actor"},
+    "entropy coefficient": {"alpha": "alpha"},
+    "steps per second": {"steps_per_second": "all included"},
+}
+_EVALUATION_SEED, _MEASURE_SEED = 10_000, 20_000  # of the first episode
+
+
+@dataclass
+class Config:
+    """Every option of the recipe, its default and its text in ``--help``."""
+
+    task: str = option(RUNNING[0], f"{', '.join(RUNNING)}; -m-e and -r-e share their expert")
+    steps: int = option(1_000_000, "steps of the robot; after the random ones each has one update")
+    seed: int = option(0, "of networks, exploration and episodes")
+    threads: int = option(1, "CPU threads of PyTorch; 0: its default")
+    num_envs: int = option(4, "robots stepped together")
+    env_workers: bool = option(False, "step each robot in a process of its own")
+    random_steps: int = option(10_000, "steps of uniform actions before the first update")
+    hidden: int = option(256, "width of the two hidden layers of every network")
+    batch_size: int = option(256, "transitions of an update")
+    capacity: int = option(1_000_000, "transitions that the replay buffer holds")
+    eval_episodes: int = option(5, "episodes of an evaluation")
+    measure_episodes: int = option(20, "episodes, of other seeds, that measure expert and medium at the end")
+    eval_interval: int = option(10_000, "steps between evaluations, each of which keeps the actor")
+    log_interval: int = option(1000, "steps between rows of metrics.csv")
+    save_interval: int = option(10_000, "steps between checkpoints")
+    run_root: str = option("runs", "where run folders are made")
+    resume: str | None = option(None, "run folder to go on with, under its own options")
+
+
+def main(config: Config) -> None:
+    """Runs the recipe."""
+    run_dir = None
+    if config.resume is not None:
+        run_dir, config = Path(config.resume), resumed_config(config)
+    check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    task = get_task(config.task)
+    agent = Sac(
+        task.observation_dim,
+        task.action_dim,
+        hidden=config.hidden,
+        capacity=min(config.capacity, config.steps),
+        batch_size=config.batch_size,
+    )
+    if run_dir is None:
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+        run_dir = new_run_folder(config.run_root, "expert", config.task, f"seed{config.seed}", config=text)
+    print(f"run folder: {run_dir}", flush=True)
+    try:
+        Training(config, task, agent, run_dir).run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Go on with: python recipes/train_expert.py resume={run_dir}") from None
+    report(config, task, run_dir)
+
+
+def check(config: Config) -> None:
+    """Refuses what can be refused before anything is written."""
+    get_task(config.task)
+    if config.task not in RUNNING:
+        raise ValueError(f"task={config.task} has a scripted expert; this recipe trains those of {', '.join(RUNNING)}.")
+    counts = ("steps", "num_envs", "hidden", "batch_size", "eval_episodes", "measure_episodes")
+    counts += ("eval_interval", "log_interval", "save_interval", "random_steps", "capacity")
+    for names, least in ((counts, 1), (("seed", "threads"), 0)):
+        for name in names:
+            if getattr(config, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
+    for name in ("steps", "random_steps", "eval_interval", "log_interval", "save_interval"):
+        if getattr(config, name) % config.num_envs:
+            raise ValueError(f"{name} must be a multiple of num_envs={config.num_envs}, got {getattr(config, name)}.")
+    if config.capacity < config.batch_size:
+        raise ValueError(f"capacity must be at least batch_size={config.batch_size}, got {config.capacity}.")
+
+
+def make_envs(task: Task, num_envs: int, workers: bool = False) -> VectorEnv:
+    """Robots with their own reward; an episode ends when they fall or at the horizon, and the next begins at once."""
+
+    def make() -> gymnasium.Env:
+        return gymnasium.wrappers.TimeLimit(task.make_base_env(), task.horizon)
+
+    kind = AsyncVectorEnv if workers else SyncVectorEnv
+    return kind([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class Training:
+    """The loop, and everything of it that a checkpoint holds.
+
+    Episodes in progress are not in a checkpoint: a resumed run starts new ones, whose seed depends on the step.
+    """
+
+    def __init__(self, config: Config, task: Task, agent: Sac, run_dir: Path) -> None:
+        self.config, self.task, self.agent, self.run_dir = config, task, agent, run_dir
+        self.step = 0
+        self.identity = {"recipe": "train_expert", "task": config.task, "seed": config.seed}
+        if any((run_dir / "checkpoint").glob("step_*")):
+            state, _ = load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), self.identity)
+            self.step = state["step"]
+            self.agent.load_state_dict(state["agent"])
+            set_rng_state(state["rng"])
+            print(f"resuming at step {self.step:,} of {config.steps:,}", flush=True)
+        self.metrics = MetricsFile(run_dir / "metrics.csv", last_step=self.step or None)
+        (run_dir / "actors").mkdir(exist_ok=True)
+
+    def save(self) -> None:
+        """Writes a checkpoint; the one before is dropped, for the replay buffer makes them large."""
+        state = {"step": self.step, "agent": self.agent.state_dict(), "rng": rng_state()}
+        save_checkpoint(self.run_dir / "checkpoint", self.step, state, self.identity, keep=1)
+
+    def run(self) -> None:
+        """Trains to the last step."""
+        config, agent = self.config, self.agent
+        if self.step == 0:
+            random = mean_return(self.task, None, config.eval_episodes, _EVALUATION_SEED)
+            self.metrics.write(0, {"return_random": random[0].mean(), "velocity_random": random[1].mean()})
+        envs = make_envs(self.task, config.num_envs, config.env_workers)
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
+        losses: Any = None
+        try:
+            seed = int(np.random.SeedSequence([config.seed, self.step]).generate_state(1)[0])
+            observation = envs.reset(seed=seed)[0]["observation"]
+            began, at = time.perf_counter(), self.step
+            while self.step < config.steps:
+                observation = self._interact(envs, observation)
+                bar.update(config.num_envs)
+                if self.step > config.random_steps:
+                    for _ in range(config.num_envs):
+                        losses = agent.update()
+                values: dict[str, float] = {}
+                if self.step % config.log_interval == 0 and losses is not None:
+                    speed = (self.step - at) / (time.perf_counter() - began)
+                    values = {"alpha": float(losses["alpha"]), "steps_per_second": speed}
+                    values |= {key: float(losses[key]) for key in ("loss_qvalue", "loss_actor", "entropy")}
+                    began, at = time.perf_counter(), self.step
+                if self.step % config.eval_interval == 0 or self.step == config.steps:
+                    values |= self._evaluate(bar)
+                if values:
+                    self.metrics.write(self.step, values)
+                if self.step % config.save_interval == 0 or self.step == config.steps:
+                    self.save()
+        finally:
+            bar.close()
+            envs.close()
+
+    def _interact(self, envs: VectorEnv, observation: NDArray[Any]) -> NDArray[Any]:
+        """One step of every robot; returns where they are then."""
+        config = self.config
+        if self.step < config.random_steps:
+            # by torch, whose generator a checkpoint holds
+            action = torch.rand(config.num_envs, self.task.action_dim).numpy() * 2.0 - 1.0
+        else:
+            action = self.agent.act(observation, explore=True)
+        reached, reward, terminated, truncated, info = envs.step(action)
+        following = reached["observation"]
+        if (terminated | truncated).any():
+            following = following.copy()
+            for row in np.flatnonzero(terminated | truncated):
+                following[row] = info["final_obs"][row]["observation"]
+        self.agent.remember(observation, action, reward, following, terminated)
+        self.step += config.num_envs
+        return reached["observation"].copy()
+
+    def _evaluate(self, bar: Any) -> dict[str, float]:
+        """Keeps the actor and measures it."""
+        path = actor_path(self.run_dir, self.step)
+        write_actor(path, self.agent.layers())
+        returns, velocity = mean_return(self.task, ActorExpert(path), self.config.eval_episodes, _EVALUATION_SEED)
+        line = f"return {returns.mean():.1f}, velocity {velocity.mean():.2f} m/s"
+        if bar.disable:
+            print(f"step {self.step:,} of {self.config.steps:,}: {line}", flush=True)
+        bar.set_postfix_str(line)
+        return {"return": float(returns.mean()), "velocity": float(velocity.mean())}
+
+
+def actor_path(run_dir: Path, step: int) -> Path:
+    """Where the actor of a step is kept."""
+    return run_dir / "actors" / f"step_{step:09d}.npz"
+
+
+def mean_return(
+    task: Task, policy: Expert | None, episodes: int, first_seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums of the robot's own reward and mean forward velocities of episodes of fixed seeds, shape ``[episodes]``.
+
+    Args:
+        task: the task.
+        policy: ``None`` for uniform actions.
+        episodes: their number.
+        first_seed: of the first one; the others count upwards.
+    """
+    envs = [task.make_base_env() for _ in range(episodes)]
+    seeds = range(first_seed, first_seed + episodes)
+    observation = stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
+    rng = np.random.default_rng(first_seed)
+    total, distance, steps = np.zeros(episodes), np.zeros(episodes), np.zeros(episodes)
+    for _ in range(task.horizon):
+        shape = (episodes, task.action_dim)
+        action = rng.uniform(-1.0, 1.0, shape).astype(np.float32) if policy is None else policy(observation)
+        results = [env.step(row) for env, row in zip(envs, action, strict=True)]
+        observation = stack([result[0] for result in results])
+        running = np.array([not result[2] for result in results])
+        total += [float(result[1]) for result in results]
+        distance += running * observation["achieved_goal"][:, 0]
+        steps += running
+        if not running.any():
+            break
+    for env in envs:
+        env.close()
+    return total, distance / np.maximum(steps, 1.0)
+
+
+def stack(observations: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """One batch of several observations."""
+    return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+
+
+def choose(steps: NDArray[Any], returns: NDArray[Any]) -> dict[str, int]:
+    """The steps whose actors are expert and medium.
+
+    The expert has the highest return. Medium is, of those before it, the one whose return is nearest to half of that.
+    """
+    best = int(returns.argmax())
+    earlier = returns[:best] if best else returns[:1]
+    medium = int(np.abs(earlier - returns[best] / 2.0).argmin())
+    return {"expert": int(steps[best]), "medium": int(steps[medium])}
+
+
+def report(config: Config, task: Task, run_dir: Path) -> None:
+    """Writes ``expert.npz``, ``medium.npz``, ``meta.json`` and ``curves.png``, and prints what came out."""
+    metrics = read_metrics(run_dir / "metrics.csv")
+    title = f"{config.task}, seed {config.seed}"
+    plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, panels=PANELS, unit="steps")
+    meta: dict[str, Any] = {
+        "task": config.task,
+        "reward": "the robot's own",
+        "command": command(config),
+        "steps": config.steps,
+        "return_random": float(metrics["return_random"][1][0]),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    for name, step in choose(*metrics["return"]).items():
+        path = run_dir / f"{name}.npz"
+        copy_whole(actor_path(run_dir, step), path)
+        returns, velocity = mean_return(task, ActorExpert(path), config.measure_episodes, _MEASURE_SEED)
+        meta[name] = {
+            "step": step,
+            "episodes": config.measure_episodes,
+            "return": float(returns.mean()),
+            "return_std": float(returns.std()),
+            "velocity": float(velocity.mean()),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        print(f"{name}: step {step:,}, return {returns.mean():.1f} +- {returns.std():.1f}, {velocity.mean():.2f} m/s")
+    write_json(run_dir / "meta.json", meta)
+    print(f"Collect with: python recipes/collect_dataset.py task={config.task} expert_policy={run_dir}")
+
+
+def command(config: Config) -> str:
+    """The command that repeats a run from nothing."""
+    options = [
+        f"{field.name}={getattr(config, field.name)}"
+        for field in dataclasses.fields(Config)
+        if field.name in ("task", "steps", "seed")
+        or (field.name not in ("resume", "run_root") and getattr(config, field.name) != field.default)
+    ]
+    return shlex.join(["python", "recipes/train_expert.py", *options])
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file that is then whole or absent."""
+    beside = target.with_name(f".{target.name}.partial")
+    shutil.copyfile(source, beside)
+    os.replace(beside, target)
+
+
+if __name__ == "__main__":
+    run_recipe(Config, main, __doc__ or "")
