@@ -58,7 +58,7 @@ def exponents(found: dict[int, list[float]]) -> list[float | None]:
 
 def plot(path: Path, panels: dict[str, dict[int, list[float]]], title: str) -> None:
     """Medians with their range, both axes logarithmic."""
-    figure, axes = harness.pyplot().subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained")
+    figure, axes = harness.subplots(1, len(panels), figsize=(4 * len(panels), 3.6))
     for axis, (name, found) in zip(axes, panels.items()):
         middle = [statistics.median(cost) for cost in found.values()]
         axis.plot(list(found), middle, marker="o")

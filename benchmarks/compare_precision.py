@@ -65,9 +65,7 @@ def verdict(rows: Rows, task: str) -> list[list[str]]:
 
 def plot(rows: Rows, tasks: list[str], path: Path, title: str) -> None:
     """Mean over seeds against updates, with their range."""
-    figure, axes = harness.pyplot().subplots(
-        1, len(tasks), figsize=(4.5 * len(tasks), 3.8), layout="constrained", squeeze=False
-    )
+    figure, axes = harness.subplots(1, len(tasks), figsize=(4.5 * len(tasks), 3.8), squeeze=False)
     for axis, task in zip(axes[0], tasks):
         for precision in VARIANTS:
             steps = sorted({int(row["step"]) for row in rows if row["task"] == task})

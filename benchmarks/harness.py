@@ -188,14 +188,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     beside.replace(path)
 
 
-def pyplot() -> Any:
-    """``matplotlib.pyplot`` without a display."""
-    import matplotlib
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], squeeze: bool = True) -> Any:
+    """Figure and axes that need no display and leave pyplot's open figures alone."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def plot_bars(path: Path, found: Mapping[str, Sequence[float]], title: str, unit: str) -> None:
@@ -205,7 +203,7 @@ def plot_bars(path: Path, found: Mapping[str, Sequence[float]], title: str, unit
         [m - min(values) for m, values in zip(middle, found.values())],
         [max(values) - m for m, values in zip(middle, found.values())],
     ]
-    figure, axis = pyplot().subplots(figsize=(9, 0.4 * len(found) + 1.5), layout="constrained")
+    figure, axis = subplots(figsize=(9, 0.4 * len(found) + 1.5))
     axis.barh(list(found), middle, xerr=reach, color="tab:blue", ecolor="black", capsize=3)
     axis.invert_yaxis()
     axis.set_xlabel(unit)

@@ -221,7 +221,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         if self.actor == "score":
             loss_value, value_metadata = self._value_term(batch)
             loss_actor, metadata = self._policy_score_term(batch)
-            metadata["value"] = value_metadata["state_value"].mean()
+            metadata = {"value": value_metadata["state_value"].mean(), **metadata}
         else:
             loss_value, loss_actor, metadata = self._value_and_actor_terms(batch)
         loss_score, score_metadata = self._score_term(self._with_next_value(batch))
