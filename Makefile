@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint smoke check clean
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -17,7 +17,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test
+# every table and figure, tiny: that all of it works
+smoke: $(STAMP)
+	rm -rf build/smoke
+	$(BIN)/python recipes/benchmark.py preset=smoke out=build/smoke data_dir=build/datasets
+	$(BIN)/python recipes/report.py benchmark=build/smoke
+
+check: lint smoke test
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
