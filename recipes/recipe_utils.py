@@ -19,7 +19,8 @@ from typing import Any
 
 # torchrl imports mujoco, which fails to import where MUJOCO_GL names a library that is not there. Only filming needs
 # it, in a process of its own.
-os.environ.setdefault("SMORE_MUJOCO_GL", os.environ.pop("MUJOCO_GL", "egl"))
+# what the user names wins over what a process that started this one has kept
+os.environ["SMORE_MUJOCO_GL"] = os.environ.pop("MUJOCO_GL", os.environ.get("SMORE_MUJOCO_GL", "egl"))
 
 import numpy as np
 import torch
