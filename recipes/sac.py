@@ -1,4 +1,4 @@
-"""Soft actor-critic by TorchRL components, for experts that run as fast as they can."""
+"""Soft actor-critic: TorchRL's loss in one fused update, for experts that run as fast as they can."""
 
 from __future__ import annotations
 
@@ -9,19 +9,102 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import NormalParamExtractor, TensorDictModule
-from torch import nn
-from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
-from torchrl.objectives import SACLoss, SoftUpdate
+from torch import Tensor, nn
+from torchrl.data import Bounded
+from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.objectives import SACLoss
+
+from torchrl_smore.modules import ConcatMLP, Precision
+from torchrl_smore.trainers import Compile, FusedUpdate
 
 Array = NDArray[Any]
 
 
+class TwinSACLoss(SACLoss):
+    """TorchRL's loss with its critics run one after the other.
+
+    ``deactivate_vmap`` does so as well, but changes a global registry in each call, for which ``torch.compile``
+    compiles anew.
+    """
+
+    def _make_vmap(self) -> None:
+        self._vmap_qnetworkN0 = self._each_critic
+
+    def _each_critic(self, batch: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
+        critic, out = self.qvalue_network, []
+        for member in params.unbind(0):
+            with member.to_module(critic, preserve_module_state=False):
+                out.append(critic(batch.select(*critic.in_keys)))
+        return torch.stack(out)
+
+
+class ReplayTable:
+    """The last transitions as rows of one table, drawn uniformly; a sampler in two parts for ``FusedUpdate``.
+
+    Args:
+        observation_dim: columns of an observation.
+        action_dim: components of an action.
+        capacity: transitions held; then the oldest are replaced.
+        batch_size: transitions of a batch.
+        seed: of the generator of batches.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, *, capacity: int, batch_size: int, seed: int) -> None:
+        self.pieces = [observation_dim, action_dim, observation_dim, 1, 1]
+        self.table = torch.zeros(capacity, sum(self.pieces))
+        self.batch_size, self.seed = batch_size, seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.written = 0
+        self.held = torch.zeros(())  # a tensor: a number would be a constant of the compiled update
+
+    def __len__(self) -> int:
+        """Transitions held."""
+        return min(self.written, len(self.table))
+
+    def extend(self, rows: Tensor) -> None:
+        """Stores ``rows``: observation, action, next observation, reward and end, side by side."""
+        self.table[(self.written + torch.arange(len(rows))) % len(self.table)] = rows
+        self.written += len(rows)
+        self.held.fill_(len(self))
+
+    def rows(self) -> Tensor:
+        """The rows held, the oldest first, a copy."""
+        oldest = self.written % len(self.table) if self.written > len(self.table) else 0
+        return self.table[(torch.arange(len(self)) + oldest) % len(self.table)]
+
+    def draw(self) -> Tensor:
+        """Random numbers of one batch."""
+        return torch.rand(self.batch_size, generator=self.generator)
+
+    def gather(self, uniform: Tensor) -> TensorDict:
+        """The batch that belongs to them."""
+        row = self.table[(uniform * self.held).long().clamp(max=self.table.shape[0] - 1)]
+        observation, action, following, reward, end = row.split(self.pieces, -1)
+        ended = end > 0.5
+        after = {"observation": following, "reward": reward, "terminated": ended, "done": ended}
+        batch = [self.batch_size]
+        return TensorDict({"observation": observation, "action": action, "next": TensorDict(after, batch)}, batch)
+
+    def with_seed(self, seed: int) -> ReplayTable:
+        """An empty table of the same shape under another seed."""
+        sizes = {"capacity": len(self.table), "batch_size": self.batch_size}
+        return ReplayTable(self.pieces[0], self.pieces[1], **sizes, seed=seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows held and the generator's state."""
+        return {"rows": self.rows(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.written = 0
+        self.extend(state["rows"])
+        self.generator.set_state(state["generator"])
+
+
 class Sac:
-    """Networks, loss, optimiser and replay buffer of one run of soft actor-critic.
+    """Networks, loss, update and replay table of one run of soft actor-critic.
 
     Twin critics with targets, learned entropy coefficient, target entropy ``-da``. Source: Haarnoja et al. (2018),
     arXiv:1812.05905; the settings are those of its Appendix D.
@@ -30,8 +113,11 @@ class Sac:
         observation_dim: columns of an observation.
         action_dim: components of an action, each in ``[-1, 1]``.
         hidden: width of the two hidden layers of each network.
-        capacity: transitions that the buffer holds; then the oldest are replaced.
+        capacity: transitions that the table holds; then the oldest are replaced.
         batch_size: transitions of an update.
+        seed: of the batches; networks and exploration follow PyTorch's global generator.
+        compile: see :class:`~torchrl_smore.trainers.FusedUpdate`.
+        precision: of the hidden layers.
         learning_rate: of Adam, for all parameters.
         gamma: discount of the objective, in ``(0, 1)``.
         target_rate: Polyak rate of the target critics, in ``(0, 1]``.
@@ -45,76 +131,62 @@ class Sac:
         hidden: int,
         capacity: int,
         batch_size: int,
+        seed: int = 0,
+        compile: Compile = "off",
+        precision: Precision = "float32",
         learning_rate: float = 3e-4,
         gamma: float = 0.99,
         target_rate: float = 0.005,
     ) -> None:
-        network = nn.Sequential(
-            MLP(observation_dim, 2 * action_dim, num_cells=[hidden, hidden], activation_class=nn.ReLU),
+        def mlp(inputs: int, outputs: int) -> ConcatMLP:
+            return ConcatMLP(inputs, outputs, (hidden, hidden), precision=precision)
+
+        self.network = nn.Sequential(
+            mlp(observation_dim, 2 * action_dim),
             NormalParamExtractor(scale_mapping="biased_softplus_1.0", scale_lb=math.exp(-5.0)),
         )
-        self.actor = ProbabilisticActor(
-            TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"]),
+        actor = ProbabilisticActor(
+            TensorDictModule(self.network, in_keys=["observation"], out_keys=["loc", "scale"]),
             in_keys=["loc", "scale"],
             distribution_class=TanhNormal,
+            distribution_kwargs={"safe_tanh": False},  # which a compiled update cannot contain
             return_log_prob=True,
         )
         critics = [
-            ValueOperator(
-                MLP(observation_dim + action_dim, 1, num_cells=[hidden, hidden], activation_class=nn.ReLU),
-                in_keys=["observation", "action"],
-            )
-            for _ in range(2)
+            ValueOperator(mlp(observation_dim + action_dim, 1), in_keys=["observation", "action"]) for _ in range(2)
         ]
-        self.loss = SACLoss(
-            self.actor,
+        self.loss = TwinSACLoss(
+            actor,
             critics,
             loss_function="l2",
             target_entropy=-float(action_dim),
             action_spec=Bounded(-1.0, 1.0, (action_dim,)),
-            # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
-            deactivate_vmap=True,
         )
         self.loss.make_value_estimator(gamma=gamma)
-        self.targets = SoftUpdate(self.loss, tau=target_rate)
-        self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=learning_rate)
-        self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=batch_size)
-        self.updates = 0
+        _ = self.loss.target_entropy  # makes the buffer, which must be there before the update takes hold of the loss
+        self.table = ReplayTable(observation_dim, action_dim, capacity=capacity, batch_size=batch_size, seed=seed)
+        self.update = FusedUpdate(self.loss, self.table, lr=learning_rate, tau=target_rate, compile=compile)
+
+    @property
+    def updates(self) -> int:
+        """Updates done."""
+        return int(self.update.step)
 
     @torch.no_grad()
     def act(self, observation: Array, *, explore: bool) -> Array:
         """Actions ``[n, da]`` for observations ``[n, ds]``: drawn from the policy, or its mode."""
-        batch = TensorDict({"observation": torch.from_numpy(observation)}, [len(observation)])
-        kind = ExplorationType.RANDOM if explore else ExplorationType.DETERMINISTIC
-        with set_exploration_type(kind):
-            action: Array = self.actor(batch)["action"].numpy()
+        loc, scale = self.network(torch.from_numpy(observation))
+        action: Array = (loc + scale * torch.randn_like(loc) if explore else loc).tanh().numpy()
         return action
 
     def remember(self, observation: Array, action: Array, reward: Array, following: Array, terminated: Array) -> None:
         """Stores n transitions; ``terminated`` marks those after which nothing more can be earned."""
-        ended = torch.from_numpy(terminated)[:, None]
-        after = {
-            "observation": torch.from_numpy(following),
-            "reward": torch.from_numpy(reward.astype(np.float32))[:, None],
-            "terminated": ended,
-            "done": ended,
-        }
-        row = {"observation": torch.from_numpy(observation), "action": torch.from_numpy(action), "next": after}
-        self.buffer.extend(TensorDict(row, [len(action)]))  # type: ignore[arg-type]
-
-    def update(self) -> TensorDict:
-        """One update of critics, actor and entropy coefficient on a batch of the buffer; returns the losses."""
-        losses = self.loss(self.buffer.sample())
-        self.optimizer.zero_grad()
-        (losses["loss_qvalue"] + losses["loss_actor"] + losses["loss_alpha"]).backward()
-        self.optimizer.step()
-        self.targets.step()
-        self.updates += 1
-        return losses.detach()
+        columns = (observation, action, following, reward[:, None], terminated[:, None])
+        self.table.extend(torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe")))
 
     def layers(self) -> list[tuple[Array, Array]]:
         """Weights of the actor from the observation to its mean before tanh, for ``write_actor``."""
-        linear = [module for module in self.actor.modules() if isinstance(module, nn.Linear)]
+        linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
         arrays = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear]
         weight, bias = arrays[-1]
         half = len(bias) // 2  # the rest is the scale
@@ -122,28 +194,8 @@ class Sac:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that further updates depend on, but for the state of the global random generators."""
-        return {
-            "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "updates": self.updates,
-            "buffer": self._rows().to_dict(),
-        }
-
-    def _rows(self) -> TensorDict:
-        """The transitions held, the oldest first, without the unused rest of the storage."""
-        held = len(self.buffer)
-        if not held:
-            return TensorDict({}, [0])
-        oldest = self.buffer.writer.state_dict()["_cursor"]  # held, while the buffer is not full
-        return self.buffer[(torch.arange(held) + oldest) % held].exclude("index")
+        return self.update.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["updates"]
-        self.buffer.empty()
-        if state["buffer"]:
-            rows = TensorDict(state["buffer"])
-            rows.auto_batch_size_(1)
-            self.buffer.extend(rows)
+        self.update.load_state_dict(dict(state))

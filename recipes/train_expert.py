@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
@@ -32,16 +33,19 @@ from tqdm import tqdm
 
 from torchrl_smore.envs import Task, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert, Expert, write_actor
+from torchrl_smore.modules import Precision
 from torchrl_smore.reports import plot_curves, read_metrics
-from torchrl_smore.trainers import latest_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_smore.trainers import Compile, latest_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 from torchrl_smore.trainers.logging import MetricsFile
 
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "mujoco")
 RUNNING = [name for name in task_names() if not get_task(name).scripted]
+REWARDS = ("target", "own")
 PANELS = {
     "return of an episode": {"return": "mean", "return_random": "random actions"},
     "forward velocity [m/s]": {"velocity": "mean over the episode"},
+    "steps at the goal, share": {"reached": "mean over the episode"},
     "critic loss": {"loss_qvalue": "loss_qvalue"},
     "actor loss": {"loss_actor": "loss_actor"},
     "entropy coefficient": {"alpha": "alpha"},
@@ -55,10 +59,14 @@ class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
     task: str = option(RUNNING[0], f"{', '.join(RUNNING)}; -m-e and -r-e share their expert")
-    steps: int = option(1_000_000, "steps of the robot; after the random ones each has one update")
+    steps: int = option(2_000_000, "steps of the robot")
+    updates_per_step: float = option(0.5, "updates for each step after the random ones")
+    reward: str = option("target", "target: the robot's own, its forward term largest at the goal; own: as it is")
     seed: int = option(0, "of networks, exploration and episodes")
     threads: int = option(1, "CPU threads of PyTorch; 0: its default")
-    num_envs: int = option(4, "robots stepped together")
+    compile: str = option("default", f"compile the update: {', '.join(get_args(Compile))}")
+    precision: str = option("float32", f"of hidden layers: {', '.join(get_args(Precision))}")
+    num_envs: int = option(8, "robots stepped together")
     env_workers: bool = option(False, "step each robot in a process of its own")
     random_steps: int = option(10_000, "steps of uniform actions before the first update")
     hidden: int = option(256, "width of the two hidden layers of every network")
@@ -89,6 +97,9 @@ def main(config: Config) -> None:
         hidden=config.hidden,
         capacity=min(config.capacity, config.steps),
         batch_size=config.batch_size,
+        seed=config.seed,
+        compile=config.compile,  # type: ignore[arg-type] # checked there
+        precision=config.precision,  # type: ignore[arg-type]
     )
     if run_dir is None:
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
@@ -115,15 +126,43 @@ def check(config: Config) -> None:
     for name in ("steps", "random_steps", "eval_interval", "log_interval", "save_interval"):
         if getattr(config, name) % config.num_envs:
             raise ValueError(f"{name} must be a multiple of num_envs={config.num_envs}, got {getattr(config, name)}.")
+    if config.reward not in REWARDS:
+        raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {config.reward!r}.")
+    if config.updates_per_step <= 0.0 or not math.isfinite(config.updates_per_step):
+        raise ValueError(f"updates_per_step must be positive, got {config.updates_per_step}.")
     if config.capacity < config.batch_size:
         raise ValueError(f"capacity must be at least batch_size={config.batch_size}, got {config.capacity}.")
 
 
-def make_envs(task: Task, num_envs: int, workers: bool = False) -> VectorEnv:
-    """Robots with their own reward; an episode ends when they fall or at the horizon, and the next begins at once."""
+class TargetReward(gymnasium.Wrapper):
+    """The robot's own reward with another forward term: of the velocity v and its goal g, ``g - |g - v|``.
+
+    Up to the goal this is v, as for the robots themselves, but that of the moment (the achieved goal) instead of the
+    mean of the step. Beyond it, running faster is worth less.
+    """
+
+    def step(self, action: Any) -> Any:
+        """Steps the robot."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        goal, velocity = float(observation["desired_goal"][0]), float(observation["achieved_goal"][0])
+        # a robot that has fallen earns nothing, and says nothing
+        forward = info.get("reward_forward")
+        if forward is not None:
+            reward = float(reward) - forward + goal - abs(goal - velocity)
+        return observation, reward, terminated, truncated, info
+
+
+def make_robot(task: Task, reward: str) -> gymnasium.Env:
+    """The robot under one of ``REWARDS``."""
+    robot = task.make_base_env()
+    return TargetReward(robot) if reward == "target" else robot
+
+
+def make_envs(task: Task, num_envs: int, workers: bool = False, reward: str = "own") -> VectorEnv:
+    """Several robots; an episode ends when one falls or at the horizon, and the next begins at once."""
 
     def make() -> gymnasium.Env:
-        return gymnasium.wrappers.TimeLimit(task.make_base_env(), task.horizon)
+        return gymnasium.wrappers.TimeLimit(make_robot(task, reward), task.horizon)
 
     kind = AsyncVectorEnv if workers else SyncVectorEnv
     return kind([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -157,9 +196,9 @@ class Training:
         """Trains to the last step."""
         config, agent = self.config, self.agent
         if self.step == 0:
-            random = mean_return(self.task, None, config.eval_episodes, _EVALUATION_SEED)
-            self.metrics.write(0, {"return_random": random[0].mean(), "velocity_random": random[1].mean()})
-        envs = make_envs(self.task, config.num_envs, config.env_workers)
+            random = measure(self.task, None, config.eval_episodes, _EVALUATION_SEED, config.reward)
+            self.metrics.write(0, {f"{name}_random": values.mean() for name, values in random.items()})
+        envs = make_envs(self.task, config.num_envs, config.env_workers, config.reward)
         bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
         losses: Any = None
         try:
@@ -170,7 +209,8 @@ class Training:
                 observation = self._interact(envs, observation)
                 bar.update(config.num_envs)
                 if self.step > config.random_steps:
-                    for _ in range(config.num_envs):
+                    due = int((self.step - config.random_steps) * config.updates_per_step)
+                    for _ in range(due - agent.updates):
                         losses = agent.update()
                 values: dict[str, float] = {}
                 if self.step % config.log_interval == 0 and losses is not None:
@@ -210,12 +250,16 @@ class Training:
         """Keeps the actor and measures it."""
         path = actor_path(self.run_dir, self.step)
         write_actor(path, self.agent.layers())
-        returns, velocity = mean_return(self.task, ActorExpert(path), self.config.eval_episodes, _EVALUATION_SEED)
-        line = f"return {returns.mean():.1f}, velocity {velocity.mean():.2f} m/s"
+        config = self.config
+        found = measure(self.task, ActorExpert(path), config.eval_episodes, _EVALUATION_SEED, config.reward)
+        values = {name: float(each.mean()) for name, each in found.items()}
+        line = "return {return:.1f}, velocity {velocity:.2f} m/s, at the goal {reached:.1%} of the steps".format(
+            **values
+        )
         if bar.disable:
-            print(f"step {self.step:,} of {self.config.steps:,}: {line}", flush=True)
+            print(f"step {self.step:,} of {config.steps:,}: {line}", flush=True)
         bar.set_postfix_str(line)
-        return {"return": float(returns.mean()), "velocity": float(velocity.mean())}
+        return values
 
 
 def actor_path(run_dir: Path, step: int) -> Path:
@@ -223,22 +267,27 @@ def actor_path(run_dir: Path, step: int) -> Path:
     return run_dir / "actors" / f"step_{step:09d}.npz"
 
 
-def mean_return(
-    task: Task, policy: Expert | None, episodes: int, first_seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums of the robot's own reward and mean forward velocities of episodes of fixed seeds, shape ``[episodes]``.
+def measure(
+    task: Task, policy: Expert | None, episodes: int, first_seed: int, reward: str
+) -> dict[str, NDArray[np.float64]]:
+    """What episodes of fixed seeds achieve, shape ``[episodes]`` each.
 
     Args:
         task: the task.
         policy: ``None`` for uniform actions.
         episodes: their number.
         first_seed: of the first one; the others count upwards.
+        reward: of ``REWARDS``.
+
+    Returns:
+        ``return``, the sum of that reward; ``velocity``, the mean until a fall, m/s; ``reached``, the share of the
+        horizon's steps that end at the goal.
     """
-    envs = [task.make_base_env() for _ in range(episodes)]
+    envs = [make_robot(task, reward) for _ in range(episodes)]
     seeds = range(first_seed, first_seed + episodes)
     observation = stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
     rng = np.random.default_rng(first_seed)
-    total, distance, steps = np.zeros(episodes), np.zeros(episodes), np.zeros(episodes)
+    total, distance, steps, reached = (np.zeros(episodes) for _ in range(4))
     for _ in range(task.horizon):
         shape = (episodes, task.action_dim)
         action = rng.uniform(-1.0, 1.0, shape).astype(np.float32) if policy is None else policy(observation)
@@ -247,12 +296,13 @@ def mean_return(
         running = np.array([not result[2] for result in results])
         total += [float(result[1]) for result in results]
         distance += running * observation["achieved_goal"][:, 0]
+        reached += running * task.reached(observation["achieved_goal"], observation["desired_goal"])
         steps += running
         if not running.any():
             break
     for env in envs:
         env.close()
-    return total, distance / np.maximum(steps, 1.0)
+    return {"return": total, "velocity": distance / np.maximum(steps, 1.0), "reached": reached / task.horizon}
 
 
 def stack(observations: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -278,7 +328,7 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, panels=PANELS, unit="steps")
     meta: dict[str, Any] = {
         "task": config.task,
-        "reward": "the robot's own",
+        "reward": config.reward,
         "command": command(config),
         "steps": config.steps,
         "return_random": float(metrics["return_random"][1][0]),
@@ -287,16 +337,18 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
     for name, step in choose(*metrics["return"]).items():
         path = run_dir / f"{name}.npz"
         copy_whole(actor_path(run_dir, step), path)
-        returns, velocity = mean_return(task, ActorExpert(path), config.measure_episodes, _MEASURE_SEED)
+        found = measure(task, ActorExpert(path), config.measure_episodes, _MEASURE_SEED, config.reward)
         meta[name] = {
             "step": step,
             "episodes": config.measure_episodes,
-            "return": float(returns.mean()),
-            "return_std": float(returns.std()),
-            "velocity": float(velocity.mean()),
+            **{key: float(values.mean()) for key, values in found.items()},
+            "return_std": float(found["return"].std()),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-        print(f"{name}: step {step:,}, return {returns.mean():.1f} +- {returns.std():.1f}, {velocity.mean():.2f} m/s")
+        print(
+            f"{name}: step {step:,}, return {meta[name]['return']:.1f} +- {meta[name]['return_std']:.1f}, "
+            f"{meta[name]['velocity']:.2f} m/s, at the goal {meta[name]['reached']:.1%} of the steps"
+        )
     write_json(run_dir / "meta.json", meta)
     print(f"Collect with: python recipes/collect_dataset.py task={config.task} expert_policy={run_dir}")
 

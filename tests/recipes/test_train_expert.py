@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,7 @@ def tiny(root, **changes):
     """Options of a run of some seconds, within this process."""
     options = {"task": "CheetahTgtVel-m-e", "steps": 160, "random_steps": 40, "hidden": 8, "batch_size": 8, "seed": 3}
     options |= {"eval_interval": 80, "save_interval": 80, "log_interval": 40, "eval_episodes": 1, "measure_episodes": 1}
+    options |= {"num_envs": 4, "updates_per_step": 1.0, "compile": "off"}
     return train_expert.Config(**(options | {"run_root": str(root)} | changes))
 
 
@@ -60,7 +62,9 @@ def test_a_run_leaves_expert_medium_and_what_they_achieved(finished):
         f"step_{step:09d}.npz" for step in (80, 160)
     ]
     meta = json.loads((run_dir / "meta.json").read_text())
-    assert meta["command"].startswith("python recipes/train_expert.py task=CheetahTgtVel-m-e steps=160 seed=3 ")
+    assert meta["command"].startswith(
+        "python recipes/train_expert.py task=CheetahTgtVel-m-e steps=160 updates_per_step=1.0 seed=3 "
+    )
     assert {"torch", "torchrl", "mujoco", "gymnasium"} <= set(meta["versions"])
     returns = {int(row["step"]): float(row["return"]) for row in metrics(run_dir) if row["return"]}
     best = max(returns, key=returns.get)
@@ -72,16 +76,59 @@ def test_a_run_leaves_expert_medium_and_what_they_achieved(finished):
         assert meta[name]["episodes"] == 1
 
 
-def test_the_measured_return_is_the_robots_own(finished):
-    run_dir = finished
-    task, policy = get_task("CheetahTgtVel-m-e"), ActorExpert(run_dir / "expert.npz")
+def test_what_is_measured_is_what_the_robot_says(finished):
+    task, policy = get_task("CheetahTgtVel-m-e"), ActorExpert(finished / "expert.npz")
     robot = task.make_base_env().env  # without the goal
-    observation, total = robot.reset(seed=20_000)[0], 0.0
+    observation, own, target, velocities = robot.reset(seed=20_000)[0], 0.0, 0.0, []
     for _ in range(1000):
-        observation, reward, *_ = robot.step(policy({"observation": observation[None]})[0])
-        total += reward
-    meta = json.loads((run_dir / "meta.json").read_text())
-    assert meta["expert"]["return"] == pytest.approx(total, rel=1e-3)
+        observation, reward, *_, info = robot.step(policy({"observation": observation[None].astype(np.float32)})[0])
+        velocities.append(observation[8])
+        own += reward
+        target += 11.0 - abs(11.0 - observation[8]) + info["reward_ctrl"]
+    meta = json.loads((finished / "meta.json").read_text())
+    assert meta["reward"] == "target"
+    assert meta["expert"]["return"] == pytest.approx(target, rel=1e-3)
+    assert meta["expert"]["velocity"] == pytest.approx(np.mean(velocities), rel=1e-3)
+    found = train_expert.measure(task, policy, 1, 20_000, "own")
+    assert found["return"] == pytest.approx([own], rel=1e-3)
+
+
+@pytest.mark.parametrize(("velocity", "forward"), [(-2.0, -2.0), (4.0, 4.0), (5.0, 5.0), (7.0, 3.0)])
+def test_the_forward_reward_is_largest_at_the_goal(velocity, forward):
+    class Robot(gymnasium.Env):
+        fallen = False
+
+        def step(self, action):
+            goal = {"achieved_goal": np.array([velocity]), "desired_goal": np.array([5.0])}
+            if self.fallen:
+                return goal, 0.0, True, False, {}
+            return goal, 1.25 + 9.0, False, False, {"reward_forward": 9.0}
+
+    robot = train_expert.TargetReward(Robot())
+    assert robot.step(None)[1] == 1.25 + forward
+    robot.env.fallen = True
+    assert robot.step(None)[1] == 0.0
+
+
+def test_steps_at_the_goal_are_counted_until_a_fall():
+    steps = iter([4.4, 4.6, 5.4, 5.2])
+
+    class Robot(gymnasium.Env):
+        def reset(self, seed=None):
+            return self.at(0.0), {}
+
+        def at(self, velocity):
+            return {"achieved_goal": np.array([velocity]), "desired_goal": np.array([5.0]), "observation": np.zeros(27)}
+
+        def step(self, action):
+            velocity = next(steps)
+            return self.at(velocity), 1.0, velocity == 5.2, False, {}
+
+    task = dataclasses.replace(get_task("AntTgtVel-m-e"), make_base_env=Robot, horizon=8)
+    found = train_expert.measure(task, None, 1, 0, "own")
+    assert found["reached"] == [2 / 8]  # not the step of the fall
+    assert found["velocity"] == pytest.approx([4.8])
+    assert found["return"] == [4.0]
 
 
 def test_a_resumed_run_takes_up_step_and_random_generator(finished, tmp_path):
@@ -137,19 +184,17 @@ def test_a_checkpoint_gives_back_everything_that_updates_depend_on(finished):
         agents.append(sac.Sac(17, 6, hidden=8, capacity=160, batch_size=8))
         # read anew: an optimiser goes on in the very tensors that it is given
         agents[-1].load_state_dict(load_checkpoint(latest_checkpoint(run_dir / "checkpoint"))[0]["agent"])
-    assert len(agents[0].buffer) == 160
+    assert len(agents[0].table) == 160
     assert agents[0].updates == 160 - 40
     restored = agents[0].state_dict()
-    for key, value in state["agent"]["loss"].items():
-        assert torch.equal(torch.as_tensor(restored["loss"][key]), torch.as_tensor(value)), key
-    for key, value in state["agent"]["buffer"].items():
-        if key != "next":
-            assert torch.equal(restored["buffer"][key], value), key
-    moments = state["agent"]["optimizer"]["state"]
-    assert len(moments) == len(list(agents[0].loss.parameters()))
-    for number, moment in moments.items():
-        assert torch.equal(restored["optimizer"]["state"][number]["exp_avg_sq"], moment["exp_avg_sq"])
-        assert restored["optimizer"]["state"][number]["step"] == 160 - 40
+    for key, value in state["agent"]["losses"][0].items():
+        assert torch.equal(torch.as_tensor(restored["losses"][0][key]), torch.as_tensor(value)), key
+    assert torch.equal(restored["samplers"][0]["rows"], state["agent"]["samplers"][0]["rows"])
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert set(state["agent"][moment]) == {"actor_network", "qvalue_network", "log_alpha"}
+        for network, value in state["agent"][moment].items():
+            assert value.abs().sum() > 0.0
+            assert torch.equal(restored[moment][network], value)
     losses = []
     for agent in agents:
         torch.manual_seed(5)
@@ -168,12 +213,13 @@ def test_a_restored_buffer_replaces_its_oldest_rows_first():
             agents[0].remember(*row(number))
         agents[1].load_state_dict(agents[0].state_dict())
         agents[1].remember(*row(written))
-        held = sorted(agents[1].buffer[:]["observation"].flatten().tolist())
+        held = sorted(agents[1].table.rows()[:, 0].tolist())
         assert held == list(range(max(0, written - 3), written + 1))
 
 
 @pytest.mark.parametrize("workers", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "workers"])
-def test_transitions_lead_to_the_end_of_an_episode_and_not_to_the_start_of_the_next(tmp_path, workers):
+def test_transitions_lead_to_the_end_of_an_episode_and_not_to_the_start_of_the_next(tmp_path, workers, monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))  # which processes of their own are told
     task = dataclasses.replace(get_task("AntTgtVel-m-e"), horizon=4)
     config = tiny(tmp_path, task=task.name, num_envs=2)
     training = train_expert.Training(config, task, sac.Sac(27, 8, hidden=4, capacity=100, batch_size=2), tmp_path)
@@ -187,15 +233,15 @@ def test_transitions_lead_to_the_end_of_an_episode_and_not_to_the_start_of_the_n
             robot.set_state(position, robot.data.qvel)
         observation = training._interact(envs, observation)
     envs.close()
-    rows = training.agent.buffer[:].exclude("index").reshape(6, 2)
+    rows = training.agent.table.rows().reshape(6, 2, -1)
+    state, _, following, _, ended = rows.split([27, 8, 27, 1, 1], -1)
     ends = {(3, 0), (3, 1)} if workers else {(3, 0), (1, 1)}  # step and robot
     falls = set() if workers else {(1, 1)}
     for step in range(5):
         for robot in range(2):
-            goes_on = torch.equal(rows["next", "observation"][step, robot], rows["observation"][step + 1, robot])
-            assert goes_on == ((step, robot) not in ends)
-            assert bool(rows["next", "terminated"][step, robot]) == ((step, robot) in falls)
-            assert bool(task.has_fallen(rows["next", "observation"][step, robot])) == ((step, robot) in falls)
+            assert torch.equal(following[step, robot], state[step + 1, robot]) == ((step, robot) not in ends)
+            assert bool(ended[step, robot]) == ((step, robot) in falls)
+            assert bool(task.has_fallen(following[step, robot])) == ((step, robot) in falls)
 
 
 def test_the_actor_file_holds_the_mode_of_the_policy(finished):
@@ -208,6 +254,63 @@ def test_the_actor_file_holds_the_mode_of_the_policy(finished):
     actions = ActorExpert(run_dir / "actors" / "step_000000160.npz")({"observation": observation})
     np.testing.assert_allclose(actions, expected, atol=1e-5)
     assert np.abs(agent.act(observation, explore=True) - expected).max() > 0.01
+
+
+def test_the_batch_is_of_rows_held_and_each_is_drawn():
+    agent = sac.Sac(1, 1, hidden=4, capacity=8, batch_size=64)
+    number = np.arange(5, dtype=np.float32)[:, None]
+    agent.remember(number, number / 10.0, number[:, 0] * 100.0, number + 1.0, number[:, 0] == 4.0)
+    batch = agent.table.gather(agent.table.draw())
+    drawn = batch["observation"]
+    assert set(drawn.flatten().tolist()) == set(range(5))
+    torch.testing.assert_close(batch["action"], drawn / 10.0)
+    torch.testing.assert_close(batch["next", "observation"], drawn + 1.0)
+    torch.testing.assert_close(batch["next", "reward"], drawn * 100.0)
+    assert torch.equal(batch["next", "terminated"], drawn == 4.0)
+
+
+def test_the_loss_is_torchrls():
+    torch.manual_seed(0)
+    agent = sac.Sac(3, 2, hidden=8, capacity=64, batch_size=32)
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(64, size)).astype(np.float32) for size in (3, 2, 3)]
+    agent.remember(rows[0], np.tanh(rows[1]), rng.normal(size=64), rows[2], rng.random(64) < 0.3)
+    batch = agent.table.gather(agent.table.draw())
+    outs, gradients = [], []
+    for each in (agent.loss._each_critic, None):
+        if each is None:
+            sac.SACLoss._make_vmap(agent.loss)  # TorchRL's own way to run both critics
+        torch.manual_seed(1)
+        out = agent.loss(batch.clone())
+        agent.loss.zero_grad()
+        sum(out[name] for name in ("loss_actor", "loss_qvalue", "loss_alpha")).backward()
+        outs.append(out.detach())
+        gradients.append([p.grad.clone() for p in agent.loss.parameters()])
+    torch.testing.assert_close(outs[0].to_dict(), outs[1].to_dict())
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_run_with_a_share_of_updates_does_that_many(tmp_path):
+    train_expert.main(tiny(tmp_path, updates_per_step=0.25, steps=120, random_steps=40, eval_interval=120))
+    (run_dir,) = tmp_path.iterdir()
+    state, _ = load_checkpoint(latest_checkpoint(run_dir / "checkpoint"))
+    assert int(state["agent"]["step"]) == 20  # of 80 steps
+
+
+@pytest.mark.slow
+def test_a_compiled_update_is_the_eager_one():
+    agents = []
+    for mode in ("off", "default"):
+        torch.manual_seed(0)
+        agent = sac.Sac(3, 2, hidden=8, capacity=64, batch_size=16, compile=mode)
+        rng = np.random.default_rng(0)
+        rows = [rng.normal(size=(64, size)).astype(np.float32) for size in (3, 2, 3)]
+        agent.remember(rows[0], np.tanh(rows[1]), rng.normal(size=64), rows[2], rng.random(64) < 0.3)
+        torch.manual_seed(1)
+        agent.losses = [agent.update() for _ in range(3)]
+        agents.append(agent)
+    # the first losses are of equal parameters; noise of compiled code is another
+    torch.testing.assert_close(*(a.losses[0]["loss_qvalue"] for a in agents), rtol=0.2, atol=0.2)
 
 
 def test_critics_learn_the_value_of_a_problem_solved_by_hand():
@@ -304,6 +407,10 @@ def test_a_dataset_that_cannot_be_collected_is_refused_with_the_reason(tmp_path,
         ({"steps": 161}, "steps must be a multiple of num_envs=4, got 161"),
         ({"capacity": 4}, "capacity must be at least batch_size=8, got 4"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"reward": "speed"}, "reward must be one of target, own, got 'speed'"),
+        ({"compile": "on"}, "unknown compile mode 'on'"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"updates_per_step": 0.0}, "updates_per_step must be positive, got 0.0"),
         ({"resume": "nowhere", "run_root": "runs"}, "resume=nowhere is no run folder"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

@@ -10,10 +10,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch._dynamo.testing import CompileCounterWithBackend
-from torchrl.objectives import SoftUpdate
+from torchrl.modules import ValueOperator
+from torchrl.objectives import IQLLoss, SoftUpdate
 
 from torchrl_smore.data import GoalBatchSampler
-from torchrl_smore.modules import goal_specs, make_contrastive_networks, make_discriminator, make_networks
+from torchrl_smore.modules import ConcatMLP, goal_specs, make_contrastive_networks, make_discriminator, make_networks
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
     ContrastiveRLLoss,
@@ -29,6 +30,10 @@ from torchrl_smore.trainers.stacked import StackedLosses
 # tensordict says so whenever torch.vmap meets stacked parameters in a compiled graph
 pytestmark = pytest.mark.filterwarnings("ignore:Using lock_:UserWarning")
 SPECS = goal_specs(3, 2, 2)
+
+
+def near(achieved_goal, goal):
+    return (achieved_goal - goal).norm(dim=-1) <= 0.5
 
 
 def state(loss):
@@ -175,6 +180,47 @@ def test_every_kind_of_loss_trains_as_in_the_plain_update(data, success, name, m
     _, (end,) = run(update, 3)
     assert_close(end, reference, rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(end[n], v) for n, v in make_baseline(name).state_dict().items())
+
+
+class RewardSampler(GoalBatchSampler):
+    """Rewards as an online learner stores them."""
+
+    def gather(self, uniform):
+        """Rows with a reward and an end."""
+        batch = super().gather(uniform)
+        reward = near(batch["next", "achieved_goal"], batch["desired_goal"]).float().unsqueeze(-1)
+        after = batch["next"].update({"reward": reward, "done": reward > 0, "terminated": reward > 0})
+        return batch.exclude("q").set("next", after)
+
+
+def make_torchrl_loss(seed=0, gamma=0.9):
+    """TorchRL's own IQLLoss, whose value estimator holds gamma as a buffer."""
+    torch.manual_seed(seed)
+    networks = make_networks(*SPECS, hidden=(8,))
+    critics = [
+        ValueOperator(ConcatMLP(7, 1, (8,)), in_keys=["observation", "desired_goal", "action"]) for _ in range(2)
+    ]
+    loss = IQLLoss(networks.actor, critics, networks.value, loss_function="l2")
+    loss.make_value_estimator(gamma=gamma)
+    return loss
+
+
+def test_a_loss_of_torchrl_trains_as_in_the_plain_update(data):
+    reference, loss, untrained = (make_torchrl_loss() for _ in range(3))
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.1, eps=0.1)
+    updater = SoftUpdate(reference, tau=0.05)
+    _, (expected,) = run(Update(reference, RewardSampler(data, 16), optimizer, target_updater=updater), 3)
+    _, (end,) = run(FusedUpdate(loss, RewardSampler(data, 16), lr=0.1, eps=0.1, tau=0.05), 3)
+    assert_close(end, expected, rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(end[n], v) for n, v in untrained.state_dict().items())
+
+
+def test_seeds_of_unequal_discounts_are_refused(data):
+    losses = [make_torchrl_loss(gamma=gamma) for gamma in (0.9, 0.8)]
+    with pytest.raises(
+        ValueError, match=r"_value_estimator\.gamma of loss 1 is 0\.8\d*, of loss 0 0\.\d+; expected them"
+    ):
+        FusedUpdate(losses, RewardSampler(data, 16), seeds=(0, 1))
 
 
 def test_on_a_cpu_a_seed_trains_among_others_as_it_does_alone(make_fused):

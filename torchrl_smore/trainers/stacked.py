@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -65,7 +66,7 @@ class StackedLosses:
 
     Raises:
         ValueError: if there is no loss, the structures differ, nothing is trained, a parameter is not float32 or is
-            shared, or a loss keeps parameters elsewhere than in itself and its functional networks.
+            shared, or buffers of other modules (a value estimator of TorchRL holds gamma) differ between losses.
     """
 
     def __init__(self, losses: Sequence[LossModule]) -> None:
@@ -74,6 +75,7 @@ class StackedLosses:
         self.losses = tuple(losses)
         trained, buffers = zip(*(_entries(loss) for loss in losses))
         _check_equal([{**a, **b} for a, b in zip(trained, buffers)])
+        _check_constants(self.losses)
         self._layouts = _layouts(trained[0])
         with_target = [
             group for group, layout in self._layouts.items() if all(f"target_{n}" in buffers[0] for n in layout.names)
@@ -147,13 +149,36 @@ def _entries(loss: LossModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     parameters = dict(nn.Module.named_parameters(loss, remove_duplicate=False))
     trained: dict[str, Tensor] = {name: p for name, p in parameters.items() if p.requires_grad}
     others: dict[str, Tensor] = {name: p for name, p in parameters.items() if not p.requires_grad}
-    others.update(loss.named_buffers(remove_duplicate=False))
+    others.update({name: b for name, b in loss.named_buffers(remove_duplicate=False) if name not in _elsewhere(loss)})
     places: dict[int, str] = {}
     for name, entry in {**trained, **others}.items():
         place = places.setdefault(entry.data_ptr(), name)
         if place != name and place in trained and entry.numel():
             raise ValueError(f"{place} and {name} are one parameter; expected networks that share none.")
     return trained, others
+
+
+def _elsewhere(loss: LossModule) -> dict[str, Tensor]:
+    """Buffers of other modules than functional networks, by name: TorchRL's value estimators hold gamma."""
+    modules = {name: module for name, module in loss.named_children() if not isinstance(module, TensorDictParams)}
+    return {f"{head}.{name}": b for head, module in modules.items() for name, b in module.named_buffers()}
+
+
+def _check_constants(losses: Sequence[LossModule]) -> None:
+    """Refuses losses that differ in buffers that stay where they are: those of the first serve all."""
+    first = _elsewhere(losses[0])
+    for k, loss in enumerate(losses[1:], 1):
+        each = _elsewhere(loss)
+        for name in sorted({*first, *each}):
+            if name not in first or name not in each or not torch.equal(first[name], each[name]):
+                raise ValueError(
+                    f"{name} of loss {k} is {_show(each.get(name))}, of loss 0 {_show(first.get(name))}; "
+                    "expected them to be equal."
+                )
+
+
+def _show(entry: Tensor | None) -> Any:
+    return "missing" if entry is None else entry.tolist()
 
 
 def _check_equal(entries: Sequence[Mapping[str, Tensor]]) -> None:
