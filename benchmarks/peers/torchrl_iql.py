@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torchrl import logger as torchrl_logger
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import IQLLoss, SoftUpdate
@@ -44,6 +45,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compile", default="off", choices=["off", "default"])
     args = parser.parse_args()
+    torchrl_logger.setLevel("WARNING")  # it writes to the standard output, which is for answers
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     cells = [args.width, args.width]

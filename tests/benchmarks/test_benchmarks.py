@@ -136,3 +136,19 @@ def test_a_peer_answers_and_its_failure_is_reported(load, monkeypatch, tmp_path)
     with pytest.raises(RuntimeError, match=r"peer.py stopped: no"):
         peer.ask("run 9")
     peer.close()
+
+
+def test_a_peer_that_says_something_else_and_waits_is_ended(load, monkeypatch, tmp_path):
+    harness = load("harness")
+    (tmp_path / "peer.py").write_text("import sys\nprint('a log line', flush=True)\nsys.stdin.read()\n")
+    monkeypatch.setattr(harness, "PEERS", tmp_path)
+    with pytest.raises(RuntimeError, match=r"peer.py stopped: a log line"):
+        harness.Peer(sys.executable, "peer.py", 1)
+
+
+def test_the_torchrl_peer_answers(load):
+    harness = load("harness")
+    peer = harness.Peer(sys.executable, "torchrl_iql.py", 1, batch_size=8, width=8, trajectories=4)
+    assert peer.hello == "torchrl IQLLoss, prefetch=4, compile=off"
+    assert peer.block(2)() > 0.0
+    peer.close()
