@@ -83,17 +83,32 @@ def test_an_unchanged_argument_gets_no_gradient():
 
 
 def test_auto_takes_onednn_only_where_it_is_faster(monkeypatch):
-    args, calls = inputs(9), []
+    args, calls = inputs(9, num_outputs=16), []
     monkeypatch.setattr(module, "_onednn", lambda *arguments: calls.append(arguments))
     for faster, expected in ((False, 0), (True, 1)):
         monkeypatch.setattr(module, "_ONEDNN_IS_FASTER", faster)
         assert onednn_is_faster() is faster
         linear(*args)
         assert len(calls) == expected
-    # neither a type that oneDNN has no product for nor an empty batch reaches it
+    # neither a type that oneDNN has no product for, an empty batch nor a narrow layer reaches it
     assert linear(*(t.double() for t in args)).dtype == torch.float64
-    assert linear(args[0][:0], *args[1:]).shape == (0, 7)
+    assert linear(args[0][:0], *args[1:]).shape == (0, 16)
+    assert linear(*inputs(9, num_outputs=15)).shape == (9, 15)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("batch", [(9,), (2, 3), ()], ids=str)
+def test_one_output_in_a_graph_has_value_and_gradients_of_the_product_without_one(batch, relu, monkeypatch):
+    args = inputs(*batch, num_outputs=1)
+    if batch == (9,):
+        monkeypatch.setattr(torch.nn.functional, "linear", None)  # nobody calls it
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *args: loss(*args, relu, "auto"), backend="aot_eager", fullgraph=True)
+    ours = torch.autograd.grad(compiled(*args), args)
+    monkeypatch.undo()
+    for a, b in zip(ours, torch.autograd.grad(loss(*args, relu, "torch"), args)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 def test_names_and_devices_that_cannot_be_are_refused():

@@ -104,10 +104,12 @@ def graphs(monkeypatch):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile
 
-    def compile(function, *, fullgraph, mode):
+    def compile(function, *, fullgraph, options):
         assert fullgraph
-        assert mode in ("default", "max-autotune-no-cudagraphs")
-        return compiled(function, fullgraph=True, backend=counter)
+        counter.options = {name: value for name, value in options.items() if name != "guard_filter_fn"}
+        return compiled(
+            function, fullgraph=True, backend=counter, options={"guard_filter_fn": options["guard_filter_fn"]}
+        )
 
     monkeypatch.setattr(torch, "compile", compile)
     return counter
@@ -117,8 +119,19 @@ def graphs(monkeypatch):
 def test_a_step_is_one_graph_for_all_seeds_and_equals_the_plain_update(make_fused, plain, graphs, mode, map_seeds):
     outs, ends = run(make_fused(0, 1, map_seeds=map_seeds, compile=mode), 20)
     assert graphs.frame_count == 1
+    assert graphs.options.get("max_autotune", False) == (mode == "max")
     assert_close(ends[1], plain[1], **CLOSE)
     assert_close({key: value[1] for key, value in outs[-1].items()}, plain[0][-1], rtol=1e-3, atol=1e-4)
+
+
+def test_two_compiled_updates_of_equal_shapes_are_each_of_their_own_loss(make_fused, make_loss, data, graphs):
+    options = [{"formulation": "in_sample"}, {"formulation": "official_stable"}]
+    ends = [run(make_fused(1, loss_options=each, compile="default"), 3)[1][0] for each in options]
+    references = [run(make_fused(1, loss_options=each), 3)[1][0] for each in options]
+    assert graphs.frame_count == 2
+    for end, reference in zip(ends, references):
+        assert_close(end, reference, **CLOSE)
+    assert any(not torch.allclose(ends[0][name], ends[1][name], atol=1e-3) for name in ends[0])
 
 
 @pytest.mark.slow

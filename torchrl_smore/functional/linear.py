@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchrl_smore._errors import unknown_name
 
 Matmul = Literal["auto", "torch", "onednn"]
+_WIDE = 16  # outputs from which on oneDNN gains anything
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
@@ -27,8 +28,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         bias: shape ``[O]``, same dtype and device.
         relu: whether to apply a ReLU; oneDNN does so while the product is in registers.
         matmul: ``"torch"`` is :func:`torch.nn.functional.linear`; ``"onednn"`` calls oneDNN for the product and for
-            both products of its gradient; ``"auto"`` is ``"onednn"`` for float32 and bfloat16
-            on a CPU where :func:`onednn_is_faster`, else ``"torch"``.
+            both products of its gradient; ``"auto"`` is ``"onednn"`` for float32 and bfloat16 and 16 outputs or more
+            on a CPU where :func:`onednn_is_faster`, else ``"torch"``, and no product at all for one output in a
+            compiled graph on a CPU, which fuses the sum with what surrounds it.
 
     Returns:
         Shape ``[*B, O]``. The two backends add in another order: they agree to rounding, not bit for bit.
@@ -44,10 +46,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         raise RuntimeError(
             f"matmul='onednn' needs CPU tensors and a PyTorch with oneDNN, got a {x.device.type} tensor."
         )
+    if on_cpu and weight.shape[0] == 1 and matmul == "auto" and torch.compiler.is_compiling():
+        # a graph does one column's products and their gradients with the operations beside them
+        return _one_column(x, weight, bias, relu)
     fast = on_cpu and onednn_is_faster() and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
+    fast = fast and weight.shape[0] >= _WIDE
     if matmul == "onednn" or (matmul == "auto" and fast):
         return _onednn(x, weight, bias, relu)
     out = F.linear(x, weight, bias)
+    return out.relu() if relu else out
+
+
+def _one_column(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    out = (x * weight).sum(-1, keepdim=True) + bias
     return out.relu() if relu else out
 
 
@@ -126,10 +137,10 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if grad.dtype == torch.bfloat16:
         # a plain product is oneDNN's already, and in this orientation the faster one
         return grad.t() @ x
-    # oneDNN wants the wider side as columns
+    # oneDNN wants the wider side as columns, and rows contiguous: here a compiled graph makes them with other work
     if grad.shape[-1] > x.shape[-1]:
-        return _onednn(x.t(), grad.t(), None, False).t()
-    return _onednn(grad.t(), x.t(), None, False)
+        return _onednn(x.t().contiguous(), grad.t(), None, False).t()
+    return _onednn(grad.t().contiguous(), x.t(), None, False)
 
 
 class _Linear(torch.autograd.Function):

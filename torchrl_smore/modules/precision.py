@@ -59,5 +59,4 @@ def run_layers(
             fused = False
         elif not fused:
             x = layer(x)
-    # one output or a few: too narrow for oneDNN to gain anything
-    return F.linear(x.to(last.weight.dtype) if bf16 else x, last.weight, last.bias)
+    return linear(x.to(last.weight.dtype) if bf16 else x, last.weight, last.bias, matmul=matmul)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -37,6 +38,27 @@ class SeededSampler(TwoPartSampler, Protocol):
         """Restores the state of the generator."""
 
 
+#: Of the compiled function: its tensors and PyTorch's global state. The others, hundreds, are on the modules.
+_GUARDS = {"TENSOR_MATCH", "GLOBAL_STATE", "GRAD_MODE", "DETERMINISTIC_ALGORITHMS", "TORCH_FUNCTION_STATE", "SHAPE_ENV"}
+
+
+def _keep_guards(entries: Sequence[Any]) -> list[bool]:
+    """Which guards are checked in every call: to check all takes 0.6 ms, a twentieth of an update."""
+    return [entry.guard_type in _GUARDS for entry in entries]
+
+
+def _compiled(method: types.MethodType, mode: str) -> Callable[..., Any]:
+    """A method as one graph of its object as that is now."""
+    # compiled code is found by code object, and no guard tells two objects of this class apart
+    function: Any = method.__func__
+    copy = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    options = {**torch._inductor.list_mode_options(mode), "guard_filter_fn": _keep_guards}
+    compiled: Callable[..., Any] = torch.compile(
+        types.MethodType(copy, method.__self__), fullgraph=True, options=options
+    )
+    return compiled
+
+
 class FusedUpdate:
     """Trains K losses of equal structure together, one step for all of them at a time.
 
@@ -45,6 +67,9 @@ class FusedUpdate:
     The random numbers of the batch are drawn first; everything after them is a function of tensors that ``compile``
     turns into one graph. Nothing waits for the device. The result of a step are losses and diagnostics, detached, batch
     size ``[K]``; with a CUDA graph the next step overwrites them.
+
+    A compiled step is that of the losses as they were at the first one. Later changes of a tensor (a parameter, a
+    coefficient, a statistic) count as well; those of anything else, such as ``loss.reduction``, do not.
 
     A loss that draws random numbers of its own takes them from the global generator, in turn for each seed: such a
     seed's course depends on the seeds beside it. All others train as they would alone.
@@ -126,7 +151,7 @@ class FusedUpdate:
         self._functional = self._vmap or compile != "off"
         self._run: Callable[..., dict[str, Tensor]] = self._update
         if compile != "off":
-            self._run = torch.compile(self._update, fullgraph=True, mode=MODES[compile])
+            self._run = _compiled(self._update, MODES[compile])  # type: ignore[arg-type] # a bound method
         generators = [each.generator for each in self.samplers]
         self._graph = StepGraph(self._one_step, generators) if self._use_graph(cuda_graph) else None
 
