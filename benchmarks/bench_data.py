@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-import resource
 import subprocess
 import sys
 import tempfile
@@ -65,7 +64,9 @@ def child(source: str, path: str, updates: int) -> None:
     peaks: dict[str, float] = {}
 
     def note(part: str) -> None:
-        peaks[part] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        # not ru_maxrss, in which a child process keeps what its parent held when it was forked
+        status = Path("/proc/self/status").read_text()
+        peaks[part] = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
     from bench_update import make_loss, make_update
 
