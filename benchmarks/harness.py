@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -208,7 +209,7 @@ def plot_bars(path: Path, found: Mapping[str, Sequence[float]], title: str, unit
     axis.barh(list(found), middle, xerr=reach, color="tab:blue", ecolor="black", capsize=3)
     axis.invert_yaxis()
     axis.set_xlabel(unit)
-    axis.set_title(title, fontsize=9)
+    axis.set_title("\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, 100)), fontsize=9)
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
 
