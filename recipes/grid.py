@@ -200,7 +200,7 @@ def select(plan: Plan, tasks: Sequence[str], methods: Sequence[str], settings: S
 
 
 def with_actors(plan: Plan, folders: Sequence[str]) -> Plan:
-    """Gives the cells of tasks without a scripted expert a trained one; those that none fits are unavailable.
+    """Gives tasks without a scripted expert a trained one, or that of the package; else a cell is unavailable.
 
     Args:
         plan: the cells.
@@ -215,7 +215,7 @@ def with_actors(plan: Plan, folders: Sequence[str]) -> Plan:
         task = get_task(cell.task)
         widths = task.observation_dim, task.action_dim
         fitting = [folder for actor, folder in actors if (actor.observation_dim, actor.action_dim) == widths]
-        if task.scripted:
+        if task.scripted or (not fitting and task.bundled_actors is not None):
             plans.append(Plan((cell,)))
         elif fitting:
             options = (*cell.options, ("expert_policy", fitting[0]))

@@ -33,6 +33,7 @@ from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
 log = logging.getLogger("torchrl_smore.recipes")
 
 # tasks whose D4RL files hold no goals, by the beginning of their names
+_FILM_STEPS = 100  # longest film, in steps
 _ROBOTS = {"CheetahTgtVel": readers.d4rl.ROBOTS["halfcheetah"], "AntTgtVel": readers.d4rl.ROBOTS["ant"]}
 
 
@@ -156,7 +157,8 @@ def collect_or_load(
 ) -> TrajectoryStore:
     """Collects a dataset of the task's composition, or loads what an equal earlier call has collected.
 
-    The policies are files of trained actors, or the run folder of one, for tasks that have no scripted expert.
+    The policies are files of trained actors, or the run folder of one, for tasks that have no scripted expert; ``None``
+    takes those that come with the package.
     """
     if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
@@ -203,6 +205,8 @@ def dataset_folder(
     parts += [f"seed{seed}"]
     parts += [f"noise{action_noise:g}"] if action_noise else []
     parts += [f"expertnoise{expert_noise:g}"] if expert_noise else []
+    if expert_policy is None and task.bundled_actors is not None:
+        expert_policy = str(task.bundled_actors)
     parts += ["policy" + digest(expert_policy, medium_policy)] if expert_policy or medium_policy else []
     return Path(folder) / "_".join(parts)
 
@@ -317,7 +321,7 @@ def seed_of_farthest_goal(task: Task, first_seed: int) -> int:
 def record_rollout(task: Task, policy: ActorPolicy, first_seed: int, out: Path) -> str:
     """Films an episode to a GIF in a process of its own, where a broken OpenGL cannot harm the run.
 
-    The episode is that of :func:`seed_of_farthest_goal`.
+    The episode is that of :func:`seed_of_farthest_goal`, its first 100 steps.
 
     Returns:
         One line that says what came of it.
@@ -326,7 +330,7 @@ def record_rollout(task: Task, policy: ActorPolicy, first_seed: int, out: Path) 
     with EnvPool(task, 1) as pool:
         observation = pool.reset([seed])
         actions = []
-        for _ in range(task.horizon):
+        for _ in range(min(task.horizon, _FILM_STEPS)):
             actions.append(policy(observation)[0])
             observation, _ = pool.step(actions[-1][None])
     try:

@@ -20,10 +20,10 @@ from recipe_utils import seed_of_farthest_goal
 from tqdm import tqdm
 
 from torchrl_smore.envs import EnvPool, Task, begin_episodes, get_task, render_episode, task_names
+from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.reports import write_gif
 
-# of the others the goal is a velocity, and there is nobody to run them
-_DRAWN = tuple(name for name in task_names() if get_task(name).scripted)
+_DRAWN = tuple(name for name in task_names() if get_task(name).scripted or get_task(name).bundled_actors)
 _COLOURS = 192  # of a palette that keeps a strip under 60 kB
 
 
@@ -62,7 +62,10 @@ def expert_episode(task: Task, seed: int, steps: int) -> tuple[NDArray[Any], int
     actions, rewards = [], []
     with EnvPool(task, 1) as pool:
         observation = pool.reset([seed])
-        expert = begin_episodes(task.make_expert(), observation, [seed])
+        actors = task.bundled_actors
+        expert = begin_episodes(
+            task.make_expert() if actors is None else ActorExpert(actors / "expert.npz"), observation, [seed]
+        )
         for _ in range(steps):
             actions.append(expert(observation)[0])
             observation, reward = pool.step(actions[-1][None])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import numpy as np
 import pytest
 
@@ -109,6 +110,23 @@ def test_a_task_of_our_own_shows_its_goal_turn_green():
     for frame, seen, other in ((first, RED, GREEN), (last, GREEN, RED)):
         surplus = np.where(frame.min(-1) > 90, frame[..., seen] - frame[..., other], 0)
         assert (surplus > 25).sum() > 50 + (surplus < -25).sum()
+
+
+@pytest.mark.parametrize(("name", "action_dim"), [("CheetahTgtVel-m-e", 6), ("AntTgtVel-r-e", 8)])
+def test_a_running_robot_stays_in_sight_below_a_ball_that_says_whether_it_is_at_its_speed(name, action_dim):
+    task = get_task(name)
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, action_dim))
+    slow = film(task, 0, actions, size=96)[[0, -1]].astype(int)
+    fast = film(dataclasses.replace(task, threshold=100.0), 0, actions, size=96)[[0, -1]].astype(int)
+    for frames, seen, other in ((slow, RED, GREEN), (fast, GREEN, RED)):
+        for frame in frames:
+            ball = (frame[..., seen] > frame[..., other] + 40) & (np.arange(96) < 48)[:, None]
+            rows, columns = np.nonzero(ball)
+            assert ball.sum() > 20
+            assert abs(columns.mean() - 47.5) < 6.0
+            # the ball hangs above the torso, which is in the middle
+            assert 15 < rows.mean() < 45
+    assert (np.abs(slow[1] - slow[0]).max(-1) > 40).sum() > 50
 
 
 @pytest.mark.parametrize(("task", "moved"), [("Reacher", [1.0, -1.0]), ("SawyerDoor", [0.0, -1.0, 0.0])])

@@ -367,7 +367,7 @@ def test_the_offline_recipe_collects_the_composition_and_reports_the_discount(re
     (run,) = (tmp_path / "runs").iterdir()
     found = json.loads((run / "summary.json").read_text())["eval"]
     assert {f"discounted_return_{gamma}" for gamma in ("0.98", "0.99", "0.999")} <= set(found)
-    assert done.stdout.splitlines()[-1].startswith("no rollout.gif: CheetahTgtVel-m-e cannot be drawn")
+    assert "cannot be drawn" not in done.stdout  # its first 100 steps are filmed where there is OpenGL
     (dataset,) = (tmp_path / "datasets").iterdir()
     assert dataset.name.startswith("CheetahTgtVel-m-e_expert1_medium2_seed0_policy")
 

@@ -25,6 +25,10 @@ def _each_in_space(goal: Array) -> Array:
     return goal.reshape(-1, 3)
 
 
+def _above_the_torso(goal: Array) -> Array:
+    return np.array([[0.0, 0.0, 0.6]])
+
+
 def _above_the_handle(goal: Array) -> Array:
     return np.array([[*handle_point(goal[0], np.array(_DOOR_MARK_RADIUS)), _DOOR_MARK_HEIGHT]])
 
@@ -36,13 +40,20 @@ class Stage:
     Attributes:
         view: fields of MuJoCo's free camera: distance [m], azimuth and elevation [degrees], lookat [m].
         marks: points ``[k, 3]`` that show a goal ``[dg]``.
+        follows: body that camera and marks go along with, seen from where it is; ``None``: they stay.
         radius: of the translucent balls round them, in metres; ``None``: the task's threshold.
     """
 
     view: Mapping[str, Any]
     marks: Callable[[Array], Array] = _each_in_space
     radius: float | None = None
+    follows: str | None = None
 
+
+# a velocity has no place: a ball over the robot shows by its colour whether it is reached
+_RUN = {"marks": _above_the_torso, "radius": 0.15, "follows": "torso"}
+_CHEETAH = Stage({"distance": 3.2, "azimuth": 90.0, "elevation": -10.0, "lookat": (0.0, 0.0, 0.1)}, **_RUN)
+_ANT = Stage({"distance": 3.6, "azimuth": 90.0, "elevation": -25.0, "lookat": (0.0, 0.0, 0.1)}, **_RUN)
 
 FETCH = Stage({"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)})
 STAGES: dict[str, Stage] = {
@@ -58,5 +69,9 @@ STAGES: dict[str, Stage] = {
         # what the threshold comes to at this distance from the hinge
         radius=_DOOR_MARK_RADIUS * 0.06,
     ),
+    "CheetahTgtVel-m-e": _CHEETAH,
+    "CheetahTgtVel-r-e": _CHEETAH,
+    "AntTgtVel-m-e": _ANT,
+    "AntTgtVel-r-e": _ANT,
 }
 """The stages of tasks that the view of Fetch does not do for, by name of the task."""

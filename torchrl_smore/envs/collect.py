@@ -117,7 +117,8 @@ def collect(
         seed: at least 0.
         medium_episodes: number of trajectories of ``medium_policy``, at least 0.
         expert_policy: file of a trained actor that takes the place of the scripted expert, or the folder of a run of
-            ``recipes/train_expert.py`` (its ``expert.npz``). Tasks without a scripted expert need one.
+            ``recipes/train_expert.py`` (its ``expert.npz``). ``None``: the scripted expert, or for a task without one
+            the actors that come with this package (:attr:`Task.bundled_actors`).
         medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
             ``expert_policy`` is.
         workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
@@ -142,11 +143,14 @@ def collect(
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
         OSError: if the disk is full. Finished chunks are kept.
     """
+    task = get_task(task)
+    if expert_policy is None:
+        expert_policy = task.bundled_actors
     if medium_policy is None and expert_policy is not None and Path(expert_policy).is_dir():
         medium_policy = expert_policy
     expert_noise = check_noise("expert_noise", expert_noise)
     request = _checked_request(
-        get_task(task),
+        task,
         expert_episodes,
         random_episodes,
         seed,

@@ -18,7 +18,7 @@ from torchrl_smore.envs._stages import FETCH, STAGES
 from torchrl_smore.envs._worker import Worker
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
-from torchrl_smore.envs.tasks import VELOCITY_GOAL, Task, get_task
+from torchrl_smore.envs.tasks import Task, get_task
 
 OpenGL = Literal["egl", "osmesa", "glfw", "cgl"]
 Frame = NDArray[np.uint8]
@@ -43,8 +43,8 @@ def render_episode(
 ) -> Frame:
     """Films the episode that starts at a seed and takes the given actions.
 
-    The goal is drawn with the distance that counts as reached: red at first, green while it is reached. Point tasks
-    are drawn without any graphics library.
+    The goal is drawn with the distance that counts as reached: red at first, green while it is reached; a velocity as a
+    ball above the robot, with which the camera runs. Point tasks are drawn without any graphics library.
 
     Args:
         task: the task or its name.
@@ -110,8 +110,6 @@ def _film(task: Task, seed: int, actions: NDArray[Any], size: int, backend: str)
 def _camera(env: gymnasium.Env, task: Task, size: int, backend: str) -> _PlaneCamera | _MujocoCamera:
     if isinstance(env, PointEnv):
         return _PlaneCamera(env, task, size)
-    if task.goal_columns == VELOCITY_GOAL:
-        raise ValueError(f"{task.name} cannot be drawn: its goal is a velocity.")
     if hasattr(env, "model") and hasattr(env, "data"):
         return _MujocoCamera(env, task, size, backend)
     raise ValueError(f"{task.name} cannot be drawn: {type(env).__name__} is neither a point nor a MuJoCo simulation.")
@@ -159,11 +157,14 @@ class _MujocoCamera:
         """The picture of the current state."""
         mujoco, scene = self._mujoco, self._scene
         everything = mujoco.mjtCatBit.mjCAT_ALL
+        stage = self._stage
+        origin = np.zeros(3) if stage.follows is None else self._env.data.body(stage.follows).xpos
+        self._view.lookat[:] = origin + stage.view["lookat"]
         mujoco.mjv_updateScene(self._env.model, self._env.data, self._option, None, self._view, everything, scene)
         goal = observation["desired_goal"]
         color = _REACHED if self._task.reached(observation["achieved_goal"], goal) else _AIM
-        radius = self._task.threshold if self._stage.radius is None else self._stage.radius
-        for mark in self._stage.marks(goal):
+        radius = self._task.threshold if stage.radius is None else stage.radius
+        for mark in origin + stage.marks(goal):
             self._add_ball(mark, min(0.012, 0.8 * radius), (*color, 1.0))
             self._add_ball(mark, radius, (*color, 0.35))
         mujoco.mjr_render(self._viewport, scene, self._context)

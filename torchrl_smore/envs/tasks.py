@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
@@ -60,6 +61,7 @@ class Task:
         gammas: discounts whose returns an evaluation reports.
         expert_episodes: expert trajectories in the paper's dataset; ``None`` where it names a share of them instead.
         rest: the behaviour of the dataset's other trajectories.
+        actors: folder below ``assets/actors`` with the trained expert and medium actor that come with this package.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -81,6 +83,7 @@ class Task:
     gammas: tuple[float, ...] = (0.98, 0.99)
     expert_episodes: int | None = None
     rest: Literal["random", "medium"] = "random"
+    actors: str | None = None
 
     @property
     def observation_dim(self) -> int:
@@ -99,8 +102,13 @@ class Task:
 
     @property
     def scripted(self) -> bool:
-        """Whether the task has a scripted expert; collecting on one without needs the file of a trained actor."""
+        """Whether the task has a scripted expert; collecting on one without takes a trained actor."""
         return getattr(self.make_expert, "func", None) is not refuse_to_act
+
+    @property
+    def bundled_actors(self) -> Path | None:
+        """Folder with ``expert.npz``, ``medium.npz`` and ``meta.json``, which says how they were made; or ``None``."""
+        return None if self.actors is None else Path(__file__).parent / "assets" / "actors" / self.actors
 
     @property
     def success_rule(self) -> str:
@@ -367,7 +375,7 @@ def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], 
     )
 
 
-VELOCITY_GOAL = ("x velocity [m/s]",)
+_VELOCITY_GOAL = ("x velocity [m/s]",)
 _JOINTS = tuple(f"{side} {joint}" for side in ("back", "front") for joint in ("thigh", "shin", "foot"))
 _CHEETAH_COLUMNS = (
     "torso height [m]",
@@ -403,7 +411,7 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
     return Task(
         name=name,
         observation_columns=_CHEETAH_COLUMNS if cheetah else _ANT_COLUMNS,
-        goal_columns=VELOCITY_GOAL,
+        goal_columns=_VELOCITY_GOAL,
         action_columns=_CHEETAH_ACTION if cheetah else _ANT_ACTION,
         threshold=0.5,
         make_base_env=make_half_cheetah if cheetah else make_ant,
@@ -416,6 +424,7 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
         gammas=(0.98, 0.99, 0.999),
         expert_episodes=30,
         rest=rest,
+        actors=f"{robot}TgtVel",
     )
 
 
