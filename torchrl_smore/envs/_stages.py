@@ -51,9 +51,12 @@ class Stage:
 
 
 # a velocity has no place: a ball over the robot shows by its colour whether it is reached
-_RUN = {"marks": _above_the_torso, "radius": 0.15, "follows": "torso"}
-_CHEETAH = Stage({"distance": 3.2, "azimuth": 90.0, "elevation": -10.0, "lookat": (0.0, 0.0, 0.1)}, **_RUN)
-_ANT = Stage({"distance": 3.6, "azimuth": 90.0, "elevation": -25.0, "lookat": (0.0, 0.0, 0.1)}, **_RUN)
+_CHEETAH = Stage(
+    {"distance": 3.2, "azimuth": 90.0, "elevation": -10.0, "lookat": (0.0, 0.0, 0.1)}, _above_the_torso, 0.15, "torso"
+)
+_ANT = Stage(
+    {"distance": 3.6, "azimuth": 90.0, "elevation": -25.0, "lookat": (0.0, 0.0, 0.1)}, _above_the_torso, 0.15, "torso"
+)
 
 FETCH = Stage({"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)})
 STAGES: dict[str, Stage] = {
