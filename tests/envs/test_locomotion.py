@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -206,6 +208,30 @@ def test_expert_and_medium_episodes_come_from_the_actors_of_a_folder(actors):
             hidden = np.maximum(data["observation"][rows].numpy() @ file["weight_0"].T + file["bias_0"], 0.0)
             expected = np.tanh(hidden @ file["weight_1"].T + file["bias_1"])
         np.testing.assert_allclose(data["action"][rows].numpy(), expected, atol=1e-5)
+
+
+def test_the_actors_of_the_package_are_what_their_file_says():
+    folder = CHEETAH.bundled_actors
+    assert get_task("CheetahTgtVel-r-e").bundled_actors == folder
+    assert ANT.bundled_actors is None
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["command"].startswith("python recipes/train_expert.py task=CheetahTgtVel-m-e ")
+    for name in ("expert", "medium"):
+        path = folder / f"{name}.npz"
+        assert path.stat().st_size < 2e6
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == meta[name]["sha256"]
+
+
+def test_without_a_policy_the_actors_of_the_package_are_collected():
+    store = collect(
+        "CheetahTgtVel-m-e", expert_episodes=2, medium_episodes=2, random_episodes=0, seed=5, progress=False
+    )
+    meta = json.loads((CHEETAH.bundled_actors / "meta.json").read_text())
+    velocity = store.data["next", "achieved_goal"].reshape(4, 1000).mean(1)
+    for part, rows, name in zip(store.meta["composition"], (slice(0, 2), slice(2, 4)), ("expert", "medium")):
+        assert part["policy_sha256"] == meta[name]["sha256"]
+        # the spread between episodes of the twenty that were measured
+        assert velocity[rows].mean() == pytest.approx(meta[name]["velocity"], rel=0.1)
 
 
 def test_an_ant_that_falls_repeats_the_transition_that_led_there():

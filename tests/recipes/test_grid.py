@@ -88,9 +88,13 @@ def test_a_running_task_needs_a_trained_actor_and_gets_the_composition_of_its_na
     other = grid.free_plan(["CheetahTgtVel-m-e"], ["gcsl"], ["expert=30_episodes;mix=r-e", "mix=m-e"])
     assert (other.cells, len(other.unavailable)) == ((), 2)
 
-    (name,) = {cell.task for cell in grid.with_actors(plan, []).cells}
-    assert name == "PointReach"
-    assert "python recipes/train_expert.py task=CheetahTgtVel-m-e" in grid.with_actors(plan, []).unavailable[-1]
+    # the package has actors for one robot
+    found = grid.with_actors(plan, [])
+    assert found == plan
+    assert not any("expert_policy" in dict(cell.options) for cell in found.cells)
+    ant = grid.with_actors(grid.free_plan(["AntTgtVel-m-e"], ["gcsl"]), [])
+    assert not ant.cells
+    assert "python recipes/train_expert.py task=AntTgtVel-m-e" in ant.unavailable[-1]
 
     folders = {"ant": (27, 8), "cheetah": (17, 6)}
     for folder, (width, actions) in folders.items():

@@ -10,6 +10,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictParams, d
 from torch import Tensor
 
 from torchrl_smore.functional.losses import awr_loss, awr_weight
+from torchrl_smore.objectives._parameters import lent
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 
 
@@ -108,7 +109,7 @@ class AWRActorLoss(OfflineLoss):
         self, tensordict: TensorDictBase, weight: Tensor, metadata: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Reduced regression loss under given weights ``[*B]``, and ``metadata`` with ``log_prob`` added."""
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+        with lent(self.actor_network, self.actor_network_params):
             dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
         log_prob = dist.log_prob(tensordict[self.tensor_keys.action])
         if log_prob.shape != weight.shape:

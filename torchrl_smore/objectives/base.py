@@ -16,6 +16,7 @@ from torchrl.objectives.utils import _vmap_func
 
 from torchrl_smore._dispatch import Kernels, resolve_kernels
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.objectives._parameters import Entries, lent, members
 
 Reduction = Literal["none", "mean", "sum"]
 ScalarOutputMode = Literal["exclude", "non_tensor"]
@@ -154,10 +155,12 @@ class OfflineLoss(LossModule):
                     entry = torch.where(self._expand_loss_mask(mask, entry), entry, torch.zeros_like(entry))
                 rows.set(key, entry)
 
-    def _call(self, name: str, tensordict: TensorDictBase, out_key: NestedKey, params: TensorDictParams) -> Tensor:
+    def _call(
+        self, name: str, tensordict: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries
+    ) -> Tensor:
         """``out_key`` of a network under given parameters, its trailing singleton dimension dropped."""
         network: TensorDictModule = getattr(self, name)
-        with params.to_module(network, preserve_module_state=False):
+        with lent(network, params):
             return network(tensordict.select(*network.in_keys))[out_key].squeeze(-1)
 
     def _call_ensemble(
@@ -168,7 +171,7 @@ class OfflineLoss(LossModule):
             return self._call(name, tensordict, out_key, params).unsqueeze(0)
         if self.deactivate_vmap:
             # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
-            return torch.stack([self._call(name, tensordict, out_key, member) for member in params.unbind(0)])
+            return torch.stack([self._call(name, tensordict, out_key, member) for member in members(params)])
         network: TensorDictModule = getattr(self, name)
         run = self._vmapped[name]
         return run(tensordict.select(*network.in_keys), params)[out_key].squeeze(-1)

@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictParams
 from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_smore.objectives._parameters import lent
 from torchrl_smore.objectives.base import OfflineLoss
 
 
@@ -75,7 +76,7 @@ class GoalLoss(OfflineLoss):
     def _policy_action(self, inputs: TensorDictBase, params: TensorDictParams) -> Tensor:
         """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
         network: TensorDictModule = self.actor_network
-        with params.to_module(network, preserve_module_state=False):
+        with lent(network, params):
             return network(inputs.select(*network.in_keys))[self.tensor_keys.action]
 
     def _constant(self, name: str) -> TensorDictParams:
@@ -86,7 +87,7 @@ class GoalLoss(OfflineLoss):
 
     def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
         """Action distribution of the current policy."""
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+        with lent(self.actor_network, self.actor_network_params):
             return self.actor_network.get_dist(inputs.select(*self.actor_network.in_keys))
 
     def _row_weight(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.score import Bootstrap, Formulation, ScoreObjective
+from torchrl_smore.objectives._parameters import lent
 from torchrl_smore.objectives.actor import AWRActorLoss
 from torchrl_smore.objectives.advantage import AdvantageLoss
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
@@ -270,5 +271,5 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
 
     def _policy_action(self, inputs: TensorDictBase) -> Tensor:
         """Deterministic action of the current policy (the forward of a loss runs in deterministic mode)."""
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+        with lent(self.actor_network, self.actor_network_params):
             return self.actor_network(inputs)[self.tensor_keys.action]

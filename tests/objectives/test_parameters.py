@@ -1,0 +1,121 @@
+"""Parameters lent to a functional network for a call: results as by TensorDict.to_module, and no traces left."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictParams
+from torch import nn
+
+from torchrl_smore.objectives import _parameters
+from torchrl_smore.objectives._parameters import lent, members
+
+
+class Scaled(nn.Module):
+    """A layer below a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.layer(x * self.scale)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return TensorDictModule(Scaled(), ["x"], ["y"])
+
+
+def parameters_of(network, factor):
+    return TensorDictParams(TensorDict.from_module(network).clone().apply(lambda p: nn.Parameter(p.detach() * factor)))
+
+
+def run(network, x):
+    return network(TensorDict({"x": x}, [len(x)]))["y"]
+
+
+def test_the_network_computes_with_what_it_is_lent_and_then_has_its_own_again(network):
+    x, own = torch.randn(5, 3), dict(network.named_parameters())
+    params = parameters_of(network, 3.0)
+    layer = network.module.layer
+    # scale 2 * 3, weight and bias thrice
+    expected = (6.0 * x) @ (3.0 * layer.weight.T) + 3.0 * layer.bias
+    before = run(network, x)
+    with lent(network, params):
+        torch.testing.assert_close(run(network, x), expected)
+        run(network, x).sum().backward()
+    assert torch.equal(run(network, x), before)
+    assert all(found is own[name] for name, found in network.named_parameters())
+    assert all(p.grad is None for p in own.values())
+    assert params["module", "layer", "weight"].grad.abs().sum() > 0
+
+
+def test_they_are_given_back_after_an_error(network):
+    own = dict(network.named_parameters())
+    with pytest.raises(KeyError), lent(network, parameters_of(network, 2.0)):
+        raise KeyError
+    assert all(found is own[name] for name, found in network.named_parameters())
+
+
+def test_members_of_an_ensemble_get_their_own_gradients(network):
+    x = torch.randn(5, 3)
+    stacked = torch.stack([TensorDict.from_module(network).data.clone() * factor for factor in (1.0, 2.0)])
+    params = TensorDictParams(stacked.apply(nn.Parameter))
+    outs = []
+    for member in members(params):
+        with lent(network, member):
+            outs.append(run(network, x))
+    weight, bias = network.module.layer.weight, network.module.layer.bias
+    torch.testing.assert_close(outs[0], (2.0 * x) @ weight.T + bias)
+    torch.testing.assert_close(outs[1], (4.0 * x) @ (2.0 * weight.T) + 2.0 * bias)
+    outs[1].sum().backward()
+    gradient = params["module", "layer", "weight"].grad
+    assert gradient[0].abs().sum() == 0.0
+    assert gradient[1].abs().sum() > 0.0
+
+
+def test_a_copy_of_a_network_has_places_of_its_own(network):
+    x, params = torch.randn(5, 3), parameters_of(network, 3.0)
+    with lent(network, params):
+        expected = run(network, x)
+    other = copy.deepcopy(network)
+    with lent(other, params):
+        torch.testing.assert_close(run(other, x), expected)
+        assert not torch.equal(run(network, x), expected)
+
+
+def test_what_does_not_match_is_left_to_tensordict(network):
+    x = torch.randn(5, 3)
+    # as many entries, one of them elsewhere than the cached places say
+    with lent(network, parameters_of(network, 1.0)):
+        pass
+    network.module.layer = nn.Sequential(nn.Linear(3, 2))
+    params = parameters_of(network, 3.0)
+    layer = network.module.layer[0]
+    expected = (6.0 * x) @ (3.0 * layer.weight.T) + 3.0 * layer.bias
+    with lent(network, params):
+        torch.testing.assert_close(run(network, x), expected)
+    (member,) = members(TensorDictParams(TensorDict.stack([params.data]).apply(nn.Parameter)))
+    assert isinstance(member, dict)
+    with lent(network, member):
+        torch.testing.assert_close(run(network, x), expected)
+
+
+def test_a_traced_call_takes_tensordicts_way(network, monkeypatch):
+    x, params = torch.randn(5, 3), parameters_of(network, 3.0)
+    with lent(network, params):
+        expected = run(network, x)
+    monkeypatch.setattr(_parameters, "_find_places", None)  # nobody calls it
+
+    def function(x):
+        with lent(network, params):
+            return run(network, x)
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), expected)
