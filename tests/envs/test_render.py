@@ -7,6 +7,7 @@ import pytest
 
 from torchrl_smore.envs import RenderError, get_task, render_episode
 from torchrl_smore.envs._stages import FETCH, STAGES
+from torchrl_smore.envs.locomotion import make_half_cheetah
 
 RED, GREEN, BLUE = (0, 1, 2)
 
@@ -128,6 +129,29 @@ def test_a_running_robot_stays_in_sight_below_a_ball_that_says_whether_it_is_at_
             # the ball hangs above the torso, which is in the middle
             assert 15 < rows.mean() < 45
     assert (np.abs(slow[1] - slow[0]).max(-1) > 40).sum() > 50
+
+
+def far_away():
+    env = make_half_cheetah()
+    reset = env.reset
+
+    def reset_far_away(**options):
+        out = reset(**options)
+        env.unwrapped.set_state(env.unwrapped.data.qpos + np.eye(9)[0] * 300.0, env.unwrapped.data.qvel)
+        return out
+
+    env.reset = reset_far_away
+    return env
+
+
+def test_there_is_floor_under_a_robot_that_has_run_300_metres():
+    near = get_task("CheetahTgtVel-m-e")
+    far = dataclasses.replace(near, make_base_env=far_away)
+    here, there = (film(task, 0, np.zeros((0, 6)), size=96)[0].astype(int) for task in (near, far))
+    for frame in (here, there):
+        assert (np.abs(frame[60:] - frame[0, 0]).max(-1) > 20).mean() > 0.9
+    # the robot, above the floor
+    assert (np.abs(there[:30] - here[:30]).max(-1) > 40).mean() < 0.1
 
 
 @pytest.mark.parametrize(("task", "moved"), [("Reacher", [1.0, -1.0]), ("SawyerDoor", [0.0, -1.0, 0.0])])

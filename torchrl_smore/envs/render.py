@@ -27,6 +27,8 @@ _WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
 _TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.15)
 _AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
 
+_FLOOR = 800.0  # half the length of a running robot's floor, in metres
+
 
 class RenderError(RuntimeError):
     """There is no OpenGL to draw with; the message says what to install."""
@@ -133,6 +135,13 @@ class _MujocoCamera:
         self._mujoco, self._env, self._task = mujoco, env, task
         env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
         _make_presentable(env.model)
+        self._stage = STAGES.get(task.name, FETCH)
+        if self._stage.follows is not None:
+            # floors end after 40 m, less than an episode: make them longer, and the pattern as much finer
+            floor = env.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+            longer = _FLOOR / env.model.geom_size[floor, 0].max()
+            env.model.geom_size[floor, :2] = _FLOOR
+            env.model.mat_texrepeat[env.model.geom_matid[floor]] *= longer
         with warnings.catch_warnings(record=True) as said:  # GLFW only warns where it fails
             warnings.simplefilter("always")
             try:
@@ -148,7 +157,6 @@ class _MujocoCamera:
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # the goal's own mark is drawn below, to scale
         self._view = mujoco.MjvCamera()
-        self._stage = STAGES.get(task.name, FETCH)
         for key, value in self._stage.view.items():
             setattr(self._view, key, value)
         self._viewport = mujoco.MjrRect(0, 0, size, size)
