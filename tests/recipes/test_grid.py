@@ -92,7 +92,7 @@ def test_a_running_task_needs_a_trained_actor_and_gets_the_composition_of_its_na
     found = grid.with_actors(plan, [])
     assert found == plan
     assert not any("expert_policy" in dict(cell.options) for cell in found.cells)
-    ant = grid.with_actors(grid.free_plan(["AntTgtVel-m-e"], ["gcsl"]), [])
+    ant = grid.with_actors(grid.free_plan(["AntTgtVel-m-e"], ["gcsl"], ["default"]), [])
     assert not ant.cells
     assert "python recipes/train_expert.py task=AntTgtVel-m-e" in ant.unavailable[-1]
 
