@@ -169,6 +169,7 @@ class Peer:
         if not line.startswith("ok "):
             self._process.kill()  # or it would wait for a command, and we for the rest of what it says
             rest = line + self._process.stdout.read() if line else "its error is printed above"
+            self.close()
             raise RuntimeError(f"{self.name} stopped: {rest.strip()}.")
         return line[3:].strip()
 
