@@ -112,6 +112,19 @@ def mean_score_objective(
     return run(objective, bounds, *tensors)
 
 
+def runs_score_mlp(layers: Sequence[tuple[Tensor, Tensor]], precision: Literal["float32", "bf16"]) -> bool:
+    """Whether the kernel of :func:`score_mlp_objective` is made for a network, given that kernels run at all.
+
+    Args:
+        layers: see :func:`score_mlp_objective`.
+        precision: of the network's hidden layers. Products in full float32 have no tensor cores and gain nothing: a
+            float32 network is for the kernel where ``torch.set_float32_matmul_precision`` is not ``"highest"``.
+    """
+    import smore_kernels
+
+    return (precision == "bf16" or _tf32_allowed()) and smore_kernels.takes_layers(layers)
+
+
 def score_mlp_objective(
     objective: ScoreObjective,
     *,
@@ -307,6 +320,12 @@ def _missing_for_triton(device_type: str) -> str | None:
             "environment before the process starts, or move the tensors to a CUDA device"
         )
     return None
+
+
+# constant in a compiled graph, which cannot hold a string
+@torch.compiler.assume_constant_result
+def _tf32_allowed() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 @cache

@@ -378,6 +378,19 @@ def _score_mlp(
     return loss, grad, score, q_score
 
 
+def takes_layers(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether :func:`score_mlp` is made for layers of these shapes: two hidden ones of one width, one output."""
+    if len(layers) != 3 or layers[0][0].ndim < 3:
+        return False
+    width = layers[0][0].shape[-2]
+    shapes = [tuple(weight.shape[-2:]) for weight, _ in layers[1:]]
+    return _takes_width(width) and shapes == [(width, width), (1, width)]
+
+
+def _takes_width(width: int) -> bool:
+    return width % 16 == 0 and 0 < width <= MAX_WIDTH
+
+
 def _interpreted() -> bool:
     return not isinstance(_score_mlp_rows_kernel, triton.JITFunction)
 
@@ -492,7 +505,7 @@ def score_mlp(
         shapes = [list(weight.shape) for weight, _ in layers]
         raise ValueError(f"expected three layers with weights of shape [*K, M, out, in], got {shapes}.")
     *lead, members, width, inputs = layers[0][0].shape
-    if width % 16 or not 0 < width <= MAX_WIDTH:
+    if not _takes_width(width):
         raise ValueError(f"expected a width that is a multiple of 16 up to {MAX_WIDTH}, got {width}.")
     size, q_size = x.shape[-2] if x.ndim > 1 else 0, q_x.shape[-2] if q_x.ndim > 1 else 0
     lower, upper = (-math.inf, math.inf) if bounds is None else bounds

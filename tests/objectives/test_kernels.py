@@ -144,3 +144,141 @@ def test_seeds_under_vmap_run_the_kernels_with_a_temperature_each(monkeypatch):
     assert len(calls) == 1
     for key, value in out.items():
         torch.testing.assert_close(value, torch.stack([one[key] for one in expected]))
+
+
+@pytest.fixture
+def tf32_allowed():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def whole_network_calls(monkeypatch):
+    """Calls of the kernel that takes inputs and weights of the score network."""
+    import smore_kernels
+
+    calls, fused = [], smore_kernels.score_mlp
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(smore_kernels, "score_mlp", counted)
+    return calls
+
+
+def _statistics():
+    return {key: (torch.randn(size), torch.rand(size) + 0.5) for key, size in (("observation", 3), ("desired_goal", 2))}
+
+
+def _wide_loss(kernels, *, precision="float32", statistics=None, number=2, hidden=(16, 16), **options):
+    torch.manual_seed(1)
+    networks = make_networks(
+        *goal_specs(3, 2, 1), hidden=hidden, num_score_nets=number, precision=precision, statistics=statistics
+    )
+    options = {"delay_score": False, "num_score_nets": number, **options}
+    return SMORELoss(networks.actor, networks.score, networks.value, kernels=kernels, **options).to(DEVICE)
+
+
+def _compared(batch, **options):
+    """Outputs and gradients by the reference and by the kernels."""
+    results = []
+    for kernels in ("reference", "triton"):
+        loss = _wide_loss(kernels, **options)
+        out = loss(batch)
+        sum(value for key, value in out.items() if key.startswith("loss_")).backward()
+        results.append((out.detach().to_dict(), [p.grad for p in loss.parameters()]))
+    return results
+
+
+WHOLE = [
+    {},
+    {"divergence": "kl", "score_bounds": (-0.01, 0.01), "deactivate_vmap": True},
+    {"formulation": "official"},
+    {"formulation": "official_stable", "number": 1},
+]
+
+
+@pytest.mark.parametrize("options", WHOLE, ids=str)
+@pytest.mark.parametrize("standardized", [False, True])
+def test_one_kernel_runs_the_whole_score_network(options, standardized, tf32_allowed, whole_network_calls):
+    statistics = _statistics() if standardized else None
+    batch = _batch()
+    expected, ours = _compared(batch, statistics=statistics, **options)
+    assert [call["precision"] for call in whole_network_calls] == ["tf32"]
+    tolerance = {"rtol": 2e-3, "atol": 2e-3} if DEVICE == "cuda" else {}
+    torch.testing.assert_close(ours, expected, **tolerance)
+
+
+def test_bf16_hidden_layers_stay_bf16_in_the_kernel(whole_network_calls):
+    batch = _batch(40)
+    expected, ours = _compared(batch, precision="bf16")
+    (full, _), _ = _compared(batch)
+    assert [call["precision"] for call in whole_network_calls] == ["bf16"]
+    torch.testing.assert_close(ours, expected, rtol=0.02, atol=0.02)
+    assert ours[0]["loss_score"] != full["loss_score"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hidden": (16,)}, {"hidden": (16, 32)}, {"hidden": (8, 8)}, {"formulation": "dual"}, {"number": 1, "hidden": ()}],
+    ids=str,
+)
+def test_what_the_kernel_of_whole_networks_lacks_begins_at_the_scores(options, tf32_allowed, whole_network_calls):
+    expected, ours = _compared(_batch(), **options)
+    assert not whole_network_calls
+    torch.testing.assert_close(ours, expected)
+
+
+def test_a_full_precision_network_begins_at_the_scores(whole_network_calls):
+    assert torch.get_float32_matmul_precision() == "highest"
+    expected, ours = _compared(_batch())
+    assert not whole_network_calls
+    torch.testing.assert_close(ours, expected)
+
+
+def test_members_that_standardise_differently_begin_at_the_scores(tf32_allowed, whole_network_calls):
+    def build(kernels):
+        torch.manual_seed(1)
+        pair = [
+            make_networks(*goal_specs(3, 2, 1), hidden=(16, 16), num_score_nets=1, statistics=_statistics())
+            for _ in range(2)
+        ]
+        scores = [networks.score[0] for networks in pair]
+        return SMORELoss(pair[0].actor, scores, pair[0].value, kernels=kernels, delay_score=False).to(DEVICE)
+
+    batch = _batch()
+    expected = build("reference")(batch).detach().to_dict()
+    torch.testing.assert_close(build("triton")(batch).detach().to_dict(), expected)
+    assert not whole_network_calls
+
+
+def test_seeds_under_vmap_run_the_whole_network_in_one_call(tf32_allowed, whole_network_calls):
+    batches = [_batch() for _ in range(3)]
+    losses = []
+    for seed in range(3):
+        losses.append(_wide_loss("triton", statistics=_statistics()))
+        torch.manual_seed(seed)
+        for parameter in losses[-1].parameters():
+            parameter.data.normal_(std=0.3)
+    expected = [loss(batch) for loss, batch in zip(losses, batches)]
+    stacked = TensorDict.from_modules(*losses, as_module=False, lock=False)
+
+    def run(parameters, batch):
+        with parameters.to_module(losses[0], preserve_module_state=False):
+            return losses[0](batch)
+
+    whole_network_calls.clear()
+    out = torch.vmap(run)(stacked, torch.stack(batches))
+    assert len(whole_network_calls) == 1
+    for key, value in out.items():
+        torch.testing.assert_close(value, torch.stack([one[key] for one in expected]))
+
+
+def test_the_whole_network_is_part_of_one_compiled_graph(tf32_allowed):
+    batch, loss = _batch(), _wide_loss("triton", statistics=_statistics())
+    expected = loss(batch).detach().to_dict()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch).detach().to_dict(), expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
@@ -72,9 +72,19 @@ class ConcatMLP(nn.Module):
                 for weight, bias in zip(weights, layer.bias.view(-1, layer.bias.shape[-1])):
                     _initialize(weight, bias, self.orthogonal)
 
+    def joined(self, *inputs: Tensor) -> Tensor:
+        """What the first layer sees of inputs of shape ``[*B, d_i]``: ``[*B, num_inputs]``."""
+        return torch.cat(inputs, -1)
+
+    def plain_layers(self) -> list[tuple[Tensor, Tensor]] | None:
+        """Weight and bias of each linear layer where ReLU alone lies between them, else ``None``; as a kernel asks."""
+        if not all(isinstance(layer, (nn.Linear, nn.ReLU)) for layer in self.layers):
+            return None
+        return [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
-        return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision, matmul=self.matmul)
+        return run_layers(self.layers, self.joined(*inputs), precision=self.precision, matmul=self.matmul)
 
 
 def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
@@ -128,12 +138,28 @@ class Standardize(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the network's output."""
-        scaled = [
+        out: Tensor | tuple[Tensor, Tensor] = self.network(*self._scaled(*inputs))
+        return out
+
+    def joined(self, *inputs: Tensor) -> Tensor:
+        """:meth:`ConcatMLP.joined` of the network, of standardised inputs."""
+        out: Tensor = self.network.joined(*self._scaled(*inputs))  # type: ignore[operator] # of a ConcatMLP
+        return out
+
+    def plain_layers(self) -> list[tuple[Tensor, Tensor]] | None:
+        """:meth:`ConcatMLP.plain_layers` of the network; ``None`` for one of another kind."""
+        return self.network.plain_layers() if isinstance(self.network, ConcatMLP) else None
+
+    @property
+    def precision(self) -> Precision:
+        """Of the network."""
+        return cast("Precision", self.network.precision)
+
+    def _scaled(self, *inputs: Tensor) -> list[Tensor]:
+        return [
             (x - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}") if self.standardized[i] else x
             for i, x in enumerate(inputs)
         ]
-        out: Tensor | tuple[Tensor, Tensor] = self.network(*scaled)
-        return out
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -13,11 +13,13 @@ from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 
-from torchrl_smore._dispatch import Kernels, mean_score_objective
+from torchrl_smore._dispatch import Kernels, mean_score_objective, runs_score_mlp, score_mlp_objective
 from torchrl_smore.functional.score import Bootstrap, Formulation, ScoreObjective, bellman_residual
+from torchrl_smore.objectives._parameters import lent, members
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 
 ScoreBounds = Literal["auto"] | tuple[float, float] | None
+Layers = list[tuple[Tensor, Tensor]]
 
 
 class ScoreLoss(OfflineLoss):
@@ -43,8 +45,10 @@ class ScoreLoss(OfflineLoss):
         score_bounds: clips the bootstrapped ``M`` to an interval: ``"auto"`` is the range of the formulation's closed
             form, ``None`` leaves it free.
         delay_score: keep target parameters (``target_score_network_params``) for a Polyak updater.
-        kernels: ``"reference"``, ``"triton"`` (the fused kernel, or an error where it cannot run) or ``"auto"``; see
-            ``kernels/README.md``.
+        kernels: ``"reference"``, ``"triton"`` (the fused kernels, or an error where they cannot run) or ``"auto"``; see
+            ``kernels/README.md``. A plain :class:`~torchrl_smore.modules.ConcatMLP` of two equal hidden layers is run
+            by a kernel whole, forward and backward, if it is of ``precision="bf16"``, or if
+            ``torch.set_float32_matmul_precision`` allows tf32; otherwise a kernel begins at the scores.
         reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
@@ -146,6 +150,12 @@ class ScoreLoss(OfflineLoss):
             create_target_params=delay_score,
             compare_against=compare_against,
         )
+        # one input serves all members unless their statistics differ
+        self._same_inputs = num_score_nets == 1 or all(
+            bool((entry == entry[:1]).all())
+            for entry in self.score_network_params.values(True, True)
+            if not isinstance(entry, nn.Parameter)
+        )
 
     def _ensembles(self) -> tuple[str, ...]:
         return ("score_network",)
@@ -205,27 +215,27 @@ class ScoreLoss(OfflineLoss):
 
     def _score_term(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         q = tensordict[self.tensor_keys.q]
-        batches = [tensordict, q]
-        if self.objective.needs_policy:
-            batches += [self._at_policy(tensordict), self._after_step(q, self.score_network.in_keys)]
-            if self.objective.bootstrap == "policy":
-                batches.append(self._after_step(tensordict, self.score_network.in_keys))
-        score, q_score, *at_policy = self._scores(*batches)
         next_value, q_next_value, clipped = self._bootstrap_values(tensordict, q)
         fused = self._runs_fused(tensordict, q)
-        if fused:
-            policy_score, q_next_policy_score, next_policy_score = (*at_policy, None, None, None)[:3]
-            loss = mean_score_objective(
-                self.objective,
-                score=score,
-                next_value=next_value,
-                q_score=q_score,
-                q_next_value=next_value if q_next_value is None else q_next_value,
-                policy_score=policy_score,
-                q_next_policy_score=q_next_policy_score,
-                next_policy_score=next_policy_score,
-                kernels=self.kernels,
-            )
+        layers = self._plain_layers() if fused else None
+        if layers is not None:
+            loss, score, q_score = self._plain_term(layers, tensordict, q, next_value, q_next_value)
+            at_policy: list[Tensor] = []
+        else:
+            score, q_score, *at_policy = self._scores(*self._scored_batches(tensordict, q))
+            if fused:
+                policy_score, q_next_policy_score, next_policy_score = (*at_policy, None, None, None)[:3]
+                loss = mean_score_objective(
+                    self.objective,
+                    score=score,
+                    next_value=next_value,
+                    q_score=q_score,
+                    q_next_value=next_value if q_next_value is None else q_next_value,
+                    policy_score=policy_score,
+                    q_next_policy_score=q_next_policy_score,
+                    next_policy_score=next_policy_score,
+                    kernels=self.kernels,
+                )
         if self.objective.bootstrap == "policy":
             _, q_next_value, next_value = at_policy
         gamma = self.objective.gamma
@@ -244,6 +254,59 @@ class ScoreLoss(OfflineLoss):
             "score_outside": ((detached < lower) | (detached > upper)).to(score.dtype).mean(),
         }
         return loss, metadata
+
+    def _scored_batches(self, tensordict: TensorDictBase, q: TensorDictBase) -> list[TensorDictBase]:
+        """Every batch at which the objective reads scores."""
+        batches = [tensordict, q]
+        if self.objective.needs_policy:
+            batches += [self._at_policy(tensordict), self._after_step(q, self.score_network.in_keys)]
+            if self.objective.bootstrap == "policy":
+                batches.append(self._after_step(tensordict, self.score_network.in_keys))
+        return batches
+
+    def _plain_layers(self) -> Layers | None:
+        """Layers of all members, stacked, where a kernel can run the whole network, else ``None``."""
+        module: Any = getattr(self.score_network, "module", None)
+        if not self._same_inputs or self.objective.needs_policy or not hasattr(module, "plain_layers"):
+            return None
+        with lent(self.score_network, self.score_network_params):
+            layers = module.plain_layers()
+        if layers is None or not runs_score_mlp(layers := self._with_members(layers), module.precision):
+            return None
+        return layers
+
+    def _with_members(self, layers: Layers) -> Layers:
+        if self.score_network_params.ndim:
+            return layers
+        return [(weight.unsqueeze(0), bias.unsqueeze(0)) for weight, bias in layers]
+
+    def _plain_term(
+        self,
+        layers: Layers,
+        tensordict: TensorDictBase,
+        q: TensorDictBase,
+        next_value: Tensor,
+        q_next_value: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and detached scores ``[members, *B]`` from inputs and weights, by one kernel."""
+        module, params = self.score_network.module, self.score_network_params
+        # what standardises the inputs is the same for every member
+        with lent(self.score_network, members(params)[0] if params.ndim else params):
+            x, q_x = (
+                module.joined(*(batch[key] for key in self.score_network.in_keys)).flatten(0, -2)
+                for batch in (tensordict, q)
+            )
+        loss, score, q_score = score_mlp_objective(
+            self.objective,
+            x=x,
+            next_value=next_value.flatten(),
+            q_x=q_x,
+            q_next_value=q_x.new_zeros(q_x.shape[0]) if q_next_value is None else q_next_value.flatten(),
+            layers=layers,
+            precision="bf16" if module.precision == "bf16" else "tf32",
+            kernels=self.kernels,
+        )
+        return loss, score.reshape(-1, *tensordict.shape), q_score.reshape(-1, *q.shape)
 
     def _bootstrap_values(self, tensordict: TensorDictBase, q: TensorDictBase) -> tuple[Tensor, Tensor | None, Tensor]:
         """``M(s', g)`` on rho and on q as constants within the bounds, and the fraction that was outside."""
