@@ -89,8 +89,12 @@ def read_config(config: type, path: Path) -> Any:
         raise ValueError(f"{path} is not a configuration of this recipe: {_first_line(error)}.") from error
 
 
-def resumed_config(config: Any) -> Any:
+def resumed_config(config: Any, *free: str) -> Any:
     """The options that the run ``config.resume`` was begun with.
+
+    Args:
+        config: what the user gave.
+        *free: options, ``None`` by default, that a resumed run may change.
 
     Raises:
         FileNotFoundError: if that is no run folder.
@@ -99,11 +103,12 @@ def resumed_config(config: Any) -> Any:
     path = Path(config.resume) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
-    fields = [field for field in dataclasses.fields(config) if field.name != "resume"]
+    fields = [field for field in dataclasses.fields(config) if field.name not in ("resume", *free)]
     changed = [field.name for field in fields if getattr(config, field.name) != field.default]
     if changed:
         raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
-    return dataclasses.replace(read_config(type(config), path), resume=config.resume)
+    given = {name: getattr(config, name) for name in free if getattr(config, name) is not None}
+    return dataclasses.replace(read_config(type(config), path), resume=config.resume, **given)
 
 
 def _check_options(config: type, arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 python recipes/train_expert.py task=CheetahTgtVel-m-e steps=1000000
 python recipes/train_expert.py resume=runs/NAME                      go on after a kill
+python recipes/train_expert.py resume=runs/NAME steps=3000000        go on for longer
 python recipes/collect_dataset.py task=CheetahTgtVel-m-e expert_policy=runs/NAME
 """
 
@@ -27,7 +28,7 @@ import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from recipe_cli import option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, write_json
+from recipe_utils import new_run_folder, write_json, write_text
 from sac import Sac
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
     task: str = option(RUNNING[0], f"{', '.join(RUNNING)}; -m-e and -r-e share their expert")
-    steps: int = option(2_000_000, "steps of the robot")
+    steps: int | None = option(None, "steps of the robot; none: 2,000,000, and of a resumed run its own")
     updates_per_step: float = option(0.5, "updates for each step after the random ones")
     reward: str = option("target", "target: the robot's own, its forward term largest at the goal; own: as it is")
     seed: int = option(0, "of networks, exploration and episodes")
@@ -78,14 +79,19 @@ class Config:
     log_interval: int = option(1000, "steps between rows of metrics.csv")
     save_interval: int = option(10_000, "steps between checkpoints")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to go on with, under its own options")
+    resume: str | None = option(None, "run folder to go on with, under its own options but steps")
+
+    @property
+    def length(self) -> int:
+        """Steps of the robot, given or not."""
+        return 2_000_000 if self.steps is None else self.steps
 
 
 def main(config: Config) -> None:
     """Runs the recipe."""
     run_dir = None
     if config.resume is not None:
-        run_dir, config = Path(config.resume), resumed_config(config)
+        run_dir, config = Path(config.resume), resumed_config(config, "steps")
     check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -95,18 +101,20 @@ def main(config: Config) -> None:
         task.observation_dim,
         task.action_dim,
         hidden=config.hidden,
-        capacity=min(config.capacity, config.steps),
+        capacity=config.capacity,
         batch_size=config.batch_size,
         seed=config.seed,
         compile=config.compile,  # type: ignore[arg-type] # checked there
         precision=config.precision,  # type: ignore[arg-type]
     )
+    text = yaml.safe_dump(dataclasses.asdict(dataclasses.replace(config, resume=None)), sort_keys=False)
     if run_dir is None:
-        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
         run_dir = new_run_folder(config.run_root, "expert", config.task, f"seed{config.seed}", config=text)
     print(f"run folder: {run_dir}", flush=True)
+    training = Training(config, task, agent, run_dir)
+    write_text(run_dir / "config.yaml", text)
     try:
-        Training(config, task, agent, run_dir).run()
+        training.run()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Go on with: python recipes/train_expert.py resume={run_dir}") from None
     report(config, task, run_dir)
@@ -117,15 +125,19 @@ def check(config: Config) -> None:
     get_task(config.task)
     if config.task not in RUNNING:
         raise ValueError(f"task={config.task} has a scripted expert; this recipe trains those of {', '.join(RUNNING)}.")
+
+    def value(name: str) -> int:
+        return int(config.length if name == "steps" else getattr(config, name))
+
     counts = ("steps", "num_envs", "hidden", "batch_size", "eval_episodes", "measure_episodes")
     counts += ("eval_interval", "log_interval", "save_interval", "random_steps", "capacity")
     for names, least in ((counts, 1), (("seed", "threads"), 0)):
         for name in names:
-            if getattr(config, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
+            if value(name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {value(name)}.")
     for name in ("steps", "random_steps", "eval_interval", "log_interval", "save_interval"):
-        if getattr(config, name) % config.num_envs:
-            raise ValueError(f"{name} must be a multiple of num_envs={config.num_envs}, got {getattr(config, name)}.")
+        if value(name) % config.num_envs:
+            raise ValueError(f"{name} must be a multiple of num_envs={config.num_envs}, got {value(name)}.")
     if config.reward not in REWARDS:
         raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {config.reward!r}.")
     if config.updates_per_step <= 0.0 or not math.isfinite(config.updates_per_step):
@@ -181,9 +193,11 @@ class Training:
         if any((run_dir / "checkpoint").glob("step_*")):
             state, _ = load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), self.identity)
             self.step = state["step"]
+            if self.step > config.length:
+                raise ValueError(f"steps must be at least the {self.step:,} that the run has, got {config.length:,}.")
             self.agent.load_state_dict(state["agent"])
             set_rng_state(state["rng"])
-            print(f"resuming at step {self.step:,} of {config.steps:,}", flush=True)
+            print(f"resuming at step {self.step:,} of {config.length:,}", flush=True)
         self.metrics = MetricsFile(run_dir / "metrics.csv", last_step=self.step or None)
         (run_dir / "actors").mkdir(exist_ok=True)
 
@@ -199,13 +213,13 @@ class Training:
             random = measure(self.task, None, config.eval_episodes, _EVALUATION_SEED, config.reward)
             self.metrics.write(0, {f"{name}_random": values.mean() for name, values in random.items()})
         envs = make_envs(self.task, config.num_envs, config.env_workers, config.reward)
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
+        bar = tqdm(total=config.length, initial=self.step, unit="step", disable=not sys.stderr.isatty())
         losses: Any = None
         try:
             seed = int(np.random.SeedSequence([config.seed, self.step]).generate_state(1)[0])
             observation = envs.reset(seed=seed)[0]["observation"]
             began, at = time.perf_counter(), self.step
-            while self.step < config.steps:
+            while self.step < config.length:
                 observation = self._interact(envs, observation)
                 bar.update(config.num_envs)
                 if self.step > config.random_steps:
@@ -218,11 +232,11 @@ class Training:
                     values = {"alpha": float(losses["alpha"]), "steps_per_second": speed}
                     values |= {key: float(losses[key]) for key in ("loss_qvalue", "loss_actor", "entropy")}
                     began, at = time.perf_counter(), self.step
-                if self.step % config.eval_interval == 0 or self.step == config.steps:
+                if self.step % config.eval_interval == 0 or self.step == config.length:
                     values |= self._evaluate(bar)
                 if values:
                     self.metrics.write(self.step, values)
-                if self.step % config.save_interval == 0 or self.step == config.steps:
+                if self.step % config.save_interval == 0 or self.step == config.length:
                     self.save()
         finally:
             bar.close()
@@ -257,7 +271,7 @@ class Training:
             **values
         )
         if bar.disable:
-            print(f"step {self.step:,} of {config.steps:,}: {line}", flush=True)
+            print(f"step {self.step:,} of {config.length:,}: {line}", flush=True)
         bar.set_postfix_str(line)
         return values
 
@@ -330,7 +344,7 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
         "task": config.task,
         "reward": config.reward,
         "command": command(config),
-        "steps": config.steps,
+        "steps": config.length,
         "return_random": float(metrics["return_random"][1][0]),
         "versions": {name: version(name) for name in PACKAGES},
     }
@@ -355,11 +369,11 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
 
 def command(config: Config) -> str:
     """The command that repeats a run from nothing."""
+    given = dataclasses.replace(config, steps=config.length, run_root="runs", resume=None)
     options = [
-        f"{field.name}={getattr(config, field.name)}"
+        f"{field.name}={getattr(given, field.name)}"
         for field in dataclasses.fields(Config)
-        if field.name in ("task", "steps", "seed")
-        or (field.name not in ("resume", "run_root") and getattr(config, field.name) != field.default)
+        if field.name in ("task", "seed") or getattr(given, field.name) != field.default
     ]
     return shlex.join(["python", "recipes/train_expert.py", *options])
 

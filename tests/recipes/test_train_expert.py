@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from tensordict import TensorDict
 
 from torchrl_smore import TrajectoryStore
@@ -421,9 +422,23 @@ def test_a_bad_option_is_refused_before_anything_is_written(tmp_path, change, sa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_resumed_run_keeps_its_options(finished):
-    with pytest.raises(ValueError, match=r"a resumed run keeps its own options; drop steps\."):
-        train_expert.main(train_expert.Config(resume=str(finished), steps=400))
+def test_a_resumed_run_keeps_its_options_but_for_its_steps(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"a resumed run keeps its own options; drop hidden\."):
+        train_expert.main(train_expert.Config(resume=str(tmp_path / "run"), steps=240, hidden=16))
+    with pytest.raises(ValueError, match="steps must be at least the 160 that the run has, got 80"):
+        train_expert.main(train_expert.Config(resume=str(tmp_path / "run"), steps=80))
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["steps"] == 160
+    train_expert.main(train_expert.Config(resume=str(tmp_path / "run"), steps=240))
+    assert "resuming at step 160 of 240" in capsys.readouterr().out
+    assert [row["step"] for row in metrics(tmp_path / "run")][-2:] == ["200", "240"]
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["steps"] == 240
+    assert " steps=240 " in json.loads((tmp_path / "run" / "meta.json").read_text())["command"]
+
+
+def test_the_steps_of_a_run_have_a_default():
+    assert train_expert.Config().length == 2_000_000
+    assert "steps=2000000" in train_expert.command(train_expert.Config())
 
 
 def test_the_command_line_names_its_options_and_refuses_others(recipe, tmp_path):
