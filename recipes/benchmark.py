@@ -82,6 +82,8 @@ class Config:
     jobs: int | None = option(None, "runs at a time on this machine; none: one for each core; 0: one, without Ray")
     address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); none: this machine alone")
     device: str = option("cpu", "auto, cpu, cuda")
+    compile: str = option("off", "the update of each run, for long ones: off, default, max")
+    precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     seeds_together: int | None = option(None, "seeds trained in one run; none: 1 on a CPU, all on a GPU")
     gpu_share: float = option(0.0, "GPUs that a run takes of a cluster, for example 0.5")
 
@@ -234,6 +236,8 @@ def run_options(config: Config, cell: GridCell) -> RunConfig:
         method=cell.method,
         preset="paper" if config.preset == "paper" else "quick",
         device=config.device,
+        compile=config.compile,
+        precision=config.precision,
         threads=1 if config.device == "cpu" else 0,
         rollout=False,
         **given,

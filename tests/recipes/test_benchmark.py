@@ -84,6 +84,18 @@ def test_seeds_differ_and_methods_differ(finished):
     assert len(set(distances)) == 4
 
 
+def test_compilation_and_precision_are_those_of_every_run(recipe, tmp_path):
+    import yaml
+
+    one = ("tasks=[PointReach]", "methods=[gcsl]", "steps=2", "num_trajectories=20", "batch_size=8", "eval_episodes=1")
+    options = (*one, "seeds=1", "jobs=0", "precision=bf16", "compile=default", "out=out")
+    done = recipe("benchmark.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (run,) = (tmp_path / "out" / "cells").glob("*/seed0/run/*/config.yaml")
+    own = yaml.safe_load(run.read_text())
+    assert (own["precision"], own["compile"]) == ("bf16", "default")
+
+
 def test_the_same_command_again_trains_nothing(recipe, copy):
     runs = files(copy / "out" / "cells")
     before = tables(copy)
@@ -163,6 +175,8 @@ def assert_refused(done, cwd, before, *said):
         (["table=9", "methods=[gofar]"], ["no cell"]),
         (["table=1", "tasks=[SawyerDoor]", "methods=[gc_sql]"], ["no cell"]),
         (["tasks=[PointReach]", "seeds=0"], ["seeds", "at least 1"]),
+        (["tasks=[PointReach]", "precision=fp16"], ["precision", "'fp16'"]),
+        (["tasks=[PointReach]", "compile=on"], ["compile", "'on'"]),
         (["tasks=[PointReach]", "address=nowhere", "jobs=2"], ["jobs="]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
