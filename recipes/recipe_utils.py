@@ -120,6 +120,9 @@ def load_dataset(
     if format != "store":
         for key in ("observation", ("next", "observation")):
             store.data[key][:, list(task.blank_columns)] = 0.0
+        if task.has_fallen is not None:
+            # a reader is told when goals are reached, and not that a fallen robot has reached none
+            store.data["next", "reward"][task.has_fallen(store.data["next", "observation"])] = 0.0
     return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)
 
 

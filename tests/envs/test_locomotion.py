@@ -210,28 +210,28 @@ def test_expert_and_medium_episodes_come_from_the_actors_of_a_folder(actors):
         np.testing.assert_allclose(data["action"][rows].numpy(), expected, atol=1e-5)
 
 
-def test_the_actors_of_the_package_are_what_their_file_says():
-    folder = CHEETAH.bundled_actors
-    assert get_task("CheetahTgtVel-r-e").bundled_actors == folder
-    assert ANT.bundled_actors is None
+@pytest.mark.parametrize("robot", ["Cheetah", "Ant"])
+def test_the_actors_of_the_package_are_what_their_file_says(robot):
+    folder = get_task(f"{robot}TgtVel-m-e").bundled_actors
+    assert get_task(f"{robot}TgtVel-r-e").bundled_actors == folder
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["command"].startswith("python recipes/train_expert.py task=CheetahTgtVel-m-e ")
+    assert meta["command"].startswith(f"python recipes/train_expert.py task={robot}TgtVel-m-e ")
     for name in ("expert", "medium"):
         path = folder / f"{name}.npz"
         assert path.stat().st_size < 2e6
         assert hashlib.sha256(path.read_bytes()).hexdigest() == meta[name]["sha256"]
 
 
-def test_without_a_policy_the_actors_of_the_package_are_collected():
-    store = collect(
-        "CheetahTgtVel-m-e", expert_episodes=2, medium_episodes=2, random_episodes=0, seed=5, progress=False
-    )
-    meta = json.loads((CHEETAH.bundled_actors / "meta.json").read_text())
+@pytest.mark.parametrize("task", [CHEETAH, ANT], ids=lambda task: task.name)
+def test_without_a_policy_the_actors_of_the_package_are_collected(task):
+    store = collect(task, expert_episodes=2, medium_episodes=2, random_episodes=0, seed=5, progress=False)
+    meta = json.loads((task.bundled_actors / "meta.json").read_text())
     velocity = store.data["next", "achieved_goal"].reshape(4, 1000).mean(1)
     for part, rows, name in zip(store.meta["composition"], (slice(0, 2), slice(2, 4)), ("expert", "medium")):
         assert part["policy_sha256"] == meta[name]["sha256"]
-        # the spread between episodes of the twenty that were measured
-        assert velocity[rows].mean() == pytest.approx(meta[name]["velocity"], rel=0.1)
+        # the spread between episodes of the twenty that were measured, of which some of the Ant's medium actor fall
+        spread = meta[name]["return_std"] / meta[name]["return"]
+        assert velocity[rows].mean() == pytest.approx(meta[name]["velocity"], rel=max(spread, 0.05))
 
 
 def test_an_ant_that_falls_repeats_the_transition_that_led_there():
@@ -267,7 +267,7 @@ def test_a_missing_or_wrong_policy_is_refused_before_anything_is_written(tmp_pat
     arguments = {key: actors if value == "actors" else value for key, value in arguments.items()}
     with pytest.raises(ValueError, match=said):
         collect(
-            get_task("AntTgtVel-m-e"),
+            dataclasses.replace(ANT, actors=None),
             **({"expert_episodes": 0, "random_episodes": 1} | arguments),
             seed=0,
             out=tmp_path / "store",

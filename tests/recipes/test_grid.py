@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_smore.envs import MIXTURES, task_names
+from torchrl_smore.envs import MIXTURES, get_task, task_names
 from torchrl_smore.envs.experts import write_actor
 from torchrl_smore.reports import Paper, canonical_setting
 
@@ -78,7 +79,7 @@ def test_every_printed_cell_of_a_table_is_planned_or_named_as_unavailable(grid, 
     assert all(cell.tables == (number,) for cell in plan.cells)
 
 
-def test_a_running_task_needs_a_trained_actor_and_gets_the_composition_of_its_name(grid, tmp_path):
+def test_a_running_task_needs_a_trained_actor_and_gets_the_composition_of_its_name(grid, tmp_path, monkeypatch):
     own = "expert=30_episodes;mix=m-e"
     plan = grid.free_plan(["PointReach", "CheetahTgtVel-m-e"], ["gcsl"], [own, f"no_her;{own}", "default"])
     assert plan.unavailable == tuple(
@@ -88,11 +89,14 @@ def test_a_running_task_needs_a_trained_actor_and_gets_the_composition_of_its_na
     other = grid.free_plan(["CheetahTgtVel-m-e"], ["gcsl"], ["expert=30_episodes;mix=r-e", "mix=m-e"])
     assert (other.cells, len(other.unavailable)) == ((), 2)
 
-    # the package has actors for one robot
+    # the package has actors for both robots
     found = grid.with_actors(plan, [])
     assert found == plan
     assert not any("expert_policy" in dict(cell.options) for cell in found.cells)
-    ant = grid.with_actors(grid.free_plan(["AntTgtVel-m-e"], ["gcsl"], ["default"]), [])
+    bare = dataclasses.replace(get_task("AntTgtVel-m-e"), actors=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "get_task", lambda name: bare)
+        ant = grid.with_actors(grid.free_plan(["AntTgtVel-m-e"], ["gcsl"], ["default"]), [])
     assert not ant.cells
     assert "python recipes/train_expert.py task=AntTgtVel-m-e" in ant.unavailable[-1]
 

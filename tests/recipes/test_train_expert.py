@@ -373,13 +373,31 @@ def test_the_offline_recipe_collects_the_composition_and_reports_the_discount(re
     assert dataset.name.startswith("CheetahTgtVel-m-e_expert1_medium2_seed0_policy")
 
 
-@pytest.mark.parametrize("name", ["collect_dataset.py", "smore_offline.py"])
-def test_without_an_actor_the_command_that_makes_one_is_named_and_nothing_written(recipe, tmp_path, name):
-    done = recipe(name, "task=AntTgtVel-m-e", cwd=tmp_path)
-    assert done.status == 2, done.stdout + done.stderr
-    (error,) = done.stderr.splitlines()
-    assert error.startswith("error: ValueError: AntTgtVel-m-e has no scripted expert")
-    assert "python recipes/train_expert.py task=AntTgtVel-m-e" in error
+def test_an_ant_that_has_fallen_at_the_goal_s_speed_has_no_reward_in_a_file_of_d4rl(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    observations = np.zeros((6, 111), dtype=np.float32)
+    observations[:, 0] = [0.5, 0.5, 0.5, 0.1, 0.5, 0.5]  # heights; the fourth is a fall
+    observations[:, 13] = [0.0, 5.0, 4.0, 5.0, 4.8, 5.0]  # velocities
+    with h5py.File(tmp_path / "ant.hdf5", "w") as file:
+        file["observations"] = observations
+        file["next_observations"] = np.roll(observations, -1, axis=0)
+        file["actions"] = np.zeros((6, 8), dtype=np.float32)
+        file["rewards"] = np.zeros(6, dtype=np.float32)
+        file["terminals"] = np.array([0, 0, 1, 0, 0, 0], dtype=bool)
+        file["timeouts"] = np.array([0, 0, 0, 0, 0, 1], dtype=bool)
+    store = recipe_utils.load_dataset(str(tmp_path / "ant.hdf5"), get_task("AntTgtVel-m-e"))
+    reward = store.data["next", "reward"].flatten()
+    assert reward[:2].tolist() == [1.0, 0.0]
+    assert store.data["next", "achieved_goal"][2].item() == 5.0
+    assert not reward[2:1000].any()
+    # the second episode starts with the fourth row
+    assert reward[1000:].tolist() == [1.0, 1.0, 0.0][: len(reward) - 1000]
+
+
+def test_without_an_actor_the_command_that_makes_one_is_named_and_nothing_written(tmp_path):
+    bare = dataclasses.replace(get_task("AntTgtVel-m-e"), actors=None)
+    with pytest.raises(ValueError, match=r"AntTgtVel-m-e has no scripted expert.*train_expert.py task=AntTgt"):
+        recipe_utils.collect_or_load(bare, str(tmp_path), seed=0, num_trajectories=40, expert_fraction=None)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -424,7 +424,7 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
         gammas=(0.98, 0.99, 0.999),
         expert_episodes=30,
         rest=rest,
-        actors="CheetahTgtVel" if cheetah else None,
+        actors=f"{robot}TgtVel",
     )
 
 
