@@ -58,7 +58,7 @@ def main(config: Config) -> None:
 
 
 def expert_episode(task: Task, seed: int, steps: int) -> tuple[NDArray[Any], int]:
-    """Actions ``[steps, da]`` of the task's expert, and the number of steps to its first success."""
+    """Actions ``[steps, da]`` of the task's expert, and the number of steps to its first success, or all of them."""
     actions, rewards = [], []
     with EnvPool(task, 1) as pool:
         observation = pool.reset([seed])
@@ -70,7 +70,7 @@ def expert_episode(task: Task, seed: int, steps: int) -> tuple[NDArray[Any], int
             actions.append(expert(observation)[0])
             observation, reward = pool.step(actions[-1][None])
             rewards.append(reward[0])
-    return np.stack(actions), int(np.argmax(rewards)) + 1
+    return np.stack(actions), int(np.argmax(rewards)) + 1 if any(rewards) else steps
 
 
 def write_strip(frames: NDArray[np.uint8], path: Path) -> None:

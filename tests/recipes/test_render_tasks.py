@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import imageio.v3 as imageio
 import numpy as np
+import pytest
+
+from torchrl_smore.envs import EnvPool, get_task
+
+
+@pytest.fixture
+def render_tasks():
+    folder, environment = str(Path(__file__).parents[2] / "recipes"), dict(os.environ)
+    sys.path.insert(0, folder)
+    import render_tasks
+
+    yield render_tasks
+    sys.path.remove(folder)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def test_a_task_is_drawn_as_three_frames_and_as_a_film_of_the_expert(recipe, tmp_path):
@@ -29,3 +48,15 @@ def test_an_unknown_task_is_refused_before_anything_is_written(recipe, tmp_path)
     assert (done.status, len(done.stderr.splitlines())) == (2, 1)
     assert "Did you mean 'PointRooms'" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_expert_that_never_arrives_is_shown_half_way_of_what_it_does(render_tasks):
+    actions, arrival = render_tasks.expert_episode(get_task("AntTgtVel-m-e"), 4, 20)
+    assert (actions.shape, arrival) == ((20, 8), 20)
+    task = get_task("PointReach")
+    actions, arrival = render_tasks.expert_episode(task, 3, 50)
+    with EnvPool(task, 1) as pool:
+        pool.reset([3])
+        rewards = [pool.step(action[None])[1][0] for action in actions]
+    assert rewards[arrival - 1] == 1.0
+    assert not any(rewards[: arrival - 1])
