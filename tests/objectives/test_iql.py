@@ -85,6 +85,8 @@ def test_losses_equal_a_computation_with_plain_modules(kind, num):
     torch.testing.assert_close(out["loss_actor"], -(weight * log_prob).mean(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out["loss_qvalue"], loss_q, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out["mean_advantage"], (q - v).mean())
+    torch.testing.assert_close(loss.advantage(batch), (q - v).squeeze(-1))
+    assert not loss.advantage(batch).requires_grad
 
 
 @pytest.mark.parametrize("name", ["gciql", "gcsql", "gceql", "gcxql"])

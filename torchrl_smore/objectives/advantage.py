@@ -43,6 +43,20 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
             return self._fused_actor_term(batch, self._fused_terms(batch, value))
         return self._actor_term(self._with_advantage(batch, value))
 
+    @torch.no_grad()
+    def advantage(self, tensordict: TensorDictBase) -> Tensor:
+        """Target score less value at the dataset's actions: what weighs the regression.
+
+        Args:
+            tensordict: a batch as for :meth:`forward`; of it what :meth:`actor_loss` reads.
+
+        Returns:
+            Shape ``[*B]``, in the unit of the score, without gradient.
+        """
+        batch = self._with_target_score(self._rows(tensordict))
+        value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
+        return batch[self.tensor_keys.target_score].squeeze(-1) - value
+
     def _value_and_actor_terms(self, batch: TensorDictBase) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Both losses at the same value, and their diagnostics; needs the target score."""
         if not self._runs_fused(batch):
