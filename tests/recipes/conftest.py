@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,3 +101,14 @@ def buffer():
     position = np.clip(np.concatenate([np.zeros((6, 1, 2)), action.cumsum(1)], 1), -5, 5)
     goal = np.repeat(rng.uniform(-5, 5, (6, 1, 2)), 50, 1)
     return {"o": position, "ag": position.copy(), "u": action, "g": goal}
+
+
+@pytest.fixture(scope="module")
+def import_recipe() -> Iterator[Callable[[str], object]]:
+    """Imports a module of the recipes by its name; the environment variables that it sets are gone afterwards."""
+    environment = dict(os.environ)
+    sys.path.insert(0, str(RECIPES))
+    yield importlib.import_module
+    sys.path.remove(str(RECIPES))
+    os.environ.clear()
+    os.environ.update(environment)

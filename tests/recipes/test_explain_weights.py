@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,15 +12,8 @@ from torchrl_smore.envs import collect, get_task
 
 
 @pytest.fixture
-def explain_weights():
-    folder, environment = str(Path(__file__).parents[2] / "recipes"), dict(os.environ)
-    sys.path.insert(0, folder)
-    import explain_weights
-
-    yield explain_weights
-    sys.path.remove(folder)
-    os.environ.clear()
-    os.environ.update(environment)
+def explain_weights(import_recipe):
+    return import_recipe("explain_weights")
 
 
 def test_shares_and_weights_are_those_of_the_advantages(explain_weights):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +13,8 @@ from torchrl_smore.reports import Paper, canonical_setting
 
 
 @pytest.fixture(scope="module")
-def grid():
-    folder, environment = str(Path(__file__).parents[2] / "recipes"), dict(os.environ)
-    sys.path.insert(0, folder)
-    import grid
-
-    yield grid
-    sys.path.remove(folder)
-    os.environ.clear()
-    os.environ.update(environment)
+def grid(import_recipe):
+    return import_recipe("grid")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -14,15 +10,8 @@ from torchrl_smore.envs import EnvPool, get_task
 
 
 @pytest.fixture
-def render_tasks():
-    folder, environment = str(Path(__file__).parents[2] / "recipes"), dict(os.environ)
-    sys.path.insert(0, folder)
-    import render_tasks
-
-    yield render_tasks
-    sys.path.remove(folder)
-    os.environ.clear()
-    os.environ.update(environment)
+def render_tasks(import_recipe):
+    return import_recipe("render_tasks")
 
 
 def test_a_task_is_drawn_as_three_frames_and_as_a_film_of_the_expert(recipe, tmp_path):
