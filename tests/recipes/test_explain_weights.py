@@ -49,7 +49,7 @@ def test_shares_and_weights_are_those_of_the_advantages(explain_weights):
 TINY = ("task=PointReach", "num_trajectories=20", "batch_size=8", "eval_episodes=1", "eval_interval=2", "rollout=false")
 
 
-@pytest.mark.parametrize("method", ["smore", "gofar"])
+@pytest.mark.parametrize("method", ["smore", "gc_iql", "gofar"])
 def test_a_run_is_explained_where_its_method_weighs_by_an_advantage(recipe, tmp_path, method):
     done = recipe("smore_offline.py", *TINY, f"method={method}", "steps=2", "seeds=2", cwd=tmp_path)
     assert done.status == 0, done.stderr
@@ -61,11 +61,13 @@ def test_a_run_is_explained_where_its_method_weighs_by_an_advantage(recipe, tmp_
         assert not (run / "weights.csv").exists()
         return
     assert done.status == 0, done.stderr
-    assert "PointReach, smore, update 2: temperature 3" in done.stdout
+    assert f"PointReach, {method}, update 2: temperature 3" in done.stdout
     assert "Warning" not in done.stderr
     with (run / "weights.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum(float(row["rows"]) for row in rows) == pytest.approx(1.0, abs=1e-3)
+    if method != "smore":
+        return
     for options, said in (
         ([], "give the run folder"),
         (["run=runs"], "run=runs is no run folder"),
