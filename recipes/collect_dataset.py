@@ -29,10 +29,17 @@ class Config:
     size: str = option("small", "small: 4,000 trajectories; paper: 40,000 (hard Fetch tasks and HandReach)")
     num_trajectories: int | None = option(None, "trajectories in all, instead of a size")
     expert_fraction: float | None = option(None, "share of expert trajectories, in [0, 1], instead of a mixture")
-    expert_policy: str | None = option(None, "actor file, or run folder of train_expert.py, of the running tasks")
+    expert_policy: str | None = option(
+        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; none: the task's"
+    )
     medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
     seed: int = option(0, "decides every episode, for any number of workers")
-    expert_noise: float = option(0.0, "standard deviation of Gaussian noise on the expert's actions")
+    expert_noise: float | None = option(
+        None, "standard deviation of Gaussian noise on the expert's actions; none: the task's, of its own expert"
+    )
+    expert_random_prob: float | None = option(
+        None, "probability in each step that a uniform action replaces the expert's; none: likewise"
+    )
     action_noise: float = option(0.0, "of the environment's own noise on executed actions (the paper: 0.5, 1.0, 1.5)")
     workers: int = option(0, "processes; 0: every core")
     out: str | None = option(None, "folder of the store; none: datasets/<what it is>")
@@ -56,7 +63,7 @@ def main(config: Config) -> None:
     """Runs the recipe."""
     task = get_task(config.task)
     composition = _composition(task, config)
-    names = ("expert_policy", "medium_policy", "expert_noise", "action_noise")
+    names = ("expert_policy", "medium_policy", "expert_noise", "expert_random_prob", "action_noise")
     given: dict[str, Any] = {name: getattr(config, name) for name in names}
     out = config.out or dataset_folder("datasets", task, seed=config.seed, **composition, **given)
     store = collect(

@@ -26,7 +26,16 @@ import numpy as np
 import torch
 
 from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
-from torchrl_smore.envs import EnvPool, RenderError, Task, collect, get_task, render_episode
+from torchrl_smore.envs import (
+    SCRIPTED,
+    EnvPool,
+    RenderError,
+    Task,
+    collect,
+    expert_behaviour,
+    get_task,
+    render_episode,
+)
 from torchrl_smore.reports import write_gif
 from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
 
@@ -155,19 +164,23 @@ def collect_or_load(
     expert_fraction: float | None,
     seed: int,
     action_noise: float = 0.0,
+    expert_noise: float | None = None,
+    expert_random_prob: float | None = None,
     expert_policy: str | None = None,
     medium_policy: str | None = None,
 ) -> TrajectoryStore:
     """Collects a dataset of the task's composition, or loads what an equal earlier call has collected.
 
-    The policies are files of trained actors, or the run folder of one, for tasks that have no scripted expert; ``None``
-    takes those that come with the package.
+    The policies are files of trained actors, or the run folder of one; ``None`` and the noise of the expert are as in
+    :func:`~torchrl_smore.envs.collect`.
     """
     if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
     composition: dict[str, Any] = {"num_trajectories": num_trajectories, "expert_fraction": expert_fraction}
     given: dict[str, Any] = {
         "action_noise": action_noise,
+        "expert_noise": expert_noise,
+        "expert_random_prob": expert_random_prob,
         "expert_policy": expert_policy,
         "medium_policy": medium_policy,
     }
@@ -193,7 +206,8 @@ def dataset_folder(
     expert_fraction: float | None,
     seed: int,
     action_noise: float = 0.0,
-    expert_noise: float = 0.0,
+    expert_noise: float | None = None,
+    expert_random_prob: float | None = None,
     expert_policy: str | None = None,
     medium_policy: str | None = None,
 ) -> Path:
@@ -207,10 +221,14 @@ def dataset_folder(
     parts = [task.name, f"expert{counts['expert_episodes']}", f"{task.rest}{counts[f'{task.rest}_episodes']}"]
     parts += [f"seed{seed}"]
     parts += [f"noise{action_noise:g}"] if action_noise else []
-    parts += [f"expertnoise{expert_noise:g}"] if expert_noise else []
+    expert = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
+    if counts["expert_episodes"]:
+        parts += [f"expertnoise{expert.noise:g}"] if expert.noise else []
+        parts += [f"expertrandom{expert.random_prob:g}"] if expert.random_prob else []
     if expert_policy is None and task.bundled_actors is not None:
         expert_policy = str(task.bundled_actors)
-    parts += ["policy" + digest(expert_policy, medium_policy)] if expert_policy or medium_policy else []
+    files = [path for path in (expert_policy, medium_policy) if path not in (None, SCRIPTED)]
+    parts += ["policy" + digest(*files)] if files else []
     return Path(folder) / "_".join(parts)
 
 

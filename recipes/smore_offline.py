@@ -41,9 +41,10 @@ from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
-from torchrl_smore.data import standardization
+from torchrl_smore.data import ANCHOR_RULES, anchor_weights, standardization
 from torchrl_smore.data.readers import FORMATS, Goals
 from torchrl_smore.envs import EnvPool, Task, get_task, task_names
+from torchrl_smore.functional.goals import STRATEGIES, check_strategy
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
@@ -61,7 +62,7 @@ KERNELS = ("auto", "reference", "triton")
 LOGGERS = ("tensorboard", "wandb")
 LOSS_OPTIONS = (
     *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
-    *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight"),
+    *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight", "weight_clip"),
 )
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
@@ -90,7 +91,15 @@ class Config:
     action_noise: float = option(
         0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
     )
-    expert_policy: str | None = option(None, "actor file, or run folder of train_expert.py, of the running tasks")
+    expert_policy: str | None = option(
+        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; none: the task's"
+    )
+    expert_noise: float | None = option(
+        None, "standard deviation of noise on the expert's actions in collected data; none: the task's"
+    )
+    expert_random_prob: float | None = option(
+        None, "probability in each step that a uniform action replaces the expert's; none: the task's"
+    )
     medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
     steps: int | None = option(None, "updates; none: the preset's (4,000; 400,000 to 1,000,000)")
@@ -113,14 +122,26 @@ class Config:
     bc_coef: float | None = option(None, "contrastive RL: weight of cloning beside the critic's gradient, not negative")
     reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
+    weight_clip: float | None = option(None, "largest weight of a row in the regression; none: the loss's (100)")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
     her_ratio: float | None = option(
         None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
     )
+    anchors: str | None = option(
+        None, f"rows that most samples start from: {', '.join(ANCHOR_RULES)}; none: the preset's (moving; uniform)"
+    )
+    anchor_share: float = option(0.8, "share of samples that start from those rows, the others from any, in [0, 1]")
+    goals: str | None = option(
+        None,
+        f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; none: "
+        "the method's (future SMORe)",
+    )
+    actor_goals: str | None = option(None, "the same for the actor; none: those of score and value")
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
+    input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
     learning_rate: float | None = option(None, "of Adam; none: the method's (3e-4 SMORe)")
     target_rate: float | None = option(
         None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
@@ -252,9 +273,11 @@ def check(config: Config) -> None:
         **dict.fromkeys(counts, ("at least 1", lambda value: value >= 1)),
         **dict.fromkeys(("seed", "env_workers", "threads"), ("at least 0", lambda value: value >= 0)),
         **dict.fromkeys(
-            ("her_ratio", "expert_fraction"), ("in [0, 1]", lambda value: value is None or 0 <= value <= 1)
+            ("her_ratio", "expert_fraction", "anchor_share"),
+            ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         ),
         "action_noise": ("a number not below 0", lambda value: 0 <= value < float("inf")),
+        "input_clip": ("a number not below 0", lambda value: 0 <= value < float("inf")),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
         "learning_rate": ("a positive number", lambda value: value is None or 0 < value < float("inf")),
     }
@@ -263,8 +286,12 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": get_args(Compile), "kernels": KERNELS, "logger": (None, *LOGGERS)}
     names["dataset_format"] = (None, *FORMATS)
+    names["anchors"] = tuple(ANCHOR_RULES)
     for name, valid in names.items():
         check_name(config, name, list(valid))
+    for goals in (config.goals, config.actor_goals):
+        if goals is not None:
+            parse_strategy(goals)
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
     if config.dataset is not None and config.dataset_format is None:
@@ -287,6 +314,8 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
         expert_fraction=config.expert_fraction,
         seed=config.seed,
         action_noise=config.action_noise,
+        expert_noise=config.expert_noise,
+        expert_random_prob=config.expert_random_prob,
         expert_policy=config.expert_policy,
         medium_policy=config.medium_policy,
     )
@@ -331,13 +360,17 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         specs=goal_specs(task.observation_dim, task.goal_dim, task.action_dim),
         preset=config.networks,
         statistics=standardization(store.data) if config.normalize and store is not None else None,
+        clip=config.input_clip or None,
         # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
     )
-    return METHODS[config.method].build(setting).to(device)
+    loss = METHODS[config.method].build(setting).to(device)
+    if config.actor_goals is not None and METHODS[config.method].actor_goals:
+        loss.set_keys(actor_goal="actor_goal")
+    return loss
 
 
 def make_update(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> FusedUpdate:
@@ -365,11 +398,19 @@ def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: tor
     """The batches that the chosen method reads."""
     method = METHODS[config.method]
     rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
+    goals = parse_strategy(config.goals or method.strategy)
+    actor_goals = None if config.actor_goals is None else parse_strategy(config.actor_goals)
+    if not method.actor_goals:
+        # one network, one kind of goal: the actor's
+        goals, actor_goals = actor_goals or goals, None
     return GoalBatchSampler(
         store.data,
         config.batch_size,
         her_ratio=config.her_ratio,
-        strategy=method.strategy,
+        strategy=goals,
+        actor_strategy=actor_goals,
+        anchors=anchor_weights(config.anchors, store.data, threshold=task.threshold, share=config.anchor_share),
+        threshold=task.threshold,
         success=task.reached if rewards is not None else None,
         reward_values=rewards or (0.0, 1.0),
         terminate_at_goal=method.terminate_at_goal,
@@ -378,6 +419,22 @@ def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: tor
         seed=config.seed,
         device=device,
     )
+
+
+def parse_strategy(text: str) -> str | dict[str, float]:
+    """``future``, or ``future:0.5+away:0.5``, as samplers take it.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if ":" not in text:
+        check_strategy(text)
+        return text
+    try:
+        shares = {name: float(share) for name, share in (part.split(":") for part in text.split("+"))}
+    except ValueError:
+        raise ValueError(f"expected a goal strategy, or shares such as future:0.5+away:0.5, got {text!r}.") from None
+    return check_strategy(shares)
 
 
 def make_logger(config: Config, run_dir: Path) -> Logger | None:

@@ -49,10 +49,10 @@ def test_rewards_are_added_with_a_success_rule_worked_by_hand(make_store):
     # u0 -> row; u1 -> goal row; u2, u5 -> relabel; u3 -> anchor; u4 -> its goal row; u6 -> reached row
     uniform = torch.tensor(
         [
-            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # row 0, goal row 0; q enters row 0
-            [0.0, 0.9, 0.0, 0.0, 0.5, 0.0, 0.0],  # row 0, goal row 2; q enters row 1
-            [0.4, 0.0, 0.9, 0.0, 0.0, 0.9, 0.0],  # row 1, stored goal; q reaches the stored goal in row 2
-            [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0],  # row 2, stored goal, which it reaches; q enters row 0
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # row 0, goal row 0; q enters row 0
+            [0.0, 0.9, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0],  # row 0, goal row 2; q enters row 1
+            [0.4, 0.0, 0.9, 0.0, 0.0, 0.9, 0.0, 0.0],  # row 1, stored goal; q reaches the stored goal in row 2
+            [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0],  # row 2, stored goal, which it reaches; q enters row 0
         ],
         dtype=torch.float64,
     )

@@ -50,10 +50,11 @@ class Behaviour:
             return task.make_expert()
         actor = ActorExpert(self.policy)
         widths = (actor.observation_dim, actor.action_dim)
-        if widths != (task.observation_dim, task.action_dim):
+        if widths != (task.observation_dim, task.action_dim) or actor.goal_dim not in (0, task.goal_dim):
             raise ValueError(
-                f"{self.policy} is no actor for {task.name}: expected {task.observation_dim} observation columns "
-                f"and {task.action_dim} action components, found {widths[0]} and {widths[1]}."
+                f"{self.policy} is no actor for {task.name}: expected {task.observation_dim} observation columns, "
+                f"{task.goal_dim} (or no) goal columns and {task.action_dim} action components, found {widths[0]}, "
+                f"{actor.goal_dim} and {widths[1]}."
             )
         return actor
 

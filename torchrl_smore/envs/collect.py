@@ -25,6 +25,8 @@ from torchrl_smore.envs.wrappers import check_noise
 if TYPE_CHECKING:
     from torchrl_smore.data.trajectories import TrajectoryStore
 
+#: What ``expert_policy`` calls the scripted expert of a task.
+SCRIPTED = "scripted"
 _CHUNK = 20  # episodes in one unit of work and of resumption: about a second of a Fetch task
 _LOCKSTEP = 2  # simulators stepped together in a worker: more of them no longer share the cache
 _PACKAGES = ("torchrl-smore", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
@@ -93,8 +95,8 @@ def collect(
     expert_policy: str | Path | None = None,
     medium_policy: str | Path | None = None,
     workers: int | Literal["auto"] = "auto",
-    expert_noise: float = 0.0,
-    expert_random_prob: float = 0.0,
+    expert_noise: float | None = None,
+    expert_random_prob: float | None = None,
     action_noise: float = 0.0,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -116,16 +118,18 @@ def collect(
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.
         medium_episodes: number of trajectories of ``medium_policy``, at least 0.
-        expert_policy: file of a trained actor that takes the place of the scripted expert, or the folder of a run of
-            ``recipes/train_expert.py`` (its ``expert.npz``). ``None``: the scripted expert, or for a task without one
-            the actors that come with this package (:attr:`Task.bundled_actors`).
+        expert_policy: file of a trained actor, or a folder with ``expert.npz`` (of a run of
+            ``recipes/train_expert.py`` or ``recipes/distill_expert.py``). ``None``: the actor that comes with this
+            package (:attr:`Task.bundled_actors`), or for a task without one the scripted expert, which ``"scripted"``
+            names for every task that has it.
         medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
             ``expert_policy`` is.
         workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
             and this process for tasks that are vectorised already.
         expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
-            stored actions contain it.
-        expert_random_prob: probability in each step that a uniform action replaces the expert's.
+            stored actions contain it. ``None``: :attr:`Task.expert_noise` for the actor of this package, else 0.
+        expert_random_prob: probability in each step that a uniform action replaces the expert's; ``None``:
+            :attr:`Task.expert_random_prob` for the actor of this package, else 0.
         action_noise: standard deviation of the environment's own noise on every executed action; the stored actions
             do not contain it.
         out: folder of the store; its parents are made. ``None`` keeps it in memory only.
@@ -144,17 +148,17 @@ def collect(
         OSError: if the disk is full. Finished chunks are kept.
     """
     task = get_task(task)
+    behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
     if expert_policy is None:
         expert_policy = task.bundled_actors
     if medium_policy is None and expert_policy is not None and Path(expert_policy).is_dir():
         medium_policy = expert_policy
-    expert_noise = check_noise("expert_noise", expert_noise)
     request = _checked_request(
         task,
         expert_episodes,
         random_episodes,
         seed,
-        Behaviour("expert", expert_noise, expert_random_prob, _actor_file(expert_policy, "expert")),
+        behaviour,
         check_noise("action_noise", action_noise),
         medium_episodes,
         Behaviour("medium", policy=_actor_file(medium_policy, "medium")),
@@ -172,6 +176,28 @@ def collect(
     if progress:
         print(_summary(store.meta))
     return store if target is None else type(store).load(target, verify=False)
+
+
+def expert_behaviour(
+    task: Task,
+    policy: str | Path | None = None,
+    noise: float | None = None,
+    random_prob: float | None = None,
+) -> Behaviour:
+    """The expert of a dataset, with the task's defaults; see :func:`collect` for the arguments.
+
+    Raises:
+        ValueError: for ``"scripted"`` where there is no scripted expert, or a noise outside its range.
+    """
+    own = policy is None and task.bundled_actors is not None
+    if policy == SCRIPTED and not task.scripted:
+        raise ValueError(f"{task.name} has no scripted expert; leave expert_policy out, or name a trained actor.")
+    file = task.bundled_actors if policy is None else None if policy == SCRIPTED else policy
+    if noise is None:
+        noise = task.expert_noise if own else 0.0
+    if random_prob is None:
+        random_prob = task.expert_random_prob if own else 0.0
+    return Behaviour("expert", check_noise("expert_noise", noise), random_prob, _actor_file(file, "expert"))
 
 
 def _checked_request(

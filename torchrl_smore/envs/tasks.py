@@ -61,7 +61,11 @@ class Task:
         gammas: discounts whose returns an evaluation reports.
         expert_episodes: expert trajectories in the paper's dataset; ``None`` where it names a share of them instead.
         rest: the behaviour of the dataset's other trajectories.
-        actors: folder below ``assets/actors`` with the trained expert and medium actor that come with this package.
+        actors: folder below ``assets/actors`` with the trained expert, and a medium actor where ``rest`` says so, that
+            come with this package.
+        expert_noise: standard deviation of the noise on the actions of that expert in a dataset, where none is asked
+            for: the published experts were networks with noise on their actions.
+        expert_random_prob: probability in each step that a uniform action replaces that expert's, likewise.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -84,6 +88,8 @@ class Task:
     expert_episodes: int | None = None
     rest: Literal["random", "medium"] = "random"
     actors: str | None = None
+    expert_noise: float = 0.0
+    expert_random_prob: float = 0.0
 
     @property
     def observation_dim(self) -> int:
@@ -107,7 +113,10 @@ class Task:
 
     @property
     def bundled_actors(self) -> Path | None:
-        """Folder with ``expert.npz``, ``medium.npz`` and ``meta.json``, which says how they were made; or ``None``."""
+        """Folder with ``expert.npz`` and ``meta.json``, which says how it was made; or ``None``.
+
+        With ``medium.npz`` where the dataset has medium trajectories.
+        """
         return None if self.actors is None else Path(__file__).parent / "assets" / "actors" / self.actors
 
     @property
@@ -302,7 +311,12 @@ _FALL_NOTE = (
 
 
 def _fetch(
-    name: str, simulator: str, expert: Callable[[], Expert | PlanningExpert], goal_of: str, description: str
+    name: str,
+    simulator: str,
+    expert: Callable[[], Expert | PlanningExpert],
+    goal_of: str,
+    description: str,
+    **options: Any,
 ) -> Task:
     columns = _REACH_COLUMNS if goal_of == "gripper" else _BLOCK_COLUMNS
     return Task(
@@ -315,6 +329,7 @@ def _fetch(
         make_expert=expert,
         description=description,
         paper_note=_FETCH_NOTE.format(old=f"{simulator}-v1", new=f"{simulator}-v4"),
+        **options,
     )
 
 
@@ -432,13 +447,25 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         _fetch("FetchReach", "FetchReach", FetchReachExpert, "gripper", "Move the gripper to a point in the air."),
-        _fetch("FetchPush", "FetchPush", FetchPushExpert, "block", "Push a block to a point on the table."),
+        _fetch(
+            "FetchPush",
+            "FetchPush",
+            FetchPushExpert,
+            "block",
+            "Push a block to a point on the table.",
+            actors="FetchPush",
+            expert_noise=0.2,
+            expert_random_prob=0.1,
+        ),
         _fetch(
             "FetchPick",
             "FetchPickAndPlace",
             FetchPickExpert,
             "block",
             "Carry a block to a point on the table or, half the time, in the air.",
+            actors="FetchPick",
+            expert_noise=0.2,
+            expert_random_prob=0.05,
         ),
         _fetch(
             "FetchSlide",

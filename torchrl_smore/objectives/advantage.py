@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from torchrl_smore._dispatch import expectile_awr
@@ -21,11 +21,22 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
     A base: a subclass says where the target score comes from (:meth:`_with_target_score`) and adds the loss that trains
     it. :meth:`value_loss` and :meth:`actor_loss` may be called one after the other with an optimiser step in between,
     the *sequential* order of the public codes.
+
+    The regression may pursue goals of its own: ``set_keys(actor_goal="actor_goal")`` reads them there, and the
+    advantage is then taken at them too (OGBench samples goals of value and actor apart).
     """
 
     @dataclass
     class _AcceptedKeys(ExpectileValueLoss._AcceptedKeys, AWRActorLoss._AcceptedKeys):
-        """Keys of the two terms."""
+        """Keys of the two terms.
+
+        Attributes:
+            desired_goal: the goal pursued, ``[*B, G]``.
+            actor_goal: the goal pursued in the regression, ``[*B, G]``.
+        """
+
+        desired_goal: NestedKey = "desired_goal"
+        actor_goal: NestedKey = "desired_goal"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys  # type: ignore[assignment] # the parts' keys, a subclass of each
@@ -36,12 +47,29 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Regression loss at the current advantage, and its metadata."""
-        batch = self._with_target_score(self._rows(tensordict))
+        return self._actor_term_at(self._at_actor_goal(self._rows(tensordict)))
+
+    def _actor_term_at(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Regression loss of rows that pursue the actor's goals, and its metadata."""
+        batch = self._with_target_score(batch)
         with torch.no_grad():
             value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
         if self._runs_fused(batch):
             return self._fused_actor_term(batch, self._fused_terms(batch, value))
         return self._actor_term(self._with_advantage(batch, value))
+
+    @property
+    def _own_actor_goal(self) -> bool:
+        return bool(self.tensor_keys.actor_goal != self.tensor_keys.desired_goal)
+
+    def _actor_goal_keys(self) -> list[NestedKey]:
+        """What is read beside the keys of the terms."""
+        return [self.tensor_keys.actor_goal] if self._own_actor_goal else []
+
+    def _at_actor_goal(self, batch: TensorDictBase) -> TensorDictBase:
+        if not self._own_actor_goal:
+            return batch
+        return batch.copy().set(self.tensor_keys.desired_goal, batch[self.tensor_keys.actor_goal])
 
     @torch.no_grad()
     def advantage(self, tensordict: TensorDictBase) -> Tensor:
@@ -53,12 +81,16 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
         Returns:
             Shape ``[*B]``, in the unit of the score, without gradient.
         """
-        batch = self._with_target_score(self._rows(tensordict))
+        batch = self._with_target_score(self._at_actor_goal(self._rows(tensordict)))
         value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
         return batch[self.tensor_keys.target_score].squeeze(-1) - value
 
     def _value_and_actor_terms(self, batch: TensorDictBase) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Both losses at the same value, and their diagnostics; needs the target score."""
+        if self._own_actor_goal:
+            loss_value, value_metadata = self._value_term(batch)
+            loss_actor, metadata = self._actor_term_at(self._at_actor_goal(batch))
+            return loss_value, loss_actor, {"value": value_metadata["state_value"].mean(), **metadata}
         if not self._runs_fused(batch):
             loss_value, metadata = self._value_term(batch)
             value = metadata["state_value"]

@@ -65,7 +65,8 @@ class InSampleLoss(QValueLoss, AdvantageLoss):
 
     def _read_keys(self) -> Iterable[NestedKey]:
         inputs = [*self.qvalue_network.in_keys, *self.value_network.in_keys, *self.actor_network.in_keys]
-        return [*inputs, self.tensor_keys.action, *self._next_keys(self.value_network.in_keys), *self._reward_keys()]
+        after = [*self._next_keys(self.value_network.in_keys), *self._reward_keys()]
+        return [*inputs, self.tensor_keys.action, *after, *self._actor_goal_keys()]
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Temporal-difference loss bootstrapped from the current value, and its metadata."""

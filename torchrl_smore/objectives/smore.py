@@ -194,7 +194,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         keys = self.tensor_keys
         states = [*self.score_network.in_keys, *self.value_network.in_keys]
         after = self._next_keys(self.value_network.in_keys)
-        here = [*states, *self.actor_network.in_keys, keys.action, *after]
+        here = [*states, *self.actor_network.in_keys, keys.action, *after, *self._actor_goal_keys()]
         goal = [key for key in self.value_network.in_keys if key == keys.desired_goal]
         q_here = [*self.score_network.in_keys]
         if self.objective.needs_q_residual:

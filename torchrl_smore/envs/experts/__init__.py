@@ -1,7 +1,7 @@
 """Experts: controllers, scripted or trained and nearly all memoryless, that produce the expert share of a dataset."""
 
 from torchrl_smore.envs.experts._base import Expert, PlanningExpert, begin_episodes
-from torchrl_smore.envs.experts.actor_file import ActorExpert, write_actor
+from torchrl_smore.envs.experts.actor_file import Actor, ActorExpert, read_actor, write_actor
 from torchrl_smore.envs.experts.fetch_pick import FetchPickExpert
 from torchrl_smore.envs.experts.fetch_push import FetchPushExpert
 from torchrl_smore.envs.experts.fetch_reach import FetchReachExpert
@@ -12,6 +12,7 @@ from torchrl_smore.envs.experts.reacher import ReacherExpert
 from torchrl_smore.envs.experts.sawyer import SawyerDoorExpert, SawyerReachExpert
 
 __all__ = [
+    "Actor",
     "ActorExpert",
     "Expert",
     "FetchPickExpert",
@@ -25,5 +26,6 @@ __all__ = [
     "SawyerDoorExpert",
     "SawyerReachExpert",
     "begin_episodes",
+    "read_actor",
     "write_actor",
 ]
