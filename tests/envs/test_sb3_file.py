@@ -186,6 +186,18 @@ def test_statistics_that_were_not_used_are_not_used(tmp_path, packages):
 
 
 @torch.no_grad()
+def test_an_agent_that_cannot_tell_was_standardized_if_there_are_statistics(tmp_path, packages):
+    policy, output = sac()
+    write_agent(tmp_path / "agent.zip", policy, data_of(_last_original_obs=[0.0]))
+    observation = torch.randn(5, 5)
+    for seen in (observation, (observation - 1.0) / 2.0):
+        actions = ActorExpert(read_policy(tmp_path / "agent.zip"))({"observation": observation.numpy()})
+        np.testing.assert_allclose(actions, output(seen).tanh().numpy(), atol=1e-5)
+        statistics = vec_normalize(packages, np.ones(5), np.full(5, 4.0))
+        (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(statistics))
+
+
+@torch.no_grad()
 def test_an_ant_with_contact_forces_acts_as_if_it_felt_none(tmp_path, packages):
     policy, output = on_policy(111, 8)
     data = data_of(111, 8, _last_original_obs={":type:": "<class 'numpy.ndarray'>"})

@@ -25,8 +25,9 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf|nan)")
 def read_sb3(path: str | Path) -> Actor:
     """Reads the actor of an agent that ``model.save`` of Stable-Baselines3 or sb3-contrib has written.
 
-    PPO, A2C and TRPO, SAC and TQC, TD3 and DDPG, with ``MlpPolicy``. Where the agent saw standardised observations,
-    their statistics are those of ``VecNormalize``, in the file of :func:`normalization_file`.
+    PPO, A2C and TRPO, SAC and TQC, TD3 and DDPG, with ``MlpPolicy``. Where the agent saw observations of
+    ``VecNormalize``, their statistics are read from the file of :func:`normalization_file`. Files of PPO, A2C and TRPO
+    tell whether it did; those of the others do not, and their agents did if there is such a file.
 
     Args:
         path: the ``.zip`` file.
@@ -50,7 +51,11 @@ def read_sb3(path: str | Path) -> Actor:
         actor = _actor(data, tensors)
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
         raise ValueError(f"{path} is no agent of Stable-Baselines3 that can be read: {_said(error)}.") from error
-    return actor if data.get("_last_original_obs") is None else _normalized(path, actor)
+    if data.get("_last_original_obs") is None:
+        return actor
+    # SAC and TD3 keep that observation with and without VecNormalize, so that only the file of statistics can tell
+    missing = not normalization_file(path).is_file()
+    return actor if missing and not tensors.names("action_net.") else _normalized(path, actor)
 
 
 def normalization_file(path: str | Path) -> Path:
