@@ -34,8 +34,10 @@ from torchrl_smore.envs import (
     collect,
     expert_behaviour,
     get_task,
+    medium_behaviour,
     render_episode,
 )
+from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.reports import write_gif
 from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
 
@@ -227,6 +229,14 @@ def dataset_folder(
         parts += [f"expertrandom{expert.random_prob:g}"] if expert.random_prob else []
     if expert_policy is None and task.bundled_actors is not None:
         expert_policy = str(task.bundled_actors)
+    if medium_policy is None and counts["medium_episodes"]:
+        medium_policy = medium_behaviour(task, expert_policy).policy
+        if (
+            medium_policy is not None
+            and expert_policy is not None
+            and Path(medium_policy).parent == Path(expert_policy)
+        ):
+            medium_policy = None  # counted with its folder
     files = [path for path in (expert_policy, medium_policy) if path not in (None, SCRIPTED)]
     parts += ["policy" + digest(*files)] if files else []
     return Path(folder) / "_".join(parts)
@@ -235,8 +245,8 @@ def dataset_folder(
 def digest(*paths: str | None) -> str:
     """Eight characters that tell the files of trained actors from others; folders count by their actors."""
     found = [Path(path) for path in paths if path is not None]
-    files = [file for path in found for file in (sorted(path.glob("*.npz")) if path.is_dir() else [path])]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:8]
+    files = [file for path in found for file in (sorted(path.glob("*.npz")) if path.is_dir() else policy_files(path))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:

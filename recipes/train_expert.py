@@ -295,14 +295,15 @@ def measure(
 
     Returns:
         ``return``, the sum of that reward; ``velocity``, the mean until a fall, m/s; ``reached``, the share of the
-        horizon's steps that end at the goal.
+        horizon's steps that end at the goal; ``discounted_return``, of 1 for such a step, at the largest of
+        ``task.gammas``.
     """
     envs = [make_robot(task, reward) for _ in range(episodes)]
     seeds = range(first_seed, first_seed + episodes)
     observation = stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
     rng = np.random.default_rng(first_seed)
-    total, distance, steps, reached = (np.zeros(episodes) for _ in range(4))
-    for _ in range(task.horizon):
+    total, distance, steps, reached, discounted = (np.zeros(episodes) for _ in range(5))
+    for number in range(task.horizon):
         shape = (episodes, task.action_dim)
         action = rng.uniform(-1.0, 1.0, shape).astype(np.float32) if policy is None else policy(observation)
         results = [env.step(row) for env, row in zip(envs, action, strict=True)]
@@ -310,13 +311,20 @@ def measure(
         running = np.array([not result[2] for result in results])
         total += [float(result[1]) for result in results]
         distance += running * observation["achieved_goal"][:, 0]
-        reached += running * task.reached(observation["achieved_goal"], observation["desired_goal"])
+        at_goal = running * task.reached(observation["achieved_goal"], observation["desired_goal"])
+        reached += at_goal
+        discounted += max(task.gammas) ** number * at_goal
         steps += running
         if not running.any():
             break
     for env in envs:
         env.close()
-    return {"return": total, "velocity": distance / np.maximum(steps, 1.0), "reached": reached / task.horizon}
+    return {
+        "return": total,
+        "velocity": distance / np.maximum(steps, 1.0),
+        "reached": reached / task.horizon,
+        "discounted_return": discounted,
+    }
 
 
 def stack(observations: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -19,6 +19,7 @@ import numpy as np
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs._worker import Worker
+from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import check_noise
 
@@ -118,12 +119,12 @@ def collect(
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.
         medium_episodes: number of trajectories of ``medium_policy``, at least 0.
-        expert_policy: file of a trained actor, or a folder with ``expert.npz`` (of a run of
-            ``recipes/train_expert.py`` or ``recipes/distill_expert.py``). ``None``: the actor that comes with this
-            package (:attr:`Task.bundled_actors`), or for a task without one the scripted expert, which ``"scripted"``
-            names for every task that has it.
+        expert_policy: file of a trained actor, of this package or of Stable-Baselines3, or a folder with
+            ``expert.npz`` (of a run of ``recipes/train_expert.py``, ``distill_expert.py`` or ``convert_expert.py``).
+            ``None``: the actor that comes with this package (:attr:`Task.bundled_actors`), or for a task without one
+            the scripted expert, which ``"scripted"`` names for every task that has it.
         medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
-            ``expert_policy`` is.
+            ``expert_policy`` is, and if that is none with a ``medium.npz``, the actor that comes with this package.
         workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
             and this process for tasks that are vectorised already.
         expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
@@ -149,10 +150,6 @@ def collect(
     """
     task = get_task(task)
     behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
-    if expert_policy is None:
-        expert_policy = task.bundled_actors
-    if medium_policy is None and expert_policy is not None and Path(expert_policy).is_dir():
-        medium_policy = expert_policy
     request = _checked_request(
         task,
         expert_episodes,
@@ -161,7 +158,7 @@ def collect(
         behaviour,
         check_noise("action_noise", action_noise),
         medium_episodes,
-        Behaviour("medium", policy=_actor_file(medium_policy, "medium")),
+        medium_behaviour(task, expert_policy, medium_policy),
     )
     num_workers = _num_workers(workers, request)
     target = None if out is None else Path(out)
@@ -200,6 +197,16 @@ def expert_behaviour(
     return Behaviour("expert", check_noise("expert_noise", noise), random_prob, _actor_file(file, "expert"))
 
 
+def medium_behaviour(
+    task: Task, expert_policy: str | Path | None = None, medium_policy: str | Path | None = None
+) -> Behaviour:
+    """The half-trained policy of a dataset; see :func:`collect` for the arguments."""
+    if medium_policy is None:
+        has_both = expert_policy is not None and (Path(expert_policy) / "medium.npz").is_file()
+        medium_policy = expert_policy if has_both else task.bundled_actors
+    return Behaviour("medium", policy=_actor_file(medium_policy, "medium"))
+
+
 def _checked_request(
     task: Task,
     expert_episodes: int,
@@ -233,7 +240,7 @@ def _actor_file(policy: str | Path | None, name: str) -> str | None:
 
 def _digest(behaviour: Behaviour) -> str:
     assert behaviour.policy is not None
-    return hashlib.sha256(Path(behaviour.policy).read_bytes()).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in policy_files(behaviour.policy))).hexdigest()
 
 
 def _num_workers(workers: int | str, request: _Request) -> int:

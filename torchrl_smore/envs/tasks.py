@@ -55,6 +55,8 @@ class Task:
         horizon: steps in an episode.
         blank_columns: columns of ``observation`` that are always 0 here. Data of the paper's simulator have something
             else there, which is to be set to 0 when they are read.
+        zero_columns: that the observation of other versions of the simulator has at its end, all 0 there. An actor that
+            was trained with them acts here as if it saw them.
         strict: whether a distance of exactly ``threshold`` is too far.
         has_fallen: from observations ``[*, ds]`` to booleans ``[*]``: whether the episode is over there; ``None``:
             nowhere.
@@ -82,6 +84,7 @@ class Task:
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
     blank_columns: tuple[int, ...] = ()
+    zero_columns: int = 0
     strict: bool = False
     has_fallen: Callable[[Any], Any] | None = None
     gammas: tuple[float, ...] = (0.98, 0.99)
@@ -299,6 +302,7 @@ _REACHER = Task(
     ),
     blank_columns=(4, 5, 10),
 )
+_ANT_CONTACT_COLUMNS = 84  # contact forces, which Ant-v2 and -v3 append and leave at 0
 _VELOCITY_NOTE = (
     "The paper used the {robot}-*-v2 data of D4RL (mujoco-py); this is version 5 of gymnasium's robot, with another "
     "physics engine version, and recipes/train_expert.py trains the experts. Goal, success rule and the discount of "
@@ -434,6 +438,7 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
         description=f"Run forwards at {target} m/s; the data are 30 expert episodes, the rest {rest}.",
         paper_note=_VELOCITY_NOTE.format(robot="halfcheetah" if cheetah else "ant") + ("" if cheetah else _FALL_NOTE),
         horizon=1000,
+        zero_columns=0 if cheetah else _ANT_CONTACT_COLUMNS,
         strict=True,
         has_fallen=None if cheetah else ant_has_fallen,
         gammas=(0.98, 0.99, 0.999),

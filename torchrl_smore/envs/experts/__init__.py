@@ -8,6 +8,7 @@ from torchrl_smore.envs.experts.fetch_reach import FetchReachExpert
 from torchrl_smore.envs.experts.fetch_slide import FetchSlideExpert
 from torchrl_smore.envs.experts.hand_reach import HandReachExpert
 from torchrl_smore.envs.experts.point import PointExpert
+from torchrl_smore.envs.experts.policy import policy_files, read_policy
 from torchrl_smore.envs.experts.reacher import ReacherExpert
 from torchrl_smore.envs.experts.sawyer import SawyerDoorExpert, SawyerReachExpert
 
@@ -26,6 +27,8 @@ __all__ = [
     "SawyerDoorExpert",
     "SawyerReachExpert",
     "begin_episodes",
+    "policy_files",
     "read_actor",
+    "read_policy",
     "write_actor",
 ]
