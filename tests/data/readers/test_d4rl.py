@@ -94,7 +94,8 @@ def test_without_next_observations_the_last_row_of_an_episode_is_only_a_state(wr
     assert store.num_trajectories == len(expected)
     for found, (rows, next_rows) in zip(transitions(store), expected):
         assert_trajectory(found, arrays, rows, terminated=False, next_rows=next_rows)
-    assert store.meta["dropped_rows"] == 2
+    # the last row of each kept episode, and both of the last
+    assert store.meta["dropped_rows"] == 5
 
 
 @pytest.mark.parametrize("block_bytes", [1, 50, 1 << 24], ids=["row by row", "three rows", "at once"])
@@ -284,7 +285,7 @@ def test_a_missing_file_text_and_damaged_compression_are_clear_errors(write, tmp
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + 20 : chunk.byte_offset + 200] = bytes(180)
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match="cannot read"):
+    with pytest.raises(DatasetError, match="'observations': expected a chunk compressed by gzip"):
         d4rl.read(path, reached=reached, goals=VELOCITY)
 
 
@@ -304,7 +305,7 @@ def test_a_declared_size_of_terabytes_is_refused_before_memory_is_asked_for(tmp_
     with h5py.File(path, "w") as file:
         for name, shape in (("observations", (10**12, 17)), ("actions", (10**12, 6)), ("terminals", (10**12,))):
             file.create_dataset(name, shape, "f4", chunks=(1000, *shape[1:]))
-    with pytest.raises(DatasetError, match=r"'observations': expected 68000000000000 bytes, found 0"):
+    with pytest.raises(DatasetError, match=r"'observations': expected 1000000000 chunks of 68000 bytes in a file"):
         d4rl.read(path, reached=reached, goals=VELOCITY, horizon=1000)
 
 
