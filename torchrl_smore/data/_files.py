@@ -14,6 +14,7 @@ from torchrl_smore.data.errors import DatasetError
 
 #: Characters that a message quotes from a file at most.
 QUOTED: Final = 200
+_LONGEST: Final = 1000  # characters of a message
 
 _KINDS: Final = (
     (stat.S_ISDIR, "a folder"),
@@ -44,9 +45,11 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     except ImportError:
         raise
     except DatasetError as error:
-        if str(path) in str(error):
+        text = str(error)
+        if str(path) in text and len(text) <= _LONGEST:
             raise
-        raise DatasetError(f"{path}: {error}") from error
+        text = text if str(path) in text[:_LONGEST] else f"{path}: {text}"
+        raise DatasetError(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...") from error
     except Exception as error:
         raise DatasetError(f"cannot read {path} as {kind}: {_reason(error)}") from error
 

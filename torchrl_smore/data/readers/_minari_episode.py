@@ -166,7 +166,7 @@ def _vectors(array: Hdf5Array, rows: int, width: int | None = None) -> np.ndarra
     column, values = Column(np.arange(rows)), array.read()
     if is_rounded(values):
         say_rounded(array.label)
-    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf and is reported
         column.fill(array.label, values.astype(np.float32, copy=False), 0)
     return column.values
 

@@ -33,6 +33,9 @@ def array_names(archive: zipfile.ZipFile) -> list[str]:
     return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
+_MAX_DIMENSIONS = 8
+
+
 class NpzArray:
     """An array of an open archive; see :class:`~torchrl_smore.data.readers._rows.RowArray`.
 
@@ -59,10 +62,10 @@ class NpzArray:
             self.dtype = np.dtype(np.uint8)
         if fortran_order and len(self.shape) > 1:
             raise DatasetError(f"{self.label}: expected an array in C order, found one in Fortran order.")
-        if not self.shape:
-            raise DatasetError(f"{self.label}: expected rows, found a single number.")
+        if not 0 < len(self.shape) <= _MAX_DIMENSIONS:
+            raise DatasetError(f"{self.label}: expected rows, found an array of {len(self.shape)} dimensions.")
         if held != (expected := math.prod(self.shape) * self.dtype.itemsize):
-            raise DatasetError(f"{self.label}: expected {expected} bytes for {list(self.shape)}, found {held}.")
+            raise DatasetError(f"{self.label}: expected {expected} bytes for {quoted(list(self.shape))}, found {held}.")
 
     def _header(self, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         try:

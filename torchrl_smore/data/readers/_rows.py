@@ -96,7 +96,7 @@ def gather(array: RowArray, columns: Sequence[Column], progress: Progress) -> No
     rounded = False
     for block in array.blocks():
         rounded |= is_rounded(block)
-        with np.errstate(over="ignore"):  # an overflow becomes inf and is reported
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf and is reported
             rows = block.astype(np.float32, copy=False).reshape(len(block), -1)
         for column in columns:
             column.fill(array.label, rows, first)

@@ -25,7 +25,8 @@ from torchrl_smore.data.errors import DatasetError
 
 _PLAIN_DTYPE = re.compile(r"f[248]|[iu][1248]|b1")
 _BYTE_ORDERS = ("<", ">", "=", "|")
-_MAX_INSTRUCTIONS: Final = 1 << 21
+_MAX_INSTRUCTIONS: Final = 1 << 18  # a dictionary of arrays takes some hundred
+_MAX_PROTOCOL: Final = 5
 _MAX_SHORT: Final = 1 << 10  # bytes of text that are kept in memory
 _MAX_TUPLE: Final = 16
 _MAX_DEPTH: Final = 3  # of tuples within tuples: the state of an array holds its shape
@@ -98,13 +99,9 @@ class _Dtype:
         self.name, self.order = name, "="
 
     def set_state(self, state: Any) -> None:
-        # version, byte order, subarray, names, fields, ...: plain numbers have none of the last three
-        if (
-            not isinstance(state, tuple)
-            or len(state) < 5
-            or state[1] not in _BYTE_ORDERS
-            or any(part is not None for part in state[2:5])
-        ):
+        # version, byte order, subarray, names, fields, size, alignment, flags: the last six as plain numbers have them
+        plain = isinstance(state, tuple) and len(state) == 8 and state[2:] == (None, None, None, -1, -1, 0)
+        if not plain or state[0] not in range(5) or state[1] not in _BYTE_ORDERS:
             raise _Refused(f"refused a dtype with state {quoted(state)}: expected real numbers or booleans.")
         self.order = state[1]
 
@@ -134,7 +131,7 @@ class _Array:
         return array
 
     def set_state(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
+        if not isinstance(state, tuple) or len(state) != 5 or state[0] != 1 or type(state[3]) not in (bool, int):
             raise _Refused(f"refused an array with state {quoted(state)}.")
         _, shape, dtype, is_fortran, content = state
         self.set_content(content, dtype, shape, "F" if is_fortran else "C")
@@ -184,6 +181,12 @@ def _refuse_call(*_: Any) -> Any:
     raise _Refused("refused a direct call of numpy.ndarray.")
 
 
+def _reconstruct(kind: Any, shape: Any, dtype: Any) -> _Array:
+    if kind is not _NDARRAY or shape != (0,) or dtype not in ("b", b"b"):
+        raise _Refused(f"refused an array that is not empty at first: {_kind(kind)}, {quoted(shape)}, {quoted(dtype)}.")
+    return _Array()
+
+
 def _encode(text: Any, encoding: Any) -> Any:
     # protocols 0 to 2 write bytes this way; other codecs would import modules by name
     if not isinstance(text, (str, _Stored)) or encoding != "latin1":
@@ -195,8 +198,9 @@ def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = N
     return _Array.of(content, dtype, shape, "F" if order == "F" else "C", axes if order == "K" else None)
 
 
+_NDARRAY: Final = _Function("numpy.ndarray", _refuse_call)
 _FUNCTIONS: Final = {
-    ("numpy", "ndarray"): _Function("numpy.ndarray", _refuse_call),
+    ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Function("numpy.dtype", _Dtype),
     ("_codecs", "encode"): _Function("_codecs.encode", _encode),
 } | {
@@ -204,7 +208,7 @@ _FUNCTIONS: Final = {
     for core in ("numpy.core", "numpy._core")
     for module, name, call in (
         # the arguments describe an empty array, whose contents its state then replaces
-        ("multiarray", "_reconstruct", lambda *_: _Array()),
+        ("multiarray", "_reconstruct", _reconstruct),
         ("multiarray", "scalar", lambda dtype, content: _Array.of(content, dtype, (), "C")),
         ("numeric", "_frombuffer", _from_buffer),
     )
@@ -289,6 +293,14 @@ class _Machine:
         self._stream.seek(offset)
         content = self._bytes(length)
         self._stack.append(content if codec == "bytes" else _decoded(content, codec))
+
+    def _protocol(self) -> None:
+        if (protocol := self._number("<B")) > _MAX_PROTOCOL:
+            raise _Refused(f"expected a protocol of at most {_MAX_PROTOCOL}, found {protocol}.")
+
+    def _frame(self) -> None:
+        if (length := self._number("<Q")) > self._size - self._stream.tell():
+            raise _Refused(f"the pickle ends before its end: expected a frame of {length} bytes.")
 
     # the stack
 
@@ -407,14 +419,14 @@ def _depth(value: Any) -> int:
 def _name_of(code: bytes) -> str:
     if not code:
         raise _Refused("the pickle ends before its end.")
-    known = pickletools.code2op.get(code.decode("latin1"))
+    known = next((known for known in pickletools.opcodes if known.code == code.decode("latin1")), None)
     return known.name if known else f"{code!r}, which is none of a pickle"
 
 
 _LIST: Final = _Other("list")
 _INSTRUCTIONS: Final[dict[bytes, Callable[[_Machine], Any]]] = {
-    b"\x80": lambda m: m._number("<B"),  # PROTO
-    b"\x95": lambda m: m._number("<Q"),  # FRAME
+    b"\x80": lambda m: m._protocol(),
+    b"\x95": lambda m: m._frame(),
     b"(": lambda m: m._push(_MARK),
     b"N": lambda m: m._push(None),
     b"\x88": lambda m: m._push(True),

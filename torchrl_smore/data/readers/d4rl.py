@@ -121,7 +121,8 @@ def read(
     check_limits(max_trajectories=max_trajectories, max_transitions=max_transitions)
     goals.check()
     with reading(path, "HDF5"), open_hdf5(path) as file:
-        names = ["observations", "actions", "terminals", *(n for n in ("timeouts", "next_observations") if n in file)]
+        listed = set(file)
+        names = ["observations", "actions", "terminals", *(n for n in ("timeouts", "next_observations") if n in listed)]
         arrays = {name: Hdf5Array(path, file, name) for name in names}
         _check_lengths(path, arrays)
         if "timeouts" not in arrays and horizon is None:

@@ -97,7 +97,7 @@ def _check_shapes(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 def _prepared(path: Path, key: str, array: np.ndarray, clip: float | None) -> np.ndarray:
     if is_rounded(array):
         say_rounded(f"{path}: {key!r}")
-    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf and is reported below
         prepared = array.astype(np.float32, order="C")
     # NaN and infinities survive minimum and maximum, which need no second array; clipping would hide the infinities
     if not np.isfinite([prepared.min(), prepared.max()]).all():
