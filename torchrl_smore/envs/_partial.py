@@ -81,9 +81,12 @@ class PartialFolder:
         return True
 
     def read(self, number: int) -> dict[str, NDArray[Any]]:
-        """The arrays of a chunk, whose checksums are checked."""
-        with np.load(chunk_path(self.path, number), allow_pickle=False) as arrays:
-            return dict(arrays)
+        """The arrays of a chunk, whose checksums are checked; whatever fails then is raised as it comes."""
+        with chunk_path(self.path, number).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            held = dict(arrays)
+        if not held:
+            raise ValueError("it holds no arrays")
+        return held
 
     def remove(self) -> None:
         """Deletes the folder with everything in it."""
