@@ -224,7 +224,7 @@ def _row(group: str, count: Counter[str], slowest: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=21_000, help="damaged files")
-    parser.add_argument("--variants", type=int, default=20, help="of each hostile construction")
+    parser.add_argument("--variants", type=int, default=10, help="of each hostile construction")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts: dict[str, Counter[str]] = {}

@@ -24,6 +24,7 @@ from torchrl_smore.data._files import check_regular, open_regular, quoted, readi
 from torchrl_smore.data.errors import DatasetError
 
 _PLAIN_DTYPE = re.compile(r"f[248]|[iu][1248]|b1")
+_INTEGER = re.compile(rb"-?[0-9]+")
 _BYTE_ORDERS = ("<", ">", "=", "|")
 _MAX_INSTRUCTIONS: Final = 1 << 18  # a dictionary of arrays takes some hundred
 _MAX_PROTOCOL: Final = 5
@@ -93,15 +94,16 @@ class _Function:
 
 
 class _Dtype:
-    def __init__(self, name: Any, *_: Any) -> None:
-        if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
+    def __init__(self, name: Any, *options: Any) -> None:
+        plain = isinstance(name, str) and _PLAIN_DTYPE.fullmatch(name)
+        if not plain or len(options) > 2 or any(option not in (0, 1) for option in options):
             raise _Refused(f"refused an array of dtype {quoted(name)}: expected real numbers or booleans.")
         self.name, self.order = name, "="
 
     def set_state(self, state: Any) -> None:
         # version, byte order, subarray, names, fields, size, alignment, flags: the last six as plain numbers have them
         plain = isinstance(state, tuple) and len(state) == 8 and state[2:] == (None, None, None, -1, -1, 0)
-        if not plain or state[0] not in range(5) or state[1] not in _BYTE_ORDERS:
+        if not plain or state[0] != 3 or state[1] not in _BYTE_ORDERS:
             raise _Refused(f"refused a dtype with state {quoted(state)}: expected real numbers or booleans.")
         self.order = state[1]
 
@@ -195,7 +197,9 @@ def _encode(text: Any, encoding: Any) -> Any:
 
 
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
-    return _Array.of(content, dtype, shape, "F" if order == "F" else "C", axes if order == "K" else None)
+    if order not in ("C", "F", "K") or (order == "K") != (axes is not None):
+        raise _Refused(f"refused an array in order {quoted(order)} with axes {quoted(axes)}.")
+    return _Array.of(content, dtype, shape, order, axes)
 
 
 _NDARRAY: Final = _Function("numpy.ndarray", _refuse_call)
@@ -328,13 +332,19 @@ class _Machine:
             return
         if len(line) > 24:
             raise _Refused("refused an integer of more than 64 bits.")
-        self._push(_small(int(line.removesuffix(b"L") if long else line)))
+        digits = line.removesuffix(b"L") if long else line
+        if not _INTEGER.fullmatch(digits):
+            raise _Refused(f"expected an integer, found {quoted(line)}.")
+        self._push(_small(int(digits)))
 
     def _long(self) -> None:
         self._push(_small(int.from_bytes(self._bytes(self._number("<B")), "little", signed=True)))
 
     def _float_line(self) -> None:
-        self._push(float(self._line()))
+        line = self._line()
+        if b"_" in line:
+            raise _Refused(f"expected a number, found {quoted(line)}.")
+        self._push(float(line))
 
     def _tuple(self, values: list[Any]) -> None:
         depth = 1 + max((_depth(value) for value in values), default=0)
@@ -378,7 +388,7 @@ class _Machine:
 
     def _memo_line(self) -> int:
         line = self._line()
-        if not 0 < len(line) <= 20:
+        if not line.isdigit() or len(line) > 20:
             raise _Refused("expected the number of a value.")
         return int(line)
 
