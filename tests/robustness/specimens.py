@@ -78,6 +78,10 @@ def laid_out(episodes: list[Columns]) -> Columns:
     return {name: array.astype("?" if "terminated" in name else "f4") for name, array in columns.items()}
 
 
+def _as_rows(actions: np.ndarray) -> np.ndarray:
+    return (actions if actions.ndim == 2 else actions[:, None]).astype("f4")
+
+
 def _steps(states: Columns, action: np.ndarray, terminated: bool) -> Columns:
     """An episode from states ``[T + 1, *]`` and actions ``[T, da]``."""
     names = {"o": "observation", "ag": "achieved_goal"}
@@ -138,7 +142,7 @@ def _judge_d4rl(folder: Path) -> Columns:
                 "next observation": after,
                 "achieved_goal": states[:, :2],
                 "next achieved_goal": after[:, :2],
-                "action": held["actions"][first : row + 1][: len(after)].astype("f4").reshape(len(after), -1),
+                "action": _as_rows(held["actions"][first : row + 1][: len(after)]),
                 "desired_goal": np.tile(np.float32([0.25, -0.5]), (len(after), 1)),
                 "terminated": np.bool_(terminal[row] and "next_observations" in held),
             }
@@ -235,7 +239,7 @@ def _judge_ogbench(folder: Path) -> Columns:
         if ends[row]:
             states = held["observations"][first : row + 1].astype("f4")
             goal = np.tile(states[-1], (len(states), 1))
-            actions = held["actions"][first:row].astype("f4").reshape(row - first, -1)
+            actions = _as_rows(held["actions"][first:row])
             episodes.append(_steps({"o": states, "ag": states, "g": goal}, actions, False))
             first = row + 1
     return laid_out(episodes)
