@@ -103,11 +103,11 @@ def load_dataset(
         ValueError: if it needs ``goals`` and has none, or cannot take any.
     """
     format = format or recognise_dataset(path)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"fallen": task.has_fallen}
     robot = next((robot for prefix, robot in _ROBOTS.items() if task.name.startswith(prefix)), None)
     if robot is not None and format in ("d4rl", "minari"):
         accepted = ("goals", "observation_columns") if format == "minari" else robot
-        options = {key: robot[key] for key in accepted if key in robot}
+        options |= {key: robot[key] for key in accepted if key in robot}
     if goals is not None:
         if format in ("store", "wgcsl"):
             raise ValueError(f"dataset={path} has goals of its own: drop goal_columns and desired_goal.")
@@ -131,9 +131,6 @@ def load_dataset(
     if format != "store":
         for key in ("observation", ("next", "observation")):
             store.data[key][:, list(task.blank_columns)] = 0.0
-        if task.has_fallen is not None:
-            # a reader is told when goals are reached, and not that a fallen robot has reached none
-            store.data["next", "reward"][task.has_fallen(store.data["next", "observation"])] = 0.0
     return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)
 
 
