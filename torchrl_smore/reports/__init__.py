@@ -8,6 +8,8 @@ from torchrl_smore.reports.claims import (
     evaluate_claims,
     evaluate_partly,
 )
+from torchrl_smore.reports.diagnosis import write_diagnosis
+from torchrl_smore.reports.diagnosis_findings import Finding
 from torchrl_smore.reports.paper import Paper, PaperCell, max_return
 from torchrl_smore.reports.plots import plot_curves, read_metrics, write_gif
 from torchrl_smore.reports.report import write_report
@@ -30,11 +32,13 @@ from torchrl_smore.reports.statistics import (
     SignificanceTest,
     adjust_p_values,
     bootstrap_interval,
+    effective_sample_size,
     interquartile_mean,
     mann_whitney,
     mean_and_std,
     performance_profile,
     probability_of_improvement,
+    rank_correlation,
     smallest_p,
 )
 from torchrl_smore.reports.tables import (
@@ -52,6 +56,7 @@ __all__ = [
     "Cell",
     "Comparison",
     "Estimate",
+    "Finding",
     "Outcome",
     "Paper",
     "PaperCell",
@@ -70,6 +75,7 @@ __all__ = [
     "estimate_improvement",
     "estimate_iqm",
     "estimate_profile",
+    "effective_sample_size",
     "evaluate_claim",
     "evaluate_claims",
     "evaluate_partly",
@@ -82,6 +88,7 @@ __all__ = [
     "performance_profile",
     "plot_curves",
     "probability_of_improvement",
+    "rank_correlation",
     "read_benchmark",
     "read_curves",
     "read_files",
@@ -95,6 +102,7 @@ __all__ = [
     "to_markdown",
     "views",
     "write_curves",
+    "write_diagnosis",
     "write_gif",
     "write_report",
     "write_results",
