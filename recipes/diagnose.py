@@ -48,7 +48,7 @@ from torch import Tensor
 
 from torchrl_smore import SMORELoss, TrajectoryStore
 from torchrl_smore.envs import Task, get_task
-from torchrl_smore.reports import effective_sample_size, write_diagnosis
+from torchrl_smore.reports import DIAGNOSIS_TABLES, effective_sample_size, write_diagnosis
 from torchrl_smore.trainers import ActorPolicy, CheckpointError, latest_checkpoint, load_checkpoint
 
 FOLDER = "diagnosis"
@@ -98,8 +98,11 @@ def main(config: Config) -> None:
     about |= {"moved": config.moved * subject.task.threshold, "seeds": run.seeds}
     out = folder / FOLDER
     out.mkdir(exist_ok=True)
-    for name, rows in tables.items():
-        write_table(out / f"{name}.csv", rows)
+    for name in DIAGNOSIS_TABLES:
+        # what an earlier diagnosis has left and this one does not have would be read as its own
+        (out / f"{name}.csv").unlink(missing_ok=True)
+        if name in tables:
+            write_table(out / f"{name}.csv", tables[name])
     write_json(out / "diagnosis.json", {"about": about, "numbers": numbers, "missing": missing})
     findings = write_diagnosis(out, folder / "metrics.csv")
     print(f"{', '.join(str(part) for part in identity(run).values() if part)}, update {state['step']:,}")

@@ -98,9 +98,9 @@ def steps_to_goal(data: TensorDictBase) -> Tensor:
     """Steps until the stored goal is first reached, int64 ``[N]``: 1 where this step does; 0 after, and where none does."""
     rows = torch.arange(data.shape[0])
     reached = (data["next", "reward"] > 0).reshape(-1)
-    first = torch.full_like(rows, data.shape[0]).scatter_reduce_(
-        0, data["traj_start"][reached], rows[reached], "amin"
-    )[data["traj_start"]]
+    first = torch.full_like(rows, data.shape[0]).scatter_reduce_(0, data["traj_start"][reached], rows[reached], "amin")[
+        data["traj_start"]
+    ]
     return torch.where((first < data.shape[0]) & (rows <= first), first - rows + 1, 0)
 
 

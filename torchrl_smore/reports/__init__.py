@@ -8,7 +8,7 @@ from torchrl_smore.reports.claims import (
     evaluate_claims,
     evaluate_partly,
 )
-from torchrl_smore.reports.diagnosis import write_diagnosis
+from torchrl_smore.reports.diagnosis import DIAGNOSIS_TABLES, write_diagnosis
 from torchrl_smore.reports.diagnosis_findings import Finding
 from torchrl_smore.reports.paper import Paper, PaperCell, max_return
 from torchrl_smore.reports.plots import plot_curves, read_metrics, write_gif
@@ -53,6 +53,7 @@ from torchrl_smore.reports.tables import (
 )
 
 __all__ = [
+    "DIAGNOSIS_TABLES",
     "Cell",
     "Comparison",
     "Estimate",

@@ -19,7 +19,7 @@ from torchrl_smore.reports.plots import read_metrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TABLES = ("weights", "quantiles", "scores", "phases", "inputs", "episodes", "distances")
+DIAGNOSIS_TABLES = ("weights", "quantiles", "scores", "phases", "inputs", "episodes", "distances")
 _LONG = ("distances", "quantiles")  # drawn, not printed
 _FEWEST_ROWS = 10  # of metrics.csv, to tell growth from noise
 _DPI = 110
@@ -29,7 +29,7 @@ def write_diagnosis(folder: str | Path, metrics: str | Path | None = None) -> li
     """Writes the figures and ``index.html`` of a diagnosis into its folder, each whole or not at all.
 
     Args:
-        folder: has ``diagnosis.json`` and those of :data:`TABLES` that apply, as CSV files. Figures of other tables are
+        folder: has ``diagnosis.json`` and those of :data:`DIAGNOSIS_TABLES` that apply, as CSV files. Figures of other tables are
             removed.
         metrics: the run's ``metrics.csv``, which says whether the score still grows.
 
@@ -56,7 +56,7 @@ def read_diagnosis(folder: Path) -> Diagnosis:
     """The tables and numbers in a folder."""
     held = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))
     tables = {}
-    for name in TABLES:
+    for name in DIAGNOSIS_TABLES:
         path = folder / f"{name}.csv"
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
@@ -157,7 +157,7 @@ _PARTS = (
         ("phases",),
         "By phase",
         figures.phases_figure,
-        "States of trajectories of {experts} under their stored goals. Before: the achieved goal has not moved by more "
+        "States of trajectories ({experts}) under their stored goals. Before: the achieved goal has not moved by more "
         "than {moved:g} (of manipulation: before contact); at goal: within the threshold of {threshold:g}. Dashed: the "
         "threshold of the check.",
     ),

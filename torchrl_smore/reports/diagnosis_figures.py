@@ -56,7 +56,8 @@ def scores_figure(diagnosis: Diagnosis) -> Figure:
         axes[0].invert_xaxis()
         axes[0].set_xlabel("steps that remain to the goal", fontsize=8)
         axes[0].legend(fontsize=8, frameon=False)
-        axes[0].set_title(f"along trajectories of {diagnosis.about['experts']}", fontsize=10)
+        axes[0].xaxis.get_major_locator().set_params(integer=True)
+        axes[0].set_title(f"along trajectories ({diagnosis.about['experts']})", fontsize=10)
     _quantile_lines(axes[-1], diagnosis, "score")
     for bound in ("lower", "upper"):
         if bound in diagnosis.numbers:

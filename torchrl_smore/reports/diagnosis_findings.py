@@ -158,7 +158,7 @@ def _score(d: Diagnosis) -> list[Finding]:
             Finding(
                 "score along expert trajectories",
                 f"a rank correlation with nearness of at least {RANK:g}",
-                f"Along trajectories of {d.about['experts']} the score has a rank correlation of {ranks[0]:.2f} with "
+                f"Along trajectories ({d.about['experts']}) the score has a rank correlation of {ranks[0]:.2f} with "
                 f"nearness to the goal (the value {ranks[1]:.2f}).",
                 ranks[0] < RANK,
                 "more updates, anchors=moving or reaching, input_clip=5, a larger learning_rate; target_rate=0.02 if "
