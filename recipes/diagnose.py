@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from diagnosis import (
-    PHASES,
     Groups,
     Row,
     along_trajectories,
@@ -212,7 +211,7 @@ def measure_batch(
     drawing = dataclasses.replace(run, batch_size=config.rows, seed=config.seed)
     batch = make_sampler(drawing, task, subject.store, torch.device("cpu"), extras=("row",))()
     row = batch["row"].squeeze(-1)
-    goal = batch["actor_goal"] if "actor_goal" in batch.keys() else batch["desired_goal"]
+    goal = batch.get("actor_goal", batch["desired_goal"])
     at_goal = task.reached(data["achieved_goal"][row], goal)
     group = groups.of[trajectory_of(subject.store, row)]
     stored = (goal == data["desired_goal"][row]).all(-1)
@@ -297,7 +296,7 @@ def measure_experts(
         else:
             missing["score along expert trajectories"] = "none of them reaches its stored goal on its way."
     phase = phase_of(at_goal, subject.moving[rows])
-    tables["phases"] = phase_rows(phase, batch["action"], policy_actions(loss, batch), gap, PHASES)
+    tables["phases"] = phase_rows(phase, batch["action"], policy_actions(loss, batch), gap)
 
 
 def write_table(path: Path, rows: list[Row]) -> None:

@@ -95,7 +95,7 @@ def phase_of(at_goal: Tensor, moving: Tensor) -> Tensor:
 
 
 def steps_to_goal(data: TensorDictBase) -> Tensor:
-    """Steps until the stored goal is first reached, int64 ``[N]``: 1 where this step does; 0 after, and where none does."""
+    """Steps until the stored goal is first reached, int64 ``[N]``: 1 where this one does; 0 afterwards, or never."""
     rows = torch.arange(data.shape[0])
     reached = (data["next", "reward"] > 0).reshape(-1)
     first = torch.full_like(rows, data.shape[0]).scatter_reduce_(0, data["traj_start"][reached], rows[reached], "amin")[
@@ -212,13 +212,11 @@ def along_trajectories(remaining: Tensor, score: Tensor, value: Tensor) -> tuple
     }
 
 
-def phase_rows(
-    phase: Tensor, action: Tensor, policy_action: Tensor, gap: Tensor | None = None, names: Iterable[str] = PHASES
-) -> list[Row]:
+def phase_rows(phase: Tensor, action: Tensor, policy_action: Tensor, gap: Tensor | None = None) -> list[Row]:
     """Of each phase: how near the policy is to the expert, and whether the score prefers the expert to chance.
 
     Args:
-        phase: position in ``names``, int64 ``[n]``.
+        phase: position in :data:`PHASES`, int64 ``[n]``.
         action: the expert's, ``[n, A]``.
         policy_action: the policy's in the same states, ``[n, A]``.
         gap: score of the expert's action less that of a random one, ``[n]``; ``None`` where there is no score.
@@ -231,7 +229,7 @@ def phase_rows(
     cosine = torch.nn.functional.cosine_similarity(action.double(), policy_action.double(), dim=-1)
     error = (action - policy_action).double().square().mean(-1)
     found = []
-    for number, name in enumerate(names):
+    for number, name in enumerate(PHASES):
         own = phase == number
         if not own.any():
             continue

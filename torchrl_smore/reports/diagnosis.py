@@ -29,8 +29,8 @@ def write_diagnosis(folder: str | Path, metrics: str | Path | None = None) -> li
     """Writes the figures and ``index.html`` of a diagnosis into its folder, each whole or not at all.
 
     Args:
-        folder: has ``diagnosis.json`` and those of :data:`DIAGNOSIS_TABLES` that apply, as CSV files. Figures of other tables are
-            removed.
+        folder: has ``diagnosis.json`` and those of :data:`DIAGNOSIS_TABLES` that apply, as CSV files. Figures of
+            other tables are removed.
         metrics: the run's ``metrics.csv``, which says whether the score still grows.
 
     Returns:
@@ -141,8 +141,8 @@ _PARTS = (
         "Weights of the regression",
         figures.weights_figure,
         "Rows are drawn as in training. There: the row begins where its goal is reached. Moving: the achieved goal has "
-        "moved since the start, or moves in this step, by more than {moved:g}. Lines: 5 to 95%, thick 25 to 75%, ticks 1 "
-        "and 99%, dot the median.",
+        "moved since the start, or moves in this step, by more than {moved:g}. Lines: 5 to 95%, thick 25 to 75%, ticks "
+        "1 and 99%, dot the median.",
     ),
     (
         "scores",
@@ -166,8 +166,8 @@ _PARTS = (
         ("inputs",),
         "Inputs",
         figures.inputs_figure,
-        "Standardised by the data's mean and deviation, before any clip, over all rows; dashed: 5, and the threshold of "
-        "the check.",
+        "Standardised by the data's mean and deviation, before any clip, over all rows; dashed: 5, and the threshold "
+        "of the check.",
     ),
     (
         "episodes",

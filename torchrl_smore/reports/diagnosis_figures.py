@@ -125,7 +125,7 @@ def _quantile_lines(axis: Axes, diagnosis: Diagnosis, quantity: str) -> None:
     for row in diagnosis.tables["quantiles"]:
         if row["quantity"] == quantity:
             groups[row["group"]][row["quantile"]] = float(row["value"])
-    for place, (name, at) in enumerate(groups.items()):
+    for place, at in enumerate(groups.values()):
         colour = _COLOURS[place % len(_COLOURS)]
         axis.plot([at["0.05"], at["0.95"]], [-place] * 2, color=colour, linewidth=1.5)
         axis.plot([at["0.25"], at["0.75"]], [-place] * 2, color=colour, linewidth=6, solid_capstyle="butt")

@@ -25,8 +25,8 @@ _ADVICE = {
     "more rows of that phase (anchors=moving), more updates, experts that a network can imitate",
     "reached and left": "the goal is met and lost: see the rows at the goal; her_ratio below 1 or more experts show "
     "how to stay",
-    "farther than at the start": "what is moved goes the wrong way: precision at the contact is missing, where rows are "
-    "rare: anchors=moving, input_clip=5, more experts",
+    "farther than at the start": "what is moved goes the wrong way: precision at the contact is missing, where rows "
+    "are rare: anchors=moving, input_clip=5, more experts",
     "short of the goal": "the way is right and too short: more updates, or more rows on the way (anchors=moving)",
 }
 
@@ -117,8 +117,8 @@ def _weights(d: Diagnosis) -> list[Finding]:
             f"{batch:.0f}); temperature times the advantage's standard deviation is "
             f"{d.numbers['temperature'] * d.numbers['advantage_std']:.1f}.",
             effective < EFFECTIVE,
-            "a lower temperature; a smaller gamma, which makes a step worth more of the score; and method=hindsight_bc, "
-            "the same regression without weights, as the control to beat",
+            "a lower temperature; a smaller gamma, which makes a step worth more of the score; and "
+            "method=hindsight_bc, the same regression without weights, as the control to beat",
         )
     ]
     if 0.0 < rows < 1.0:
@@ -215,8 +215,8 @@ def _phases(d: Diagnosis) -> list[Finding]:
                 f"The policy's action and the expert's have a mean cosine of {cosine:.2f} {place} (error "
                 f"{float(row['error']):.2f}).",
                 cosine < COSINE,
-                "more rows of this phase (anchors=moving), more updates or a larger learning_rate, a lower temperature, "
-                "experts that a network can imitate",
+                "more rows of this phase (anchors=moving), more updates or a larger learning_rate, a lower "
+                "temperature, experts that a network can imitate",
             )
         )
     return found
