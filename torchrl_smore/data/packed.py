@@ -69,8 +69,8 @@ class GoalBatchSampler:
         terminate_at_goal: see :class:`HindsightGoalTransform`.
         q: whether to sample goal transitions at all.
         extras: entries for baselines and diagnosis: ``"achieved_goal"`` ``[B, G]``; ``"goal_offset"``, int64
-            ``[B, 1]``, steps from the transition to the row whose goal it was given (0: it enters that goal itself; -1: it kept its
-            stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory;
+            ``[B, 1]``, steps from the transition to the row whose goal it was given (0: it enters that goal itself;
+            -1: it kept its stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory;
             ``"row"``, int64 ``[B, 1]``, the transition's row in ``data``.
         seed: seed of the generator.
         device: where the table lies.

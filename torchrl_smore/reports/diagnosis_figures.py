@@ -24,6 +24,7 @@ _OUTCOMES = {
     "short of the goal": "#E69F00",
 }
 _MOST_COLUMNS = 20
+_TICKS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 def weights_figure(diagnosis: Diagnosis) -> Figure:
@@ -94,6 +95,9 @@ def inputs_figure(diagnosis: Diagnosis) -> Figure:
         axis.axvline(bound, color=colour, linestyle="--", linewidth=1)
     axis.set_yticks(place, [_input_name(row) for row in rows], fontsize=7)
     axis.set_xscale("log")
+    axis.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(1.0, 1.2 * max(FARTHEST, *_numbers(rows, "largest")))
     axis.set_title("largest |z| (share of rows beyond 5)", fontsize=10)
     return figure
 
