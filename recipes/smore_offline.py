@@ -394,8 +394,10 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
     )
 
 
-def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> GoalBatchSampler:
-    """The batches that the chosen method reads."""
+def make_sampler(
+    config: Config, task: Task, store: TrajectoryStore, device: torch.device, extras: Sequence[str] = ()
+) -> GoalBatchSampler:
+    """The batches that the chosen method reads, with further entries for other readers."""
     method = METHODS[config.method]
     rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
     goals = parse_strategy(config.goals or method.strategy)
@@ -415,7 +417,7 @@ def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: tor
         reward_values=rewards or (0.0, 1.0),
         terminate_at_goal=method.terminate_at_goal,
         q=method.goal_transitions,
-        extras=method.extras,
+        extras=(*method.extras, *extras),
         seed=config.seed,
         device=device,
     )
