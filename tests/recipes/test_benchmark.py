@@ -199,7 +199,7 @@ def test_two_drivers_in_one_folder_are_refused(recipe, copy):
     with (copy / "out" / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before = files(copy)
-        assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "another benchmark is running")
+        assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "benchmark folder", "in use by")
     assert recipe("benchmark.py", *QUICK, cwd=copy).status == 0
 
 

@@ -30,7 +30,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     state, meta = load_checkpoint(path, {"task": "FetchReach"})
     torch.testing.assert_close(state["nested"]["weight"], STATE["nested"]["weight"])
     assert (state["step"], state["nested"]["list"]) == (3, [1, None, "text", 2.5])
-    assert (meta["task"], meta["step"], meta["format_version"]) == ("FetchReach", 3, 2)
+    assert (meta["task"], meta["step"], meta["format_version"]) == ("FetchReach", 3, 3)
     assert latest_checkpoint(tmp_path / "runs" / "a") == path
 
 
@@ -59,8 +59,8 @@ def test_other_folders_are_neither_taken_for_checkpoints_nor_removed(tmp_path):
 
 
 def fail_in_save(monkeypatch):
-    def save(state, path):
-        path.write_bytes(b"half")
+    def save(state, file):
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", save)
