@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from torchrl_smore.envs import (
 )
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.reports import write_gif
-from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
+from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, locked, mean_metrics
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -184,17 +184,26 @@ def collect_or_load(
         "medium_policy": medium_policy,
     }
     out = dataset_folder(folder, task, seed=seed, **composition, **given)
+    # a second process with the same request waits here, and then takes what the first has made
+    with _collecting(out):
+        if out.exists():
+            log.info("dataset: %s", out)
+            return TrajectoryStore.load(out)
+        return collect(
+            task,
+            **task.composition(**composition),
+            **given,
+            seed=seed,
+            out=out,
+            progress=sys.stderr.isatty(),
+        )
+
+
+def _collecting(out: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock that :func:`torchrl_smore.envs.collect` takes; none where a store is there already."""
     if out.exists():
-        log.info("dataset: %s", out)
-        return TrajectoryStore.load(out)
-    return collect(
-        task,
-        **task.composition(**composition),
-        **given,
-        seed=seed,
-        out=out,
-        progress=sys.stderr.isatty(),
-    )
+        return contextlib.nullcontext()
+    return locked(out.with_name(f".{out.name}.lock"), f"dataset {out}", wait=True, on_wait=log.warning)
 
 
 def dataset_folder(
@@ -277,39 +286,69 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+def without_nan(value: Any) -> Any:
+    """Nested plain values with ``None`` in place of every number that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes what :func:`write_text` and others of a killed process left half written in a folder of its own."""
+    for left in folder.glob(".*.partial"):
+        left.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has ended a run, whose checkpoint is saved; ``signum`` says which."""
+
+    def __init__(self, advice: str, signum: int) -> None:
+        super().__init__(advice)
+        self.signum = signum
+
+
 @contextlib.contextmanager
-def stopping_on_interrupt(trainer: OfflineTrainer, advice: str) -> Iterator[None]:
-    """Within it, Ctrl-C stops training at the next multiple of an interval, with a checkpoint; a second one at once.
+def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) -> Iterator[None]:
+    """Within it, SIGINT (Ctrl-C), SIGTERM and SIGHUP ask for a stop with a checkpoint; a second one stops at once.
+
+    SIGTERM and SIGHUP are left to whoever has a handler of his own for them or ignores them, as ``nohup`` does.
 
     Args:
-        trainer: its state is whole between two intervals only, where its hooks run.
-        advice: message of the ``KeyboardInterrupt`` that is then raised.
+        request_stop: called by the signal handler; saves and raises what it is given as soon as it can.
+        advice: message of that.
+
+    Raises:
+        Stopped: at its end, if a signal came too late for anything to be stopped.
     """
-    interrupted = False
+    stopped: Stopped | None = None
 
-    def note(*_: object) -> None:
-        nonlocal interrupted
-        if interrupted:
-            raise KeyboardInterrupt(advice)
-        interrupted = True
-        print("\nstopping after this interval; Ctrl-C again stops at once", file=sys.stderr)
+    def note(signum: int, _: object) -> None:
+        nonlocal stopped
+        error = Stopped(advice, signum)
+        if stopped is not None:
+            raise error
+        stopped = error
+        request_stop(error)
+        print(f"\n{signal.Signals(signum).name}: stopping with a checkpoint; again stops at once", file=sys.stderr)
 
-    def stop() -> None:
-        if interrupted:
-            trainer.save()
-            raise KeyboardInterrupt(advice)
-
-    trainer.register_op("post_steps", stop)
-    before = signal.signal(signal.SIGINT, note)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, note)}
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is signal.SIG_DFL:
+            before[each] = signal.signal(each, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if stopped is not None:
+        raise stopped
 
 
 class ProgressLines:

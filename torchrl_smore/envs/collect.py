@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.metadata
+import logging
 import os
 import queue
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from torchrl_smore._lock import locked
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs._worker import Worker
@@ -32,6 +36,7 @@ _CHUNK = 20  # episodes in one unit of work and of resumption: about a second of
 _LOCKSTEP = 2  # simulators stepped together in a worker: more of them no longer share the cache
 _PACKAGES = ("torchrl-smore", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 _SIMULATORS = ("gymnasium-robotics", "mujoco")
+_logger = logging.getLogger("torchrl_smore")
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,9 @@ def collect(
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
-    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at ``out`` and the folder removed.
+    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
+    ``out`` and the folder removed. A second process with the same ``out`` waits until the first has ended; a line of
+    the log says so.
 
     Args:
         task: the task or its name.
@@ -162,9 +169,7 @@ def collect(
     )
     num_workers = _num_workers(workers, request)
     target = None if out is None else Path(out)
-    if target is not None and target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
-    with _partial_folder(target, request) as partial:
+    with _reserved(target, overwrite), _partial_folder(target, request) as partial:
         _fill(request, partial, num_workers, progress)
         store = _assemble(request, partial)
         if target is not None:
@@ -255,6 +260,25 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _reserved(target: Path | None, overwrite: bool) -> Iterator[None]:
+    """Keeps other processes from ``target``; clears away there what a killed one left beside it."""
+    if target is None:
+        yield
+        return
+    with locked(target.with_name(f".{target.name}.lock"), f"dataset {target}", wait=True, on_wait=_logger.warning):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.replaced-*"):
+            if not target.exists():
+                # killed between moving the old store aside and putting the new one in its place
+                left.rename(target)
+        for kind in ("partial", "replaced"):
+            for left in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+        yield
 
 
 @contextlib.contextmanager
