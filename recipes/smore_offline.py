@@ -44,7 +44,7 @@ from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
-from torchrl_smore.data import ANCHOR_RULES, anchor_weights, standardization
+from torchrl_smore.data import ANCHOR_RULES, anchor_weights, check_anchor_rule, standardization
 from torchrl_smore.data.readers import FORMATS, Goals
 from torchrl_smore.envs import EnvPool, Task, get_task, task_names
 from torchrl_smore.functional.goals import STRATEGIES, check_strategy
@@ -106,7 +106,7 @@ class Config:
         None, "[NUMBER, ...] with goal_columns: the desired goal; none: what the trajectory achieves at its end"
     )
     num_trajectories: int | None = option(
-        None, "trajectories to collect when no dataset is given; none: the preset's (1,000; 40,000)"
+        None, "trajectories to collect when no dataset is given; none: the task's and preset's (1,000; 40,000)"
     )
     expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
     action_noise: float = option(
@@ -132,9 +132,11 @@ class Config:
     formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
-    expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.8 SMORe)")
+    expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
     temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (3 SMORe)")
-    gamma: float | None = option(None, "discount of the objective, in (0, 1); none: the method's (0.99 SMORe)")
+    gamma: float | None = option(
+        None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
+    )
     residual_coef: float = option(0.25, "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed")
     actor: str | None = option(None, "SMORe: awr, score (Table 16); contrastive RL: ddpgbc, awr")
     value_target: str | None = option(None, "SMORe: whose action the value is fitted at: dataset, policy (Table 16)")
@@ -145,11 +147,11 @@ class Config:
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
     weight_clip: float | None = option(None, "largest weight of a row in the regression; none: the loss's (100)")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
-    her_ratio: float | None = option(
-        None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
-    )
+    her_ratio: float | None = option(None, "probability of relabelling a goal, in [0, 1]; none: the method's (1 SMORe)")
     anchors: str | None = option(
-        None, f"rows that most samples start from: {', '.join(ANCHOR_RULES)}; none: the preset's (moving; uniform)"
+        None,
+        f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, or such as moving+reaching; none: the preset's "
+        "(reaching; uniform)",
     )
     anchor_share: float = option(0.8, "share of samples that start from those rows, the others from any, in [0, 1]")
     goals: str | None = option(
@@ -163,12 +165,14 @@ class Config:
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
-    learning_rate: float | None = option(None, "of Adam; none: the method's (3e-4 SMORe)")
+    learning_rate: float | None = option(None, "of Adam; none: the method's (1e-3 SMORe)")
     target_rate: float | None = option(
         None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
     )
     eval_episodes: int = option(50, "episodes of an evaluation")
-    eval_interval: int | None = option(None, "updates between evaluations; none: the preset's (500; 10,000)")
+    eval_interval: int | None = option(
+        None, "updates between evaluations; none: an eighth of them, or the preset's (10,000)"
+    )
     log_interval: int | None = option(None, "updates between rows of metrics.csv; none: the preset's (50; 1,000)")
     save_interval: int | None = option(None, "updates between checkpoints; none: the preset's (1,000; 10,000)")
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
@@ -260,7 +264,10 @@ def with_defaults(config: Config) -> Config:
     get_task(config.task)
     for name, valid in (("method", METHODS), ("preset", PRESETS)):
         check_name(config, name, list(valid))
-    return resolve(config)
+    config = resolve(config)
+    if config.eval_interval is None and config.steps is not None:
+        config = dataclasses.replace(config, eval_interval=max(1, config.steps // 8))
+    return config
 
 
 def check_name(config: Config, name: str, valid: list[str | None]) -> None:
@@ -339,9 +346,10 @@ def check(config: Config) -> None:
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": get_args(Compile), "kernels": KERNELS, "logger": (None, *LOGGERS)}
-    names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE, "anchors": tuple(ANCHOR_RULES)}
+    names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE}
     for name, valid in names.items():
         check_name(config, name, list(valid))
+    check_anchor_rule(config.anchors)
     for goals in (config.goals, config.actor_goals):
         if goals is not None:
             parse_strategy(goals)
