@@ -1,7 +1,7 @@
 """Defaults of preset, method and task, from the YAML files in ``configs/``.
 
-What the user gives comes first, then ``configs/task/TASK.yaml`` (its ``methods`` section of the chosen method, which may
-have ``presets`` of its own, its ``presets`` section of the chosen preset, its own options), then
+What the user gives comes first, then ``configs/task/TASK.yaml`` (its ``methods`` section of the chosen method, which
+may have ``presets`` of its own, its ``presets`` section of the chosen preset, its own options), then
 ``configs/method/METHOD.yaml`` (its ``presets`` section, its own options), then ``configs/preset/PRESET.yaml``, then the
 dataclass of the recipe, which alone decides what options there are.
 """

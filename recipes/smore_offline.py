@@ -69,6 +69,7 @@ LOGGERS = ("tensorboard", "wandb")
 LOSS_OPTIONS = (
     *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
     *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight", "weight_clip"),
+    "advantage_unit",
 )
 ON_DIVERGENCE = ("stop", "continue")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
@@ -133,7 +134,7 @@ class Config:
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
     expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (3 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (30 SMORe)")
     gamma: float | None = option(
         None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
     )
@@ -145,6 +146,9 @@ class Config:
     bc_coef: float | None = option(None, "contrastive RL: weight of cloning beside the critic's gradient, not negative")
     reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
+    advantage_unit: str | None = option(
+        None, "what the temperature multiplies advantages in: score, horizon (1/(1 - gamma) of it); none: the method's"
+    )
     weight_clip: float | None = option(None, "largest weight of a row in the regression; none: the loss's (100)")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
     her_ratio: float | None = option(None, "probability of relabelling a goal, in [0, 1]; none: the method's (1 SMORe)")

@@ -116,7 +116,8 @@ def anchor_weights(
     chosen = torch.stack([each.select(data, bound) for each in rules]).all(0)
     count, rows = int(chosen.sum()), chosen.shape[0]
     if count == 0:
-        message = f"the anchor rule {rule!r} chooses none of {rows:,} rows: it needs {' and '.join(each.needs for each in rules)}"
+        needs = " and ".join(each.needs for each in rules)
+        message = f"the anchor rule {rule!r} chooses none of {rows:,} rows: it needs {needs}"
         if not or_uniform:
             raise ValueError(f"{message}. Use 'uniform', another rule, or weights of your own.")
         _logger.warning("%s; anchors are drawn from all rows.", message)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore.objectives.actor import AWRActorLoss
-from torchrl_smore.objectives.advantage import AdvantageLoss
+from torchrl_smore.objectives.advantage import AdvantageLoss, AdvantageUnit
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.qvalue import QValueLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
@@ -138,6 +138,7 @@ class GCIQLLoss(InSampleLoss):
         temperature: float = 3.0,
         gamma: float = 0.99,
         weight_clip: float = 100.0,
+        advantage_unit: AdvantageUnit = "score",
         use_terminated: bool = True,
         kernels: Kernels = "auto",
         reduction: Reduction | None = None,
