@@ -134,7 +134,7 @@ class Config:
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
     expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (30 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (10 SMORe)")
     gamma: float | None = option(
         None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
     )
