@@ -7,7 +7,7 @@ import pytest
 from torchrl_smore.envs.experts import ActorExpert, PointExpert
 from torchrl_smore.envs.point import PointWorld
 
-SMALL = ("rounds=3", "first_episodes=20", "episodes=20", "updates=300", "final_updates=1000", "num_envs=20")
+SMALL = ("rounds=3", "first_episodes=20", "episodes=20", "updates=150", "final_updates=600", "num_envs=20")
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def test_a_student_solves_what_its_expert_solves(distilled):
     assert meta["expert"]["success"] >= 0.98
     assert meta["expert"]["discounted_return"] >= 0.97 * meta["scripted"]["discounted_return"]
     assert meta["command"] == (
-        "python recipes/distill_expert.py task=PointReach rounds=3 first_episodes=20 episodes=20 updates=300 "
-        "final_updates=1000 num_envs=20 seed=1"
+        "python recipes/distill_expert.py task=PointReach rounds=3 first_episodes=20 episodes=20 updates=150 "
+        "final_updates=600 num_envs=20 seed=1"
     )
     assert meta["sha256"] == hashlib.sha256((distilled / "expert.npz").read_bytes()).hexdigest()
     assert (distilled / "curves.png").read_bytes().startswith(b"\x89PNG")
