@@ -373,7 +373,8 @@ def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], 
     door = world.goal == "door"
     angle = ("door angle [rad]",) if door else ()
     more = (
-        "Success is the published reward's (0.06 rad); its info has a stricter one (0.02 rad)."
+        "Success is the published reward's (0.06 rad), in the return and in the success rate; the official success rate "
+        "counts what is within 0.02 rad, its return what is within 0.06."
         if door
         else "Episodes start in the middle of the hand's box."
     )
