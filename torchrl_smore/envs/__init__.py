@@ -1,6 +1,7 @@
 """Tasks, their environments and scripted experts, and the collection of datasets.
 
-Importing this needs gymnasium only; the simulators are imported when an environment is built.
+Importing this needs numpy only, and so do the point tasks, :class:`EnvPool` and collection on them; gymnasium and the
+simulators of the other tasks, of the extra ``envs``, are asked for when an environment is built.
 """
 
 from torchrl_smore.envs._rollout import quality, task_actor

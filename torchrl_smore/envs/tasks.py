@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium
-
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs.batch import BatchEnv, GymBatch
 from torchrl_smore.envs.experts import (
     Expert,
@@ -77,7 +76,7 @@ class Task:
     goal_columns: tuple[str, ...]
     action_columns: tuple[str, ...]
     threshold: float
-    make_base_env: Callable[[], gymnasium.Env]
+    make_base_env: Callable[[], Env]
     make_expert: Callable[[], Expert | PlanningExpert]
     description: str
     paper_note: str
@@ -184,7 +183,7 @@ class Task:
         counts = {"expert": experts, "medium": 0, "random": 0} | {self.rest: rest}
         return {f"{kind}_episodes": count for kind, count in counts.items()}
 
-    def make_env(self) -> gymnasium.Env:
+    def make_env(self) -> Env:
         """Builds the environment: float32 observations, 0/1 reward, ``info["is_success"]``, never truncated.
 
         Raises:
@@ -377,7 +376,8 @@ def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], 
     door = world.goal == "door"
     angle = ("door angle [rad]",) if door else ()
     more = (
-        "Success is the published reward's (0.06 rad); its info has a stricter one (0.02 rad)."
+        "Success is the published reward's (0.06 rad), in the return and in the success rate; the official success "
+        "rate counts what is within 0.02 rad, its return what is within 0.06."
         if door
         else "Episodes start in the middle of the hand's box."
     )
