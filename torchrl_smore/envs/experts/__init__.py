@@ -6,6 +6,12 @@ from torchrl_smore.envs.experts.fetch_pick import FetchPickExpert
 from torchrl_smore.envs.experts.fetch_push import FetchPushExpert
 from torchrl_smore.envs.experts.fetch_reach import FetchReachExpert
 from torchrl_smore.envs.experts.fetch_slide import FetchSlideExpert
+from torchrl_smore.envs.experts.fetch_slide_reactive import (
+    FetchSlideReactiveExpert,
+    LandingModel,
+    puck_velocity,
+    strike_inputs,
+)
 from torchrl_smore.envs.experts.hand_reach import HandReachExpert
 from torchrl_smore.envs.experts.point import PointExpert
 from torchrl_smore.envs.experts.policy import policy_files, read_policy
@@ -20,7 +26,9 @@ __all__ = [
     "FetchPushExpert",
     "FetchReachExpert",
     "FetchSlideExpert",
+    "FetchSlideReactiveExpert",
     "HandReachExpert",
+    "LandingModel",
     "PlanningExpert",
     "PointExpert",
     "ReacherExpert",
@@ -28,7 +36,9 @@ __all__ = [
     "SawyerReachExpert",
     "begin_episodes",
     "policy_files",
+    "puck_velocity",
     "read_actor",
     "read_policy",
+    "strike_inputs",
     "write_actor",
 ]
