@@ -18,6 +18,7 @@ INPUT_DIM, OUTPUT_DIM = 19, 5
 _LANDING = Path(__file__).parents[1] / "assets" / "actors" / "FetchSlide" / "landing.npz"
 _MOVES = 0.004  # speed from which the puck was met, in m/step
 _GOAL_RADIUS = 0.05
+_FINEST = -4.4  # logarithm of the smallest standard deviation (m) that the points of the disc resolve
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class LandingModel:
         out = self._outputs(strike_inputs(np.repeat(state[None], len(strikes), 0), strikes)).astype(np.float64)
         mean, spread, correlation = (
             out[:, :2],
-            np.exp(np.clip(8.0 * out[:, 2:4], -6.0, 1.0)),
+            np.exp(np.clip(8.0 * out[:, 2:4], _FINEST, 1.0)),
             0.95 * np.tanh(out[:, 4:]),
         )
         # the mean of the density over points of the disc, times its area
@@ -181,12 +182,12 @@ def _candidates(angle: float) -> Array:
 
 
 def _disc() -> Array:
-    turns = np.arange(6) * (np.pi / 3.0)
-    rings = [
-        radius * np.stack([np.cos(turns + shift), np.sin(turns + shift)], axis=-1)
-        for radius, shift in ((0.022, 0.0), (0.04, 0.5))
-    ]
-    return np.concatenate([np.zeros((1, 2)), *rings])
+    """19 points of the goal's disc, one for each of as many cells of equal area: a centre and two rings."""
+    rings = [np.zeros((1, 2))]
+    for count, cells in ((6, 4), (12, 13)):  # cells inside the middle of the ring
+        turns = np.arange(count) * (2.0 * np.pi / count)
+        rings.append(_GOAL_RADIUS * np.sqrt(cells / 19) * np.stack([np.cos(turns), np.sin(turns)], axis=-1))
+    return np.concatenate(rings)
 
 
 _DISC = _disc()
