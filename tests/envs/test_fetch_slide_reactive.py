@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from torchrl_smore.envs import TASKS
+from torchrl_smore.envs import TASKS, EnvPool, collect
 from torchrl_smore.envs.experts import (
     Actor,
     FetchSlideReactiveExpert,
@@ -139,9 +139,30 @@ def test_rows_do_not_depend_on_each_other_and_the_expert_reaches_other_processes
 def test_a_file_that_is_no_landing_model_is_refused(tmp_path):
     path = tmp_path / "actor.npz"
     write_actor(path, [(np.zeros((4, 19), np.float32), np.zeros(4, np.float32))])
-    with pytest.raises(ValueError, match=r"no landing model: expected .* \(19, 5, 'relu', 'clip'\).*found \(19, 4"):
+    with pytest.raises(
+        ValueError, match=r"no landing model: expected .* \(19, 5, 'relu', 'clip'\).*found \(19, 4.*not standardised"
+    ):
         LandingModel(path)
     with pytest.raises(ValueError, match=r"expected the file of a trained actor, found none"):
         dataclasses.replace(FetchSlideReactiveExpert(), model=tmp_path / "none.npz")(
             observation((1.25, 0.75), (1.3, 0.75), (1.7, 0.75))
         )
+
+
+def test_a_landing_model_is_an_expert_policy(tmp_path):
+    path = write_model(tmp_path / "model.npz", 0.8)
+    task = dataclasses.replace(SLIDE, horizon=12)
+    store = collect(task, expert_episodes=2, random_episodes=0, seed=0, expert_policy=path, workers=1, progress=False)
+    expert, states = FetchSlideReactiveExpert(path), store.data["observation"].reshape(2, -1, 25)
+    actions, goals = store.data["action"].reshape(2, 12, 4), store.data["desired_goal"].reshape(2, -1, 3)
+    for episode in range(2):
+        seen = {"observation": states[episode, :12].numpy(), "desired_goal": goals[episode, :1].numpy().repeat(12, 0)}
+        np.testing.assert_array_equal(expert(seen), actions[episode].numpy())
+
+
+def test_the_model_of_the_package_slides_pucks_into_goals():
+    with EnvPool(SLIDE, 8) as pool:
+        seen, expert = pool.reset(range(10_000_000, 10_000_008)), SLIDE.teacher()
+        for _ in range(SLIDE.horizon):
+            seen, reward = pool.step(expert(seen))
+    assert reward.sum() >= 3  # of 8, where 5 are expected

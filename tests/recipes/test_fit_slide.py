@@ -34,21 +34,21 @@ def test_trials_that_were_cut_off_land_where_whole_ones_tell(fit_slide):
 
 def test_the_model_learns_the_mean_and_the_spread_of_a_known_law(fit_slide, tmp_path):
     generator = np.random.default_rng(0)
-    made = trials(4000, generator)
-    noise = 0.05 * generator.standard_normal((4000, 2))
+    made = trials(1500, generator)
+    noise = 0.05 * generator.standard_normal((1500, 2))
     made["after"][:, 14:16] = 0.02
     made["rest"][:, :2] = made["after"][:, 3:5] + 0.24
     made["after"][:, 3:5] = made["state"][:, 3:5] + 0.3 * made["action"] + noise
     made["rest"][:, :2] = made["after"][:, 3:5] + 0.24
     torch.manual_seed(0)
-    model, error = fit_slide.fit(made, fit_slide.Config(hidden=32), 600)
+    model, error = fit_slide.fit(made, fit_slide.Config(hidden=16, batch_size=128), 400)
     # the median distance of a point of a normal distribution in the plane is 1.177 standard deviations
-    assert error == pytest.approx(1.177 * 0.05, rel=0.15)
+    assert error == pytest.approx(1.177 * 0.05, rel=0.25)
     fit_slide.write_actor(tmp_path / "model.npz", model)
     strikes = np.array([[0.5, -0.5], [0.0, 0.8]])
     chance, mean = LandingModel(tmp_path / "model.npz").success(np.zeros(25), strikes, np.array([0.39, 0.09]))
-    np.testing.assert_allclose(mean, 0.3 * strikes + 0.24, atol=0.02)
-    assert chance[0] == pytest.approx(1.0 - np.exp(-0.5), abs=0.06)  # a disc of one standard deviation
+    np.testing.assert_allclose(mean, 0.3 * strikes + 0.24, atol=0.03)
+    assert chance[0] == pytest.approx(1.0 - np.exp(-0.5), abs=0.1)  # a disc of one standard deviation
 
 
 def test_the_recipe_tries_strikes_and_a_resumed_run_repeats_none(recipe, tmp_path):

@@ -50,7 +50,8 @@ class Task:
         make_base_env: builds the simulator's environment, before it is wrapped.
         make_expert: builds the scripted expert; :func:`~torchrl_smore.envs.begin_episodes` says how to use it.
         make_teacher: builds a memoryless controller where the scripted expert plans ahead, so that its actions do not
-            follow from what is seen; ``None``: the scripted expert is memoryless. See :meth:`teacher`.
+            follow from what is seen, from its model (a file) or that of the package; ``None``: the scripted expert is
+            memoryless. See :meth:`teacher`.
         make_batch: builds a natively vectorised :class:`~torchrl_smore.envs.batch.BatchEnv` from a number of
             environments and the action noise; ``None`` steps ``make_env()`` that many times.
         description: one sentence for people.
@@ -84,7 +85,7 @@ class Task:
     make_expert: Callable[[], Expert | PlanningExpert]
     description: str
     paper_note: str
-    make_teacher: Callable[[], Expert] | None = None
+    make_teacher: Callable[..., Expert] | None = None
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
     blank_columns: tuple[int, ...] = ()

@@ -9,6 +9,7 @@ from torchrl_smore.envs.experts.fetch_slide import FetchSlideExpert
 from torchrl_smore.envs.experts.fetch_slide_reactive import (
     FetchSlideReactiveExpert,
     LandingModel,
+    is_landing_model,
     puck_velocity,
     strike_inputs,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "SawyerDoorExpert",
     "SawyerReachExpert",
     "begin_episodes",
+    "is_landing_model",
     "policy_files",
     "puck_velocity",
     "read_actor",

@@ -13,8 +13,7 @@ from torchrl_smore.envs.experts._around import drive_round
 from torchrl_smore.envs.experts._base import Array, length, within_unit_box
 from torchrl_smore.envs.experts.actor_file import Actor, read_actor
 
-#: Columns of :func:`strike_inputs` and outputs of a landing model.
-INPUT_DIM, OUTPUT_DIM = 19, 5
+_FORM = (19, 5, "relu", "clip")  # columns of strike_inputs, outputs, activation and output of a landing model
 _LANDING = Path(__file__).parents[1] / "assets" / "actors" / "FetchSlide" / "landing.npz"
 _MOVES = 0.004  # speed from which the puck was met, in m/step
 _GOAL_RADIUS = 0.05
@@ -109,13 +108,12 @@ class LandingModel:
 
     def __init__(self, path: str | Path) -> None:
         self._network: Actor = read_actor(path)
-        network = self._network
-        found = (network.input_dim, len(network.layers[-1][1]), network.activation, network.output)
-        expected = (INPUT_DIM, OUTPUT_DIM, "relu", "clip")
-        if found != expected or network.mean is None:
+        if not is_landing_model(self._network):
+            network = self._network
+            found = (network.input_dim, len(network.layers[-1][1]), network.activation, network.output)
             raise ValueError(
-                f"{path} is no landing model: expected (inputs, outputs, activation, output) to be {expected}, with "
-                f"standardised inputs, found {found}{'' if network.mean is not None else ', not standardised'}."
+                f"{path} is no landing model: expected (inputs, outputs, activation, output) to be {_FORM}, with "
+                f"standardised inputs, found {found}, {'not ' if network.mean is None else ''}standardised."
             )
 
     def success(self, state: Array, strikes: Array, way: Array) -> tuple[Array, Array]:
@@ -149,6 +147,12 @@ class LandingModel:
             hidden = np.maximum(hidden @ weight.T + bias, 0.0)
         weight, bias = network.layers[-1]
         return np.clip(hidden @ weight.T + bias, -1.0, 1.0)
+
+
+def is_landing_model(network: Actor) -> bool:
+    """Whether a network in the file format of actors may be a :class:`LandingModel`."""
+    found = (network.input_dim, len(network.layers[-1][1]), network.activation, network.output)
+    return found == _FORM and network.mean is not None
 
 
 def puck_velocity(state: Array) -> Array:
