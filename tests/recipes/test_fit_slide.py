@@ -34,14 +34,14 @@ def test_trials_that_were_cut_off_land_where_whole_ones_tell(fit_slide):
 
 def test_the_model_learns_the_mean_and_the_spread_of_a_known_law(fit_slide, tmp_path):
     generator = np.random.default_rng(0)
-    made = trials(1500, generator)
-    noise = 0.05 * generator.standard_normal((1500, 2))
+    made = trials(3000, generator)
+    noise = 0.05 * generator.standard_normal((3000, 2))
     made["after"][:, 14:16] = 0.02
     made["rest"][:, :2] = made["after"][:, 3:5] + 0.24
     made["after"][:, 3:5] = made["state"][:, 3:5] + 0.3 * made["action"] + noise
     made["rest"][:, :2] = made["after"][:, 3:5] + 0.24
     torch.manual_seed(0)
-    model, error = fit_slide.fit(made, fit_slide.Config(hidden=16, batch_size=128), 400)
+    model, error = fit_slide.fit(made, fit_slide.Config(hidden=16, batch_size=256), 1500)
     # the median distance of a point of a normal distribution in the plane is 1.177 standard deviations
     assert error == pytest.approx(1.177 * 0.05, rel=0.25)
     fit_slide.write_actor(tmp_path / "model.npz", model)
