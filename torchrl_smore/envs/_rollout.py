@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs.batch import BatchEnv
-from torchrl_smore.envs.experts import ActorExpert, Expert, PlanningExpert, begin_episodes, read_policy
+from torchrl_smore.envs.experts import (
+    ActorExpert,
+    Expert,
+    PlanningExpert,
+    begin_episodes,
+    is_landing_model,
+    read_policy,
+)
 from torchrl_smore.envs.experts.actor_file import Actor, without_zero_columns
 from torchrl_smore.envs.tasks import Task
 
@@ -27,7 +34,8 @@ class Behaviour:
             step.
         noise: standard deviation of Gaussian noise added to the expert's actions, which are then clipped.
         random_prob: probability, in each step, that a uniform action replaces the expert's.
-        policy: file of the trained actor that acts; ``None``: the scripted expert.
+        policy: file of the trained actor that acts, or of a landing model for FetchSlide's memoryless expert;
+            ``None``: the scripted expert.
     """
 
     kind: Literal["expert", "medium", "random"]
@@ -50,6 +58,8 @@ class Behaviour:
                     f"python recipes/train_expert.py task={task.name}"
                 )
             return task.make_expert()
+        if task.make_teacher is not None and is_landing_model(read_policy(self.policy)):
+            return task.make_teacher(Path(self.policy))
         return ActorExpert(task_actor(task, self.policy))
 
 

@@ -17,6 +17,7 @@ from torchrl_smore.envs.experts import (
     FetchPushExpert,
     FetchReachExpert,
     FetchSlideExpert,
+    FetchSlideReactiveExpert,
     HandReachExpert,
     PlanningExpert,
     PointExpert,
@@ -47,6 +48,9 @@ class Task:
         threshold: distance that counts as reached, in the unit of the goal.
         make_base_env: builds the simulator's environment, before it is wrapped.
         make_expert: builds the scripted expert; :func:`~torchrl_smore.envs.begin_episodes` says how to use it.
+        make_teacher: builds a memoryless controller where the scripted expert plans ahead, so that its actions do not
+            follow from what is seen, from its model (a file) or that of the package; ``None``: the scripted expert is
+            memoryless. See :meth:`teacher`.
         make_batch: builds a natively vectorised :class:`~torchrl_smore.envs.batch.BatchEnv` from a number of
             environments and the action noise; ``None`` steps ``make_env()`` that many times.
         description: one sentence for people.
@@ -80,6 +84,7 @@ class Task:
     make_expert: Callable[[], Expert | PlanningExpert]
     description: str
     paper_note: str
+    make_teacher: Callable[..., Expert] | None = None
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
     blank_columns: tuple[int, ...] = ()
@@ -112,6 +117,10 @@ class Task:
     def scripted(self) -> bool:
         """Whether the task has a scripted expert; collecting on one without takes a trained actor."""
         return getattr(self.make_expert, "func", None) is not refuse_to_act
+
+    def teacher(self) -> Expert | PlanningExpert:
+        """What a network is taught by; see ``recipes/distill_expert.py``."""
+        return self.make_expert() if self.make_teacher is None else self.make_teacher()
 
     @property
     def bundled_actors(self) -> Path | None:
@@ -478,6 +487,7 @@ TASKS: dict[str, Task] = {
             FetchSlideExpert,
             "puck",
             "Strike a puck so that it slides to a point on a long table, out of the robot's reach.",
+            make_teacher=FetchSlideReactiveExpert,
         ),
         _HAND_REACH,
         _point("PointReach", "Point2DLargeEnv-v1", PointWorld(), "Move a point to within 1 of another, in a box."),
