@@ -208,7 +208,8 @@ def run(count: int, seed: int = 0, kinds: tuple[str, ...] = tuple(COMMANDS)) -> 
     whole: dict[str, tuple[float, object]] = {}
     with tempfile.TemporaryDirectory() as root:
         for number in range(count):
-            kind, signum = kinds[number % len(kinds)], SIGNALS[number // len(kinds) % len(SIGNALS)]
+            # any three in a row differ in both
+            kind, signum = kinds[number % len(kinds)], SIGNALS[(number + number // len(kinds)) % len(SIGNALS)]
             if kind not in whole:
                 cwd = Path(root) / kind
                 cwd.mkdir()
