@@ -45,7 +45,7 @@ _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
-_NOT_IDENTITY += ("expert_policy", "medium_policy")
+_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence")
 
 
 @dataclass

@@ -78,7 +78,7 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         return train(Config(**options, run_root=str(root)))
     if (begun[0] / "summary.json").is_file():
         summary = json.loads((begun[0] / "summary.json").read_text())
-        if summary["diverged"] is None:
+        if summary.get("diverged") is None:
             return {**summary, "run_dir": str(begun[0])}
     # one that diverged ends so again, from its last good checkpoint, and says why
     return train(Config(resume=str(begun[0])))

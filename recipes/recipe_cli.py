@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -67,7 +68,8 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
         try:
             main(OmegaConf.to_object(composed))
         except KeyboardInterrupt as interrupt:
-            print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
+            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+                print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
             raise SystemExit(128 + getattr(interrupt, "signum", signal.SIGINT)) from None
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             # a traceback helps nobody who mistyped a name; HYDRA_FULL_ERROR=1 shows it
@@ -102,7 +104,8 @@ def read_config(config: type, path: Path) -> Any:
         given = _replaced(loaded, _INTERPOLATION, _PLAIN)
         read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(given)))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a configuration of this recipe: {_first_line(error)}.") from error
+        reason = _replaced(_first_line(error), _PLAIN, _INTERPOLATION)
+        raise ValueError(f"{path} is not a configuration of this recipe: {reason}.") from error
     fields = {field.name: getattr(read, field.name) for field in dataclasses.fields(config)}
     return config(**_replaced(fields, _PLAIN, _INTERPOLATION))
 

@@ -336,7 +336,8 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
             raise error
         stopped = error
         request_stop(error)
-        print(f"\n{signal.Signals(signum).name}: stopping with a checkpoint; again stops at once", file=sys.stderr)
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            print(f"\n{signal.Signals(signum).name}: stopping with a checkpoint; again stops at once", file=sys.stderr)
 
     before = {signal.SIGINT: signal.signal(signal.SIGINT, note)}
     for each in (signal.SIGTERM, signal.SIGHUP):

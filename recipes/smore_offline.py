@@ -243,7 +243,7 @@ def train(config: Config) -> dict[str, Any]:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
         advice = f"Go on with: python recipes/smore_offline.py resume={run_dir}"
         try:
-            with stopping_on_signals(trainer.request_stop, advice):
+            with stopping_on_signals(trainer.stop_with, advice):
                 trainer.train()
         except DivergedError as error:
             write_summary(config, run_dir, trainer, time.perf_counter() - started, error)

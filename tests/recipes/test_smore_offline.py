@@ -88,9 +88,10 @@ def test_the_summary_has_exactly_the_promised_keys(finished):
         *("return_over_max", "final_distance"),
     }
     assert list(found) == [
-        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions", "eval"),
-        "runs",
+        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions"),
+        *("diverged", "eval", "runs"),
     ]
+    assert found["diverged"] is None
     assert found["runs"] == [{"seed": 0, "eval": found["eval"]}]
     assert set(found["eval"]) == metrics | {"episodes", "intervals"}
     assert set(found["eval"]["intervals"]) == metrics

@@ -112,9 +112,9 @@ def check_whole(cwd: Path) -> None:
             load_checkpoint(path)
         for path in cwd.rglob("summary.json"):
             json.loads(path.read_text())
-        for path in cwd.rglob("manifest.json"):
-            if ".partial" not in str(path.relative_to(cwd)):
-                TrajectoryStore.load(path.parent)
+        for path in (cwd / "store", *cwd.glob("datasets/[!.]*")):
+            if path.is_dir() and not path.name.endswith(".partial"):
+                TrajectoryStore.load(path)
     except (ValueError, OSError) as error:
         raise LostError(f"half written: {error}") from error
 
@@ -122,7 +122,7 @@ def check_whole(cwd: Path) -> None:
 def outcome(kind: str, cwd: Path) -> object:
     """What a finished run has come to, without times."""
     if kind == "collection":
-        return json.loads((cwd / "store" / "manifest.json").read_text())["sha256"]
+        return json.loads((cwd / "store" / "meta.json").read_text())["sha256"]
     if kind == "grid":
         with (cwd / "out" / "results.csv").open(newline="") as file:
             return [(row["method"], row["metric"], row["value"]) for row in csv.DictReader(file)]
@@ -208,7 +208,8 @@ def run(count: int, seed: int = 0, kinds: tuple[str, ...] = tuple(COMMANDS)) -> 
     whole: dict[str, tuple[float, object]] = {}
     with tempfile.TemporaryDirectory() as root:
         for number in range(count):
-            kind, signum = kinds[number % len(kinds)], SIGNALS[number // len(kinds) % len(SIGNALS)]
+            # any three in a row differ in both
+            kind, signum = kinds[number % len(kinds)], SIGNALS[(number + number // len(kinds)) % len(SIGNALS)]
             if kind not in whole:
                 cwd = Path(root) / kind
                 cwd.mkdir()

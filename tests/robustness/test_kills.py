@@ -22,17 +22,15 @@ def kills():
     return module
 
 
-def test_three_kills_of_each_kind_of_run_lose_nothing():
+def test_a_kill_of_each_kind_of_run_by_each_signal_loses_nothing():
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "9"], capture_output=True, text=True, timeout=900, env=environment, check=False
+        [sys.executable, str(SCRIPT), "3"], capture_output=True, text=True, timeout=900, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[2:-2]]
-    assert {tuple(cell.strip() for cell in row[:2]) for row in rows} == {
-        (kind, name) for kind in ("collection", "training", "grid") for name in ("SIGKILL", "SIGTERM", "SIGHUP")
-    }
-    assert done.stdout.endswith("9 kills, nothing lost.\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in done.stdout.splitlines()[2:-2]]
+    assert rows == [["collection", "SIGKILL"], ["grid", "SIGHUP"], ["training", "SIGTERM"]]
+    assert done.stdout.endswith("3 kills, nothing lost.\n")
 
 
 def test_what_is_half_written_is_found(kills, tmp_path):

@@ -160,6 +160,8 @@ def rewrite_state(path, payload, sign=True):
     if sign:
         meta = json.loads((path / "meta.json").read_text())
         meta["sha256"] = hashlib.sha256(payload).hexdigest()
+        del meta["meta_sha256"]
+        meta["meta_sha256"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
         (path / "meta.json").write_text(json.dumps(meta))
 
 
@@ -186,7 +188,7 @@ def write_meta(text):
         (write_meta(b'{"format_version": 2,'), "not a whole checkpoint"),
         (write_meta(b"\xff\xfe"), "not a whole checkpoint"),
         (write_meta(b"[]"), "must hold a JSON object, found list"),
-        (write_meta(b'{"format_version": 1}'), "has checkpoint format 1; this version reads 2"),
+        (write_meta(b'{"format_version": 1}'), "has checkpoint format 1; this version reads 2 and 3"),
         (write_meta(b"{}"), "has checkpoint format None"),
     ],
 )

@@ -76,7 +76,7 @@ def test_it_can_go_on_and_says_so_once(make_trainer, tmp_path):
 
 def test_the_count_goes_on_over_a_resumption(make_trainer, tmp_path):
     first = make_trainer(20, run_dir=tmp_path, log_interval=10, save_interval=4)
-    first.register_op("post_steps", lambda: first.request_stop(KeyboardInterrupt()) if first.step == 4 else None)
+    first.register_op("post_steps", lambda: first.stop_with(KeyboardInterrupt()) if first.step == 4 else None)
     with pytest.raises(KeyboardInterrupt):
         first.train()
     second = make_trainer(20, run_dir=tmp_path, log_interval=10, save_interval=100)
@@ -93,7 +93,7 @@ def test_a_requested_stop_saves_after_the_update_in_progress_and_resumes_to_the_
     make_trainer(13, run_dir=tmp_path / "whole", **options).train()
     first = make_trainer(13, run_dir=tmp_path / "stopped", **options)
     first.register_op(
-        "post_optim", lambda: first.request_stop(KeyboardInterrupt("now")) if first._optim_count == steps else None
+        "post_optim", lambda: first.stop_with(KeyboardInterrupt("now")) if first._optim_count == steps else None
     )
     with pytest.raises(KeyboardInterrupt, match="now"):
         first.train()

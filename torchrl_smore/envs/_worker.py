@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 #: Seconds in which a worker must take a request, and in which it must answer it.
@@ -94,7 +94,7 @@ class Worker:
             pipe = self._process.stdin.fileno()  # type: ignore[union-attr]
             deadline = time.monotonic() + self.timeout_s
             while message:
-                self._wait(deadline, writable=[pipe])
+                self._wait(pipe, select.POLLOUT, deadline)
                 message = message[os.write(pipe, message) :]
         except (OSError, ValueError) as error:
             raise self._death() from error
@@ -120,16 +120,17 @@ class Worker:
         pipe = self._process.stdout.fileno()  # type: ignore[union-attr]
         parts = []
         while length:
-            self._wait(deadline, readable=[pipe])
+            self._wait(pipe, select.POLLIN, deadline)
             parts.append(os.read(pipe, min(length, 1 << 20)))
             if not parts[-1]:
                 raise EOFError("the worker's output has ended")
             length -= len(parts[-1])
         return b"".join(parts)
 
-    def _wait(self, deadline: float, readable: Sequence[int] = (), writable: Sequence[int] = ()) -> None:
-        left = max(deadline - time.monotonic(), 0.0)
-        if not any(select.select(readable, writable, [], left)[:2]):
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        if not poll.poll(1000.0 * max(deadline - time.monotonic(), 0.0)):
             self._timed_out = True
             self._process.kill()
             raise TimeoutError

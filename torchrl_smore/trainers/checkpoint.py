@@ -206,7 +206,8 @@ def load_checkpoint(path: str | Path, expect: Mapping[str, Any] | None = None) -
         raise CheckpointError(f"{path / _META} must hold a JSON object, found {type(meta).__name__}.")
     version = meta.get("format_version")
     if version not in READ_VERSIONS:
-        raise CheckpointError(f"{path} has checkpoint format {version!r}; this version reads {FORMAT_VERSION}.")
+        readable = " and ".join(map(str, READ_VERSIONS))
+        raise CheckpointError(f"{path} has checkpoint format {version!r}; this version reads {readable}.")
     if hashlib.sha256(payload).hexdigest() != meta.get("sha256"):
         raise CheckpointError(f"{path / _STATE} is damaged: its SHA-256 is not the one in {_META}.")
     _check_meta(path, meta, dict(expect or {}))

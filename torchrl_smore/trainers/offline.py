@@ -307,7 +307,7 @@ class OfflineTrainer(Trainer):
             raise ValueError("a trainer without run_dir has nothing to lock.")
         return locked(self.run_dir / ".lock", f"run folder {self.run_dir}")
 
-    def request_stop(self, error: BaseException) -> None:
+    def stop_with(self, error: BaseException) -> None:
         """Makes :meth:`train` save a checkpoint after the update in progress and raise ``error``.
 
         May be called from a signal handler.
