@@ -108,7 +108,8 @@ def collect(
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
-    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at ``out`` and the folder removed.
+    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
+    ``out`` and the folder removed.
 
     Args:
         task: the task or its name.
