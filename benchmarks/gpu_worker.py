@@ -1,0 +1,105 @@
+"""Runs items of ``gpu.py`` in a process of its own, which a broken kernel may take down: one row for each.
+
+``python benchmarks/gpu_worker.py ITEMS.json OUT PROGRESS [--dry-run]``; meant for ``gpu.py``, which watches it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import gpu_rows
+
+#: Where the function of each kind lives; imported when one of its items is reached.
+KINDS = {
+    **dict.fromkeys(("machine", "kernel", "captured_step", "seeds_together", "tests"), "gpu_checks"),
+    **dict.fromkeys(("peak", "update", "kernel_time", "profile", "peer"), "gpu_bench"),
+    **dict.fromkeys(("data", "learn"), "gpu_learn"),
+}
+#: Exit status of a process whose device is of no more use after an error.
+LOST_DEVICE = 3
+
+
+class Skipped(Exception):
+    """Something that this machine cannot run; the message says why."""
+
+
+class Wrong(Exception):
+    """Numbers that are not those expected; carries them."""
+
+    def __init__(self, values: dict[str, Any], detail: str) -> None:
+        super().__init__(detail)
+        self.values = values
+
+
+def run(kind: str, params: dict[str, Any], device: str) -> tuple[str, dict[str, Any], str]:
+    """Runs one item; returns status, values and detail."""
+    try:
+        values = getattr(importlib.import_module(KINDS[kind]), kind)(device=device, **params)
+    except Skipped as reason:
+        return "skipped", {}, str(reason)
+    except Wrong as fault:
+        return "wrong", fault.values, str(fault)
+    except Exception as error:
+        traceback.print_exc()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        return "error", {}, f"{type(error).__name__}: {lines[0]}"[:500]
+    return "ok", values, ""
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: numbers that are not finite become text."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def lost(device: str) -> bool:
+    """Whether the device answers no more, as after an illegal memory access."""
+    if device == "cpu":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def main() -> int:
+    """Runs the items in turn; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("items", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("progress", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    args = parser.parse_args()
+    import torch
+
+    device = "cpu" if args.dry_run else "cuda"
+    name = "dry run on a CPU" if args.dry_run else torch.cuda.get_device_name()
+    for item in json.loads(args.items.read_text()):
+        started = time.time()
+        gpu_rows.write_text(args.progress, json.dumps({"key": item["key"], "started": started}))
+        status, values, detail = run(item["kind"], item["params"], device)
+        row = {"key": item["key"], "kind": item["kind"], "params": item["params"], "status": status}
+        row |= {"seconds": round(time.time() - started, 2), "device": name, "dry_run": args.dry_run}
+        row |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "values": values, "detail": detail}
+        gpu_rows.append(args.out, plain(row))
+        if status == "error" and lost(device):
+            return LOST_DEVICE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
