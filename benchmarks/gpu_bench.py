@@ -5,6 +5,7 @@ A block of calls is timed by events of the device, or by the clock on a CPU; a v
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import statistics
@@ -18,7 +19,7 @@ import harness
 import torch
 from bench_update import count_flops
 from gpu_checks import fused_update, matmul_precision, require_triton
-from gpu_worker import Skipped, Wrong
+from gpu_rows import Skipped, Wrong
 
 BLOCKS = 7
 #: Of a block, in seconds: long beside a clock's tick, short beside a drift of the card.
@@ -54,7 +55,7 @@ def peak(device: str, small: bool) -> dict[str, Any]:
     """The yardsticks: bytes a second of a copy, FLOP/s of a large product by precision, seconds of a launch."""
     elements, size = (2**12, 64) if small else (2**28, 8192)
     source, target = torch.randn(2, elements, device=device)
-    copied = blocks_of(lambda: target.copy_(source), device)
+    copied = blocks_of(functools.partial(target.copy_, source), device)
     values: dict[str, Any] = {"copy_gb_per_s": 8 * elements / statistics.median(copied) / 1e9}
     del source, target
     for precision in ("float32", "tf32", "bf16"):
@@ -130,7 +131,7 @@ def update(
 
 
 def moved_bytes(step: Any, batch_size: int) -> int:
-    """Bytes that an update must move: nine of optimiser and target a parameter, and each row of the batch, both parts."""
+    """Bytes that an update must move: 36 of optimiser and target a parameter, and the rows of both parts of a batch."""
     parameters = sum(flat.numel() for flat in step.params.values())
     row = 4 * (2 * harness.OBSERVATION + harness.ACTION + 2 * harness.GOAL)
     return 36 * parameters + 2 * batch_size * row * len(step.seeds)

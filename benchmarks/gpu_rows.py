@@ -19,6 +19,18 @@ COLUMNS = ("key", "status", "seconds", "device", "dry_run", "time", "detail")
 Row = dict[str, Any]
 
 
+class Skipped(Exception):
+    """Something that this machine cannot run; the message says why."""
+
+
+class Wrong(Exception):
+    """Numbers that are not those expected; carries them."""
+
+    def __init__(self, values: dict[str, Any], detail: str) -> None:
+        super().__init__(detail)
+        self.values = values
+
+
 def append(folder: Path, row: Row) -> None:
     """Adds a row in one write, so that a kill leaves whole lines."""
     if row["status"] not in STATUSES:

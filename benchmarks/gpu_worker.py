@@ -27,25 +27,13 @@ KINDS = {
 LOST_DEVICE = 3
 
 
-class Skipped(Exception):
-    """Something that this machine cannot run; the message says why."""
-
-
-class Wrong(Exception):
-    """Numbers that are not those expected; carries them."""
-
-    def __init__(self, values: dict[str, Any], detail: str) -> None:
-        super().__init__(detail)
-        self.values = values
-
-
 def run(kind: str, params: dict[str, Any], device: str) -> tuple[str, dict[str, Any], str]:
     """Runs one item; returns status, values and detail."""
     try:
         values = getattr(importlib.import_module(KINDS[kind]), kind)(device=device, **params)
-    except Skipped as reason:
+    except gpu_rows.Skipped as reason:
         return "skipped", {}, str(reason)
-    except Wrong as fault:
+    except gpu_rows.Wrong as fault:
         return "wrong", fault.values, str(fault)
     except Exception as error:
         traceback.print_exc()
