@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint smoke check clean
+# of `make gpu`: where results go, what is run, minutes that a call may take (0: as long as it takes)
+OUT ?= outputs/gpu
+STAGES ?= check bench learn
+MINUTES ?= 0
+
+.PHONY: demo test lint smoke check clean gpu gpu-wheels gpu-dry-run
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -24,6 +29,17 @@ smoke: $(STAMP)
 	$(BIN)/python recipes/report.py benchmark=build/smoke
 
 check: lint smoke test
+
+# on a machine with a GPU and its own PyTorch, without a network: docs/gpu.md
+gpu:
+	$(PYTHON) benchmarks/gpu.py --out "$(OUT)" --stages $(STAGES) --minutes $(MINUTES) $(GPU_ARGS)
+
+# beforehand, where there is a network
+gpu-wheels: $(STAMP)
+	$(BIN)/python benchmarks/gpu_wheels.py $(GPU_ARGS)
+
+gpu-dry-run: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --dry-run --out build/gpu_dry_run --stages $(STAGES) --again all $(GPU_ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -14,6 +14,7 @@ written as they come, and a second call goes on behind the last one. ``docs/gpu.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -245,7 +246,7 @@ class Runner:
             order, progress = Path(folder) / "items.json", Path(folder) / "progress.json"
             order.write_text(json.dumps([dataclasses.asdict(item) for item in todo.values()]))
             command = [sys.executable, str(ROOT / "benchmarks" / "gpu_worker.py"), str(order), str(self.args.out)]
-            command += [str(progress), *(["--dry-run"] if self.args.dry_run else [])]
+            command += [str(progress), self.device, *(["--dry-run"] if self.args.dry_run else [])]
             written = NewRows(self.args.out)
             process = subprocess.Popen(
                 command,
@@ -323,10 +324,8 @@ def stop(process: subprocess.Popen, *, gently: bool) -> None:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
             print(f"it did not stop within {GRACE:.0f} s and is ended", flush=True)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -378,7 +377,7 @@ def conclude(out: Path, environment: dict[str, str], stage: str) -> None:
 
 
 def pack_learning(out: Path, folder: Path) -> None:
-    """Puts results, curves and logs of the runs into one file, without datasets and checkpoints; whole or not at all."""
+    """Puts results, curves and logs of the runs into one file, without checkpoints; whole or not at all."""
     names = (*LEARN_FILES, "*/result.json", "*/log.txt", "*/run/*/config.yaml", "*/run/*/metrics.csv")
     files = sorted({path for name in (*names, "*/run/*/summary.json") for path in folder.glob(name)})
     if not files:

@@ -6,6 +6,7 @@ A block of calls is timed by events of the device, or by the clock on a CPU; a v
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import statistics
@@ -78,6 +79,15 @@ def peak(device: str, small: bool) -> dict[str, Any]:
     return values
 
 
+def forget(device: str) -> None:
+    """Drops what earlier items compiled and allocated."""
+    torch.compiler.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def update(
     device: str,
     mode: str,
@@ -95,10 +105,8 @@ def update(
     update must move at its copy's rate (optimiser state and parameters 36 bytes each, batch rows once); and, as long
     as a launch takes, the kernels that were launched.
     """
-    require_triton(device, kernels if kernels == "triton" else "reference")
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    require_triton(device, kernels)
+    forget(device)
     started = time.perf_counter()
     with matmul_precision(precision):
         step = fused_update(
@@ -203,6 +211,7 @@ def kernel_time(device: str, kernel: str, rows: int, seeds: int, precision: str 
         Wrong: if the kernel's results are not the reference's.
     """
     require_triton(device)
+    forget(device)
     torch.manual_seed(0)
     cases: dict[str, Callable[[], bench_kernels.Case]] = {
         "bellman_residual": lambda: bench_kernels.objective_case(rows, seeds, device),

@@ -453,8 +453,19 @@ def tests(device: str, path: str) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         raise Skipped("pytest is not installed")
     report = Path(tempfile.gettempdir()) / f"gpu_tests_{os.getpid()}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", path]
-    # plugins that the machine has are not asked: they warn of options that are not theirs
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "filterwarnings=default",
+        f"--junit-xml={report}",
+        path,
+    ]
+    # another machine has other plugins and other warnings, and neither is what is tested
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         [*command, *(["-m", "gpu"] if device == "cpu" else [])],

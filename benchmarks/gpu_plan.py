@@ -29,7 +29,7 @@ class Item:
 
     Attributes:
         key: what its row is found by; begins with the stage.
-        kind: the function of ``gpu_worker.py`` that runs it.
+        kind: module and function that run it.
         params: its keyword arguments, plain values.
         limit: seconds after which it is given up.
     """
@@ -75,20 +75,22 @@ def plan(stages: Sequence[str], options: Options, *, dry_run: bool) -> list[Item
 
 def check_items(options: Options, dry_run: bool) -> Iterator[Item]:
     """Is it right? Machine, kernels, captured step, seeds side by side, tests."""
-    yield Item("check/machine", "machine")
+    yield Item("check/machine", "gpu_checks.machine")
     yield from kernel_items(dry_run)
     updates, seeds = (3, 2) if dry_run else (50, 16)
     for mode in ("graph",) if dry_run else ("graph", "captured"):
         for map_seeds in ("loop", "vmap"):
             params = {"mode": mode, "map_seeds": map_seeds, "updates": updates, "kernels": "reference"}
-            yield Item(f"check/step/{mode}/{map_seeds}", "captured_step", params, 240.0)
+            yield Item(f"check/step/{mode}/{map_seeds}", "gpu_checks.captured_step", params, 240.0)
     params = {"mode": "graph", "map_seeds": "vmap", "updates": updates, "kernels": "triton"}
-    yield Item("check/step/graph/vmap/triton", "captured_step", params, 240.0)
+    yield Item("check/step/graph/vmap/triton", "gpu_checks.captured_step", params, 240.0)
     for precision in ("float32",) if dry_run else PRECISIONS:
         params = {"seeds": seeds, "updates": updates, "precision": precision}
-        yield Item(f"check/seeds/{seeds}/{precision}", "seeds_together", params, 240.0)
+        yield Item(f"check/seeds/{seeds}/{precision}", "gpu_checks.seeds_together", params, 240.0)
     for path in TEST_FILES[:1] if dry_run else TEST_FILES:
-        yield Item(f"check/tests/{path.rpartition('/')[2].removesuffix('.py')}", "tests", {"path": path}, 300.0)
+        yield Item(
+            f"check/tests/{path.rpartition('/')[2].removesuffix('.py')}", "gpu_checks.tests", {"path": path}, 300.0
+        )
 
 
 def kernel_items(dry_run: bool) -> Iterator[Item]:
@@ -134,25 +136,29 @@ def kernel_items(dry_run: bool) -> Iterator[Item]:
 
 def _kernel(kernel: str, params: dict[str, Any], limit: float = 90.0) -> Item:
     words = ",".join(f"{name}={value}" for name, value in params.items())
-    return Item(f"check/kernel/{kernel}/{words}", "kernel", {"kernel": kernel, **params}, limit)
+    return Item(f"check/kernel/{kernel}/{words}", "gpu_checks.kernel", {"kernel": kernel, **params}, limit)
 
 
 def bench_items(options: Options, dry_run: bool) -> Iterator[Item]:
     """How fast is it? Yardsticks, the update at a recipe's size, kernels, sweeps, peers, one profile."""
-    yield Item("bench/peak", "peak", {"small": dry_run})
+    yield Item("bench/peak", "gpu_bench.peak", {"small": dry_run})
     size = {"width": 16, "trajectories": 4} if dry_run else {"width": 256, "trajectories": 4000}
 
     def update(mode: str, precision: str, batch: int, seeds: int, **more: Any) -> Item:
         words = "".join(f"/{name}={value}" for name, value in more.items())
         params = {"mode": mode, "precision": precision, "batch_size": batch, "seeds": seeds, **size, **more}
         limit = 240.0 if mode in ("compiled", "captured") else 90.0
-        return Item(f"bench/update/{mode}/{precision}/batch={batch}/seeds={seeds}{words}", "update", params, limit)
+        return Item(
+            f"bench/update/{mode}/{precision}/batch={batch}/seeds={seeds}{words}", "gpu_bench.update", params, limit
+        )
 
     if dry_run:
         yield from (update(mode, precision, 8, 1) for mode, precision in zip(MODES, (*PRECISIONS, "float32")))
         yield update("graph", "float32", 8, 2)
         yield update("graph", "bf16", 8, 1, kernels="triton")
-        yield Item("bench/kernel/bellman_residual/rows=19/seeds=2", "kernel_time", _timed("bellman_residual", 19, 2))
+        yield Item(
+            "bench/kernel/bellman_residual/rows=19/seeds=2", "gpu_bench.kernel_time", _timed("bellman_residual", 19, 2)
+        )
     else:
         yield from (update(mode, precision, 512, 1) for mode in ("graph", "eager") for precision in PRECISIONS)
         yield from (update("captured", precision, 512, 1) for precision in PRECISIONS)
@@ -168,11 +174,13 @@ def bench_items(options: Options, dry_run: bool) -> Iterator[Item]:
         yield from (update("captured", precision, 8192, 1) for precision in ("tf32", "bf16"))
         yield update("eager", "float32", 512, 16)
         yield update("graph", "float32", 512, 1, formulation="official_stable")
-    yield Item("bench/profile", "profile", {"batch_size": 8 if dry_run else 512, **size}, 180.0)
+    yield Item("bench/profile", "gpu_bench.profile", {"batch_size": 8 if dry_run else 512, **size}, 180.0)
     peer = {"batch_size": 8 if dry_run else 512, **size, "updates": 2 if dry_run else 200}
-    yield Item("bench/peer/torchrl_iql", "peer", {"script": "torchrl_iql.py", **peer}, 180.0)
+    yield Item("bench/peer/torchrl_iql", "gpu_bench.peer", {"script": "torchrl_iql.py", **peer}, 180.0)
     for matmul in ("highest", "default"):
-        yield Item(f"bench/peer/jax/{matmul}", "peer", {"script": "smore_jax.py", "matmul": matmul, **peer}, 180.0)
+        yield Item(
+            f"bench/peer/jax/{matmul}", "gpu_bench.peer", {"script": "smore_jax.py", "matmul": matmul, **peer}, 180.0
+        )
 
 
 #: Kernel, rows, seeds, and the precision of a network's products.
@@ -189,7 +197,9 @@ KERNEL_TIMES: tuple[tuple[str, int, int, str | None], ...] = (
 def kernel_time(kernel: str, rows: int, seeds: int, precision: str | None) -> Item:
     """A kernel against eager PyTorch and ``torch.compile`` of its reference."""
     words = f"rows={rows}/seeds={seeds}" + (f"/{precision}" if precision else "")
-    return Item(f"bench/kernel/{kernel}/{words}", "kernel_time", _timed(kernel, rows, seeds, precision), 180.0)
+    return Item(
+        f"bench/kernel/{kernel}/{words}", "gpu_bench.kernel_time", _timed(kernel, rows, seeds, precision), 180.0
+    )
 
 
 def _timed(kernel: str, rows: int, seeds: int, precision: str | None = None) -> dict[str, Any]:
@@ -204,5 +214,5 @@ def learn_items(options: Options, dry_run: bool) -> Iterator[Item]:
     common = {name: getattr(options, name) for name in ("num_trajectories", "data_dir", "steps")}
     for task in options.tasks:
         params = {"task": task, **common, "seeds": options.seeds, "folder": options.folder, "tiny": dry_run}
-        yield Item(f"learn/{task}/data", "data", params, 540.0)
-        yield Item(f"learn/{task}/{options.seeds}_seeds", "learn", params, 3600.0)
+        yield Item(f"learn/{task}/data", "gpu_learn.data", params, 540.0)
+        yield Item(f"learn/{task}/{options.seeds}_seeds", "gpu_learn.learn", params, 3600.0)

@@ -75,7 +75,7 @@ def check_section(results: Results) -> str:
     """What was checked, by group, and every failure in full."""
     groups: dict[str, Rows] = {}
     for row in results.of("check"):
-        if row["kind"] != "machine":
+        if row["key"] != "check/machine":
             groups.setdefault("/".join(row["key"].split("/")[1:3]), []).append(row)
     cells = []
     for name, rows in groups.items():
@@ -155,7 +155,7 @@ def learn_section(results: Results) -> str:
     cells = []
     for row in results.of("learn"):
         values = row["values"]
-        if row["kind"] == "learn" and row["status"] == "ok":
+        if row["kind"] == "gpu_learn.learn" and row["status"] == "ok":
             numbers = [f"{values[name]:.3f}" for name in ("success_last", "discounted_return_0.98", "final_distance")]
             budget = f"{values['steps']:,} of {values['batch_size']}"
             cells.append([values["task"], budget, values["seeds"], *numbers, f"{row['seconds'] / 60:.1f}"])
@@ -181,7 +181,7 @@ def draw(results: Results, stage: str, path: Path) -> None:
 
 
 def _draw_check(results: Results) -> Any:
-    rows = [row for row in results.of("check") if row["kind"] != "machine"]
+    rows = [row for row in results.of("check") if row["key"] != "check/machine"]
     groups = list(dict.fromkeys("/".join(row["key"].split("/")[1:3]) for row in rows))
     figure, axis = harness.subplots(figsize=(9, 0.4 * len(groups) + 1.6))
     for at, group in enumerate(groups):

@@ -1,6 +1,6 @@
 """Runs items of ``gpu.py`` in a process of its own, which a broken kernel may take down: one row for each.
 
-``python benchmarks/gpu_worker.py ITEMS.json OUT PROGRESS [--dry-run]``; meant for ``gpu.py``, which watches it.
+``python benchmarks/gpu_worker.py ITEMS.json OUT PROGRESS DEVICE [--dry-run]``; meant for ``gpu.py``, which watches it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,6 @@ from typing import Any
 
 import gpu_rows
 
-#: Where the function of each kind lives; imported when one of its items is reached.
-KINDS = {
-    **dict.fromkeys(("machine", "kernel", "captured_step", "seeds_together", "tests"), "gpu_checks"),
-    **dict.fromkeys(("peak", "update", "kernel_time", "profile", "peer"), "gpu_bench"),
-    **dict.fromkeys(("data", "learn"), "gpu_learn"),
-}
 #: Exit status of a process whose device is of no more use after an error.
 LOST_DEVICE = 3
 
@@ -30,7 +24,8 @@ LOST_DEVICE = 3
 def run(kind: str, params: dict[str, Any], device: str) -> tuple[str, dict[str, Any], str]:
     """Runs one item; returns status, values and detail."""
     try:
-        values = getattr(importlib.import_module(KINDS[kind]), kind)(device=device, **params)
+        module, _, function = kind.rpartition(".")
+        values = getattr(importlib.import_module(module), function)(device=device, **params)
     except gpu_rows.Skipped as reason:
         return "skipped", {}, str(reason)
     except gpu_rows.Wrong as fault:
@@ -70,18 +65,16 @@ def main() -> int:
     parser.add_argument("items", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("progress", type=Path)
+    parser.add_argument("device", help="its name, for the rows")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
-    import torch
-
     device = "cpu" if args.dry_run else "cuda"
-    name = "dry run on a CPU" if args.dry_run else torch.cuda.get_device_name()
     for item in json.loads(args.items.read_text()):
         started = time.time()
         gpu_rows.write_text(args.progress, json.dumps({"key": item["key"], "started": started}))
         status, values, detail = run(item["kind"], item["params"], device)
         row = {"key": item["key"], "kind": item["kind"], "params": item["params"], "status": status}
-        row |= {"seconds": round(time.time() - started, 2), "device": name, "dry_run": args.dry_run}
+        row |= {"seconds": round(time.time() - started, 2), "device": args.device, "dry_run": args.dry_run}
         row |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "values": values, "detail": detail}
         gpu_rows.append(args.out, plain(row))
         if status == "error" and lost(device):

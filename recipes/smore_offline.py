@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +34,7 @@ from recipe_utils import (
     record_rollout,
     resolve_device,
     stopping_on_interrupt,
+    versions_of,
     write_json,
 )
 from torchrl.objectives import LossModule
@@ -397,7 +397,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
         "steps": trainer.step,
         "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
         "seconds": round(seconds, 1),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "eval": evaluation_summary(evaluations),
         "runs": [{"seed": seed, "eval": own.summary()} for seed, own in zip(trainer.seeds, evaluations)],
     }

@@ -17,7 +17,6 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +27,7 @@ import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from recipe_cli import option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, write_json, write_text
+from recipe_utils import new_run_folder, versions_of, write_json, write_text
 from sac import Sac
 from tqdm import tqdm
 
@@ -346,7 +345,7 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
         "command": command(config),
         "steps": config.length,
         "return_random": float(metrics["return_random"][1][0]),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
     }
     for name, step in choose(*metrics["return"]).items():
         path = run_dir / f"{name}.npz"
