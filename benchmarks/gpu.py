@@ -110,9 +110,11 @@ def main(arguments: Sequence[str]) -> int:
         try:
             runner.run(stage, own)
         finally:
-            if stage == "learn":
-                pack_learning(args.out, Path(options.folder))
-            conclude(args.out, environment, stage)
+            # what came before the time was up, or Ctrl-C
+            if runner.entered:
+                if stage == "learn":
+                    pack_learning(args.out, Path(options.folder))
+                conclude(args.out, environment, stage)
     rows = gpu_rows.read(args.out)
     left = [item for item in items if item.key not in rows]
     failed = [item for item in items if item.key in rows and rows[item.key]["status"] in gpu_rows.FAILED]
@@ -222,6 +224,7 @@ class Runner:
     def __init__(self, args: argparse.Namespace, environment: dict[str, str], device: str, deadline: float) -> None:
         self.args, self.environment, self.device, self.deadline = args, environment, device, deadline
         self.log = args.out / "log.txt"
+        self.entered = 0
 
     def run(self, stage: str, items: Sequence[Item]) -> None:
         """Runs the items of a stage that have no row yet."""
@@ -229,14 +232,16 @@ class Runner:
         repeated = {"none": (), "failed": gpu_rows.FAILED, "all": gpu_rows.STATUSES}[self.args.again]
         todo = {i.key: i for i in items if i.key not in before or before[i.key]["status"] in repeated}
         print(f"\n{stage}: {len(items)} items, {len(items) - len(todo)} of them done before", flush=True)
-        barren = 0
+        barren = self.entered = 0
         while todo and time.monotonic() < self.deadline:
             done = self._run_process(todo)
+            self.entered += len(done)
             for key in done:
                 del todo[key]
             barren = 0 if done else barren + 1
             if barren == ATTEMPTS:
                 key = next(iter(todo))
+                self.entered += 1
                 self._enter(todo.pop(key), "crashed", 0.0, f"no process came as far as this: {last_line(self.log)}")
                 return
 

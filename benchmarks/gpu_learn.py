@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from benchmark import commit_of_library
 from benchmark_jobs import read_result, run_job

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_rows
-import harness
+import pages
 from gpu_plan import MODES, PRECISIONS, STAGES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "gpu.md"
@@ -68,7 +68,7 @@ def page(results: Results) -> str:
 def _machine(results: Results) -> str:
     if not results.machine:
         return "The machine was not recorded: `check/machine` has not been run."
-    return harness.markdown(["machine", ""], results.machine.items())
+    return pages.markdown(["machine", ""], results.machine.items())
 
 
 def check_section(results: Results) -> str:
@@ -82,7 +82,7 @@ def check_section(results: Results) -> str:
         errors = [row["values"]["error"] for row in rows if isinstance(row["values"].get("error"), float)]
         worst = f"{max(errors):.2g}" if errors else ""
         cells.append([name, len(rows), sum(row["status"] == "ok" for row in rows), worst, _others(rows)])
-    table = harness.markdown(["check", "items", "right", "largest error over tolerance", "otherwise"], cells)
+    table = pages.markdown(["check", "items", "right", "largest error over tolerance", "otherwise"], cells)
     return "\n\n".join(["## Right?", table, *_failures(results, "check")])
 
 
@@ -107,24 +107,24 @@ def bench_section(results: Results) -> str:
     parts = ["## Fast?"]
     for row in results.of("bench", "peak"):
         cells = [[name, f"{value:.4g}"] for name, value in row["values"].items()]
-        parts.append(harness.markdown(["yardstick", "measured"], cells))
+        parts.append(pages.markdown(["yardstick", "measured"], cells))
     updates = [row for row in results.of("bench", "update") if row["status"] == "ok"]
     if updates:
         header = ["update", "updates/s median [min, max]", "seed-updates/s", "over floor", "floor", "launches", "MiB"]
-        parts.append(harness.markdown(header, map(_update_cells, updates)))
+        parts.append(pages.markdown(header, map(_update_cells, updates)))
     kernels = [row for row in results.of("bench", "kernel") if row["status"] == "ok"]
     if kernels:
         header = ["kernel", "us median [min, max]", "over compile", "over eager", "of copy bandwidth", "TFLOP/s"]
-        parts.append(harness.markdown(header, map(_kernel_cells, kernels)))
+        parts.append(pages.markdown(header, map(_kernel_cells, kernels)))
     peers = [row for row in results.of("bench", "peer") if row["status"] == "ok"]
     if peers:
         cells = [[_name(row), _spread(row["values"], "updates_per_s"), row["values"]["hello"]] for row in peers]
-        parts.append(harness.markdown(["peer", "updates/s median [min, max]", "says"], cells))
+        parts.append(pages.markdown(["peer", "updates/s median [min, max]", "says"], cells))
     for row in results.of("bench", "profile"):
         for mode in ("eager", "graph"):
             events = row["values"].get(f"{mode}_kernels", ())
             cells = [[f"`{event['name']}`", f"{event['share']:.1%}", f"{event['calls']:g}"] for event in events]
-            parts.append(harness.markdown([f"one update, {mode}", "share of the time", "calls"], cells))
+            parts.append(pages.markdown([f"one update, {mode}", "share of the time", "calls"], cells))
     return "\n\n".join([*parts, *_failures(results, "bench")])
 
 
@@ -162,7 +162,7 @@ def learn_section(results: Results) -> str:
     header = ["task", "updates", "seeds", "success", "discounted return 0.98", "final distance", "minutes"]
     command = "python recipes/report.py results=FOLDER/learn/results.csv curves=FOLDER/learn/curves.csv"
     told = f"Means over seeds; tables and tests of these results: `{command}`."
-    return "\n\n".join(["## Does it learn?", harness.markdown(header, cells), told, *_failures(results, "learn")])
+    return "\n\n".join(["## Does it learn?", pages.markdown(header, cells), told, *_failures(results, "learn")])
 
 
 def figure_name(stage: str) -> str:
@@ -183,7 +183,7 @@ def draw(results: Results, stage: str, path: Path) -> None:
 def _draw_check(results: Results) -> Any:
     rows = [row for row in results.of("check") if row["key"] != "check/machine"]
     groups = list(dict.fromkeys("/".join(row["key"].split("/")[1:3]) for row in rows))
-    figure, axis = harness.subplots(figsize=(9, 0.4 * len(groups) + 1.6))
+    figure, axis = pages.subplots(figsize=(9, 0.4 * len(groups) + 1.6))
     for at, group in enumerate(groups):
         for row in [row for row in rows if "/".join(row["key"].split("/")[1:3]) == group]:
             error = row["values"].get("error")
@@ -199,7 +199,7 @@ def _draw_check(results: Results) -> Any:
 
 
 def _draw_bench(results: Results) -> Any:
-    figure, axes = harness.subplots(1, 3, figsize=(15, 4))
+    figure, axes = pages.subplots(1, 3, figsize=(15, 4))
     updates = [row for row in results.of("bench", "update") if row["status"] == "ok"]
     plain = [row for row in updates if not {"kernels", "formulation"} & set(row["params"])]
     sizes = [row["params"]["batch_size"] for row in plain]
@@ -239,7 +239,7 @@ def _draw_bench(results: Results) -> Any:
 def _draw_learn(results: Results) -> Any:
     rows = [row for row in _curves(results.folder) if row["metric"] == "success_last"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = harness.subplots(1, max(len(tasks), 1), figsize=(3.6 * max(len(tasks), 1), 3.4), squeeze=False)
+    figure, axes = pages.subplots(1, max(len(tasks), 1), figsize=(3.6 * max(len(tasks), 1), 3.4), squeeze=False)
     for axis, task in zip(axes[0], tasks):
         own = [row for row in rows if row["task"] == task]
         for seed in sorted({int(row["seed"]) for row in own}):

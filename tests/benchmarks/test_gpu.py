@@ -1,4 +1,4 @@
-"""The command for a GPU without one: a dry run from a clean folder, items that crash or hang, rows, wheels, the page."""
+"""The command for a GPU, without one: a dry run from a clean folder, items that crash or hang, wheels, the page."""
 
 from __future__ import annotations
 
@@ -227,17 +227,23 @@ def test_a_row_cut_off_is_left_out_and_the_next_one_is_whole(load, tmp_path):
         "check/a": "error",
         "bench/c": "ok",
     }
-    with pytest.raises(ValueError, match="expected a status among ok, .* got 'fine'"):
+    with pytest.raises(ValueError, match=r"expected a status among ok, .* got 'fine'"):
         gpu_rows.append(tmp_path, {**row, "status": "fine"})
 
 
-@pytest.mark.parametrize("name", ["gpu", "gpu_plan", "gpu_rows", "gpu_worker", "gpu_wheels"])
+@pytest.mark.parametrize("name", ["gpu", "gpu_plan", "gpu_rows", "gpu_worker", "gpu_wheels", "gpu_report"])
 def test_what_runs_before_anything_is_installed_imports_the_standard_library_alone(name):
     tree = ast.parse((BENCHMARKS / f"{name}.py").read_text())
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
-    assert {module.partition(".")[0] for module in modules} <= {*sys.stdlib_module_names, "gpu", "gpu_plan", "gpu_rows"}
+    assert {module.partition(".")[0] for module in modules} <= {
+        *sys.stdlib_module_names,
+        "gpu",
+        "gpu_plan",
+        "gpu_rows",
+        "pages",
+    }
 
 
 def test_the_plan_holds_the_sizes_that_are_asked_for(load):
@@ -268,7 +274,10 @@ def test_the_plan_holds_the_sizes_that_are_asked_for(load):
         gpu_plan.plan(["play"], gpu_plan.Options(), dry_run=True)
 
 
-def test_the_learning_is_the_papers_budget(load):
+def test_the_learning_is_the_papers_budget(load, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    # the recipes set a variable when they are imported
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     gpu_plan, gpu_learn = load("gpu_plan"), load("gpu_learn")
     items = gpu_plan.plan(["learn"], gpu_plan.Options(), dry_run=False)
     (push,) = [item.params for item in items if item.key == "learn/FetchPush/5_seeds"]

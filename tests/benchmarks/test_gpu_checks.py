@@ -10,9 +10,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import gpu_plan
-
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+sys.path.insert(0, BENCHMARKS)
+gpu_plan = importlib.import_module("gpu_plan")
+sys.path.remove(BENCHMARKS)
 ITEMS = [item for item in gpu_plan.check_items(gpu_plan.Options(), dry_run=False) if "/tests/" not in item.key]
 KERNELS = [item for item in ITEMS if item.kind == "gpu_checks.kernel"]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -20,13 +21,20 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture
-def checks():
-    return importlib.import_module("gpu_checks")
+def load(monkeypatch):
+    """``load(name) -> module`` of a benchmark script."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
 
 
 @pytest.fixture
-def wrong():
-    return importlib.import_module("gpu_rows").Wrong
+def checks(load):
+    return load("gpu_checks")
+
+
+@pytest.fixture
+def wrong(load):
+    return load("gpu_rows").Wrong
 
 
 @pytest.mark.gpu
@@ -45,9 +53,9 @@ def test_the_reference_in_float32_is_within_the_tolerance(kernel, checks):
     # not that of products in fewer bits, which the reference takes from the device
     items = [item for item in KERNELS if item.params["kernel"] == kernel and small(item)]
     items = [item for item in items if item.params.get("precision", "fp32") == "fp32"]
-    assert len(items) >= 6
+    assert len(items) >= 4
     for item in items:
-        checks.kernel("cpu" and kernel, "cpu", implementation="reference", **without_kernel(item.params))
+        checks.kernel(kernel, "cpu", implementation="reference", **without_kernel(item.params))
 
 
 def without_kernel(params):
@@ -93,35 +101,31 @@ def test_memory_that_a_kernel_forgets_shows(checks):
     with checks.poisoned():
         assert torch.empty(3).isnan().all()
         assert torch.empty_like(torch.ones(2)).isnan().all()
-    assert torch.empty is not None
-    assert "poisoned" not in torch.empty.__qualname__
+    assert not torch.zeros(3).isnan().any()
 
 
 def test_steps_that_differ_are_found(checks, wrong):
     start, end = torch.zeros(1, 4), torch.tensor([[0.0, 3.0, 0.0, 4.0]])
     assert checks.drift({"actor": (start, end * 1.01)}, {"actor": (start, end)})["error"] == pytest.approx(0.5)
-    with pytest.raises(wrong, match="actor is off by 2.5 times the tolerance"):
+    with pytest.raises(wrong, match=r"actor is off by 2\.5 times the tolerance"):
         checks.drift({"actor": (start, end * 1.05)}, {"actor": (start, end)})
     with pytest.raises(wrong, match="actor begins at another place"):
         checks.drift({"actor": (start + 1.0, end)}, {"actor": (start, end)})
 
 
 @pytest.mark.parametrize(("bits", "precision"), [(7, "bf16"), (10, "tf32")])
-def test_factors_lose_the_bits_that_a_precision_has_not(bits, precision, checks, monkeypatch):
+def test_factors_lose_the_bits_that_a_precision_has_not(bits, precision, checks):
     x = torch.tensor([1.0 + 2.0**-bits, 1.0 + 0.75 * 2.0**-bits, -3.0], dtype=torch.float64, requires_grad=True)
-    if precision == "bf16":
-        # the interpreter cuts off
-        expected = [1.0 + 2.0**-bits, 1.0, -3.0]
-    else:
-        expected = x.tolist()
+    # on a CPU bfloat16 is cut off, and the other is float32
+    expected = [1.0 + 2.0**-bits, 1.0, -3.0] if precision == "bf16" else x.tolist()
     out = checks.rounded(x, precision)
     assert out.tolist() == expected
     out.sum().backward()
     assert x.grad.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_the_floor_is_the_longest_of_three(monkeypatch):
-    bench = importlib.import_module("gpu_bench")
+def test_the_floor_is_the_longest_of_three(load, monkeypatch):
+    bench = load("gpu_bench")
     monkeypatch.setattr(bench, "_peaks", {"copy_gb_per_s": 1000.0, "float32_tflop_per_s": 50.0, "launch_us": 2.0})
     # 1e9 / 5e13 = 20 us of products, 1e7 / 1e12 = 10 us of bytes, 30 launches of 2 us
     found = bench.floor(120e-6, 1e9, 1e7, 30, "float32", "cuda")
