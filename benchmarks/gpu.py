@@ -46,6 +46,7 @@ OF_THE_MACHINE = ("torch", "triton", "nvidia", "cuda", "jax", "jaxlib")
 #: Seconds: for the first item of a process, above its own limit; between asking a process to stop and ending it; and
 #: kept free before the time is up, for tables and figures.
 START, GRACE, RESERVE = 120.0, 25.0, 45.0
+FIGURE = 120.0
 #: A process that ends this often in a row without one row more is not started again.
 ATTEMPTS = 3
 
@@ -376,9 +377,12 @@ def conclude(out: Path, environment: dict[str, str], stage: str) -> None:
     cells = [[name, *(str(counts[status] or "") for status in statuses)] for name, counts in groups.items()]
     print("\n" + gpu_rows.table([stage, *statuses], cells), flush=True)
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_report.py"), str(out), "--figure", stage]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        print(f"no figure: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}", flush=True)
+    try:
+        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=FIGURE, check=True)
+    except subprocess.CalledProcessError as error:
+        print(f"no figure: {(error.stderr.strip().splitlines() or ['it said nothing'])[-1]}", flush=True)
+    except subprocess.TimeoutExpired:
+        print(f"no figure within {FIGURE:.0f} s; gpu_report.py draws it later", flush=True)
 
 
 def pack_learning(out: Path, folder: Path) -> None:
