@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint smoke check gpu gpu-wheels clean
+# of `make gpu`: where results go, what is run, minutes that a call may take (0: as long as it takes)
+OUT ?= outputs/gpu
+STAGES ?= check bench learn
+MINUTES ?= 0
+
+.PHONY: demo test lint smoke check clean gpu gpu-wheels gpu-dry-run
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -25,13 +30,16 @@ smoke: $(STAMP)
 
 check: lint smoke test
 
-# on a bare machine with a GPU, with its own Python and torch: docs/gpu.md
+# on a machine with a GPU and its own PyTorch, without a network: docs/gpu.md
 gpu:
-	$(PYTHON) benchmarks/gpu.py $(if $(STAGES),--stages $(STAGES)) $(if $(OUT),--out $(OUT)) $(if $(MINUTES),--minutes $(MINUTES)) $(GPU_ARGS)
+	$(PYTHON) benchmarks/gpu.py --out "$(OUT)" --stages $(STAGES) --minutes $(MINUTES) $(GPU_ARGS)
 
 # beforehand, where there is a network
-gpu-wheels:
-	$(PYTHON) benchmarks/gpu.py --gather wheels
+gpu-wheels: $(STAMP)
+	$(BIN)/python benchmarks/gpu_wheels.py $(GPU_ARGS)
+
+gpu-dry-run: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --dry-run --out build/gpu_dry_run --stages $(STAGES) --again all $(GPU_ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,298 +1,415 @@
-"""One command for a machine with a GPU: checks every kernel, times everything, trains; see docs/gpu.md.
+"""Everything that is to be found out on a GPU, in one command: is it right, how fast is it, does it learn.
 
-    python benchmarks/gpu.py --gather wheels              # beforehand, where there is a network
-    python benchmarks/gpu.py --stages check bench learn   # there: make gpu STAGES="check bench learn" MINUTES=9
-    python benchmarks/gpu.py --dry-run                    # anywhere: tiny sizes on the CPU, kernels interpreted
+    make gpu                                              all stages into outputs/gpu
+    make gpu STAGES="check bench" MINUTES=9 OUT=results   what fits into nine minutes, into a folder of your own
+    make gpu STAGES=learn GPU_ARGS="--tasks FetchPush"    one task
+    make gpu-dry-run                                      the same code on a CPU, tiny: that all of it works
 
-Needs nothing but Python, and torch with CUDA, to begin with. Every task runs in a process of its own, so that one that
-crashes stops no other; what it finds is appended to ``results.jsonl`` in the output folder at once. The same command
-again goes on with what is not done yet; ``--again`` repeats what failed.
+Needs Python and a PyTorch with CUDA; no network, and no installed package of ours. What else is missing is installed
+from the wheels that ``make gpu-wheels`` gathered beforehand into a folder of its own: nothing that the machine has is
+replaced. Items run in a process that is watched: one that crashes or hangs costs its own row and no other. Rows are
+written as they come, and a second call goes on behind the last one. ``docs/gpu.md`` says what each stage does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import gpu_rows
+from gpu_plan import STAGES, TASKS, Item, Options, plan
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("check", "bench", "learn")
-#: What a machine with torch and triton may lack, less what such machines have (numpy, scipy, matplotlib, pytest, yaml).
-WHEELS = ("torchrl", "tensordict", "mujoco", "gymnasium", "gymnasium-robotics", "hydra-core", "omegaconf", "pettingzoo")
-WHEELS += ("antlr4-python3-runtime", "farama-notifications", "pyvers", "cloudpickle", "glfw", "pyopengl", "orjson")
-LIMIT_MIB = 64
-ROW = "ROW "
+#: Where results and curves of the runs are packed: what comes back are few files.
+LEARN, LEARN_FILES = "learn.tar.gz", ("results.csv", "curves.csv")
+#: What must be importable beside torch; the folder of wheels brings it along.
+MODULES = {
+    **dict.fromkeys(STAGES, ("numpy", "tensordict", "torchrl", "tqdm")),
+    "learn": ("numpy", "tensordict", "torchrl", "tqdm", "mujoco", "gymnasium_robotics", "hydra", "yaml", "matplotlib"),
+}
+#: Never installed: a second one beside the machine's would be the wrong one.
+OF_THE_MACHINE = ("torch", "triton", "nvidia", "cuda", "jax", "jaxlib")
+#: Seconds: for the first item of a process, above its own limit; between asking a process to stop and ending it; and
+#: kept free before the time is up, for tables and figures.
+START, GRACE, RESERVE = 120.0, 25.0, 45.0
+FIGURE = 120.0
+#: A process that ends this often in a row without one row more is not started again.
+ATTEMPTS = 3
 
 
-@dataclass(frozen=True)
-class Task:
-    """One process: ``gpu_tasks.py KEY``."""
-
-    stage: str
-    key: str
-    seconds: float  # after which it is ended
-
-
-def tasks(stages: Sequence[str], dry_run: bool) -> list[Task]:
-    """Every task of the stages, in order."""
-    precisions = ("float32", "tf32", "bf16")
-    kernels = [
-        *(f"kernel.{name}.float32" for name in ("bellman_residual", "expectile_awr", "adam_polyak")),
-        *(f"kernel.score_mlp.{precision}" for precision in precisions),
-    ]
-    kernels += [f"kernel.{name}.bf16" for name in ("bellman_residual", "expectile_awr")]
-    found = {
-        "check": [
-            ("device", 120),
-            *((key, 240) for key in kernels),
-            ("captured", 300),
-            ("seeds", 300),
-            ("pytest", 420),
-        ],
-        "bench": [
-            *((f"update.{precision}", 420) for precision in precisions),
-            *((f"seeds.{precision}", 420) for precision in ("tf32", "bf16")),
-            ("kernels", 420),
-            ("profile", 240),
-            ("torchrl_iql", 180),
-            ("jax", 180),
-        ],
-        "learn": [
-            (f"learn.{task}", 3600.0) for task in ("FetchReach", "FetchPush", "FetchPick", "HandReach", "FetchSlide")
-        ],
-    }
-    if dry_run:
-        found["learn"] = [("learn.PointReach", 300.0)]
-    return [Task(stage, key, float(seconds)) for stage in stages for key, seconds in found[stage]]
-
-
-def gather(folder: Path, python: str = "3.12") -> int:
-    """Downloads the wheels for an x86-64 Linux machine; returns their size in bytes.
-
-    Raises:
-        RuntimeError: if pip finds none for a package, or they are larger than :data:`LIMIT_MIB`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    pins = {
-        line.split("==")[0].strip().lower(): line.strip() for line in (ROOT / "constraints.txt").open() if "==" in line
-    }
-    wanted = [pins.get(name, name) for name in WHEELS]
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 27, 28, 31, 34, 35)] + ["manylinux2014_x86_64"]
-    options = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", *options, f"--dest={folder}"]
-    command += [f"--platform={platform}" for platform in platforms]
-    for package in wanted:
-        done = subprocess.run([*command, package], capture_output=True, text=True)
-        if done.returncode and package.startswith("antlr4"):
-            # published as source alone
-            build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", package]
-            done = subprocess.run(build, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"no wheel for {package}: {done.stderr.strip()[-300:]}")
-        print(f"{package}", flush=True)
-    size = sum(path.stat().st_size for path in folder.glob("*.whl"))
-    print(f"{size / 2**20:.1f} MiB in {folder} (at most {LIMIT_MIB})")
-    if size > LIMIT_MIB * 2**20:
-        raise RuntimeError(f"the wheels are {size / 2**20:.0f} MiB, more than {LIMIT_MIB}.")
-    return size
-
-
-def install(wheels: Path, site: Path) -> None:
-    """Unpacks the wheels of packages that cannot be imported here into a folder of their own; torch is left alone.
-
-    Raises:
-        RuntimeError: if pip refuses one.
-    """
-    imports = {"hydra-core": "hydra", "gymnasium-robotics": "gymnasium_robotics", "pyopengl": "OpenGL"}
-    imports |= {"antlr4-python3-runtime": "antlr4", "farama-notifications": "farama_notifications"}
-    missing = []
-    for path in sorted(wheels.glob("*.whl")):
-        name = path.name.split("-")[0].lower().replace("_", "-")
-        module = imports.get(name, name.replace("-", "_"))
-        probe = [sys.executable, "-c", f"import importlib.util as u; raise SystemExit(u.find_spec({module!r}) is None)"]
-        if subprocess.run(probe, env=environment(site), capture_output=True).returncode:
-            missing.append(path)
-    if not missing:
-        return
-    print(f"installing {', '.join(path.name.split('-')[0] for path in missing)} into {site}", flush=True)
-    options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", f"--target={site}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, *map(str, missing)], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"pip could not install the wheels of {wheels}: {done.stderr.strip()[-500:]}")
-
-
-def environment(site: Path, dry_run: bool = False) -> dict[str, str]:
-    """What a task sees: this checkout first, then what was installed."""
-    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks"), str(ROOT / "recipes"), str(site)]
-    paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    made = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    return {**made, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if dry_run else made
-
-
-class Results:
-    """``results.jsonl``: one line for each thing found, written and on disk before the next."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "results.jsonl"
-        self.rows = list(read_rows(self.path))
-        if self.path.exists():
-            # a line that was cut off by a kill would spoil the next one
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            beside = self.path.with_suffix(".partial")
-            beside.write_text(text)
-            beside.replace(self.path)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Appends a row."""
-        self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def status(self, key: str) -> str | None:
-        """How the last run of a task ended: ``done``, ``failed``, ``timeout``; ``None`` if it never ended."""
-        found = [row["status"] for row in self.rows if row.get("task") == key and "status" in row]
-        return found[-1] if found else None
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines of a ``results.jsonl``."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            yield row
-
-
-def run(task: Task, args: argparse.Namespace, results: Results, seconds: float) -> str:
-    """Runs one task, at most that long; returns how it ended."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_tasks.py"), task.key, f"--work={args.work}"]
-    command += ["--dry-run"] if args.dry_run else []
-    command += [f"--data={args.data}"] if args.data else []
-    started, tail = time.monotonic(), []
-    with (args.out / "log.txt").open("a") as log:
-        log.write(f"== {task.key}\n")
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment(args.site, args.dry_run),
-            cwd=args.work,
-            start_new_session=True,
-        )
-        alarm = _Alarm(process, seconds)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(ROW):
-                row = json.loads(line[len(ROW) :])
-                results.add({"stage": task.stage, "task": task.key, **row})
-                print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            else:
-                log.write(line)
-                tail = [*tail[-4:], line.strip()]
-        code = process.wait()
-        ended = alarm.stop()
-    status = "timeout" if ended else "done" if code == 0 else "failed"
-    row = {"stage": task.stage, "task": task.key, "status": status, "seconds": round(time.monotonic() - started, 1)}
-    if status == "failed":
-        row |= {"exit": code, "message": " | ".join(tail)[-500:]}
-    results.add(row)
-    return status
-
-
-class _Alarm:
-    """Ends a process and its children when its time is up: first by asking, then by force."""
-
-    def __init__(self, process: subprocess.Popen[str], seconds: float) -> None:
-        import threading
-
-        self.rang = False
-        self._process = process
-        self._timers = [
-            threading.Timer(seconds, self._end, (signal.SIGTERM,)),
-            threading.Timer(seconds + 10.0, self._end, (signal.SIGKILL,)),
-        ]
-        for timer in self._timers:
-            timer.daemon = True
-            timer.start()
-
-    def _end(self, number: int) -> None:
-        if self._process.poll() is None:
-            self.rang = True
-            os.killpg(self._process.pid, number)
-
-    def stop(self) -> bool:
-        """Whether it rang."""
-        for timer in self._timers:
-            timer.cancel()
-        return self.rang
-
-
-def main() -> int:
-    """Gathers, or runs the stages; the exit status is 1 if a task failed, 2 where nothing can run."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gather", type=Path, help="folder for wheels: download them, and do nothing else")
-    parser.add_argument("--wheels", type=Path, default=ROOT / "wheels", help="folder of wheels to install from")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gpu"), help="folder of rows, tables and figures")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
-    parser.add_argument("--tasks", nargs="+", default=[], help="of the stages' tasks only those that begin so")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="results.jsonl, CSV, PNG and log")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu", help="datasets and run folders")
-    parser.add_argument("--data", type=Path, help="folder of datasets brought along; none: collect them")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which no task goes on; 0: no bound")
-    parser.add_argument("--again", action="store_true", help="repeat tasks that failed or ran out of time")
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: shows that everything runs")
-    args = parser.parse_args()
-    if args.gather:
-        gather(args.gather)
+    parser.add_argument("--minutes", type=float, default=0.0, help="that this call may take; 0: as long as it takes")
+    parser.add_argument("--again", default="none", choices=["none", "failed", "all"], help="rows to repeat")
+    parser.add_argument("--only", default="", help="items whose key has this in it")
+    parser.add_argument("--list", action="store_true", help="print the items and stop")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny; kernels under Triton's interpreter")
+    parser.add_argument("--wheels", type=Path, default=ROOT / "wheels", help="folder that gpu_wheels.py filled")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu", help="packages, caches, checkpoints")
+    parser.add_argument(
+        "--data-dir", type=Path, default=ROOT / "datasets", help="learn: datasets brought along, or made"
+    )
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="learn: tasks")
+    parser.add_argument("--seeds", type=int, default=5, help="learn: seeds, trained together")
+    parser.add_argument("--steps", type=int, default=None, help="learn: updates; none: the paper's")
+    parser.add_argument("--num-trajectories", type=int, default=None, help="learn: none: the paper's")
+    args = parser.parse_args(arguments)
+    if args.minutes < 0 or 0 < 60 * args.minutes <= RESERVE:
+        parser.error(f"--minutes must be 0, for no limit, or more than {RESERVE / 60:.2g}, got {args.minutes:g}.")
+    for name in ("out", "wheels", "work", "data_dir"):
+        setattr(args, name, getattr(args, name).resolve())
+    return args
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs what is asked for and not yet done; the exit status: 0, 1 if an item failed, 2 if it cannot start."""
+    args = parse(arguments)
+    deadline = time.monotonic() + 60 * args.minutes - RESERVE if args.minutes else float("inf")
+    options = Options(
+        tasks=tuple(args.tasks),
+        seeds=args.seeds,
+        steps=args.steps,
+        num_trajectories=args.num_trajectories,
+        data_dir=str(args.data_dir),
+        folder=str(args.work / ("learn_dry_run" if args.dry_run else "learn")),
+    )
+    items = [item for item in plan(args.stages, options, dry_run=args.dry_run) if args.only in item.key]
+    if args.list:
+        print("\n".join(item.key for item in items))
         return 0
-    args.out, args.work = args.out.resolve(), args.work.resolve()
-    args.data = args.data and args.data.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
-    args.site = args.work / "site"
-    if args.wheels.is_dir():
-        install(args.wheels, args.site)
-    started, results = time.monotonic(), Results(args.out)
-    wanted = [task for task in tasks(args.stages, args.dry_run) if task.key.startswith(tuple(args.tasks) or "")]
-    ended = {task.key: results.status(task.key) for task in wanted}
-    repeated = ("failed", "timeout") if args.again else ("timeout",)
-    todo = [task for task in wanted if ended[task.key] in (None, *repeated)]
-    print(f"{len(todo)} of {len(wanted)} tasks to do; results in {args.out}", flush=True)
-    for number, task in enumerate(todo):
-        left = 60.0 * args.minutes - (time.monotonic() - started) if args.minutes else task.seconds
-        if left < 20.0:
-            print(f"time is up: {len(todo) - number} tasks are left; the same command goes on with them")
-            break
-        print(f"[{number + 1}/{len(todo)}] {task.stage}: {task.key}", flush=True)
-        ended[task.key] = run(task, args, results, min(task.seconds, left))
-        print(f"  {ended[task.key]}", flush=True)
-        if task.key == "device" and ended["device"] == "failed" and not args.dry_run:
-            print("no CUDA device can be used here, see log.txt; --dry-run runs everything on the CPU", file=sys.stderr)
-            return 2
-    report = [sys.executable, str(ROOT / "benchmarks" / "gpu_report.py"), str(args.out), "--files-only"]
-    subprocess.run(report, env=environment(args.site, args.dry_run), check=False)
-    failed = [key for key, status in ended.items() if status == "failed"]
-    counts = {status: list(ended.values()).count(status) for status in ("done", "failed", "timeout", None)}
-    print(", ".join(f"{count} {status or 'not begun'}" for status, count in counts.items() if count))
-    if failed:
-        print(f"failed: {', '.join(failed)} (log: {args.out / 'log.txt'})")
+    try:
+        refuse_mixture(gpu_rows.read(args.out), dry_run=args.dry_run)
+        environment = environment_of(args)
+        install(args.stages, args.wheels, args.work / "site", environment)
+        device = find_device(environment, dry_run=args.dry_run)
+        unpack_learning(args.out, Path(options.folder))
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    runner = Runner(args, environment, device, deadline)
+    for stage in (stage for stage in STAGES if stage in args.stages):
+        own = [item for item in items if item.stage == stage]
+        try:
+            runner.run(stage, own)
+        finally:
+            # what came before the time was up, or Ctrl-C
+            if runner.entered:
+                if stage == "learn":
+                    pack_learning(args.out, Path(options.folder))
+                conclude(args.out, environment, stage)
+    rows = gpu_rows.read(args.out)
+    left = [item for item in items if item.key not in rows]
+    failed = [item for item in items if item.key in rows and rows[item.key]["status"] in gpu_rows.FAILED]
+    print(f"\n{len(items) - len(left)} of {len(items)} items done, {len(failed)} of them failed: {args.out}")
+    if left:
+        print(f"{len(left)} are left; the same command goes on with {left[0].key}")
+    print(f"then: python benchmarks/gpu_report.py {args.out}")
     return 1 if failed else 0
 
 
+def refuse_mixture(rows: dict[str, gpu_rows.Row], *, dry_run: bool) -> None:
+    """Keeps a dry run's rows apart from a GPU's.
+
+    Raises:
+        RuntimeError: if the folder holds rows of the other kind.
+    """
+    others = [key for key, row in rows.items() if row["dry_run"] != dry_run]
+    if others:
+        ours, theirs = ("a dry run", "a GPU") if dry_run else ("a GPU", "a dry run")
+        raise RuntimeError(f"the folder holds rows of {theirs} ({others[0]}): give another one for {ours}.")
+
+
+def environment_of(args: argparse.Namespace) -> dict[str, str]:
+    """What the processes see: this checkout, the packages brought along, caches that a later call finds again."""
+    places = [ROOT, ROOT / "kernels", ROOT / "benchmarks", ROOT / "recipes"]
+    paths = [*map(str, places), *filter(None, [os.environ.get("PYTHONPATH")]), str(args.work / "site")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    for name in ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        environment.pop(name, None)
+    environment["TRITON_CACHE_DIR"] = str(args.work / "triton")
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(args.work / "inductor")
+    # each process that steps environments has a core, and so has the one that drives the GPU
+    environment["OMP_NUM_THREADS"] = "1"
+    if args.dry_run:
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return environment
+
+
+def install(stages: Sequence[str], wheels: Path, site: Path, environment: dict[str, str]) -> None:
+    """Installs, of the wheels brought along, those whose package the machine lacks, into a folder of their own.
+
+    Raises:
+        RuntimeError: if something is missing afterwards.
+    """
+    wanted = [wheel for wheel in sorted(wheels.glob("*.whl")) if distribution(wheel) not in OF_THE_MACHINE]
+    present = ask(environment, "installed", [distribution(wheel) for wheel in wanted])
+    chosen = [wheel for wheel in wanted if distribution(wheel) not in present]
+    if chosen:
+        print(f"installing {', '.join(map(distribution, chosen))} into {site}", flush=True)
+        # --no-deps: a dependency that the machine has may be of another version, and is never replaced
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        command += ["--no-cache-dir", "--disable-pip-version-check", "--upgrade", "--target", str(site)]
+        done = subprocess.run([*command, *map(str, chosen)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"pip could not install the wheels of {wheels}: {done.stderr.strip()[-500:]}")
+    needed = dict.fromkeys(["torch", *(module for stage in stages for module in MODULES[stage])])
+    found = ask(environment, "importable", list(needed))
+    missing = [module for module in needed if module not in found]
+    if missing:
+        raise RuntimeError(
+            f"this Python ({sys.executable}) has no {', '.join(missing)}, and {wheels} brings none: gather them with "
+            "`make gpu-wheels` where there is a network, and bring the folder along."
+        )
+
+
+def distribution(wheel: Path) -> str:
+    """Name of a wheel's package, normalised."""
+    return re.sub(r"[-_.]+", "-", wheel.name.partition("-")[0]).lower()
+
+
+_QUESTIONS = {
+    "installed": "import importlib.metadata as m, re; have = {re.sub('[-_.]+', '-', d.name or '').lower() for d in "
+    "m.distributions()}; print(json.dumps([n for n in names if n in have]))",
+    "importable": "from importlib.util import find_spec; print(json.dumps([n for n in names if find_spec(n)]))",
+}
+
+
+def ask(environment: dict[str, str], question: str, names: list[str]) -> set[str]:
+    """Which of ``names`` are installed, or importable, in the processes that will run."""
+    code = f"import json; names = json.loads({json.dumps(json.dumps(names))}); {_QUESTIONS[question]}"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def find_device(environment: dict[str, str], *, dry_run: bool) -> str:
+    """The name of the GPU, but for a dry run.
+
+    Raises:
+        RuntimeError: if this PyTorch sees none.
+    """
+    if dry_run:
+        print("dry run on the CPU: tiny sizes, and numbers that mean nothing", flush=True)
+        return "dry run on a CPU"
+    code = "import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    version, _, name = done.stdout.strip().partition(" ")
+    if done.returncode or not name:
+        said = done.stderr.strip().splitlines()[-1:] or [f"torch {version} sees no CUDA device"]
+        raise RuntimeError(f"no GPU: {said[0]}. `make gpu-dry-run` tries everything on the CPU.")
+    print(f"{name}, torch {version}", flush=True)
+    return name
+
+
+class Runner:
+    """Runs items in worker processes, and enters what became of those that did not come to write a row."""
+
+    def __init__(self, args: argparse.Namespace, environment: dict[str, str], device: str, deadline: float) -> None:
+        self.args, self.environment, self.device, self.deadline = args, environment, device, deadline
+        self.log = args.out / "log.txt"
+        self.entered = 0
+
+    def run(self, stage: str, items: Sequence[Item]) -> None:
+        """Runs the items of a stage that have no row yet."""
+        before = gpu_rows.read(self.args.out)
+        repeated = {"none": (), "failed": gpu_rows.FAILED, "all": gpu_rows.STATUSES}[self.args.again]
+        todo = {i.key: i for i in items if i.key not in before or before[i.key]["status"] in repeated}
+        print(f"\n{stage}: {len(items)} items, {len(items) - len(todo)} of them done before", flush=True)
+        barren = self.entered = 0
+        while todo and time.monotonic() < self.deadline:
+            done = self._run_process(todo)
+            self.entered += len(done)
+            for key in done:
+                del todo[key]
+            barren = 0 if done else barren + 1
+            if barren == ATTEMPTS:
+                key = next(iter(todo))
+                self.entered += 1
+                self._enter(todo.pop(key), "crashed", 0.0, f"no process came as far as this: {last_line(self.log)}")
+                return
+
+    def _run_process(self, todo: dict[str, Item]) -> list[str]:
+        """Runs one process until it ends, hangs or the time is up; the keys that have a row since."""
+        with tempfile.TemporaryDirectory(dir=self.args.work) as folder, self.log.open("a", encoding="utf-8") as log:
+            order, progress = Path(folder) / "items.json", Path(folder) / "progress.json"
+            order.write_text(json.dumps([dataclasses.asdict(item) for item in todo.values()]))
+            command = [sys.executable, str(ROOT / "benchmarks" / "gpu_worker.py"), str(order), str(self.args.out)]
+            command += [str(progress), self.device, *(["--dry-run"] if self.args.dry_run else [])]
+            written = NewRows(self.args.out)
+            process = subprocess.Popen(
+                command,
+                env={**self.environment, "TMPDIR": folder},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+            cause = "time"
+            try:
+                cause = self._watch(process, progress, todo, written)
+            finally:
+                stop(process, gently=cause == "time")
+            written.show()
+            current = read_progress(progress)
+            key = current.get("key")
+            if key in todo and key not in written.keys and cause != "time":
+                status, words = "timeout", f"took longer than {todo[key].limit:.0f} s"
+                if cause == "ended":
+                    status, words = "crashed", f"{status_words(process.returncode)}: {last_line(self.log)}"
+                self._enter(todo[key], status, time.time() - current["started"], words)
+                written.keys.append(key)
+            return [key for key in written.keys if key in todo]
+
+    def _watch(self, process: subprocess.Popen, progress: Path, todo: dict[str, Item], written: NewRows) -> str:
+        """Waits until the process has ``"ended"``, an item is over its ``"limit"``, or all ``"time"`` is up."""
+        started = time.time()
+        while process.poll() is None:
+            written.show()
+            current = read_progress(progress)
+            limit = todo[current["key"]].limit if current else START
+            if time.monotonic() >= self.deadline:
+                return "time"
+            if time.time() - current.get("started", started) > limit:
+                return "limit"
+            time.sleep(0.2)
+        return "ended"
+
+    def _enter(self, item: Item, status: str, seconds: float, detail: str) -> None:
+        row = {"key": item.key, "kind": item.kind, "params": item.params, "status": status}
+        row |= {"seconds": round(seconds, 2), "device": self.device, "dry_run": self.args.dry_run}
+        row |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "values": {}, "detail": detail}
+        gpu_rows.append(self.args.out, row)
+        print(line_of(row), flush=True)
+
+
+class NewRows:
+    """The rows that a process adds to a folder, shown as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / gpu_rows.ROWS
+        self.offset = self.path.stat().st_size if self.path.exists() else 0
+        self.keys: list[str] = []
+
+    def show(self) -> None:
+        """Prints what is new, whole lines alone."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self.offset += len(whole) + len(newline)
+        for line in filter(None, whole.splitlines()):
+            row = json.loads(line)
+            self.keys.append(row["key"])
+            print(line_of(row), flush=True)
+
+
+def stop(process: subprocess.Popen, *, gently: bool) -> None:
+    """Ends a process and all that it started; gently: it may first leave a checkpoint."""
+    if process.poll() is None and gently:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            print(f"it did not stop within {GRACE:.0f} s and is ended", flush=True)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def read_progress(path: Path) -> dict[str, float | str]:
+    """Key of the item at hand and when it began; empty before the first."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def status_words(status: int) -> str:
+    """What became of a process."""
+    return f"its process died of {signal.Signals(-status).name}" if status < 0 else f"its process ended with {status}"
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def line_of(row: gpu_rows.Row) -> str:
+    """A row for people."""
+    shown = ("error", "updates_per_s_median", "seed_updates_per_s", "over_compile", "success_last", "passed")
+    numbers = [
+        f"{name} {row['values'][name]:.4g}" for name in shown if isinstance(row["values"].get(name), float | int)
+    ]
+    rest = ", ".join([*numbers, *([row["detail"]] if row["detail"] else [])])
+    return f"  {row['status']:<8} {row['seconds']:7.1f} s  {row['key']}{'  ' + rest if rest else ''}"
+
+
+def conclude(out: Path, environment: dict[str, str], stage: str) -> None:
+    """Leaves a stage's CSV and PNG, and prints how its items ended by group."""
+    rows = gpu_rows.of_stage(gpu_rows.read(out).values(), stage)
+    if not rows:
+        return
+    if stage != "learn":
+        gpu_rows.write_csv(out / f"{stage}.csv", rows)
+    groups: dict[str, Counter[str]] = {}
+    for row in rows:
+        groups.setdefault("/".join(row["key"].split("/")[1:3][: 2 if stage == "check" else 1]), Counter())[
+            row["status"]
+        ] += 1
+    statuses = [name for name in gpu_rows.STATUSES if any(counts[name] for counts in groups.values())]
+    cells = [[name, *(str(counts[status] or "") for status in statuses)] for name, counts in groups.items()]
+    print("\n" + gpu_rows.table([stage, *statuses], cells), flush=True)
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_report.py"), str(out), "--figure", stage]
+    try:
+        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=FIGURE, check=True)
+    except subprocess.CalledProcessError as error:
+        print(f"no figure: {(error.stderr.strip().splitlines() or ['it said nothing'])[-1]}", flush=True)
+    except subprocess.TimeoutExpired:
+        print(f"no figure within {FIGURE:.0f} s; gpu_report.py draws it later", flush=True)
+
+
+def pack_learning(out: Path, folder: Path) -> None:
+    """Puts results, curves and logs of the runs into one file, without checkpoints; whole or not at all."""
+    names = (*LEARN_FILES, "*/result.json", "*/log.txt", "*/run/*/config.yaml", "*/run/*/metrics.csv")
+    files = sorted({path for name in (*names, "*/run/*/summary.json") for path in folder.glob(name)})
+    if not files:
+        return
+    beside = out / f"{LEARN}.partial"
+    with tarfile.open(beside, "w:gz") as archive:
+        for path in files:
+            archive.add(path, path.relative_to(folder))
+    beside.replace(out / LEARN)
+
+
+def unpack_learning(out: Path, folder: Path) -> None:
+    """On a new machine, puts the finished runs of earlier calls where they were."""
+    if (out / LEARN).is_file() and not folder.exists():
+        beside = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        with tarfile.open(out / LEARN) as archive:
+            archive.extractall(beside, filter="data")
+        # a run without its checkpoint begins anew
+        for run in [path.parent for path in beside.glob("*/run") if not (path.parent / "result.json").is_file()]:
+            shutil.rmtree(run)
+        beside.rename(folder)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
-"""What ``make gpu`` found, as CSV files, figures and one page.
+"""Turns what ``gpu.py`` left into a page with figures that name the card.
 
-python benchmarks/gpu_report.py runs/gpu                  writes docs/results/gpu.md, naming the card
-python benchmarks/gpu_report.py runs/gpu --files-only     CSV and PNG beside results.jsonl, no page
+python benchmarks/gpu_report.py FOLDER                        docs/results/gpu.md and figures beside it
+python benchmarks/gpu_report.py FOLDER --out FOLDER/report.md  somewhere else; a dry run goes there by itself
 """
 
 from __future__ import annotations
@@ -9,282 +9,292 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu import ROOT, read_rows
+import gpu_rows
+import pages
+from gpu_plan import MODES, PRECISIONS, STAGES
 
-#: The numbers that the design asks of one H100 or H200.
-BARS = {
-    "updates/s, batch 512, one seed, captured": 10_000.0,
-    "seed-updates/s at 16 or more seeds": 60_000.0,
-    "bellman_residual over torch.compile, from 65,536 rows on": 1.2,
-    "bellman_residual, share of copy bandwidth, from 65,536 rows on": 0.7,
-}
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "gpu.md"
+COLOURS = {"ok": "tab:green", "skipped": "lightgrey", **dict.fromkeys(gpu_rows.FAILED, "tab:red")}
+Rows = list[gpu_rows.Row]
 
 
-def table(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of the named columns."""
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(_cell(row.get(key)) for key in header) + " |" for row in rows)])
+class Results:
+    """The rows of a folder, of one card or of one dry run.
 
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (int, float)):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value).replace("|", "/")
-
-
-class Found:
-    """The rows of a folder, by what they are."""
+    Raises:
+        ValueError: if there are none, or they come from several machines.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.rows = list(read_rows(folder / "results.jsonl"))
-        if not self.rows:
-            raise ValueError(f"{folder / 'results.jsonl'} holds no results: make gpu writes it.")
+        self.folder = folder
+        self.rows: Rows = list(gpu_rows.read(folder).values())
+        devices = {row["device"] for row in self.rows}
+        if len(devices) != 1:
+            raise ValueError(f"{folder}: expected rows of one card, found {', '.join(sorted(devices)) or 'none'}.")
+        (self.device,) = devices
+        self.dry_run = any(row["dry_run"] for row in self.rows)
+        self.machine = next((row["values"] for row in self.rows if row["key"] == "check/machine"), {})
 
-    def of(self, *keys: str) -> list[dict[str, Any]]:
-        """Rows that have all these entries."""
-        return [row for row in self.rows if all(key in row for key in keys)]
+    def of(self, *prefix: str) -> Rows:
+        """Rows whose keys begin so."""
+        return [row for row in self.rows if row["key"].split("/")[: len(prefix)] == list(prefix)]
 
     @property
-    def dry_run(self) -> bool:
-        """Whether nothing of it ran on a GPU."""
-        return bool(self.of("dry_run"))
-
-    @property
-    def card(self) -> str:
-        """The name of the card."""
-        found = self.of("device")
-        return str(found[-1]["device"]) if found else "an unknown device"
-
-    def statuses(self) -> list[dict[str, Any]]:
-        """How each task ended at last."""
-        last = {row["task"]: row for row in self.of("status")}
-        return list(last.values())
-
-    def bars(self) -> list[dict[str, Any]]:
-        """The design's numbers beside what was reached."""
-        names = list(BARS)
-        one = [
-            row["updates_per_second"]
-            for row in self.of("updates_per_second", "mode")
-            if row["seeds"] == 1 and row["batch_size"] == 512 and "captured" in row["mode"]
-        ]
-        many = [row["seed_updates_per_second"] for row in self.of("seed_updates_per_second") if row["seeds"] >= 16]
-        large = [
-            row
-            for row in self.of("kernel", "over_compile")
-            if row["kernel"] == "bellman_residual"
-            and row["implementation"] == "triton"
-            and _rows(row["size"]) >= 65_536
-        ]
-        reached = [
-            max(one, default=None),
-            max(many, default=None),
-            min((row["over_compile"] for row in large), default=None),
-            min((row["fraction_of_copy_bandwidth"] for row in large), default=None),
-        ]
-        return [
-            {
-                "bar": name,
-                "asked": BARS[name],
-                "found": found,
-                "reached": "not measured" if found is None else "yes" if found >= BARS[name] else "no",
-            }
-            for name, found in zip(names, reached)
-        ]
+    def title(self) -> str:
+        """The card, or that there was none; versions."""
+        names = ("driver", "cuda", "torch", "triton", "torchrl", "tensordict")
+        versions = ", ".join(f"{name} {self.machine[name]}" for name in names if self.machine.get(name))
+        card = "DRY RUN on a CPU: tiny sizes, numbers without meaning" if self.dry_run else self.device
+        return f"{card}; {versions}" if versions else card
 
 
-def _rows(size: str) -> int:
-    """Rows of rho in a size such as ``1 x 2 x (512 + 512)``."""
-    return int(size.split("(")[1].split("+")[0])
-
-
-def write_files(found: Found, folder: Path) -> list[Path]:
-    """One CSV a kind of row, and figures; each whole or absent."""
-    kinds = {
-        "tasks": found.statuses(),
-        "check": [*found.of("error", "bound"), *found.of("error_over_distance_moved")],
-        "updates": found.of("updates_per_second", "mode"),
-        "kernels": found.of("kernel", "over_compile"),
-        "profile": found.of("operation"),
-    }
-    written = []
-    for name, rows in kinds.items():
-        if rows:
-            written.append(_write_csv(folder / f"{name}.csv", rows))
-    for name in ("results", "curves"):
-        rows = [
-            {key: value for key, value in row.items() if key not in ("stage", "task_key", "table")}
-            for row in found.rows
-            if row.get("table") == name
-        ]
-        if rows:
-            written.append(_write_csv(folder / f"learn_{name}.csv", rows))
-    written += _figures(found, folder)
-    return written
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    beside = path.with_suffix(".csv.partial")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(path)
-    return path
-
-
-def _figures(found: Found, folder: Path) -> list[Path]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("matplotlib is not installed: no figures", file=sys.stderr)
-        return []
-    written = []
-    updates = found.of("updates_per_second", "mode")
-    if updates:
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for precision in dict.fromkeys(row["precision"] for row in updates):
-            one = [row for row in updates if row["precision"] == precision and row["mode"] != "together"]
-            modes = list(dict.fromkeys(row["mode"] for row in one))
-            for mode in modes:
-                rows = sorted((row for row in one if row["mode"] == mode), key=lambda row: row["batch_size"])
-                left.plot(
-                    [row["batch_size"] for row in rows],
-                    [row["updates_per_second"] for row in rows],
-                    marker="o",
-                    label=f"{precision}, {mode}",
-                )
-            rows = [row for row in updates if row["precision"] == precision and row["mode"] == "together"]
-            if rows:
-                right.plot(
-                    [row["seeds"] for row in rows],
-                    [row["seed_updates_per_second"] for row in rows],
-                    marker="o",
-                    label=precision,
-                )
-        for axis, label, title in ((left, "batch size", "updates/s, one seed"), (right, "seeds", "seed-updates/s")):
-            axis.set_xscale("log", base=2)
-            axis.set_yscale("log")
-            axis.set_xlabel(label)
-            axis.set_title(title)
-            axis.grid(alpha=0.3)
-            if axis.lines:
-                axis.legend(fontsize=7)
-        figure.suptitle(_title(found), fontsize=9)
-        written.append(_save(figure, folder / "updates.png"))
-    kernels = [row for row in found.of("kernel", "over_compile") if row["implementation"] == "triton"]
-    if kernels:
-        figure = Figure(figsize=(8, 1.2 + 0.3 * len(kernels)), layout="constrained")
-        axis = figure.subplots()
-        axis.barh([f"{row['kernel']}, {row['size']}" for row in kernels], [row["over_compile"] for row in kernels])
-        axis.axvline(1.0, color="black", linewidth=0.8)
-        axis.set_xlabel("time of torch.compile over time of the kernel")
-        axis.set_title(_title(found), fontsize=9)
-        axis.invert_yaxis()
-        written.append(_save(figure, folder / "kernels.png"))
-    return written
-
-
-def _title(found: Found) -> str:
-    return f"{found.card}{' (dry run: numbers mean nothing)' if found.dry_run else ''}"
-
-
-def _save(figure: Any, path: Path) -> Path:
-    beside = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(beside, dpi=120)
-    beside.replace(path)
-    return path
-
-
-def page(found: Found, folder: str, figures: Sequence[str]) -> str:
-    """The page."""
-    versions = found.of("versions")
-    said = (
-        ", ".join(f"{name} {number}" for name, number in versions[-1]["versions"].items() if number) if versions else ""
-    )
-    commit = versions[-1].get("commit") if versions else None
-    parts = [f"# On a GPU: {found.card}"]
-    if found.dry_run:
-        parts.append(
-            "**This is a dry run on a CPU, with tiny sizes and interpreted kernels: its numbers mean nothing.**"
-        )
-    parts += [
-        f"    make gpu\n    python benchmarks/gpu_report.py {folder}",
-        f"{said}; commit {commit}. What the stages do: [../gpu.md](../gpu.md).",
-        "## The design's numbers",
-        table(("bar", "asked", "found", "reached"), found.bars()),
-        "## Checks",
-        table(("stage", "task", "status", "seconds", "message"), found.statuses()),
-    ]
-    if found.of("updates_per_second", "mode"):
-        header = ("mode", "precision", "batch_size", "seeds", "updates_per_second", "lowest", "highest")
-        header += ("seed_updates_per_second", "time_over_gemm_floor", "memory_gib", "warm_up_seconds")
-        parts += ["## Updates", *(f"![Updates per second]({figure})" for figure in figures if "updates" in figure)]
-        parts.append(table(header, found.of("updates_per_second", "mode")))
-        floors = found.of("tflops", "floor")
-        parts.append(
-            "The floor counts an update's matrix products at the card's measured peak: "
-            + ", ".join(f"{row['precision']} {row['tflops']} TFLOP/s" for row in floors)
-            + ". Sampling, optimiser and target update are in the times, not in the floor."
-        )
-    if found.of("peer"):
-        parts += ["## Peers", table(("peer", "said", "updates_per_second", "batch_size"), found.of("peer"))]
-    if found.of("kernel", "over_compile"):
-        header = ("kernel", "size", "implementation", "median_us", "min_us", "max_us", "over_compile", "over_eager")
-        parts += ["## Kernels", *(f"![Kernels]({figure})" for figure in figures if "kernels" in figure)]
-        parts.append(table((*header, "fraction_of_copy_bandwidth", "tflops"), found.of("kernel", "over_compile")))
-    if found.of("operation"):
-        parts += ["## Where the time of an update goes"]
-        launches = found.of("launches_per_update")[-1]
-        parts.append(
-            f"{launches['launches_per_update']:g} operations and {launches['device_us_per_update']:g} us an update, "
-            "compiled, not captured, bf16, batch 512."
-        )
-        parts.append(table(("operation", "us_per_update", "calls_per_update", "share"), found.of("operation")))
-    learnt = [row for row in found.rows if row.get("table") == "results" and row.get("metric") == "return_over_max"]
-    if learnt:
-        parts += ["## Learning", table(("task", "method", "seed", "steps", "metric", "value"), learnt)]
+def page(results: Results) -> str:
+    """The page, in Markdown."""
+    warning = "> **This is a dry run.** Nothing here ran on a GPU; the numbers only show that the code works.\n"
+    parts = ["# GPU", *([warning] if results.dry_run else []), results.title + ".", _machine(results)]
+    for stage, section in (("check", check_section), ("bench", bench_section), ("learn", learn_section)):
+        if results.of(stage):
+            parts += [section(results), f"![{stage}]({figure_name(stage)})"]
+        else:
+            parts.append(f"Stage `{stage}` has not been run.")
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Writes files, and the page unless told not to."""
+def _machine(results: Results) -> str:
+    if not results.machine:
+        return "The machine was not recorded: `check/machine` has not been run."
+    return pages.markdown(["machine", ""], results.machine.items())
+
+
+def check_section(results: Results) -> str:
+    """What was checked, by group, and every failure in full."""
+    groups: dict[str, Rows] = {}
+    for row in results.of("check"):
+        if row["key"] != "check/machine":
+            groups.setdefault("/".join(row["key"].split("/")[1:3]), []).append(row)
+    cells = []
+    for name, rows in groups.items():
+        errors = [row["values"]["error"] for row in rows if isinstance(row["values"].get("error"), float)]
+        worst = f"{max(errors):.2g}" if errors else ""
+        cells.append([name, len(rows), sum(row["status"] == "ok" for row in rows), worst, _others(rows)])
+    table = pages.markdown(["check", "items", "right", "largest error over tolerance", "otherwise"], cells)
+    return "\n\n".join(["## Right?", table, *_failures(results, "check")])
+
+
+def _others(rows: Rows) -> str:
+    counts = {status: sum(row["status"] == status for row in rows) for status in gpu_rows.STATUSES[1:]}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+def _failures(results: Results, stage: str) -> list[str]:
+    bad = [row for row in results.of(stage) if row["status"] in gpu_rows.FAILED]
+    skipped = [row for row in results.of(stage) if row["status"] == "skipped"]
+    lines = [f"- `{row['key']}`: {row['status']}, {row['detail']}" for row in [*bad, *skipped]]
+    return ["Failed or skipped:\n\n" + "\n".join(lines)] if lines else []
+
+
+def _spread(values: dict[str, Any], name: str) -> str:
+    return f"{values[f'{name}_median']:.4g} [{values[f'{name}_min']:.4g}, {values[f'{name}_max']:.4g}]"
+
+
+def bench_section(results: Results) -> str:
+    """Tables of yardsticks, updates, kernels, peers and the profile."""
+    parts = ["## Fast?"]
+    for row in results.of("bench", "peak"):
+        cells = [[name, f"{value:.4g}"] for name, value in row["values"].items()]
+        parts.append(pages.markdown(["yardstick", "measured"], cells))
+    updates = [row for row in results.of("bench", "update") if row["status"] == "ok"]
+    if updates:
+        header = ["update", "updates/s median [min, max]", "seed-updates/s", "over floor", "floor", "launches", "MiB"]
+        parts.append(pages.markdown(header, map(_update_cells, updates)))
+    kernels = [row for row in results.of("bench", "kernel") if row["status"] == "ok"]
+    if kernels:
+        header = ["kernel", "us median [min, max]", "over compile", "over eager", "of copy bandwidth", "TFLOP/s"]
+        parts.append(pages.markdown(header, map(_kernel_cells, kernels)))
+    peers = [row for row in results.of("bench", "peer") if row["status"] == "ok"]
+    if peers:
+        cells = [[_name(row), _spread(row["values"], "updates_per_s"), row["values"]["hello"]] for row in peers]
+        parts.append(pages.markdown(["peer", "updates/s median [min, max]", "says"], cells))
+    for row in results.of("bench", "profile"):
+        for mode in ("eager", "graph"):
+            events = row["values"].get(f"{mode}_kernels", ())
+            cells = [[f"`{event['name']}`", f"{event['share']:.1%}", f"{event['calls']:g}"] for event in events]
+            parts.append(pages.markdown([f"one update, {mode}", "share of the time", "calls"], cells))
+    return "\n\n".join([*parts, *_failures(results, "bench")])
+
+
+def _name(row: gpu_rows.Row) -> str:
+    return row["key"].partition("/")[2].partition("/")[2]
+
+
+def _update_cells(row: gpu_rows.Row) -> list[str]:
+    values = row["values"]
+    memory = f"{values['memory_mib']:.0f}" if "memory_mib" in values else ""
+    launches = "" if values["launches"] is None else str(values["launches"])
+    numbers = [f"{values['seed_updates_per_s']:.4g}", f"{values['over_floor']:.3g}", values["floor"], launches, memory]
+    return [_name(row), _spread(values, "updates_per_s"), *numbers]
+
+
+def _kernel_cells(row: gpu_rows.Row) -> list[str]:
+    values = row["values"]
+    if "triton_median_us" not in values:
+        return [_name(row), "not timed", "", "", "", ""]
+    time = f"{values['triton_median_us']:.4g} [{values['triton_min_us']:.4g}, {values['triton_max_us']:.4g}]"
+    ratios = [f"{values[name]:.2f}" for name in ("over_compile", "over_eager")]
+    share = f"{values['triton_fraction_of_copy_bandwidth']:.0%}"
+    return [_name(row), time, *ratios, share, f"{values['triton_tflops']:.3g}"]
+
+
+def learn_section(results: Results) -> str:
+    """What was learnt, and how fast."""
+    cells = []
+    for row in results.of("learn"):
+        values = row["values"]
+        if row["kind"] == "gpu_learn.learn" and row["status"] == "ok":
+            numbers = [f"{values[name]:.3f}" for name in ("success_last", "discounted_return_0.98", "final_distance")]
+            budget = f"{values['steps']:,} of {values['batch_size']}"
+            cells.append([values["task"], budget, values["seeds"], *numbers, f"{row['seconds'] / 60:.1f}"])
+    header = ["task", "updates", "seeds", "success", "discounted return 0.98", "final distance", "minutes"]
+    command = "python recipes/report.py results=FOLDER/learn/results.csv curves=FOLDER/learn/curves.csv"
+    told = f"Means over seeds; tables and tests of these results: `{command}`."
+    return "\n\n".join(["## Does it learn?", pages.markdown(header, cells), told, *_failures(results, "learn")])
+
+
+def figure_name(stage: str) -> str:
+    """File name of a stage's figure beside the page."""
+    return f"gpu_{stage}.png"
+
+
+def draw(results: Results, stage: str, path: Path) -> None:
+    """The figure of a stage."""
+    drawn = {"check": _draw_check, "bench": _draw_bench, "learn": _draw_learn}[stage](results)
+    drawn.suptitle(results.title, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial.png")
+    drawn.savefig(beside, dpi=110)
+    beside.replace(path)
+
+
+def _draw_check(results: Results) -> Any:
+    rows = [row for row in results.of("check") if row["key"] != "check/machine"]
+    groups = list(dict.fromkeys("/".join(row["key"].split("/")[1:3]) for row in rows))
+    figure, axis = pages.subplots(figsize=(9, 0.4 * len(groups) + 1.6))
+    for at, group in enumerate(groups):
+        for row in [row for row in rows if "/".join(row["key"].split("/")[1:3]) == group]:
+            error = row["values"].get("error")
+            # what has no number is drawn at an edge: right far to the left, wrong to the right
+            place = error if isinstance(error, float) else 1e-6 if row["status"] in ("ok", "skipped") else 1e3
+            axis.plot(max(place, 1e-6), at, marker="|", color=COLOURS[row["status"]], markersize=12)
+    axis.set_yticks(range(len(groups)), groups, fontsize=8)
+    axis.set_xscale("log")
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.set_xlabel("error over tolerance; red: failed, grey: skipped")
+    return figure
+
+
+def _draw_bench(results: Results) -> Any:
+    figure, axes = pages.subplots(1, 3, figsize=(15, 4))
+    updates = [row for row in results.of("bench", "update") if row["status"] == "ok"]
+    plain = [row for row in updates if not {"kernels", "formulation"} & set(row["params"])]
+    sizes = [row["params"]["batch_size"] for row in plain]
+    usual = max(set(sizes), key=sizes.count) if sizes else 0
+    panels: list[tuple[str, str, Callable[[gpu_rows.Row], bool]]] = [
+        ("batch_size", "updates_per_s_median", lambda row: row["params"]["seeds"] == 1),
+        ("seeds", "seed_updates_per_s", lambda row: row["params"]["batch_size"] == usual),
+    ]
+    for axis, (along, value, wanted) in zip(axes, panels):
+        for mode in MODES:
+            for precision, style in zip(PRECISIONS, ("-", "--", ":")):
+                chosen = [row for row in plain if wanted(row)]
+                points = sorted(
+                    (row["params"][along], row["values"][value])
+                    for row in chosen
+                    if row["params"]["mode"] == mode and row["params"]["precision"] == precision
+                )
+                if points:
+                    line = {"color": f"C{MODES.index(mode)}", "linestyle": style, "marker": "o", "markersize": 3}
+                    axis.plot(*zip(*points), label=f"{mode}, {precision}", **line)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel(along.replace("_", " "))
+        axis.set_ylabel(value.removesuffix("_median").replace("_per_s", " / s").replace("_", "-"))
+        axis.grid(alpha=0.3)
+    if updates:
+        axes[0].legend(fontsize=6)
+    timed = [row for row in results.of("bench", "kernel") if "over_compile" in row["values"]]
+    axes[2].barh([_name(row) for row in timed], [row["values"]["over_compile"] for row in timed])
+    axes[2].axvline(1.0, color="black", linewidth=0.8)
+    axes[2].tick_params(axis="y", labelsize=6)
+    axes[2].invert_yaxis()
+    axes[2].set_xlabel("time of torch.compile over time of the kernel" if timed else "no kernel was timed")
+    return figure
+
+
+def _draw_learn(results: Results) -> Any:
+    rows = [row for row in _curves(results.folder) if row["metric"] == "success_last"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = pages.subplots(1, max(len(tasks), 1), figsize=(3.6 * max(len(tasks), 1), 3.4), squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        own = [row for row in rows if row["task"] == task]
+        for seed in sorted({int(row["seed"]) for row in own}):
+            points = sorted((int(row["steps"]), float(row["value"])) for row in own if int(row["seed"]) == seed)
+            axis.plot(*zip(*points), linewidth=0.9, label=f"seed {seed}")
+        axis.set_title(task, fontsize=9)
+        axis.set_xlabel("updates")
+        axis.set_ylim(-0.05, 1.05)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("success at the last step")
+    return figure
+
+
+def _curves(folder: Path) -> list[dict[str, str]]:
+    path = folder / "learn.tar.gz"
+    if not path.is_file():
+        return []
+    with tarfile.open(path) as archive:
+        if "curves.csv" not in archive.getnames():
+            return []
+        file = archive.extractfile("curves.csv")
+        assert file is not None
+        return list(csv.DictReader(file.read().decode().splitlines()))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the page, or one figure; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="output folder of make gpu")
-    parser.add_argument(
-        "--page", type=Path, help="where the page goes; none: docs/results/gpu.md, or of a dry run FOLDER"
-    )
-    parser.add_argument("--files-only", action="store_true", help="no page")
-    args = parser.parse_args()
-    found = Found(args.folder)
-    written = write_files(found, args.folder)
-    if not args.files_only:
-        target = args.page or (args.folder / "gpu.md" if found.dry_run else ROOT / "docs" / "results" / "gpu.md")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figures = []
-        for path in written:
-            if path.suffix == ".png":
-                beside = target.parent / (path.name if target.parent == args.folder else f"gpu/{path.name}")
-                if beside.resolve() != path.resolve():
-                    beside.parent.mkdir(parents=True, exist_ok=True)
-                    beside.write_bytes(path.read_bytes())
-                figures.append(str(beside.relative_to(target.parent)))
-        text = page(found, str(args.folder), figures)
-        partial = target.with_suffix(".md.partial")
-        partial.write_text(text)
-        partial.replace(target)
-        written.append(target)
-    for path in written:
-        print(path)
+    parser.add_argument("folder", type=Path, help="what gpu.py left")
+    parser.add_argument("--out", type=Path, default=None, help=f"page to write; none: {PAGE.name} of the docs")
+    parser.add_argument("--figure", choices=STAGES, help="draw this stage's figure into the folder, and no page")
+    args = parser.parse_args(arguments)
+    try:
+        results = Results(args.folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.figure:
+        draw(results, args.figure, args.folder / f"{args.figure}.png")
+        return 0
+    out = args.out or (args.folder / "report.md" if results.dry_run else PAGE)
+    if results.dry_run and out.resolve().is_relative_to(PAGE.parents[1]):
+        print(f"error: {args.folder} is a dry run, which has no place in the docs.", file=sys.stderr)
+        return 2
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES:
+        if results.of(stage):
+            draw(results, stage, out.parent / figure_name(stage))
+    if (args.folder / "learn.tar.gz").is_file():
+        with tarfile.open(args.folder / "learn.tar.gz") as archive:
+            archive.extractall(args.folder / "learn", filter="data")
+    gpu_rows.write_text(out, page(results))
+    print(out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

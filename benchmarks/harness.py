@@ -12,15 +12,18 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pages import markdown, subplots
 from tensordict import TensorDict
 from tqdm import tqdm
 
 from torchrl_smore.functional.linear import linear
+
+__all__ = ["markdown", "subplots"]  # of pages, which imports no package
 
 Block = Callable[[], float]
 OBSERVATION, GOAL, ACTION = 25, 3, 4  # FetchPush
@@ -174,12 +177,6 @@ class Peer:
         return line[3:].strip()
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows of equal keys, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,14 +186,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     beside.replace(path)
-
-
-def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], squeeze: bool = True) -> Any:
-    """Figure and axes that need no display and leave pyplot's open figures alone."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=figsize, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def plot_bars(path: Path, found: Mapping[str, Sequence[float]], title: str, unit: str) -> None:

@@ -21,7 +21,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from benchmark_ray import run_on_ray
 from grid import GridCell, Plan, paper_name
 from methods import METHODS
 from recipe_cli import check_range, nearest, option, run_recipe
-from recipe_utils import collect_or_load, dataset_folder, digest, remove_partial_files, write_json
+from recipe_utils import collect_or_load, dataset_folder, digest, remove_partial_files, versions_of, write_json
 from smore_offline import MOST, PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig
 from tqdm import tqdm
@@ -290,7 +289,7 @@ def grid_record(config: Config, plan: Plan, jobs: Sequence[Job], commit: str) ->
         "command": " ".join(["python", "recipes/benchmark.py", *sys.argv[1:]]),
         "options": dataclasses.asdict(config),
         "commit": commit,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "cells": [
             {
                 **{"id": job.cell_folder.name, "task": job.cell.task, "method": paper_name(job.cell.method)},

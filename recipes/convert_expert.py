@@ -13,13 +13,12 @@ import dataclasses
 import hashlib
 import shlex
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 from recipe_cli import option, run_recipe
-from recipe_utils import new_run_folder, write_json
+from recipe_utils import new_run_folder, versions_of, write_json
 from train_expert import PACKAGES, RUNNING, measure
 
 from torchrl_smore.envs import Task, get_task, task_actor
@@ -69,7 +68,7 @@ def convert(config: Config) -> dict[str, Any]:
         "source": config.source,
         "license": config.license,
         "source_sha256": {file.name: _sha256(file) for file in policy_files(str(config.agent))},
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "expert": {
             "episodes": config.measure_episodes,
             **{name: float(values.mean()) for name, values in found.items()},

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from recipe_cli import option, run_recipe
-from recipe_utils import new_run_folder, write_json
+from recipe_utils import new_run_folder, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
 
@@ -282,7 +281,7 @@ def report(config: Config, task: Task, pool: EnvPool, folder: Path) -> dict[str,
     meta: dict[str, Any] = {
         "task": task.name,
         "command": command(config),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     for name, expert in (("scripted", teacher_of(config)), ("expert", ActorExpert(path))):

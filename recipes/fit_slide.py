@@ -18,7 +18,6 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from recipe_cli import option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, write_json
+from recipe_utils import new_run_folder, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
 
@@ -107,7 +106,7 @@ def fit_slide(config: Config) -> dict[str, Any]:
     meta = {
         "task": "FetchSlide",
         "command": command(config),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "sha256": hashlib.sha256((folder / "landing.npz").read_bytes()).hexdigest(),
         "strikes": len(trials["state"]),
         "median_error": error,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ os.environ["SMORE_MUJOCO_GL"] = os.environ.pop("MUJOCO_GL", os.environ.get("SMOR
 import numpy as np
 import torch
 
+import torchrl_smore
 from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
 from torchrl_smore.envs import (
     SCRIPTED,
@@ -46,6 +48,23 @@ log = logging.getLogger("torchrl_smore.recipes")
 # tasks whose D4RL files hold no goals, by the beginning of their names
 _FILM_STEPS = 100  # longest film, in steps
 _ROBOTS = {"CheetahTgtVel": readers.d4rl.ROBOTS["halfcheetah"], "AntTgtVel": readers.d4rl.ROBOTS["ant"]}
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """Versions by name of distribution; of ours, where it runs from a checkout that is not installed, its own word.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: for another one that is not installed.
+    """
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "torchrl-smore":
+                raise
+            found[name] = torchrl_smore.__version__
+    return found
 
 
 def resolve_device(device: str) -> torch.device:

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +36,7 @@ from recipe_utils import (
     remove_partial_files,
     resolve_device,
     stopping_on_signals,
+    versions_of,
     without_nan,
     write_json,
 )
@@ -548,7 +548,7 @@ def write_summary(
         "steps": trainer.step,
         "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
         "seconds": round(seconds, 1),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "diverged": diverged and {"loss": diverged.name, "update": diverged.step, "seed": diverged.seed},
         "eval": evaluation_summary(evaluations) if evaluations else None,
         "runs": [

@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +26,7 @@ import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from recipe_cli import check_range, option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, remove_partial_files, stopping_on_signals, write_json, write_text
+from recipe_utils import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json, write_text
 from sac import Sac
 from tqdm import tqdm
 
@@ -365,7 +364,7 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
         "command": command(config),
         "steps": config.length,
         "return_random": float(metrics["return_random"][1][0]),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
     }
     for name, step in choose(*metrics["return"]).items():
         path = run_dir / f"{name}.npz"

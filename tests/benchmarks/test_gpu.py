@@ -1,0 +1,416 @@
+"""The command for a GPU, without one: a dry run from a clean folder, items that crash or hang, wheels, the page."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+pytestmark = pytest.mark.filterwarnings("ignore")
+#: What a machine without our package looks like to Python: no metadata, and no finder of an editable install.
+NOT_INSTALLED = """
+import importlib.metadata, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", finder))]
+found = importlib.metadata.Distribution.from_name.__func__
+def from_name(cls, name):
+    if name.lower().replace("_", "-") == "torchrl-smore":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(cls, name)
+importlib.metadata.Distribution.from_name = classmethod(from_name)
+"""
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """``load(name) -> module`` of a benchmark script."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """Runs a command in a copy of the sources, in a Python that has no package of ours."""
+    root = tmp_path / "clean"
+    for name in ("benchmarks", "kernels", "recipes", "tests", "torchrl_smore"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    site = tmp_path / "no_package"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NOT_INSTALLED)
+
+    def run(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+EXPECTED = {
+    "check": {
+        "check/machine",
+        *(f"check/kernel/{name}" for name in ("bellman_residual", "expectile_awr", "adam_polyak", "score_mlp")),
+        *("check/step/graph", "check/seeds/2", "check/tests/test_fused"),
+    },
+    "bench": {
+        *("bench/peak", "bench/update/eager", "bench/update/graph", "bench/update/compiled", "bench/update/captured"),
+        *("bench/kernel/bellman_residual", "bench/profile", "bench/peer/torchrl_iql", "bench/peer/jax"),
+    },
+    "learn": {"learn/FetchReach/data", "learn/FetchReach/2_seeds"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", EXPECTED)
+def test_a_dry_run_of_a_stage_works_from_a_clean_folder_without_the_package(stage, clean, tmp_path):
+    out = tmp_path / "out"
+    done = clean("benchmarks/gpu.py", "--dry-run", "--out", out, "--stages", stage)
+    assert done.returncode == 0, done.stdout + done.stderr + (out / "log.txt").read_text()
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert all(row["dry_run"] and row["device"] == "dry run on a CPU" for row in rows)
+    assert {row["status"] for row in rows} <= {"ok", "skipped"}
+    keys = {row["key"] for row in rows}
+    assert all(any(key.startswith(prefix) for key in keys) for prefix in EXPECTED[stage])
+    assert (out / f"{stage}.png").read_bytes().startswith(b"\x89PNG")
+    if stage == "learn":
+        with tarfile.open(out / "learn.tar.gz") as archive:
+            archive.extractall(tmp_path / "learn", filter="data")
+        from torchrl_smore.reports import read_files
+
+        source = read_files([tmp_path / "learn" / "results.csv"], [tmp_path / "learn" / "curves.csv"])
+        assert {(result.method, result.steps, result.seed) for result in source.results} == {
+            ("SMORe", 4, 0),
+            ("SMORe", 4, 1),
+        }
+    else:
+        table = list(csv.DictReader((out / f"{stage}.csv").open(newline="")))
+        assert {row["key"] for row in table} == keys
+    # few files, small, and with names that any tool carries
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) <= 8
+    assert all(path.parent == out and path.stat().st_size < 2**24 for path in files)
+    report = clean("benchmarks/gpu_report.py", out)
+    assert report.returncode == 0, report.stderr
+    text = (out / "report.md").read_text()
+    assert text.startswith("# GPU\n\n> **This is a dry run.**")
+    # nothing is left to do
+    again = clean("benchmarks/gpu.py", "--dry-run", "--out", out, "--stages", stage)
+    assert f"{len(rows)} items, {len(rows)} of them done before" in again.stdout
+
+
+FAULTY = """
+import os, signal, time
+
+def fine(device):
+    return {"answer": 1.5, "device": device}
+
+def fails(device):
+    raise RuntimeError("said so\\nand more")
+
+def wrong(device):
+    from gpu_rows import Wrong
+    raise Wrong({"error": float("nan")}, "it is off")
+
+def skips(device):
+    from gpu_rows import Skipped
+    raise Skipped("not here")
+
+def dies(device):
+    print("last words", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def hangs(device):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def run_items(load, monkeypatch, tmp_path):
+    """``run_items(names, **options) -> rows`` of items that misbehave as their names say."""
+    gpu, gpu_plan, gpu_rows = load("gpu"), load("gpu_plan"), load("gpu_rows")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    out.mkdir()
+
+    def run(names, *options, limits=None, seconds=60.0):
+        limits = limits or {}
+        items = [
+            gpu_plan.Item(f"check/{at}/{name}", f"faulty.{name}", {}, limits.get(name, 30.0))
+            for at, name in enumerate(names)
+        ]
+        args = gpu.parse(["--dry-run", f"--out={out}", f"--work={work}", *options])
+        environment = gpu.environment_of(args)
+        environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
+        gpu.Runner(args, environment, "a card", time.monotonic() + seconds).run("check", items)
+        return {key.rpartition("/")[2]: row for key, row in gpu_rows.read(out).items()}
+
+    run.out = out
+    return run
+
+
+def test_an_item_that_crashes_or_hangs_costs_its_own_row_and_no_other(run_items, capsys):
+    names = ["fine", "fails", "wrong", "dies", "skips", "hangs"]
+    rows = run_items([*names, "fine"], limits={"hangs": 1.0})
+    lines = [json.loads(line) for line in (run_items.out / "rows.jsonl").read_text().splitlines()]
+    statuses = ["ok", "error", "wrong", "crashed", "skipped", "timeout", "ok"]
+    assert [row["status"] for row in lines] == statuses
+    assert [row["key"] for row in lines] == [f"check/{at}/{name}" for at, name in enumerate([*names, "fine"])]
+    assert rows["fine"]["values"] == {"answer": 1.5, "device": "cpu"}
+    assert rows["fails"]["detail"] == "RuntimeError: said so"
+    assert rows["wrong"]["values"] == {"error": "nan"}
+    assert rows["dies"]["detail"] == "its process died of SIGSEGV: last words"
+    assert rows["hangs"]["detail"] == "took longer than 1 s"
+    assert "timeout" in capsys.readouterr().out
+    assert {row["device"] for row in lines} == {"a card"}
+
+
+def test_what_is_done_is_not_repeated_unless_asked_for(run_items):
+    def count():
+        return len((run_items.out / "rows.jsonl").read_text().splitlines())
+
+    run_items(["fine", "fails"])
+    run_items(["fine", "fails"])
+    assert count() == 2
+    run_items(["fine", "fails"], "--again=failed")
+    assert count() == 3
+    run_items(["fine", "fails"], "--again=all")
+    assert count() == 5
+
+
+def test_when_the_time_is_up_the_rest_is_left_without_a_row(run_items, load, monkeypatch):
+    monkeypatch.setattr(load("gpu"), "GRACE", 0.5)
+    assert set(run_items(["fine", "hangs", "fine"], seconds=3.0)) == {"fine"}
+    assert len((run_items.out / "rows.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_process_that_never_begins_is_given_up_with_what_it_said(run_items, load, monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    shutil.copy(BENCHMARKS / "gpu_rows.py", tmp_path / "bin")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "gpu_worker.py").write_text("raise SystemExit('no driver')")
+    monkeypatch.setattr(load("gpu"), "ROOT", tmp_path)
+    row = run_items(["fine", "fails"])["fine"]
+    assert (row["status"], row["detail"]) == ("crashed", "no process came as far as this: no driver")
+
+
+def test_a_row_cut_off_is_left_out_and_the_next_one_is_whole(load, tmp_path):
+    gpu_rows = load("gpu_rows")
+    row = {"key": "check/a", "status": "ok", "values": {}}
+    gpu_rows.append(tmp_path, row)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"key": "check/b", "sta')
+    gpu_rows.append(tmp_path, {**row, "key": "bench/c"})
+    gpu_rows.append(tmp_path, {**row, "status": "error"})
+    assert {key: found["status"] for key, found in gpu_rows.read(tmp_path).items()} == {
+        "check/a": "error",
+        "bench/c": "ok",
+    }
+    with pytest.raises(ValueError, match=r"expected a status among ok, .* got 'fine'"):
+        gpu_rows.append(tmp_path, {**row, "status": "fine"})
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu_plan", "gpu_rows", "gpu_worker", "gpu_wheels", "gpu_report"])
+def test_what_runs_before_anything_is_installed_imports_the_standard_library_alone(name):
+    tree = ast.parse((BENCHMARKS / f"{name}.py").read_text())
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+    assert {module.partition(".")[0] for module in modules} <= {
+        *sys.stdlib_module_names,
+        "gpu",
+        "gpu_plan",
+        "gpu_rows",
+        "pages",
+    }
+
+
+def test_the_plan_holds_the_sizes_that_are_asked_for(load):
+    gpu_plan = load("gpu_plan")
+    items = gpu_plan.plan(gpu_plan.STAGES, gpu_plan.Options(), dry_run=False)
+    kernels = [item.params for item in items if item.kind == "gpu_checks.kernel"]
+    assert {params["kernel"] for params in kernels} == set(load("gpu_checks").CASES)
+    for name in {params["kernel"] for params in kernels}:
+        rows = {params["rows"] for params in kernels if params["kernel"] == name}
+        assert {1, 65536} <= rows
+        assert any(count % 2 for count in rows - {1})
+    assert {params.get("dtype", params.get("precision")) for params in kernels} == {
+        *("float32", "bf16", "fp32", "tf32", None)
+    }
+    updates = [item.params for item in items if item.kind == "gpu_bench.update"]
+    assert {(params["mode"], params["precision"]) for params in updates} == {
+        (mode, precision) for mode in gpu_plan.MODES for precision in gpu_plan.PRECISIONS
+    }
+    assert {params["batch_size"] for params in updates} == {2**power for power in range(8, 14)}
+    assert {params["seeds"] for params in updates} == {2**power for power in range(8)}
+    together = [item.params for item in items if item.kind == "gpu_checks.seeds_together"]
+    assert {(params["seeds"], params["updates"]) for params in together} == {(16, 50)}
+    assert [item.params["task"] for item in items if item.kind == "gpu_learn.learn"] == [
+        *("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
+    ]
+    assert all((ROOT / path).is_file() for path in gpu_plan.TEST_FILES)
+    with pytest.raises(ValueError, match="expected stages among check, bench, learn, got play"):
+        gpu_plan.plan(["play"], gpu_plan.Options(), dry_run=True)
+
+
+def test_the_learning_is_the_papers_budget(load, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    # the recipes set a variable when they are imported
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    gpu_plan, gpu_learn = load("gpu_plan"), load("gpu_learn")
+    items = gpu_plan.plan(["learn"], gpu_plan.Options(), dry_run=False)
+    (push,) = [item.params for item in items if item.key == "learn/FetchPush/5_seeds"]
+    config = gpu_learn.options_of("cuda", **{name: value for name, value in push.items() if name != "folder"})
+    assert (config.steps, config.batch_size, config.seeds, config.num_trajectories) == (1_000_000, 512, 5, 40_000)
+    assert (config.device, config.compile) == ("cuda", "default")
+
+
+def wheel(folder, name, module):
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{module}.py", "")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"{module}.py,,\n")
+
+
+def test_wheels_of_what_is_missing_are_installed_and_nothing_is_replaced(load, monkeypatch, tmp_path):
+    gpu = load("gpu")
+    wheels, site = tmp_path / "wheels", tmp_path / "work" / "site"
+    wheels.mkdir()
+    for name, module in (("gpu_lacks_this", "gpu_lacks_this"), ("numpy", "numpy"), ("torch", "torch")):
+        wheel(wheels, name, module)
+    args = gpu.parse(["--dry-run", f"--work={tmp_path / 'work'}"])
+    environment = gpu.environment_of(args)
+    monkeypatch.setattr(gpu, "MODULES", {"check": ("gpu_lacks_this",)})
+    gpu.install(["check"], wheels, site, environment)
+    assert {path.name for path in site.iterdir()} == {"gpu_lacks_this.py", "gpu_lacks_this-1.0.dist-info"}
+    monkeypatch.setattr(gpu, "MODULES", {"check": ("gpu_lacks_that",)})
+    with pytest.raises(RuntimeError, match=r"has no gpu_lacks_that, and .*wheels brings none: gather them"):
+        gpu.install(["check"], wheels, site, environment)
+
+
+def test_without_a_gpu_it_says_so_and_what_can_be_tried(load, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    status = load("gpu").main([f"--out={tmp_path / 'out'}", f"--work={tmp_path / 'work'}"])
+    assert status == 2
+    assert "sees no CUDA device. `make gpu-dry-run` tries everything" in capsys.readouterr().err
+
+
+def test_rows_of_a_dry_run_and_of_a_gpu_are_kept_apart(load, tmp_path, capsys):
+    gpu, gpu_rows = load("gpu"), load("gpu_rows")
+    gpu_rows.append(tmp_path, {"key": "check/machine", "status": "ok", "dry_run": False})
+    assert gpu.main(["--dry-run", f"--out={tmp_path}", f"--work={tmp_path / 'work'}"]) == 2
+    assert "holds rows of a GPU (check/machine): give another one for a dry run" in capsys.readouterr().err
+
+
+def test_the_versions_of_the_wheels_are_those_tested_together(load):
+    gpu_wheels = load("gpu_wheels")
+    versions = gpu_wheels.pinned("# x\nTorchRL==0.14.1\nnumpy==2.4.6; python_version >= '3.11'\nnumpy==2.2.6\na_b==1\n")
+    assert versions == {"torchrl": "0.14.1", "numpy": "2.4.6", "a-b": "1"}
+    pinned = gpu_wheels.pinned((ROOT / "constraints.txt").read_text())
+    assert [name for name in gpu_wheels.PACKAGES if name not in pinned] == []
+    assert not set(gpu_wheels.PACKAGES) & set(load("gpu").OF_THE_MACHINE)
+    assert gpu_wheels.main(["--with", "torch"]) == 1
+
+
+def card_rows(load, folder):
+    """Rows as a card would leave them, with numbers of no card."""
+    gpu_plan, gpu_rows = load("gpu_plan"), load("gpu_rows")
+    items = {item.key: item for item in gpu_plan.plan(gpu_plan.STAGES, gpu_plan.Options(), dry_run=False)}
+    rates = {"updates_per_s_median": 1234.5, "updates_per_s_min": 1200.0, "updates_per_s_max": 1300.0}
+    over = {"over_floor": 1.5, "floor": "launches", "launches": 70, "memory_mib": 100.0}
+    times = {"triton_median_us": 10.0, "triton_min_us": 9.0, "triton_max_us": 11.0}
+    ratios = {"over_compile": 1.25, "over_eager": 2.0, "triton_fraction_of_copy_bandwidth": 0.75, "triton_tflops": 3.0}
+    learnt = {"task": "FetchPush", "steps": 1_000_000, "batch_size": 512, "seeds": 5, "success_last": 0.875}
+    found = {
+        "check/machine": ("ok", {"card": "Card X", "torch": "2.11.0", "driver": "1.2"}, ""),
+        "check/seeds/16/float32": ("wrong", {"error": 7.5}, "it is off"),
+        "check/step/graph/vmap": ("ok", {"error": 0.25}, ""),
+        "check/tests/test_fused": ("timeout", {}, "took longer than 300 s"),
+        "bench/peak": ("ok", {"copy_gb_per_s": 2000.0}, ""),
+        "bench/update/graph/float32/batch=512/seeds=16": ("ok", {**rates, **over, "seed_updates_per_s": 19752.0}, ""),
+        "bench/kernel/bellman_residual/rows=65536/seeds=1": ("ok", {**times, **ratios}, ""),
+        "bench/peer/torchrl_iql": ("ok", {**rates, "hello": "torchrl IQLLoss"}, ""),
+        "bench/profile": ("ok", {"eager_kernels": [{"name": "gemm", "share": 0.5, "calls": 3.0}]}, ""),
+        "learn/FetchPush/5_seeds": ("ok", {**learnt, "discounted_return_0.98": 21.5, "final_distance": 0.02}, ""),
+    }
+    for key, (status, values, detail) in found.items():
+        row = {"key": key, "kind": items[key].kind, "params": items[key].params, "status": status, "seconds": 60.0}
+        more = {"device": "Card X", "dry_run": False, "time": "", "values": values, "detail": detail}
+        gpu_rows.append(folder, {**row, **more})
+
+
+def test_the_page_names_the_card_and_holds_numbers_and_failures(load, tmp_path):
+    card_rows(load, tmp_path)
+    page = tmp_path / "docs" / "gpu.md"
+    assert load("gpu_report").main([str(tmp_path), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("# GPU\n\nCard X; driver 1.2, torch 2.11.0.")
+    assert "dry run" not in text.lower()
+    for expected in (
+        "| seeds/16 | 1 | 0 | 7.5 | 1 wrong |",
+        "- `check/tests/test_fused`: timeout, took longer than 300 s",
+        "| graph/float32/batch=512/seeds=16 | 1234 [1200, 1300] | 1.975e+04 | 1.5 | launches | 70 | 100 |",
+        "| bellman_residual/rows=65536/seeds=1 | 10 [9, 11] | 1.25 | 2.00 | 75% | 3 |",
+        "| `gemm` | 50.0% | 3 |",
+        "| FetchPush | 1,000,000 of 512 | 5 | 0.875 | 21.500 | 0.020 | 1.0 |",
+    ):
+        assert expected in text, text
+    for stage in ("check", "bench", "learn"):
+        assert (page.parent / f"gpu_{stage}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dry_run_has_no_place_in_the_docs_and_cards_are_not_mixed(load, tmp_path, capsys):
+    gpu_report, gpu_rows = load("gpu_report"), load("gpu_rows")
+    row = {"key": "check/machine", "kind": "", "params": {}, "status": "ok", "seconds": 0.0, "values": {}, "detail": ""}
+    gpu_rows.append(tmp_path, {**row, "device": "dry run on a CPU", "dry_run": True})
+    assert gpu_report.main([str(tmp_path), "--out", str(gpu_report.PAGE)]) == 2
+    assert "is a dry run, which has no place in the docs" in capsys.readouterr().err
+    gpu_rows.append(tmp_path, {**row, "key": "bench/peak", "device": "Card X", "dry_run": False})
+    assert gpu_report.main([str(tmp_path)]) == 2
+    assert "expected rows of one card, found Card X, dry run on a CPU" in capsys.readouterr().err
+    assert not gpu_report.PAGE.exists()
+
+
+def test_finished_runs_come_back_from_a_pack_and_unfinished_ones_begin_anew(load, tmp_path):
+    gpu = load("gpu")
+    out, folder, other = tmp_path / "out", tmp_path / "learn", tmp_path / "other" / "learn"
+    for name in ("done", "begun"):
+        (folder / name / "run" / "x").mkdir(parents=True)
+        (folder / name / "run" / "x" / "config.yaml").write_text("steps: 1")
+    (folder / "done" / "result.json").write_text("{}")
+    (folder / "results.csv").write_text("a")
+    out.mkdir()
+    other.parent.mkdir()
+    gpu.pack_learning(out, folder)
+    gpu.unpack_learning(out, other)
+    assert sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()) == [
+        *("done/result.json", "done/run/x/config.yaml", "results.csv")
+    ]
+    # what is there is newer than the pack
+    (other / "results.csv").write_text("b")
+    gpu.unpack_learning(out, other)
+    assert (other / "results.csv").read_text() == "b"
