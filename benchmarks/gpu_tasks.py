@@ -82,7 +82,7 @@ def kernel(args: argparse.Namespace, name: str, precision: str) -> None:
     """
     import bench_kernels
 
-    where, wrong = device_name(args), 0
+    wrong = 0
     sizes = (1, 7, 33) if args.dry_run else (1, 7, 511, 512, 1025, 8192, 65_536)
     for rows in sizes:
         for seeds in (1, 3):

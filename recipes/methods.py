@@ -183,14 +183,14 @@ METHODS: dict[str, Method] = {
     "smore": Method(
         "SMORe (Sikchi et al., 2024)",
         smore,
-        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma", "weight_clip"),
+        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
         goal_transitions=True,
         actor_goals=True,
     ),
     "gc_iql": Method(
         "IQL with hindsight goals",
         in_sample(GCIQLLoss, fused=True),
-        accepts=("expectile", "temperature", "gamma", "weight_clip"),
+        accepts=("expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
         rewards=_SPARSE,
         terminate_at_goal=True,
         actor_goals=True,
