@@ -113,6 +113,9 @@ class GaussianHead(nn.Module):
         high: largest action, likewise; given with ``low`` or not at all.
     """
 
+    center: Tensor
+    half_range: Tensor
+
     def __init__(
         self, trunk: nn.Module, action_dim: int, low: Tensor | None = None, high: Tensor | None = None
     ) -> None:
