@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torchrl.data import Bounded
 
 from torchrl_smore.modules import ConcatMLP, GaussianHead, Standardize, goal_specs, make_networks
 
@@ -184,3 +185,50 @@ def test_an_unknown_preset_and_a_missing_entry_are_refused():
     del observation["desired_goal"]
     with pytest.raises(KeyError, match="desired_goal"):
         make_networks(observation, action)
+
+
+def test_the_mean_covers_the_box_of_the_action_spec_and_the_score_sees_it_scaled():
+    observation, _ = goal_specs(observation_dim=3, goal_dim=2, action_dim=2)
+    low, high = torch.tensor([-2.0, 1.0]), torch.tensor([2.0, 5.0])
+    built = make_networks(observation, Bounded(low, high, (2,)), hidden=(4,))
+    head = built.actor.module[0].module
+    state = (torch.zeros(1, 3), torch.zeros(1, 2))
+    last = head.trunk.layers[-1]
+    for bias, expected in ((-50.0, low), (0.0, torch.tensor([0.0, 3.0])), (50.0, high)):
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.fill_(bias)
+        loc, scale = head(*state)
+        torch.testing.assert_close(loc[0], expected)
+        torch.testing.assert_close(scale[0], torch.tensor([2.0, 2.0]))  # half of the range at log std 0
+    score, network = built.score[0].module, built.score[0].module.network
+    torch.testing.assert_close(score(*state, high[None]), network(*state, torch.ones(1, 2)))
+    torch.testing.assert_close(score(*state, low[None]), network(*state, -torch.ones(1, 2)))
+
+
+def test_actions_in_the_unit_box_cost_nothing_more():
+    built = make_networks(*goal_specs(observation_dim=3, goal_dim=2, action_dim=2), hidden=(4,))
+    assert isinstance(built.score[0].module, ConcatMLP)
+    assert not list(built.actor.buffers())
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, math.inf), (1.0, 1.0), (2.0, 1.0)], ids=str)
+def test_bounds_that_are_no_box_are_refused(low, high):
+    observation, _ = goal_specs(observation_dim=3, goal_dim=2, action_dim=2)
+    with pytest.raises(ValueError, match="finite bounds"):
+        make_networks(observation, Bounded(torch.full((2,), low), torch.full((2,), high), (2,)))
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"observations": (torch.zeros(3), torch.ones(3))}, "Did you mean 'observation'"),
+        ({"observation": (torch.zeros(3), torch.tensor([1.0, 0.0, 1.0]))}, "positive deviations"),
+        ({"observation": (torch.zeros(3), torch.tensor([1.0, math.nan, 1.0]))}, "finite"),
+        ({"desired_goal": (torch.zeros(1), torch.ones(1))}, r"shape \[2\] each, got mean \[1\]"),
+    ],
+    ids=["key", "zero", "nan", "width"],
+)
+def test_statistics_that_do_not_fit_are_refused(statistics, message):
+    with pytest.raises(ValueError, match=message):
+        make_networks(*goal_specs(observation_dim=3, goal_dim=2, action_dim=2), statistics=statistics)

@@ -104,11 +104,27 @@ class GaussianHead(nn.Module):
     """Mean ``tanh(trunk(inputs))`` and a state-independent standard deviation, as in the official code.
 
     The log standard deviation is a parameter, initially 0, clipped to :data:`LOG_STD_RANGE`. Samples are not squashed.
+    Bounds other than ``[-1, 1]`` move and stretch both, so that the mean covers the box.
+
+    Args:
+        trunk: its output is ``[*B, action_dim]``.
+        action_dim: number of action components.
+        low: smallest action, ``[action_dim]``, or ``None`` for -1.
+        high: largest action, likewise; given with ``low`` or not at all.
     """
 
-    def __init__(self, trunk: nn.Module, action_dim: int) -> None:
+    center: Tensor
+    half_range: Tensor
+
+    def __init__(
+        self, trunk: nn.Module, action_dim: int, low: Tensor | None = None, high: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.trunk = trunk
+        self.stretched = low is not None and high is not None
+        if low is not None and high is not None:
+            self.register_buffer("center", (low + high) / 2.0)
+            self.register_buffer("half_range", (high - low) / 2.0)
         self.log_std = nn.Parameter(torch.zeros(action_dim))
 
     def reset_parameters(self) -> None:
@@ -118,7 +134,10 @@ class GaussianHead(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale, each ``[*B, action_dim]``."""
         loc = self.trunk(*inputs).tanh()
-        return loc, self.log_std.clamp(*LOG_STD_RANGE).exp().expand_as(loc)
+        scale = self.log_std.clamp(*LOG_STD_RANGE).exp()
+        if self.stretched:
+            loc, scale = self.center + self.half_range * loc, self.half_range * scale
+        return loc, scale.expand_as(loc)
 
 
 class Standardize(nn.Module):
@@ -224,7 +243,8 @@ def make_networks(
 
     Args:
         observation_spec: has ``observation`` ``[O]`` and ``desired_goal`` ``[G]``.
-        action_spec: ``[A]``, for actions in ``[-1, 1]``.
+        action_spec: ``[A]``, with finite bounds: the actor's mean covers them, and the score sees actions scaled to
+            ``[-1, 1]``. Without bounds they are taken to be ``[-1, 1]``.
         preset: ``"paper"`` or ``"official"``.
         hidden: widths of the hidden layers, instead of the preset's.
         value_layer_norm: LayerNorm in the value network, instead of the preset's.
@@ -240,7 +260,8 @@ def make_networks(
         ``state_value`` and ``action``.
 
     Raises:
-        ValueError: for an unknown preset or precision.
+        ValueError: for an unknown preset or precision, bounds of actions that are not finite or not in order, or
+            statistics of an unknown key, of another width, or with a deviation that is not positive and finite.
         KeyError: if the spec lacks an entry.
     """
     if preset not in get_args(Preset):
@@ -251,21 +272,30 @@ def make_networks(
     state_keys = ["observation", "desired_goal"]
     num_state = sum(observation_spec[key].shape[-1] for key in state_keys)
     action_dim = action_spec.shape[-1]
-    scales = [None if statistics is None else statistics.get(key) for key in [*state_keys, "action"]]
+    bounds = _action_bounds(action_spec)
+    statistics = dict(statistics or {})
+    _check_statistics(
+        statistics, {**{key: observation_spec[key].shape[-1] for key in state_keys}, "action": action_dim}
+    )
+    if bounds is not None and "action" not in statistics:
+        low, high = bounds
+        statistics["action"] = ((low + high) / 2.0, (high - low) / 2.0)
+    scales = [statistics.get(key) for key in [*state_keys, "action"]]
 
     def build(num_inputs: int, num_outputs: int, norm: bool = False) -> nn.Module:
         options = {"layer_norm": norm, "orthogonal": official, "precision": precision, "matmul": matmul}
         return ConcatMLP(num_inputs, num_outputs, hidden, **options)  # type: ignore[arg-type]
 
     def scaled(network: nn.Module, num_keys: int) -> nn.Module:
-        return network if statistics is None else Standardize(network, scales[:num_keys], clip)
+        known = any(pair is not None for pair in scales[:num_keys])
+        return Standardize(network, scales[:num_keys], clip) if known else network
 
     score = [
         TensorDictModule(scaled(build(num_state + action_dim, 1), 3), [*state_keys, "action"], ["score"])
         for _ in range(num_score_nets)
     ]
     value = TensorDictModule(scaled(build(num_state, 1, layer_norm), 2), state_keys, ["state_value"])
-    head = scaled(GaussianHead(build(num_state, action_dim), action_dim), 2)
+    head = scaled(GaussianHead(build(num_state, action_dim), action_dim, *(bounds or ())), 2)
     actor = ProbabilisticActor(
         TensorDictModule(head, state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],
@@ -274,3 +304,29 @@ def make_networks(
         return_log_prob=False,
     )
     return Networks(actor, score, value)
+
+
+def _action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor] | None:
+    """Smallest and largest action, ``[A]`` each; ``None`` where they are -1 and 1, or the spec has none."""
+    if not isinstance(spec, Bounded):
+        return None
+    size = spec.shape[-1:]
+    low, high = (bound.detach().float().expand(spec.shape).reshape(-1, *size)[0] for bound in (spec.low, spec.high))
+    if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
+        raise ValueError(
+            f"action_spec must have finite bounds, each low below its high, got {low.tolist()} and {high.tolist()}."
+        )
+    return None if bool((low == -1.0).all() and (high == 1.0).all()) else (low.clone(), high.clone())
+
+
+def _check_statistics(statistics: Mapping[str, tuple[Tensor, Tensor]], widths: Mapping[str, int]) -> None:
+    for key, (mean, std) in statistics.items():
+        if key not in widths:
+            raise unknown_name("key of statistics", key, widths)
+        if mean.shape != (widths[key],) or std.shape != (widths[key],):
+            raise ValueError(
+                f"statistics of {key!r} must be of shape [{widths[key]}] each, got mean {list(mean.shape)} and "
+                f"deviation {list(std.shape)}."
+            )
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0.0).all()):
+            raise ValueError(f"statistics of {key!r} must be finite with positive deviations, got {std.tolist()}.")
