@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe_cli import option, run_recipe
+from recipe_cli import check_range, option, run_recipe
 from recipe_utils import dataset_folder
 
 from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
@@ -29,10 +29,17 @@ class Config:
     size: str = option("small", "small: 4,000 trajectories; paper: 40,000 (hard Fetch tasks and HandReach)")
     num_trajectories: int | None = option(None, "trajectories in all, instead of a size")
     expert_fraction: float | None = option(None, "share of expert trajectories, in [0, 1], instead of a mixture")
-    expert_policy: str | None = option(None, "actor file, or run folder of train_expert.py, of the running tasks")
+    expert_policy: str | None = option(
+        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; none: the task's"
+    )
     medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
     seed: int = option(0, "decides every episode, for any number of workers")
-    expert_noise: float = option(0.0, "standard deviation of Gaussian noise on the expert's actions")
+    expert_noise: float | None = option(
+        None, "standard deviation of Gaussian noise on the expert's actions; none: the task's, of its own expert"
+    )
+    expert_random_prob: float | None = option(
+        None, "probability in each step that a uniform action replaces the expert's; none: likewise"
+    )
     action_noise: float = option(0.0, "of the environment's own noise on executed actions (the paper: 0.5, 1.0, 1.5)")
     workers: int = option(0, "processes; 0: every core")
     out: str | None = option(None, "folder of the store; none: datasets/<what it is>")
@@ -41,8 +48,9 @@ class Config:
 
 def _composition(task: Task, config: Config) -> dict[str, Any]:
     """Number of trajectories and share of the experts, as options of :meth:`Task.composition`."""
-    if config.num_trajectories is not None and config.num_trajectories < 1:
-        raise ValueError(f"num_trajectories must be at least 1, got {config.num_trajectories}.")
+    check_range("num_trajectories", config.num_trajectories, 1, 10**7)
+    check_range("seed", config.seed, 0, 2**31 - 1001)
+    check_range("workers", config.workers, 0, 1000)
     if config.expert_fraction is not None and not 0.0 <= config.expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {config.expert_fraction}.")
     named = mixture_counts(task, config.mixture or "expert10", config.size)
@@ -56,7 +64,7 @@ def main(config: Config) -> None:
     """Runs the recipe."""
     task = get_task(config.task)
     composition = _composition(task, config)
-    names = ("expert_policy", "medium_policy", "expert_noise", "action_noise")
+    names = ("expert_policy", "medium_policy", "expert_noise", "expert_random_prob", "action_noise")
     given: dict[str, Any] = {name: getattr(config, name) for name in names}
     out = config.out or dataset_folder("datasets", task, seed=config.seed, **composition, **given)
     store = collect(

@@ -16,7 +16,14 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.objectives import LossModule
 
 from torchrl_smore import SMORELoss
-from torchrl_smore.modules import Precision, Standardize, make_contrastive_networks, make_discriminator, make_networks
+from torchrl_smore.modules import (
+    STANDARDIZED_CLIP,
+    Precision,
+    Standardize,
+    make_contrastive_networks,
+    make_discriminator,
+    make_networks,
+)
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
     ContrastiveRLLoss,
@@ -35,8 +42,8 @@ from torchrl_smore.objectives import (
 class Setting:
     """What a loss is built from.
 
-    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs;
-    ``precision`` is that of hidden layers, ``kernels`` what the losses that have kernels run.
+    ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs, which
+    ``clip`` bounds; ``precision`` is that of hidden layers, ``kernels`` what the losses that have kernels run.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -46,10 +53,11 @@ class Setting:
     options: dict[str, Any]
     precision: Precision = "float32"
     kernels: str = "auto"
+    clip: float | None = STANDARDIZED_CLIP
 
     def networks(self) -> Any:
         """Score (or Q), value and actor networks."""
-        options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision}
+        options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision, "clip": self.clip}
         return make_networks(*self.specs, **options)  # type: ignore[arg-type]
 
     def standardized(self, module: TensorDictModule) -> TensorDictModule:
@@ -57,7 +65,7 @@ class Setting:
         if self.statistics is None:
             return module
         scales = [self.statistics.get(key) for key in module.in_keys]
-        return TensorDictModule(Standardize(module.module, scales), module.in_keys, module.out_keys)
+        return TensorDictModule(Standardize(module.module, scales, self.clip), module.in_keys, module.out_keys)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ class Method:
     """One method: its loss, the options it takes, and what it wants of the sampler.
 
     ``accepts`` names the options of the recipe that ``build`` passes on; ``target_network`` says whether the loss has
-    one; ``rewards`` are those of a step off and at the goal.
+    one; ``rewards`` are those of a step off and at the goal; ``actor_goals`` says whether the actor may pursue goals
+    other than those of score and value.
     """
 
     text: str
@@ -78,6 +87,7 @@ class Method:
     goal_transitions: bool = False
     strategy: str = "future"
     extras: tuple[str, ...] = ()
+    actor_goals: bool = False
 
 
 def smore(setting: Setting) -> LossModule:
@@ -137,7 +147,7 @@ def gofar(setting: Setting) -> LossModule:
     goal = None if setting.statistics is None else setting.statistics["desired_goal"]
     discriminator = make_discriminator(setting.specs[0], precision=setting.precision)
     if goal is not None:
-        scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys))
+        scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys), setting.clip)
         discriminator = TensorDictModule(scaled, discriminator.in_keys, discriminator.out_keys)
     return GoFARLoss(networks.actor, networks.value, discriminator, **options)
 
@@ -174,15 +184,17 @@ METHODS: dict[str, Method] = {
     "smore": Method(
         "SMORe (Sikchi et al., 2024)",
         smore,
-        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma"),
+        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
         goal_transitions=True,
+        actor_goals=True,
     ),
     "gc_iql": Method(
         "IQL with hindsight goals",
         in_sample(GCIQLLoss, fused=True),
-        accepts=("expectile", "temperature", "gamma"),
+        accepts=("expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
         rewards=_SPARSE,
         terminate_at_goal=True,
+        actor_goals=True,
     ),
     "gc_sql": Method(
         "sparse Q-learning", in_sample(GCSQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
@@ -194,6 +206,11 @@ METHODS: dict[str, Method] = {
         "extreme Q-learning", in_sample(GCXQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
     ),
     "gcsl": Method("GCSL", gcsl, target_network=False, cosine=False),
+    "hindsight_bc": Method(
+        "behaviour cloning of hindsight goals: SMORe's actor without weights, its control",
+        behaviour_cloning,
+        target_network=False,
+    ),
     "gc_bc": Method("behaviour cloning of stored goals", behaviour_cloning, target_network=False),
     "wgcsl": Method(
         "weighted GCSL (GoFAR's port)",

@@ -49,10 +49,10 @@ def test_rewards_are_added_with_a_success_rule_worked_by_hand(make_store):
     # u0 -> row; u1 -> goal row; u2, u5 -> relabel; u3 -> anchor; u4 -> its goal row; u6 -> reached row
     uniform = torch.tensor(
         [
-            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # row 0, goal row 0; q enters row 0
-            [0.0, 0.9, 0.0, 0.0, 0.5, 0.0, 0.0],  # row 0, goal row 2; q enters row 1
-            [0.4, 0.0, 0.9, 0.0, 0.0, 0.9, 0.0],  # row 1, stored goal; q reaches the stored goal in row 2
-            [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0],  # row 2, stored goal, which it reaches; q enters row 0
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # row 0, goal row 0; q enters row 0
+            [0.0, 0.9, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0],  # row 0, goal row 2; q enters row 1
+            [0.4, 0.0, 0.9, 0.0, 0.0, 0.9, 0.0, 0.0],  # row 1, stored goal; q reaches the stored goal in row 2
+            [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0],  # row 2, stored goal, which it reaches; q enters row 0
         ],
         dtype=torch.float64,
     )
@@ -181,12 +181,13 @@ def test_a_her_ratio_outside_its_range_is_refused(store, her_ratio):
 def test_extras_say_how_far_the_goal_is_where_the_trajectory_began_and_what_is_achieved(make_store):
     store = make_store(lengths=(4, 2, 6))
     sampler = GoalBatchSampler(
-        store.data, 400, her_ratio=0.5, extras=("achieved_goal", "goal_offset", "initial_observation"), seed=3
+        store.data, 400, her_ratio=0.5, extras=("achieved_goal", "goal_offset", "initial_observation", "row"), seed=3
     )
     batch = sampler()
     data = store.data
     # every observation of the fixture is its own, so a row is found again by it
     row = (batch["observation"][:, None] == data["observation"]).all(-1).int().argmax(1)
+    torch.testing.assert_close(batch["row"].squeeze(-1), row)
     torch.testing.assert_close(batch["achieved_goal"], data["achieved_goal"][row])
     torch.testing.assert_close(batch["initial_observation"], data["observation"][data["traj_start"][row]])
     offset = batch["goal_offset"].squeeze(-1)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import LazyTensorStorage, ListStorage, ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 
 from torchrl_smore.data import (
     GoalBatchSampler,
@@ -362,21 +362,117 @@ def test_row_numbers_serve_where_there_are_no_flags():
     assert bool((rows[:, 1] < data["traj_stop"][rows[:, 0]]).all())
 
 
-def test_an_open_last_trajectory_is_refused(way):
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "packed"])
+def test_a_buffer_relabels_an_open_last_trajectory_within_what_is_there(name):
     data = labelled((3, 4))[:-1]
+    rows = WAYS[name](data, 300, her_ratio=1.0)()
+    assert 103.0 in rows["desired_goal"]
+    assert bool((rows["desired_goal"][row(rows) >= 3] > 100.0).all())
+
+
+def test_a_table_refuses_an_open_last_trajectory():
     with pytest.raises(ValueError, match="must be done"):
-        way(data, 4)()
+        GoalBatchSampler(labelled((3, 4))[:-1], 4)
 
 
-def test_a_ring_that_is_overwritten_within_a_trajectory_is_refused_until_it_closes():
-    rb = ReplayBuffer(storage=LazyTensorStorage(6), batch_size=100, sample_unit=GoalTransition())
+def test_a_full_ring_is_read_from_its_oldest_row_on():
+    rb = ReplayBuffer(storage=LazyTensorStorage(6), batch_size=400, sample_unit=GoalTransition())
     rb.extend(labelled((3, 3)))
     new = labelled((3,))
-    rb.extend(new[:2])  # rows 0 and 1 are new and open, row 2 is the done row of an older trajectory
-    with pytest.raises(ValueError, match="row 1, written last, must be done"):
-        rb.sample()
+    # rows 0 and 1 are new and open; row 2 ends an older trajectory of which nothing else is left; 3 to 5 are whole
+    rb.extend(new[:2])
+    goals = {}
+    for row, goal in index_pairs(rb):
+        goals.setdefault(row, set()).add(goal)
+    assert goals == {0: {0, 1}, 1: {1}, 2: {2}, 3: {3, 4, 5}, 4: {4, 5}, 5: {5}}
     rb.extend(new[2:])
-    assert rb.sample().shape == (100, 4)
+    goals = {}
+    for row, goal in index_pairs(rb):
+        goals.setdefault(row, set()).add(goal)
+    assert goals == {0: {0, 1, 2}, 1: {1, 2}, 2: {2}, 3: {3, 4, 5}, 4: {4, 5}, 5: {5}}
+
+
+def test_a_trajectory_goes_on_over_the_end_of_a_ring():
+    rb = ReplayBuffer(storage=LazyTensorStorage(5), batch_size=400, sample_unit=GoalTransition())
+    rb.extend(labelled((4, 3))[:5])
+    rb.extend(labelled((4, 3))[5:])
+    # the second trajectory lies in rows 4, 0, 1; of the first, rows 2 and 3 are left
+    goals = {}
+    for row, goal in index_pairs(rb):
+        goals.setdefault(row, set()).add(goal)
+    assert goals == {4: {4, 0, 1}, 0: {0, 1}, 1: {1}, 2: {2, 3}, 3: {3}}
+
+
+def index_pairs(rb):
+    """Pairs of a row and of its goal row, as places in the storage."""
+    unit, storage = rb._sample_unit, rb._storage
+    index = torch.randint(len(storage), (400,))
+    rows, _ = unit.expand(index, {}, storage)
+    assert torch.equal(rows[:, 0], index)
+    return [tuple(pair) for pair in rows[:, :2].tolist()]
+
+
+@pytest.mark.parametrize("flag", ["terminated", "truncated", "done"])
+def test_any_of_the_three_flags_ends_a_trajectory(flag):
+    data = labelled((3, 4))
+    ends = data["next", "done"].clone()
+    for name in ("terminated", "truncated", "done"):
+        data["next", name] = ends if name == flag else torch.zeros_like(ends)
+    rows = GoalTransition().expand(torch.zeros(200, dtype=torch.int64), {}, stored(data))[0]
+    assert set(rows[:, 1].tolist()) == {0, 1, 2}
+    table = GoalBatchSampler(data, 8)
+    assert table._stop.tolist() == [3, 3, 3, 7, 7, 7, 7]
+
+
+def test_interleaved_trajectories_are_told_apart_by_their_key():
+    # two environments stepped in turn: even rows belong to one, odd rows to the other
+    data = labelled((8,))
+    ids = torch.tensor([0, 1] * 4)
+    data["collector", "traj_ids"] = ids
+    data["next", "done"] = torch.zeros(8, 1, dtype=torch.bool)
+    rows = GoalTransition().expand(torch.randint(8, (500,)), {}, stored(data))[0]
+    assert torch.equal(ids[rows[:, 0]], ids[rows[:, 1]])
+    assert bool((rows[:, 1] >= rows[:, 0]).all())
+    data["episode"] = torch.tensor([5, 5, 5, 5, 9, 9, 9, 9])
+    rows = GoalTransition(trajectory_key="episode").expand(torch.randint(8, (500,)), {}, stored(data))[0]
+    assert torch.equal(data["episode"][rows[:, 0]], data["episode"][rows[:, 1]])
+    with pytest.raises(KeyError, match="have no lap"):
+        GoalTransition(trajectory_key="lap").expand(torch.zeros(1, dtype=torch.int64), {}, stored(data))
+
+
+def test_data_without_rewards_reach_no_stored_goal_and_say_so(caplog):
+    data = labelled((3,)).exclude(("next", "reward"))
+    with caplog.at_level("WARNING", "torchrl_smore"):
+        assert stored_goal_reached(data).tolist() == [False] * 3
+    assert "no ('next', 'reward') in the data" in caplog.text
+    caplog.clear()
+    data["next", "reward"] = torch.tensor([[-1.0], [-1.0], [0.0]])
+    with caplog.at_level("WARNING", "torchrl_smore"):
+        stored_goal_reached(data)
+    assert "no reward is positive" in caplog.text
+
+
+def test_a_storage_of_lists_is_refused_with_what_to_use():
+    rb = ReplayBuffer(storage=ListStorage(10), batch_size=2, sample_unit=GoalTransition(), collate_fn=lambda x: x)
+    rb.extend(list(labelled((3,))))
+    with pytest.raises(NotImplementedError, match="LazyTensorStorage, got ListStorage"):
+        rb.sample()
+
+
+def test_anchors_are_drawn_by_weights_in_rho_and_q_and_never_where_the_weight_is_zero():
+    data = labelled((4, 4))
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    unit = GoalTransition("current", anchors=lambda stored_data: weights)
+    rows = unit.expand(torch.zeros(8000, dtype=torch.int64), {}, stored(data))[0]
+    for column in (0, 2):
+        counts = torch.bincount(rows[:, column], minlength=8) / 8000
+        torch.testing.assert_close(counts, weights / 4.0, atol=0.02, rtol=0.0)
+
+
+def stored(data):
+    storage = LazyTensorStorage(len(data))
+    storage.set(range(len(data)), data)
+    return storage
 
 
 def test_storages_of_two_dimensions_are_refused():

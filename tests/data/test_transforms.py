@@ -70,8 +70,10 @@ def test_reward_and_termination_are_those_of_the_new_goal(her_ratio, terminate, 
     assert out["next", "done"].item() is done
     q = out["q"]
     assert q["next", "reward"].item() == 0.0
-    assert q["next", "terminated"].item() is terminate
-    assert q["next", "done"].item() is terminate
+    # the row that reaches its stored goal was terminated by its environment, and stays so under any goal
+    ended = terminate or her_ratio == 0.0
+    assert q["next", "terminated"].item() is ended
+    assert q["next", "done"].item() is ended
     for rows in (out, q):
         assert rows["next", "reward"].shape == rows["next", "done"].shape == (1, 1)
 
@@ -167,3 +169,76 @@ def test_the_unit_and_the_transform_agree_on_a_store(store):
     out = rb.sample()
     assert out["observation"].shape == out["q", "observation"].shape == (128, 4)
     assert out["desired_goal"].shape == (128, 2)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 4), (3, 8, 8)], ids=str)
+@pytest.mark.parametrize("size", [4, 64])
+def test_goals_of_any_shape_are_relabelled_row_by_row(shape, size):
+    rows = four_rows(size)
+    numbers = {"desired_goal": rows["desired_goal"], ("next", "achieved_goal"): rows["next", "achieved_goal"]}
+    for key, value in numbers.items():
+        rows[key] = value.reshape(size, 4, *(1 for _ in shape)).expand(size, 4, *shape).clone()
+    out = HindsightGoalTransform(0.5)(rows)
+    assert out["desired_goal"].shape == (size, *shape)
+    flat = out["desired_goal"].reshape(size, -1)
+    assert bool((flat == flat[:, :1]).all())
+    assert set(flat[:, 0].tolist()) <= {1.5, 5.0}
+    assert set(out["q", "desired_goal"].reshape(size, -1)[:, 0].tolist()) <= {7.0, 9.5}
+
+
+def test_the_reward_of_integer_goals_is_a_float():
+    rows = four_rows()
+    for key in ("desired_goal", ("next", "achieved_goal")):
+        rows[key] = rows[key].to(torch.uint8)
+    out = HindsightGoalTransform(1.0, success=lambda a, g: (a == g).all(-1), reward_values=(-1.0, 0.0))(rows)
+    assert out["next", "reward"].item() == -1.0
+    assert out["q", "next", "reward"].item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "message"),
+    [
+        (lambda a, g: (a - g).abs(), TypeError, "bool tensor, got torch.float32"),
+        (lambda a, g: torch.ones(len(a), 2, dtype=torch.bool), ValueError, r"shape \[8\] or \[8, 1\] .* got \[8, 2\]"),
+        (lambda a, g: True, TypeError, "got bool"),
+    ],
+)
+def test_a_success_rule_of_another_shape_or_type_is_refused(rule, kind, message):
+    with pytest.raises(kind, match=message):
+        HindsightGoalTransform(1.0, success=rule)(four_rows(8))
+
+
+def test_a_success_rule_that_keeps_a_dimension_counts_rows_and_not_pairs_of_rows():
+    out = HindsightGoalTransform(1.0, success=lambda a, g: (a - g).abs() < 0.1)(four_rows(8))
+    assert out["next", "reward"].shape == (8, 1)
+
+
+def test_a_fall_stays_terminated_under_any_goal():
+    rows = four_rows()
+    rows["next", "terminated"][:, 0] = True
+    out = HindsightGoalTransform(1.0, success=success)(rows)
+    assert out["next", "terminated"].item() is True
+    assert out["next", "done"].item() is True
+
+
+def test_other_entries_that_depend_on_the_goal_are_dropped():
+    rows = four_rows().set(("next", "is_success"), torch.ones(1, 4, 1, dtype=torch.bool))
+    assert "is_success" not in HindsightGoalTransform(1.0)(rows)["next"]
+    kept = HindsightGoalTransform(1.0, stale=())(rows)
+    assert "is_success" in kept["next"]
+
+
+def test_a_missing_goal_is_named_and_a_stored_goal_is_not_needed_where_all_is_relabelled():
+    rows = four_rows().exclude("desired_goal")
+    assert HindsightGoalTransform(1.0)(rows)["desired_goal"].item() == 5.0
+    with pytest.raises(KeyError, match="reads 'desired_goal', which the batch does not have"):
+        HindsightGoalTransform(0.5)(rows)
+    with pytest.raises(KeyError, match=r"\('next', 'achieved_goal'\)"):
+        HindsightGoalTransform(1.0)(four_rows().exclude(("next", "achieved_goal")))
+
+
+def test_a_unit_with_another_rule_of_what_is_reached_is_noticed():
+    rows = four_rows(4)
+    rows["next", "reward"][:2, 3] = 0.0
+    with pytest.raises(ValueError, match="only 2 of 4 rows that the unit says reach their stored goal"):
+        HindsightGoalTransform(0.5)(rows)

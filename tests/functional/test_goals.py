@@ -13,12 +13,16 @@ from torch._dynamo.testing import CompileCounter
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     STRATEGIES,
+    check_strategy,
+    cumulative_weights,
+    first_row_away,
     future_goal_row,
     geometric_goal_row,
     goal_row,
     goal_transition_rows,
     trajectory_stop,
     uniform_index,
+    weighted_index,
 )
 
 LAST = 1.0 - 2.0**-53  # the largest double below 1
@@ -97,7 +101,10 @@ def test_every_row_of_a_batch_keeps_the_invariants(strategy, lengths, her_ratio,
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(64, NUM_UNIFORMS, generator=generator)
     reached = (torch.rand(len(stop), generator=generator) < 0.3).nonzero().squeeze(-1)
-    rows = goal_transition_rows(uniform, stop, reached, her_ratio=her_ratio, strategy=strategy, coupled=coupled)
+    away = torch.minimum(torch.arange(len(stop)) + 2, stop)
+    rows = goal_transition_rows(
+        uniform, stop, reached, her_ratio=her_ratio, strategy=strategy, coupled=coupled, away=away
+    )
     n = len(stop)
     for field in (rows.index, rows.goal_index, rows.q_index):
         assert field.dtype == torch.int64
@@ -175,7 +182,7 @@ def test_a_given_index_is_kept_and_the_draw_is_a_function_of_the_uniforms():
 def test_the_ends_of_the_unit_interval_are_safe_everywhere(strategy, value):
     _, stop = bounds([1, 3, 2])
     uniform = torch.full((6, NUM_UNIFORMS), value, dtype=torch.float64)
-    rows = goal_transition_rows(uniform, stop, torch.tensor([4]), her_ratio=0.5, strategy=strategy)
+    rows = goal_transition_rows(uniform, stop, torch.tensor([4]), her_ratio=0.5, strategy=strategy, away=stop)
     assert rows.index.tolist() == [0 if value == 0.0 else 5] * 6
     assert ((rows.goal_index >= 0) & (rows.goal_index < 6)).all()
     assert ((rows.q_index >= 0) & (rows.q_index < 6)).all()
@@ -194,8 +201,8 @@ def test_a_gamma_next_to_one_reaches_the_end_without_overflow():
         ({"her_ratio": 1.5}, r"her_ratio must lie in \[0, 1\], got 1.5"),
         ({"her_ratio": -0.1}, "her_ratio must lie"),
         ({"her_ratio": math.nan}, "her_ratio must lie"),
-        ({"uniform": torch.rand(4, 3)}, r"shape \[B, 7\], got \(4, 3\)"),
-        ({"uniform": torch.rand(NUM_UNIFORMS)}, r"shape \[B, 7\], got \(7,\)"),
+        ({"uniform": torch.rand(4, 3)}, r"shape \[B, 8\], got \(4, 3\)"),
+        ({"uniform": torch.rand(NUM_UNIFORMS)}, r"shape \[B, 8\], got \(8,\)"),
         ({"stop": torch.zeros(0, dtype=torch.int64)}, "empty dataset"),
         ({"strategy": "futrue"}, "unknown goal strategy 'futrue'.*Did you mean 'future'"),
         ({"strategy": "geometric", "gamma": 1.0}, r"gamma must lie in \(0, 1\), got 1.0"),
@@ -224,7 +231,7 @@ def test_goal_transition_rows_is_one_static_graph_that_is_not_compiled_twice(str
     torch._dynamo.reset()
 
     def draw(uniform: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        rows = goal_transition_rows(uniform, stop, reached, her_ratio=0.8, strategy=strategy)
+        rows = goal_transition_rows(uniform, stop, reached, her_ratio=0.8, strategy=strategy, away=stop)
         return rows.index, rows.goal_index, rows.relabel_mask, rows.q_index, rows.q_relabel_mask
 
     compiled = torch.compile(draw, backend=counter, fullgraph=True)
@@ -247,3 +254,93 @@ def test_trajectory_stop_inverts_the_flags_that_close_trajectories(lengths):
 def test_an_open_last_trajectory_is_refused(done):
     with pytest.raises(ValueError, match="must be done"):
         trajectory_stop(torch.tensor(done, dtype=torch.bool))
+
+
+def test_the_last_trajectory_may_be_open_on_request():
+    done = torch.tensor([False, True, False, False])
+    assert trajectory_stop(done, open_end=True).tolist() == [2, 2, 4, 4]
+
+
+def test_rows_are_drawn_in_proportion_to_their_weights():
+    weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0])
+    cumulative = cumulative_weights(weights)
+    assert cumulative.tolist() == [0.0, 0.25, 0.25, 1.0, 1.0]
+    uniform = torch.tensor([0.0, 0.249, 0.25, 0.9, LAST], dtype=torch.float64)
+    assert weighted_index(uniform, cumulative).tolist() == [1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, -2.0], "not negative, got -2.0 in row 1"),
+        ([1.0, math.nan], "finite and not negative, got nan in row 1"),
+        ([math.inf, 1.0], "finite and not negative, got inf in row 0"),
+        ([0.0, 0.0], "at least one weight must be positive"),
+        ([], "at least one weight must be positive"),
+        ([[1.0]], r"expected weights of shape \[N\], got \[1, 1\]"),
+    ],
+)
+def test_weights_that_cannot_be_drawn_from_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        cumulative_weights(torch.tensor(weights))
+
+
+def test_the_first_row_away_is_that_of_a_search_row_by_row():
+    generator = torch.Generator().manual_seed(0)
+    lengths = [1, 7, 30, 2]
+    stop = torch.repeat_interleave(torch.tensor(lengths).cumsum(0), torch.tensor(lengths))
+    goal = torch.randn(sum(lengths), 2, generator=generator).cumsum(0)
+    expected = [
+        next((k for k in range(i + 1, int(stop[i])) if float((goal[k] - goal[i]).norm()) > 1.5), int(stop[i]))
+        for i in range(len(stop))
+    ]
+    assert first_row_away(goal, stop, 1.5).tolist() == expected
+    assert first_row_away(goal.reshape(-1, 2, 1), stop, 1.5).tolist() == expected
+    with pytest.raises(ValueError, match="distance must not be negative, got nan"):
+        first_row_away(goal, stop, math.nan)
+
+
+def test_away_goals_lie_away_where_any_does():
+    stop = torch.full((6,), 6)
+    away = torch.tensor([3, 4, 6, 6, 6, 6])
+    uniform = torch.rand(4000, NUM_UNIFORMS)
+    rows = goal_transition_rows(uniform, stop, torch.arange(0), her_ratio=1.0, strategy="away", away=away)
+    for row, expected in ((0, {3, 4, 5}), (1, {4, 5}), (2, {2, 3, 4, 5}), (5, {5})):
+        assert set(rows.goal_index[rows.index == row].tolist()) == expected
+    with pytest.raises(ValueError, match="needs the first row away"):
+        goal_transition_rows(uniform, stop, torch.arange(0), her_ratio=1.0, strategy="away")
+
+
+def test_shares_of_strategies_are_drawn_as_often_as_they_say_and_each_as_it_would_alone():
+    uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    zeros, stop = torch.zeros(10_000, dtype=torch.int64), torch.full((10_000,), 4)
+    shares = {"current": 0.25, "final": 0.0, "future": 0.5, "random": 0.25}
+    rows = goal_row(shares, zeros, stop, uniform, 100)
+    # a quarter at row 0, half spread over 0 to 3, a quarter over 0 to 99
+    counts = torch.bincount(rows, minlength=100) / 10_000
+    expected = torch.full((100,), 0.0025)
+    expected[:4] += 0.125
+    expected[0] += 0.25
+    torch.testing.assert_close(counts, expected, atol=2e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"future": 0.5}, "add up to 1, got {'future': 0.5}"),
+        ({"future": 1.5, "final": -0.5}, "must not be negative"),
+        ({"futrue": 1.0}, "Did you mean 'future'"),
+    ],
+)
+def test_shares_that_are_none_are_refused(shares, message):
+    with pytest.raises(ValueError, match=message):
+        check_strategy(shares)
+
+
+def test_the_actor_may_have_goals_of_its_own():
+    stop = torch.full((8,), 8)
+    rows = goal_transition_rows(
+        torch.rand(500, NUM_UNIFORMS), stop, torch.arange(0), her_ratio=1.0, strategy="current", actor_strategy="final"
+    )
+    assert torch.equal(rows.goal_index, rows.index)
+    assert bool((rows.actor_goal_index == 7).all())

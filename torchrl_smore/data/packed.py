@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,8 +12,22 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.data.samplers import stored_goal_reached, stored_stop
-from torchrl_smore.functional.goals import NUM_UNIFORMS, STRATEGIES, goal_transition_rows, trajectory_start
+from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
+from torchrl_smore.data.samplers import (
+    anchor_distribution,
+    stored_goal_reached,
+    stored_stop,
+    trajectory_order,
+    with_ends,
+)
+from torchrl_smore.functional.goals import (
+    NUM_UNIFORMS,
+    Strategy,
+    check_strategy,
+    first_row_away,
+    goal_transition_rows,
+    trajectory_start,
+)
 
 _logger = logging.getLogger("torchrl_smore")
 _COLUMNS: tuple[NestedKey, ...] = (
@@ -23,8 +37,8 @@ _COLUMNS: tuple[NestedKey, ...] = (
     "desired_goal",
     ("next", "achieved_goal"),
 )
-#: Entries that only some baselines read.
-EXTRAS = ("achieved_goal", "goal_offset", "initial_observation")
+#: Entries that only some readers of a batch need.
+EXTRAS = ("achieved_goal", "goal_offset", "initial_observation", "row")
 
 
 class GoalBatchSampler:
@@ -40,17 +54,24 @@ class GoalBatchSampler:
             :class:`~torchrl_smore.data.TrajectoryStore`.
         batch_size: offline rows, and goal-transition rows, of a batch.
         her_ratio: probability of relabelling, in ``[0, 1]``.
-        strategy: see :class:`GoalTransition`.
+        strategy: of the goals of offline and goal transitions, see :func:`~torchrl_smore.functional.goals.goal_row`:
+            a name, or shares of several.
+        actor_strategy: of the goals of the actor's regression, written to ``"actor_goal"``; ``None``: it has the goals
+            of the offline transitions, and the batch no such entry.
         gamma: used by the ``"geometric"`` strategy.
         coupled: see :class:`GoalTransition`.
+        anchors: weight of each row, by which anchors of offline and goal transitions are drawn, not negative, shape
+            ``[N]``; see :func:`~torchrl_smore.data.anchor_weights`. ``None``: uniform.
+        threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"``.
         success: ``success(achieved_goal, goal) -> bool``; when given, 0/1 rewards and ``terminated`` are added, for
-            losses that read them.
+            losses that read them. What the data say is terminated stays so under any goal.
         reward_values: see :class:`HindsightGoalTransform`.
         terminate_at_goal: see :class:`HindsightGoalTransform`.
         q: whether to sample goal transitions at all.
-        extras: entries for baselines: ``"achieved_goal"`` ``[B, G]``; ``"goal_offset"``, int64 ``[B, 1]``, steps
-            from the transition to the row whose goal it was given (0: it enters that goal itself; -1: it kept its
-            stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory.
+        extras: entries for baselines and diagnosis: ``"achieved_goal"`` ``[B, G]``; ``"goal_offset"``, int64
+            ``[B, 1]``, steps from the transition to the row whose goal it was given (0: it enters that goal itself;
+            -1: it kept its stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory;
+            ``"row"``, int64 ``[B, 1]``, the transition's row in ``data``.
         seed: seed of the generator.
         device: where the table lies.
 
@@ -65,10 +86,13 @@ class GoalBatchSampler:
         batch_size: int,
         *,
         her_ratio: float = 0.8,
-        strategy: str = "future",
+        strategy: Strategy = "future",
+        actor_strategy: Strategy | None = None,
         gamma: float = 0.99,
         coupled: bool = False,
-        success: Callable[[Tensor, Tensor], Tensor] | None = None,
+        anchors: Tensor | None = None,
+        threshold: float | None = None,
+        success: SuccessFn | None = None,
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
         q: bool = True,
@@ -80,30 +104,48 @@ class GoalBatchSampler:
             raise ValueError(f"batch_size must be positive, got {batch_size}.")
         if not 0.0 <= her_ratio <= 1.0:
             raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
-        if strategy not in STRATEGIES:
-            raise unknown_name("goal strategy", strategy, STRATEGIES)
+        used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
+        if "away" in used and threshold is None:
+            raise ValueError("the goal strategy 'away' needs a threshold.")
         for name in extras:
             if name not in EXTRAS:
                 raise unknown_name("extra", name, EXTRAS)
-        if "goal_offset" in extras and strategy == "random":
+        if "goal_offset" in extras and "random" in check_strategy(strategy):
             raise ValueError("goal_offset counts steps within a trajectory: it needs another strategy than 'random'.")
         device = torch.device(device or data.get("action").device)
+        order = trajectory_order(data)
+        data = with_ends(data if order is None else data[order])
         self.batch_size = batch_size
         self.her_ratio = her_ratio
         self.strategy = strategy
+        self.actor_strategy = actor_strategy
         self.gamma = gamma
         self.coupled = coupled
-        self.success = success
-        self.reward_values = reward_values
-        self.terminate_at_goal = terminate_at_goal
+        self._reward = None if success is None else SparseReward(success, reward_values, terminate_at_goal)
         self.q = q
         self.extras = tuple(extras)
         self.generator = torch.Generator(device).manual_seed(seed)
+        self._order = None if order is None else order.to(device)
         self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
         self._table = torch.cat([data.get(key) for key in _COLUMNS], -1).contiguous().to(device)
-        self._stop = stored_stop(data).to(device)
+        if success is not None:
+            # a user's rule is checked on two rows, before anything is trained
+            reached_mask(
+                success, *(data.get(key)[:2].to(device) for key in (("next", "achieved_goal"), "desired_goal"))
+            )
+        stop = stored_stop(data)
+        self._stop = stop.to(device)
         self._start = trajectory_start(self._stop)
-        self._truncated = data.get(("next", "truncated")).to(device)
+        self._anchors = None
+        if anchors is not None:
+            # by rows of the data as given, so they go the way of the rows
+            anchors = anchors if order is None or anchors.shape != stop.shape else anchors[order.to(anchors.device)]
+            self._anchors = anchor_distribution(anchors, stop.shape[0], device)
+        self._away = None
+        if "away" in used:
+            assert threshold is not None
+            self._away = first_row_away(data.get(("next", "achieved_goal")), stop, threshold).to(device)
+        self._ends = [_flag(data, ("next", name)).to(device) for name in ("terminated", "truncated")]
         self._achieved = data.get("achieved_goal").contiguous().to(device) if "achieved_goal" in self.extras else None
         self._reached = stored_goal_reached(data).nonzero().squeeze(-1).to(device)
         if q and her_ratio < 1.0 and self._reached.numel() == 0:
@@ -126,7 +168,7 @@ class GoalBatchSampler:
         """The batch that belongs to ``uniform``; deterministic.
 
         Returns:
-            Batch size ``[B]``: ``observation``, ``action``, ``desired_goal``,
+            Batch size ``[B]``: ``observation``, ``action``, ``desired_goal``, ``actor_goal`` if it is of its own,
             ``("next", "observation" | "achieved_goal" | "desired_goal")``, with ``success`` also
             ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``; at the root also the extras.
         """
@@ -136,11 +178,17 @@ class GoalBatchSampler:
             self._reached,
             her_ratio=self.her_ratio,
             strategy=self.strategy,
+            actor_strategy=self.actor_strategy,
             gamma=self.gamma,
             coupled=self.coupled,
+            anchors=self._anchors,
+            away=self._away,
         )
         num_goal = self._widths[-1]
         batch = self._rows(rows.index, self._table[rows.goal_index, -num_goal:], rows.relabel_mask)
+        if self.actor_strategy is not None:
+            entered = self._table[rows.actor_goal_index, -num_goal:]
+            batch.set("actor_goal", where_rows(rows.relabel_mask, entered, batch["desired_goal"]))
         if self.q:
             batch.set("q", self._rows(rows.q_index, None, rows.q_relabel_mask))
         if self._achieved is not None:
@@ -148,6 +196,9 @@ class GoalBatchSampler:
         if "goal_offset" in self.extras:
             offset = torch.where(rows.relabel_mask, rows.goal_index - rows.index, -1)
             batch.set("goal_offset", offset.unsqueeze(-1))
+        if "row" in self.extras:
+            row = rows.index if self._order is None else self._order[rows.index]
+            batch.set("row", row.unsqueeze(-1))
         if "initial_observation" in self.extras:
             batch.set("initial_observation", self._table[self._start[rows.index], : self._widths[0]])
         return batch
@@ -158,15 +209,10 @@ class GoalBatchSampler:
 
     def _rows(self, index: Tensor, goal: Tensor | None, relabel_mask: Tensor) -> TensorDict:
         observation, action, next_observation, stored, entered = self._table[index].split(self._widths, -1)
-        goal = torch.where(relabel_mask.unsqueeze(-1), entered if goal is None else goal, stored)
+        goal = where_rows(relabel_mask, entered if goal is None else goal, stored)
         after: dict[str, Any] = {"observation": next_observation, "achieved_goal": entered, "desired_goal": goal}
-        if self.success is not None:
-            reached = self.success(entered, goal).unsqueeze(-1)
-            failure, success = self.reward_values
-            terminated = reached & self.terminate_at_goal
-            after["reward"] = torch.where(reached, success, failure).to(goal.dtype)
-            after["terminated"] = terminated
-            after["done"] = terminated | self._truncated[index]
+        if self._reward is not None:
+            after |= self._reward(entered, goal, *(flag[index] for flag in self._ends))
         size = index.shape
         return TensorDict(
             {
@@ -191,3 +237,11 @@ class GoalBatchSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state of the generator."""
         self.generator.set_state(state["generator"])
+
+
+def _flag(data: TensorDictBase, key: NestedKey) -> Tensor:
+    """A flag of the rows, bool ``[N, 1]``; false where the data do not have it."""
+    flag = data.get(key, None)
+    if flag is None:
+        return torch.zeros(data.shape[0], 1, dtype=torch.bool, device=data.device)
+    return flag.reshape(data.shape[0], 1)

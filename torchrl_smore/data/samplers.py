@@ -2,46 +2,119 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import RandomSampler
-from torchrl.data.replay_buffers import SampleUnit, Storage
+from torchrl.data.replay_buffers import SampleUnit, Storage, TensorStorage
 
-from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
-    STRATEGIES,
+    REACHED_UNIFORM,
+    Strategy,
+    check_strategy,
+    cumulative_weights,
+    first_row_away,
     goal_transition_rows,
     trajectory_stop,
     uniform_index,
 )
 
 ReachedFn = Callable[[TensorDictBase], Tensor]
-_Cache = tuple["weakref.ref[Storage]", tuple[int, int], Tensor, Tensor]
+#: From the stored data, in the order of its trajectories, to a weight for each row, ``[N]``; ``None``: all alike.
+WeightsFn = Callable[[TensorDictBase], Tensor | None]
+#: Where collectors of TorchRL write which trajectory a row belongs to.
+TRAJECTORY_KEY: NestedKey = ("collector", "traj_ids")
+_logger = logging.getLogger("torchrl_smore")
 
 
 def stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "reward")) -> Tensor:
-    """Rows whose stored reward is positive, bool, shape ``[N]``: the goal is reached after the step (0/1 rewards)."""
-    return (data.get(reward_key) > 0).reshape(data.shape[0], -1).any(-1)
+    """Rows whose stored reward is positive, bool, shape ``[N]``: the goal is reached after the step (0/1 rewards).
+
+    Data without rewards have no such row; that is logged, as are rewards none of which is positive, which another
+    convention (-1 and 0) may be the reason of.
+    """
+    reward = data.get(reward_key, None)
+    if reward is None:
+        _logger.warning("no %s in the data: no row counts as one that reaches its stored goal", reward_key)
+        return torch.zeros(data.shape[0], dtype=torch.bool, device=data.device)
+    mask = (reward > 0).reshape(data.shape[0], -1).any(-1)
+    if not bool(mask.any()) and bool((reward < 0).any()):
+        _logger.warning(
+            "no reward is positive (they lie in [%g, %g]), so no row counts as one that reaches its stored goal. If 0 "
+            "is the reward at the goal, pass reached=lambda data: data['next', 'reward'].squeeze(-1) >= 0.",
+            float(reward.min()),
+            float(reward.max()),
+        )
+    return mask
 
 
-def stored_stop(data: TensorDictBase) -> Tensor:
-    """End of the trajectory of every row, int64, shape ``[N]``: from ``("next", "done")``, else from ``traj_stop``.
+def stored_stop(data: TensorDictBase, *, open_end: bool = False) -> Tensor:
+    """End of the trajectory of every row, int64, shape ``[N]``: from the flags of the data, else from ``traj_stop``.
 
-    The flags come first because row numbers are wrong once rows were appended to others, and flags are not.
+    A trajectory ends where ``("next", done | terminated | truncated)`` holds. The flags come first because row numbers
+    are wrong once rows were appended to others, and flags are not.
 
     Raises:
-        ValueError: if the last row is not done.
+        ValueError: if the last row does not end its trajectory and ``open_end`` is false, or there are neither flags
+            nor ``traj_stop``.
     """
-    done = data.get(("next", "done"), None)
-    if done is None:
-        return data.get("traj_stop").reshape(-1)
-    return trajectory_stop(done.reshape(-1))
+    end = _end_flags(data)
+    if end is not None:
+        return trajectory_stop(end, open_end=open_end)
+    stop = data.get("traj_stop", None)
+    if stop is None:
+        raise ValueError(
+            "expected ('next', 'done'), ('next', 'terminated'), ('next', 'truncated') or traj_stop, found none."
+        )
+    return stop.reshape(-1)
+
+
+def _end_flags(data: TensorDictBase) -> Tensor | None:
+    flags = [data.get(("next", name), None) for name in ("done", "terminated", "truncated")]
+    found = [flag.reshape(data.shape[0], -1).any(-1) for flag in flags if flag is not None]
+    return None if not found else torch.stack(found).any(0)
+
+
+def trajectory_order(data: TensorDictBase, key: NestedKey | None = None) -> Tensor | None:
+    """Row numbers, int64, shape ``[N]``, that put the rows of each trajectory together; ``None`` if they lie so.
+
+    Args:
+        data: batch size ``[N]``, the rows of one trajectory in the order of time.
+        key: says which trajectory a row belongs to, integer, ``[N]`` or ``[N, 1]``; ``None``: ``("collector",
+            "traj_ids")`` where the data have it.
+
+    Raises:
+        KeyError: if a given key is not there.
+    """
+    ids = data.get(TRAJECTORY_KEY if key is None else key, None)
+    if ids is None:
+        if key is not None:
+            raise KeyError(f"the data have no {key}, which was to say which trajectory a row belongs to.")
+        return None
+    ids = ids.reshape(data.shape[0])
+    order = ids.argsort(stable=True)
+    starts = torch.cat([ids.new_ones(1, dtype=torch.bool), ids[1:] != ids[:-1]])
+    return None if int(starts.sum()) == ids.unique().shape[0] else order
+
+
+def with_ends(data: TensorDictBase, key: NestedKey | None = None) -> TensorDictBase:
+    """Data, shallowly copied, whose ``("next", "done")`` holds also where the trajectory named by ``key`` changes."""
+    ids = data.get(TRAJECTORY_KEY if key is None else key, None)
+    if ids is None:
+        return data
+    ids = ids.reshape(-1)
+    changes = torch.cat([ids[1:] != ids[:-1], ids.new_ones(1, dtype=torch.bool)])
+    end = _end_flags(data)
+    data = data.copy()
+    data.set(("next", "done"), (changes if end is None else changes | end).unsqueeze(-1))
+    return data
 
 
 class GoalTransition(SampleUnit):
@@ -54,35 +127,49 @@ class GoalTransition(SampleUnit):
     :class:`~torchrl_smore.objectives.SMORELoss`. The rows follow
     :func:`~torchrl_smore.functional.goals.goal_transition_rows`; random numbers come from the buffer's generator.
 
-    Trajectories end where ``("next", "done")`` says (data without that key: ``traj_stop``), read once for each state of
-    the storage. One-dimensional storages only.
+    Trajectories end where ``("next", done | terminated | truncated)`` says, or where the trajectory named by
+    ``trajectory_key`` changes (data without flags: ``traj_stop``), read once for each state of the storage. Rows of
+    several trajectories may be interleaved if that key is there. A trajectory that still grows, or whose beginning a
+    full storage has overwritten, is relabelled within what is there. One-dimensional tensor storages only.
 
     Args:
-        strategy: ``"future"``, ``"geometric"``, ``"final"`` or ``"random"``.
+        strategy: see :func:`~torchrl_smore.functional.goals.goal_row`: a name, or shares of several. ``"away"`` needs
+            ``threshold``.
         gamma: used by ``"geometric"``.
         coupled: let goal transitions share anchor and goal with the offline transitions.
         reached: maps the stored data to the rows that reach their stored goal, bool ``[N]``; by default those with a
             positive reward.
+        anchors: maps the stored data to weights of rows (``functools.partial(anchor_weights, "moving", threshold=...)``
+            is one such); anchors of offline and goal transitions are then drawn by these weights, whatever rows the
+            buffer's sampler chose. ``None``: the sampler's rows, and uniform ones for goal transitions.
+        threshold: distance that counts as away, in the unit of the goal.
+        trajectory_key: says which trajectory a row belongs to; ``None``: ``("collector", "traj_ids")``, if it is there.
 
     Raises:
-        ValueError: for an unknown strategy.
+        ValueError: for an unknown strategy, or ``"away"`` without a threshold.
     """
 
     def __init__(
         self,
-        strategy: str = "future",
+        strategy: Strategy = "future",
         *,
         gamma: float = 0.99,
         coupled: bool = False,
         reached: ReachedFn = stored_goal_reached,
+        anchors: WeightsFn | None = None,
+        threshold: float | None = None,
+        trajectory_key: NestedKey | None = None,
     ) -> None:
-        if strategy not in STRATEGIES:
-            raise unknown_name("goal strategy", strategy, STRATEGIES)
+        if "away" in check_strategy(strategy) and threshold is None:
+            raise ValueError("the goal strategy 'away' needs a threshold.")
         self.strategy = strategy
         self.gamma = gamma
         self.coupled = coupled
         self.reached = reached
-        self._cache: _Cache | None = None
+        self.anchors = anchors
+        self.threshold = threshold
+        self.trajectory_key = trajectory_key
+        self._cache: tuple[weakref.ref[Storage], tuple[int, int], _Rows] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # the cache belongs to a storage of this process
@@ -94,41 +181,109 @@ class GoalTransition(SampleUnit):
         """See :class:`~torchrl.data.replay_buffers.SampleUnit`.
 
         Raises:
-            NotImplementedError: for a storage of more than one dimension.
-            ValueError: if the last row of the storage, or the one written last, does not end its trajectory.
+            NotImplementedError: for a storage of more than one dimension, or one that holds no tensors.
+            ValueError: for weights or data that cannot be sampled from.
         """
         if isinstance(index, tuple) or index.ndim != 1:
             raise NotImplementedError("GoalTransition works on one-dimensional storages with a flat index.")
-        stop, reached = self._bounds(storage)
-        index = index.to(stop.device)
+        known = self._rows(storage)
+        index = index.to(known.stop.device)
         uniform = torch.rand(
-            index.shape[0], NUM_UNIFORMS, dtype=torch.float64, device=stop.device, generator=_generator(storage)
+            index.shape[0], NUM_UNIFORMS, dtype=torch.float64, device=index.device, generator=_generator(storage)
         )
         rows = goal_transition_rows(
             uniform,
-            stop,
-            reached,
+            known.stop,
+            known.reached,
             her_ratio=1.0,
             strategy=self.strategy,
             gamma=self.gamma,
             coupled=self.coupled,
-            index=index,
+            index=known.position(index) if known.anchors is None else None,
+            anchors=known.anchors,
+            away=known.away,
         )
         arriving = rows.q_index
-        if reached.shape[0] > 0:
-            arriving = reached[uniform_index(uniform[:, -1], 0, reached.shape[0])]
-        return torch.stack([rows.index, rows.goal_index, rows.q_index, arriving], -1), info
+        if known.reached.shape[0] > 0:
+            arriving = known.reached[uniform_index(uniform[:, REACHED_UNIFORM], 0, known.reached.shape[0])]
+        positions = torch.stack([rows.index, rows.goal_index, rows.q_index, arriving], -1)
+        return positions if known.order is None else known.order[positions], info
 
-    def _bounds(self, storage: Storage) -> tuple[Tensor, Tensor]:
-        """Trajectory ends ``[N]`` and rows that reach their stored goal ``[R]``, cached until the storage changes."""
+    def _rows(self, storage: Storage) -> _Rows:
+        """What sampling needs to know of the stored rows, cached until the storage changes."""
+        if not isinstance(storage, TensorStorage):
+            raise NotImplementedError(
+                f"GoalTransition needs a storage of tensors such as LazyTensorStorage, got {type(storage).__name__}."
+            )
         state = (len(storage), int(storage._mutation_revision))
         # by reference and not by id, which a later storage may be given again
         if self._cache is None or self._cache[0]() is not storage or self._cache[1] != state:
-            data = storage[: len(storage)]
-            _check_closed(data, storage)
-            reached = self.reached(data).nonzero().squeeze(-1)
-            self._cache = (weakref.ref(storage), state, stored_stop(data), reached)
-        return self._cache[2], self._cache[3]
+            self._cache = (weakref.ref(storage), state, self._read(storage))
+        return self._cache[2]
+
+    def _read(self, storage: Storage) -> _Rows:
+        data, size = storage[: len(storage)], len(storage)
+        order, last = None, storage._last_cursor_index
+        if last is not None and int(last) != size - 1:
+            # a full storage goes on at its beginning: its oldest row follows the one written last
+            order = (torch.arange(size, device=data.device) + int(last) + 1) % size
+            data = data[order]
+        together = trajectory_order(data, self.trajectory_key)
+        if together is not None:
+            order, data = (together if order is None else order[together]), data[together]
+        data = with_ends(data, self.trajectory_key)
+        stop = stored_stop(data, open_end=True)
+        weights = None if self.anchors is None else self.anchors(data)
+        anchors = None if weights is None else anchor_distribution(weights, size, stop.device)
+        away = None
+        if "away" in check_strategy(self.strategy):
+            assert self.threshold is not None
+            away = first_row_away(data.get(("next", "achieved_goal")), stop, self.threshold)
+        reached = checked_reached(self.reached, data)
+        return _Rows(stop, reached.nonzero().squeeze(-1), order, anchors, away)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Stored rows in the order of their trajectories; ``order`` are their places in the storage, if others."""
+
+    stop: Tensor
+    reached: Tensor
+    order: Tensor | None
+    anchors: Tensor | None
+    away: Tensor | None
+
+    def position(self, index: Tensor) -> Tensor:
+        """Positions in the order of trajectories of rows of the storage."""
+        return index if self.order is None else self.order.argsort()[index]
+
+
+def anchor_distribution(weights: Tensor, num_rows: int, device: torch.device | str) -> Tensor:
+    """Weights of all rows as :func:`~torchrl_smore.functional.goals.cumulative_weights`, on a device.
+
+    Raises:
+        ValueError: for another length than ``num_rows``, and see there.
+    """
+    if weights.shape != (num_rows,):
+        raise ValueError(f"expected one anchor weight for each of {num_rows} rows, got shape {list(weights.shape)}.")
+    return cumulative_weights(weights).to(device)
+
+
+def checked_reached(reached: ReachedFn, data: TensorDictBase) -> Tensor:
+    """``reached(data)``, bool ``[N]``.
+
+    Raises:
+        ValueError: for another shape than ``[N]`` or ``[N, 1]``.
+        TypeError: for anything but booleans.
+    """
+    mask = reached(data)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"reached must return a bool tensor, got {found}.")
+    size = data.shape[0]
+    if mask.shape not in ((size,), (size, 1)):
+        raise ValueError(f"reached must return shape {[size]} or {[size, 1]}, got {list(mask.shape)}.")
+    return mask.reshape(size)
 
 
 class GoalTransitionSampler(RandomSampler):
@@ -146,13 +301,6 @@ class GoalTransitionSampler(RandomSampler):
         """Uniform anchors, expanded to an index ``[batch_size, 4]``."""
         index, info = super().sample(storage, batch_size)
         return self.unit.expand(index, info, storage)
-
-
-def _check_closed(data: TensorDictBase, storage: Storage) -> None:
-    """Refuses a full storage that is being overwritten in the middle of a trajectory."""
-    last, done = storage._last_cursor_index, data.get(("next", "done"), None)
-    if last is not None and done is not None and not bool(done.reshape(-1)[int(last)]):
-        raise ValueError(f"row {int(last)}, written last, must be done: its trajectory would run into older rows.")
 
 
 def _generator(storage: Storage) -> torch.Generator | None:

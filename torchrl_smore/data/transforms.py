@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
+from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.envs.transforms import Transform
 
-from torchrl_smore.data.samplers import ReachedFn, stored_goal_reached
-
-SuccessFn = Callable[[Tensor, Tensor], Tensor]
+from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
+from torchrl_smore.data.samplers import ReachedFn, checked_reached, stored_goal_reached
 
 
 class HindsightGoalTransform(Transform):
@@ -22,13 +22,14 @@ class HindsightGoalTransform(Transform):
     ``("next", achieved_goal)`` of the goal row with probability ``her_ratio`` and kept otherwise; under ``q_key`` the
     goal transitions, which pursue the goal that they enter, or, with probability ``1 - her_ratio``, transitions that
     reach their stored goal (relabelled ones where the data has none). ``desired_goal`` and ``("next", desired_goal)``
-    agree; reward, terminated and done are recomputed for the new goal when ``success`` is given, else dropped for being
-    stale.
+    agree; reward, terminated and done are recomputed for the new goal when ``success`` is given (what the data say is
+    terminated, a fall, stays so under any goal), else dropped for being stale. So are the entries named by ``stale``.
+    Goals may have any shape ``[B, *G]``.
 
     Args:
         her_ratio: probability of relabelling, in ``[0, 1]``; the paper uses 0.8 for every task.
         success: ``success(achieved_goal [*, G], goal [*, G]) -> bool [*]``, the task's success rule.
-        reward_values: reward of a step that does not, and that does, reach the goal.
+        reward_values: reward of a step that does not, and that does, reach the goal; float32, whatever the goals are.
         terminate_at_goal: end the trajectory (``terminated``) where the goal is reached.
         coupled: what the unit has; offline and goal transitions are then relabelled in the same rows.
         reached: what the unit has; not used when ``success`` is given, which says the same.
@@ -36,6 +37,7 @@ class HindsightGoalTransform(Transform):
         achieved_goal_key: key of the achieved goal.
         desired_goal_key: key of the goal pursued.
         q_key: where goal transitions are written.
+        stale: entries under ``next`` that depend on the goal and are dropped if they are there.
 
     Raises:
         ValueError: if ``her_ratio`` lies outside ``[0, 1]``.
@@ -54,38 +56,50 @@ class HindsightGoalTransform(Transform):
         achieved_goal_key: NestedKey = "achieved_goal",
         desired_goal_key: NestedKey = "desired_goal",
         q_key: NestedKey = "q",
+        stale: Sequence[NestedKey] = ("is_success", "success"),
     ) -> None:
         if not 0.0 <= her_ratio <= 1.0:
             raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
         super().__init__(in_keys=[achieved_goal_key, desired_goal_key], out_keys=[desired_goal_key, q_key])
         self.her_ratio = her_ratio
         self.success = success
-        self.reward_values = reward_values
-        self.terminate_at_goal = terminate_at_goal
+        self._reward = None if success is None else SparseReward(success, reward_values, terminate_at_goal)
         self.coupled = coupled
         self.reached = reached
         self.generator = generator
         self.achieved_goal_key = achieved_goal_key
         self.desired_goal_key = desired_goal_key
         self.q_key = q_key
+        self.stale = tuple(stale)
+        self._checked = False
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """See the class.
 
         Raises:
-            ValueError: if the batch is not ``[B, 4]``.
+            ValueError: if the batch is not ``[B, 4]``, or was expanded by a unit with another ``reached`` rule.
+            KeyError: if it lacks the goals.
         """
         if tensordict.ndim != 2 or tensordict.shape[1] != 4:
             raise ValueError(
                 "HindsightGoalTransform expects a [B, 4] batch from GoalTransition, "
                 f"got batch size {list(tensordict.shape)}."
             )
+        for key in (("next", self.achieved_goal_key), self.desired_goal_key):
+            # without a stored goal everything is relabelled, and needs none
+            if tensordict.get(key, None) is None and not (key == self.desired_goal_key and self.her_ratio == 1.0):
+                raise KeyError(f"HindsightGoalTransform reads {key!r}, which the batch does not have; name it by key.")
         offline, source, entering, arriving = tensordict.unbind(1)
         goal, entered = self._entered(source), self._entered(entering)
-        stored_mask, q_stored_mask = self._stored_masks(offline, arriving)
-        q = torch.where(q_stored_mask, arriving, entering)
-        self._pursue(offline, _select(stored_mask, offline.get(self.desired_goal_key), goal))
-        self._pursue(q, _select(q_stored_mask, arriving.get(self.desired_goal_key), entered))
+        if self.her_ratio == 1.0:
+            q = entering
+        else:
+            stored_mask, q_stored_mask = self._stored_masks(offline, arriving)
+            q = torch.where(q_stored_mask, arriving, entering)
+            goal = where_rows(stored_mask, offline.get(self.desired_goal_key), goal)
+            entered = where_rows(q_stored_mask, arriving.get(self.desired_goal_key), entered)
+        self._pursue(offline, goal)
+        self._pursue(q, entered)
         return offline.set(self.q_key, q)
 
     def _entered(self, rows: TensorDictBase) -> Tensor:
@@ -100,26 +114,34 @@ class HindsightGoalTransform(Transform):
             q_keep = keep
         # without a row that reaches its stored goal the unit repeats the entering row, which must be relabelled
         if self.success is not None:
-            reaches = self.success(self._entered(arriving), arriving.get(self.desired_goal_key))
+            reaches = reached_mask(self.success, self._entered(arriving), arriving.get(self.desired_goal_key))
         else:
-            reaches = self.reached(arriving)
+            reaches = checked_reached(self.reached, arriving)
+        if not self._checked:
+            self._checked = True
+            if bool(reaches.any()) and not bool(reaches.all()):
+                raise ValueError(
+                    f"only {int(reaches.sum())} of {reaches.numel()} rows that the unit says reach their stored goal "
+                    "do so by the transform's rule: give GoalTransition the rule of the transform as reached=."
+                )
         return keep, q_keep & reaches
 
     def _pursue(self, rows: TensorDictBase, goal: Tensor) -> None:
         """Writes the goal and everything that depends on it."""
+        achieved = self._entered(rows)
         rows.set(self.desired_goal_key, goal)
         rows.set(("next", self.desired_goal_key), goal)
-        if self.success is None:
-            for key in ("reward", "done", "terminated", "truncated"):
-                rows.pop(("next", key), None)
+        for key in self.stale:
+            rows.pop(unravel_key(("next", key)), None)
+        if self._reward is None:
+            for name in ("reward", "done", "terminated", "truncated"):
+                rows.pop(("next", name), None)
             return
-        reached = self.success(self._entered(rows), goal).unsqueeze(-1)
-        failure, success = self.reward_values
-        rows.set(("next", "reward"), torch.where(reached, success, failure).to(goal.dtype))
-        terminated = reached & self.terminate_at_goal
-        truncated = rows.get(("next", "truncated"), torch.zeros_like(terminated))
-        rows.set(("next", "terminated"), terminated)
-        rows.set(("next", "done"), terminated | truncated)
+        terminated, truncated = (rows.get(("next", name), None) for name in ("terminated", "truncated"))
+        if truncated is None:
+            truncated = rows.get(("next", "done"), None)
+        for name, value in self._reward(achieved, goal, terminated, truncated).items():
+            rows.set(("next", name), value)
 
     def set_extra_state(self, state: Any) -> None:
         """Restores the generator."""
@@ -129,7 +151,3 @@ class HindsightGoalTransform(Transform):
     def get_extra_state(self) -> Any:
         """State of the generator."""
         return None if self.generator is None else self.generator.get_state()
-
-
-def _select(mask: Tensor, where_true: Tensor, where_false: Tensor) -> Tensor:
-    return torch.where(mask.unsqueeze(-1), where_true, where_false)

@@ -3,7 +3,8 @@
 Importing this needs gymnasium only; the simulators are imported when an environment is built.
 """
 
-from torchrl_smore.envs.collect import collect
+from torchrl_smore.envs._rollout import quality, task_actor
+from torchrl_smore.envs.collect import SCRIPTED, collect, expert_behaviour, medium_behaviour
 from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.mixtures import ACTION_NOISES, MIXTURES, mixture_counts
 from torchrl_smore.envs.pool import EnvPool
@@ -13,6 +14,7 @@ from torchrl_smore.envs.tasks import TASKS, Task, get_task, task_names
 __all__ = [
     "ACTION_NOISES",
     "MIXTURES",
+    "SCRIPTED",
     "TASKS",
     "EnvPool",
     "Expert",
@@ -21,8 +23,12 @@ __all__ = [
     "Task",
     "begin_episodes",
     "collect",
+    "expert_behaviour",
     "get_task",
+    "medium_behaviour",
     "mixture_counts",
+    "quality",
     "render_episode",
+    "task_actor",
     "task_names",
 ]

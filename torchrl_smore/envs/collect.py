@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.metadata
+import logging
 import os
 import queue
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,19 +19,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from torchrl_smore._lock import locked
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs._worker import Worker
+from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import check_noise
 
 if TYPE_CHECKING:
     from torchrl_smore.data.trajectories import TrajectoryStore
 
+#: What ``expert_policy`` calls the scripted expert of a task.
+SCRIPTED = "scripted"
 _CHUNK = 20  # episodes in one unit of work and of resumption: about a second of a Fetch task
 _LOCKSTEP = 2  # simulators stepped together in a worker: more of them no longer share the cache
 _PACKAGES = ("torchrl-smore", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 _SIMULATORS = ("gymnasium-robotics", "mujoco")
+_logger = logging.getLogger("torchrl_smore")
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,8 @@ def collect(
     expert_policy: str | Path | None = None,
     medium_policy: str | Path | None = None,
     workers: int | Literal["auto"] = "auto",
-    expert_noise: float = 0.0,
-    expert_random_prob: float = 0.0,
+    expert_noise: float | None = None,
+    expert_random_prob: float | None = None,
     action_noise: float = 0.0,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -108,7 +116,9 @@ def collect(
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
-    goes on from there. When all are there, the store is saved at ``out`` and the folder removed.
+    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
+    ``out`` and the folder removed. A second process with the same ``out`` waits until the first has ended; a line of
+    the log says so.
 
     Args:
         task: the task or its name.
@@ -116,16 +126,18 @@ def collect(
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.
         medium_episodes: number of trajectories of ``medium_policy``, at least 0.
-        expert_policy: file of a trained actor that takes the place of the scripted expert, or the folder of a run of
-            ``recipes/train_expert.py`` (its ``expert.npz``). ``None``: the scripted expert, or for a task without one
-            the actors that come with this package (:attr:`Task.bundled_actors`).
+        expert_policy: file of a trained actor, of this package or of Stable-Baselines3, or a folder with
+            ``expert.npz`` (of a run of ``recipes/train_expert.py``, ``distill_expert.py`` or ``convert_expert.py``).
+            ``None``: the actor that comes with this package (:attr:`Task.bundled_actors`), or for a task without one
+            the scripted expert, which ``"scripted"`` names for every task that has it.
         medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
-            ``expert_policy`` is.
+            ``expert_policy`` is, and if that is none with a ``medium.npz``, the actor that comes with this package.
         workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
             and this process for tasks that are vectorised already.
         expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
-            stored actions contain it.
-        expert_random_prob: probability in each step that a uniform action replaces the expert's.
+            stored actions contain it. ``None``: :attr:`Task.expert_noise` for the actor of this package, else 0.
+        expert_random_prob: probability in each step that a uniform action replaces the expert's; ``None``:
+            :attr:`Task.expert_random_prob` for the actor of this package, else 0.
         action_noise: standard deviation of the environment's own noise on every executed action; the stored actions
             do not contain it.
         out: folder of the store; its parents are made. ``None`` keeps it in memory only.
@@ -144,26 +156,20 @@ def collect(
         OSError: if the disk is full. Finished chunks are kept.
     """
     task = get_task(task)
-    if expert_policy is None:
-        expert_policy = task.bundled_actors
-    if medium_policy is None and expert_policy is not None and Path(expert_policy).is_dir():
-        medium_policy = expert_policy
-    expert_noise = check_noise("expert_noise", expert_noise)
+    behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
     request = _checked_request(
         task,
         expert_episodes,
         random_episodes,
         seed,
-        Behaviour("expert", expert_noise, expert_random_prob, _actor_file(expert_policy, "expert")),
+        behaviour,
         check_noise("action_noise", action_noise),
         medium_episodes,
-        Behaviour("medium", policy=_actor_file(medium_policy, "medium")),
+        medium_behaviour(task, expert_policy, medium_policy),
     )
     num_workers = _num_workers(workers, request)
     target = None if out is None else Path(out)
-    if target is not None and target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
-    with _partial_folder(target, request) as partial:
+    with _reserved(target, overwrite), _partial_folder(target, request) as partial:
         _fill(request, partial, num_workers, progress)
         store = _assemble(request, partial)
         if target is not None:
@@ -172,6 +178,38 @@ def collect(
     if progress:
         print(_summary(store.meta))
     return store if target is None else type(store).load(target, verify=False)
+
+
+def expert_behaviour(
+    task: Task,
+    policy: str | Path | None = None,
+    noise: float | None = None,
+    random_prob: float | None = None,
+) -> Behaviour:
+    """The expert of a dataset, with the task's defaults; see :func:`collect` for the arguments.
+
+    Raises:
+        ValueError: for ``"scripted"`` where there is no scripted expert, or a noise outside its range.
+    """
+    own = policy is None and task.bundled_actors is not None
+    if policy == SCRIPTED and not task.scripted:
+        raise ValueError(f"{task.name} has no scripted expert; leave expert_policy out, or name a trained actor.")
+    file = task.bundled_actors if policy is None else None if policy == SCRIPTED else policy
+    if noise is None:
+        noise = task.expert_noise if own else 0.0
+    if random_prob is None:
+        random_prob = task.expert_random_prob if own else 0.0
+    return Behaviour("expert", check_noise("expert_noise", noise), random_prob, _actor_file(file, "expert"))
+
+
+def medium_behaviour(
+    task: Task, expert_policy: str | Path | None = None, medium_policy: str | Path | None = None
+) -> Behaviour:
+    """The half-trained policy of a dataset; see :func:`collect` for the arguments."""
+    if medium_policy is None:
+        has_both = expert_policy is not None and (Path(expert_policy) / "medium.npz").is_file()
+        medium_policy = expert_policy if has_both else task.bundled_actors
+    return Behaviour("medium", policy=_actor_file(medium_policy, "medium"))
 
 
 def _checked_request(
@@ -207,7 +245,7 @@ def _actor_file(policy: str | Path | None, name: str) -> str | None:
 
 def _digest(behaviour: Behaviour) -> str:
     assert behaviour.policy is not None
-    return hashlib.sha256(Path(behaviour.policy).read_bytes()).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in policy_files(behaviour.policy))).hexdigest()
 
 
 def _num_workers(workers: int | str, request: _Request) -> int:
@@ -222,6 +260,25 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _reserved(target: Path | None, overwrite: bool) -> Iterator[None]:
+    """Keeps other processes from ``target``; clears away there what a killed one left beside it."""
+    if target is None:
+        yield
+        return
+    with locked(target.with_name(f".{target.name}.lock"), f"dataset {target}", wait=True, on_wait=_logger.warning):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.replaced-*"):
+            if not target.exists():
+                # killed between moving the old store aside and putting the new one in its place
+                left.rename(target)
+        for kind in ("partial", "replaced"):
+            for left in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+        yield
 
 
 @contextlib.contextmanager

@@ -55,13 +55,19 @@ class Task:
         horizon: steps in an episode.
         blank_columns: columns of ``observation`` that are always 0 here. Data of the paper's simulator have something
             else there, which is to be set to 0 when they are read.
+        zero_columns: that the observation of other versions of the simulator has at its end, all 0 there. An actor that
+            was trained with them acts here as if it saw them.
         strict: whether a distance of exactly ``threshold`` is too far.
         has_fallen: from observations ``[*, ds]`` to booleans ``[*]``: whether the episode is over there; ``None``:
             nowhere.
         gammas: discounts whose returns an evaluation reports.
         expert_episodes: expert trajectories in the paper's dataset; ``None`` where it names a share of them instead.
         rest: the behaviour of the dataset's other trajectories.
-        actors: folder below ``assets/actors`` with the trained expert and medium actor that come with this package.
+        actors: folder below ``assets/actors`` with the trained expert, and a medium actor where ``rest`` says so, that
+            come with this package.
+        expert_noise: standard deviation of the noise on the actions of that expert in a dataset, where none is asked
+            for: the published experts were networks with noise on their actions.
+        expert_random_prob: probability in each step that a uniform action replaces that expert's, likewise.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -78,12 +84,15 @@ class Task:
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
     blank_columns: tuple[int, ...] = ()
+    zero_columns: int = 0
     strict: bool = False
     has_fallen: Callable[[Any], Any] | None = None
     gammas: tuple[float, ...] = (0.98, 0.99)
     expert_episodes: int | None = None
     rest: Literal["random", "medium"] = "random"
     actors: str | None = None
+    expert_noise: float = 0.0
+    expert_random_prob: float = 0.0
 
     @property
     def observation_dim(self) -> int:
@@ -107,7 +116,10 @@ class Task:
 
     @property
     def bundled_actors(self) -> Path | None:
-        """Folder with ``expert.npz``, ``medium.npz`` and ``meta.json``, which says how they were made; or ``None``."""
+        """Folder with ``expert.npz`` and ``meta.json``, which says how it was made; or ``None``.
+
+        With ``medium.npz`` where the dataset has medium trajectories.
+        """
         return None if self.actors is None else Path(__file__).parent / "assets" / "actors" / self.actors
 
     @property
@@ -290,6 +302,7 @@ _REACHER = Task(
     ),
     blank_columns=(4, 5, 10),
 )
+_ANT_CONTACT_COLUMNS = 84  # contact forces, which Ant-v2 and -v3 append and leave at 0
 _VELOCITY_NOTE = (
     "The paper used the {robot}-*-v2 data of D4RL (mujoco-py); this is version 5 of gymnasium's robot, with another "
     "physics engine version, and recipes/train_expert.py trains the experts. Goal, success rule and the discount of "
@@ -302,7 +315,12 @@ _FALL_NOTE = (
 
 
 def _fetch(
-    name: str, simulator: str, expert: Callable[[], Expert | PlanningExpert], goal_of: str, description: str
+    name: str,
+    simulator: str,
+    expert: Callable[[], Expert | PlanningExpert],
+    goal_of: str,
+    description: str,
+    **options: Any,
 ) -> Task:
     columns = _REACH_COLUMNS if goal_of == "gripper" else _BLOCK_COLUMNS
     return Task(
@@ -315,6 +333,7 @@ def _fetch(
         make_expert=expert,
         description=description,
         paper_note=_FETCH_NOTE.format(old=f"{simulator}-v1", new=f"{simulator}-v4"),
+        **options,
     )
 
 
@@ -419,6 +438,7 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
         description=f"Run forwards at {target} m/s; the data are 30 expert episodes, the rest {rest}.",
         paper_note=_VELOCITY_NOTE.format(robot="halfcheetah" if cheetah else "ant") + ("" if cheetah else _FALL_NOTE),
         horizon=1000,
+        zero_columns=0 if cheetah else _ANT_CONTACT_COLUMNS,
         strict=True,
         has_fallen=None if cheetah else ant_has_fallen,
         gammas=(0.98, 0.99, 0.999),
@@ -432,13 +452,25 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         _fetch("FetchReach", "FetchReach", FetchReachExpert, "gripper", "Move the gripper to a point in the air."),
-        _fetch("FetchPush", "FetchPush", FetchPushExpert, "block", "Push a block to a point on the table."),
+        _fetch(
+            "FetchPush",
+            "FetchPush",
+            FetchPushExpert,
+            "block",
+            "Push a block to a point on the table.",
+            actors="FetchPush",
+            expert_noise=0.2,
+            expert_random_prob=0.1,
+        ),
         _fetch(
             "FetchPick",
             "FetchPickAndPlace",
             FetchPickExpert,
             "block",
             "Carry a block to a point on the table or, half the time, in the air.",
+            actors="FetchPick",
+            expert_noise=0.2,
+            expert_random_prob=0.05,
         ),
         _fetch(
             "FetchSlide",

@@ -11,8 +11,8 @@ function compiles into a static graph and runs the same inside a CUDA graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,11 @@ from torch import Tensor
 from torchrl_smore._errors import unknown_name
 
 #: Uniform numbers that :func:`goal_transition_rows` uses per sampled row.
-NUM_UNIFORMS = 7
+NUM_UNIFORMS = 8
+#: Which of them chooses among the rows that reach their stored goal.
+REACHED_UNIFORM = 6
+#: A relabelling strategy by name, or shares of several, which add up to 1.
+Strategy = str | Mapping[str, float]
 
 
 def uniform_index(uniform: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
@@ -39,6 +43,75 @@ def uniform_index(uniform: Tensor, low: Tensor | int, high: Tensor | int) -> Ten
     return low + offset
 
 
+def weighted_index(uniform: Tensor, cumulative: Tensor) -> Tensor:
+    """Row drawn in proportion to weights, by inversion.
+
+    Args:
+        uniform: in ``[0, 1)``, shape ``[*]``.
+        cumulative: from :func:`cumulative_weights`, float64, shape ``[N]``.
+
+    Returns:
+        int64, shape ``[*]``; a row of weight 0 never comes.
+    """
+    return torch.searchsorted(cumulative, uniform.double().contiguous(), right=True)
+
+
+def cumulative_weights(weights: Tensor) -> Tensor:
+    """Running sums of weights over their total, for :func:`weighted_index`.
+
+    Args:
+        weights: of the rows of a dataset, not negative, finite, not all 0, shape ``[N]``, in any unit.
+
+    Returns:
+        float64, shape ``[N]``, not decreasing; from the last row of positive weight on it is exactly 1.
+
+    Raises:
+        ValueError: for weights of more than one dimension, negative, infinite or NaN, or without a positive one.
+    """
+    if weights.ndim != 1:
+        raise ValueError(f"expected weights of shape [N], got {list(weights.shape)}.")
+    weights = weights.double()
+    wrong = ~torch.isfinite(weights) | (weights < 0.0)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"weights must be finite and not negative, got {float(weights[row])} in row {row}.")
+    total = weights.cumsum(0)
+    if total.numel() == 0 or not total[-1] > 0.0:
+        raise ValueError("at least one weight must be positive: no row could be drawn.")
+    return total / total[-1]
+
+
+def first_row_away(achieved_goal: Tensor, stop: Tensor, distance: float) -> Tensor:
+    """First later row whose achieved goal lies away from a row's own; see the module for what the goal of a row is.
+
+    Args:
+        achieved_goal: ``("next", "achieved_goal")``, floating point, shape ``[N, *G]``.
+        stop: end of each row's trajectory, int64, shape ``[N]``.
+        distance: Euclidean, in the unit of the goal, not negative.
+
+    Returns:
+        int64, shape ``[N]``: the smallest k with ``i < k < stop[i]`` and a distance to row i of more than
+        ``distance``; ``stop[i]`` where there is none.
+
+    Raises:
+        ValueError: for a distance that is negative or NaN.
+    """
+    if not distance >= 0.0:
+        raise ValueError(f"distance must not be negative, got {distance}.")
+    goal = achieved_goal.flatten(1)
+    first = stop.clone()
+    rows = torch.arange(stop.shape[0], device=stop.device)
+    offset = 0
+    # rows leave the search where they are away or their trajectory ends, so that it costs little beyond what it finds
+    while rows.numel() > 0:
+        offset += 1
+        rows = rows[rows + offset < stop[rows]]
+        away = (goal[rows + offset] - goal[rows]).square().sum(-1) > distance**2
+        first[rows[away]] = rows[away] + offset
+        rows = rows[~away]
+    return first
+
+
 def future_goal_row(index: Tensor, stop: Tensor, uniform: Tensor) -> Tensor:
     """Goal row of the *future* strategy, uniform over ``[index, stop)`` (Andrychowicz et al. 2017, arXiv:1707.01495).
 
@@ -54,7 +127,7 @@ def future_goal_row(index: Tensor, stop: Tensor, uniform: Tensor) -> Tensor:
 
 
 def geometric_goal_row(index: Tensor, stop: Tensor, uniform: Tensor, gamma: float) -> Tensor:
-    """Goal row ``index + Geometric(1 - gamma)``, cut at the last row of the trajectory, as OGBench does.
+    """Goal row ``index + Geometric(1 - gamma)``, cut at the last row of the trajectory.
 
     Offset 0 (the transition's own next state) has probability ``1 - gamma``.
 
@@ -76,39 +149,100 @@ def geometric_goal_row(index: Tensor, stop: Tensor, uniform: Tensor, gamma: floa
     return torch.minimum(index + offset, stop - 1)
 
 
-def goal_row(strategy: str, index: Tensor, stop: Tensor, uniform: Tensor, num_rows: int, gamma: float = 0.99) -> Tensor:
-    """Goal row of a named relabelling strategy.
+def goal_row(
+    strategy: Strategy,
+    index: Tensor,
+    stop: Tensor,
+    uniform: Tensor,
+    num_rows: int,
+    gamma: float = 0.99,
+    away: Tensor | None = None,
+) -> Tensor:
+    """Goal row of a named relabelling strategy, or of a mixture of them.
 
-    ``"future"``: :func:`future_goal_row`; ``"geometric"``: :func:`geometric_goal_row`; ``"final"``: the last row of the
+    ``"current"``: the row itself, whose step enters its goal; ``"future"``: :func:`future_goal_row`; ``"geometric"``:
+    :func:`geometric_goal_row`; ``"away"``: uniform over the rows from the first that lies away from the row's own
+    achieved goal on (:func:`first_row_away`), ``"future"`` where none does; ``"final"``: the last row of the
     trajectory; ``"random"``: any row of the dataset.
 
     Args:
-        strategy: one of :data:`STRATEGIES`.
+        strategy: one of :data:`STRATEGIES`, or shares of several, see :func:`check_strategy`.
         index: transition rows, int64, shape ``[*]``.
         stop: end of each row's trajectory, int64, shape ``[*]``.
         uniform: in ``[0, 1)``, shape ``[*]``.
         num_rows: rows of the dataset.
         gamma: used by ``"geometric"``.
+        away: first row away of each row, int64, shape ``[*]``; used by ``"away"``.
 
     Returns:
         Goal rows, int64, shape ``[*]``.
 
     Raises:
-        ValueError: for another strategy.
+        ValueError: see :func:`check_strategy`, or for ``"away"`` without ``away``.
     """
-    if strategy not in STRATEGIES:
-        raise unknown_name("goal strategy", strategy, STRATEGIES)
-    return STRATEGIES[strategy](index, stop, uniform, num_rows, gamma)
+    shares = check_strategy(strategy)
+    if "away" in shares and away is None:
+        raise ValueError("the goal strategy 'away' needs the first row away of each row.")
+    draw = _Draw(index, stop, uniform, num_rows, gamma, stop if away is None else away)
+    names = list(shares)
+    if len(names) == 1:
+        return STRATEGIES[names[0]](draw)
+    # one number chooses the strategy and, stretched over its share, the row
+    rows, low = index, 0.0
+    for name in names:
+        high = low + shares[name]
+        inside = ((uniform - low) / shares[name]).clamp(0.0, _BELOW_ONE)
+        chosen = STRATEGIES[name](replace(draw, uniform=inside))
+        # the last one takes what rounding of the sum may leave
+        rows = torch.where((uniform >= low) & ((uniform < high) | (name == names[-1])), chosen, rows)
+        low = high
+    return rows
 
 
-_Strategy = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+def check_strategy(strategy: Strategy) -> dict[str, float]:
+    """Shares of the named strategies that are used at all.
+
+    Args:
+        strategy: a name, or positive shares (or 0) by name that add up to 1.
+
+    Raises:
+        ValueError: for an unknown name, a negative share, or a sum other than 1.
+    """
+    shares = {strategy: 1.0} if isinstance(strategy, str) else {name: float(s) for name, s in strategy.items()}
+    for name in shares:
+        if name not in STRATEGIES:
+            raise unknown_name("goal strategy", name, STRATEGIES)
+    if not all(share >= 0.0 for share in shares.values()) or not math.isclose(sum(shares.values()), 1.0):
+        raise ValueError(f"shares of goal strategies must not be negative and add up to 1, got {shares}.")
+    return {name: share for name, share in shares.items() if share > 0.0}
+
+
+_BELOW_ONE = 1.0 - 2.0**-53
+
+
+@dataclass(frozen=True)
+class _Draw:
+    index: Tensor
+    stop: Tensor
+    uniform: Tensor
+    num_rows: int
+    gamma: float
+    away: Tensor
+
+
+def _away_goal_row(draw: _Draw) -> Tensor:
+    first = torch.where(draw.away < draw.stop, draw.away, draw.index)
+    return uniform_index(draw.uniform, first, draw.stop)
+
 
 #: Relabelling strategies by name.
-STRATEGIES: dict[str, _Strategy] = {
-    "future": lambda index, stop, uniform, num_rows, gamma: future_goal_row(index, stop, uniform),
-    "geometric": lambda index, stop, uniform, num_rows, gamma: geometric_goal_row(index, stop, uniform, gamma),
-    "final": lambda index, stop, uniform, num_rows, gamma: stop - 1,
-    "random": lambda index, stop, uniform, num_rows, gamma: uniform_index(uniform, 0, num_rows).expand_as(index),
+STRATEGIES: dict[str, Callable[[_Draw], Tensor]] = {
+    "current": lambda draw: draw.index,
+    "future": lambda draw: future_goal_row(draw.index, draw.stop, draw.uniform),
+    "geometric": lambda draw: geometric_goal_row(draw.index, draw.stop, draw.uniform, draw.gamma),
+    "away": _away_goal_row,
+    "final": lambda draw: draw.stop - 1,
+    "random": lambda draw: uniform_index(draw.uniform, 0, draw.num_rows).expand_as(draw.index),
 }
 
 
@@ -118,7 +252,8 @@ class GoalTransitionRows:
 
     ``index`` (i) is the offline transition, ``goal_index`` (k) the row whose goal it is given where ``relabel_mask``
     holds (elsewhere it keeps its stored goal), ``q_index`` (m) the goal transition: it pursues the goal that it enters
-    itself where ``q_relabel_mask`` holds, and elsewhere its stored goal, which it reaches.
+    itself where ``q_relabel_mask`` holds, and elsewhere its stored goal, which it reaches. ``actor_goal_index`` is the
+    row whose goal the actor is given where ``relabel_mask`` holds: ``goal_index`` unless it has a strategy of its own.
     """
 
     index: Tensor
@@ -126,6 +261,7 @@ class GoalTransitionRows:
     relabel_mask: Tensor
     q_index: Tensor
     q_relabel_mask: Tensor
+    actor_goal_index: Tensor
 
 
 def goal_transition_rows(
@@ -134,10 +270,13 @@ def goal_transition_rows(
     reached: Tensor,
     *,
     her_ratio: float,
-    strategy: str = "future",
+    strategy: Strategy = "future",
+    actor_strategy: Strategy | None = None,
     gamma: float = 0.99,
     coupled: bool = False,
     index: Tensor | None = None,
+    anchors: Tensor | None = None,
+    away: Tensor | None = None,
 ) -> GoalTransitionRows:
     r"""Draws rows for a batch of offline transitions (rho) and one of goal transitions (q).
 
@@ -146,15 +285,21 @@ def goal_transition_rows(
     anchor (``coupled=True``: of the same anchor, so that both share the goal). The share ``1 - her_ratio`` of q that is
     not relabelled is uniform over ``reached``, the rows that reach their stored goal; with none it is relabelled too.
 
+    ``anchors`` draws both anchors in proportion to weights instead. That reweights rho and q alike: the score's fixed
+    point at a transition does not depend on the weights, the expectile over actions and the regression do.
+
     Args:
         uniform: independent uniforms in ``[0, 1)``, shape ``[B, NUM_UNIFORMS]``.
         stop: end of the trajectory of every row of the dataset, int64, shape ``[N]``.
         reached: rows whose stored goal is reached after the step, int64, shape ``[R]``, possibly empty.
         her_ratio: probability of relabelling, in ``[0, 1]``.
-        strategy: one of :data:`STRATEGIES`.
+        strategy: see :func:`goal_row`.
+        actor_strategy: of the actor's goals, if they are to differ from those of score and value.
         gamma: used by the ``"geometric"`` strategy.
         coupled: share anchor and goal between rho and q.
-        index: rows i when a sampler has drawn them already, int64, shape ``[B]``; otherwise uniform over the data.
+        index: rows i when a sampler has drawn them already, int64, shape ``[B]``; otherwise drawn as ``anchors`` says.
+        anchors: from :func:`cumulative_weights`, float64, shape ``[N]``; ``None`` is uniform over the data.
+        away: from :func:`first_row_away`, int64, shape ``[N]``; for the strategy ``"away"``.
 
     Returns:
         The rows. Deterministic in ``uniform``; no value is read back from the device.
@@ -174,41 +319,49 @@ def goal_transition_rows(
         raise ValueError("cannot sample goals from an empty dataset.")
     u = uniform.unbind(-1)
 
+    def anchor_row(number: Tensor) -> Tensor:
+        return uniform_index(number, 0, num_rows) if anchors is None else weighted_index(number, anchors)
+
+    def goal_of(rows: Tensor, number: Tensor, chosen: Strategy) -> Tensor:
+        first = None if away is None else away[rows]
+        return goal_row(chosen, rows, stop[rows], number, num_rows, gamma, first)
+
     if index is None:
-        index = uniform_index(u[0], 0, num_rows)
-    goal_index = goal_row(strategy, index, stop[index], u[1], num_rows, gamma)
+        index = anchor_row(u[0])
+    goal_index = goal_of(index, u[1], strategy)
+    actor_goal_index = goal_index if actor_strategy is None else goal_of(index, u[7], actor_strategy)
     relabel_mask = u[2] < her_ratio
 
     if coupled:
         entering, q_relabel_mask = goal_index, relabel_mask
     else:
-        anchor = uniform_index(u[3], 0, num_rows)
-        entering = goal_row(strategy, anchor, stop[anchor], u[4], num_rows, gamma)
+        entering = goal_of(anchor_row(u[3]), u[4], strategy)
         q_relabel_mask = u[5] < her_ratio
     if reached.shape[0] == 0:
         q_index, q_relabel_mask = entering, torch.ones_like(q_relabel_mask)
     else:
-        q_index = torch.where(q_relabel_mask, entering, reached[uniform_index(u[6], 0, reached.shape[0])])
-    return GoalTransitionRows(index, goal_index, relabel_mask, q_index, q_relabel_mask)
+        q_index = torch.where(q_relabel_mask, entering, reached[uniform_index(u[REACHED_UNIFORM], 0, reached.shape[0])])
+    return GoalTransitionRows(index, goal_index, relabel_mask, q_index, q_relabel_mask, actor_goal_index)
 
 
-def trajectory_stop(done: Tensor) -> Tensor:
+def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:
     """End of the trajectory of every row, from the flags that close trajectories.
 
     Args:
         done: bool, shape ``[N]``; the last row must be ``True``.
+        open_end: let the last trajectory, which still grows, end where the rows do.
 
     Returns:
         int64, shape ``[N]``: one past the first ``True`` at or after each row.
 
     Raises:
-        ValueError: if ``done`` is empty or its last row is ``False``.
+        ValueError: if ``done`` is empty, or its last row is ``False`` and the end may not be open.
     """
-    if done.ndim != 1 or done.numel() == 0 or not bool(done[-1]):
+    if done.ndim != 1 or done.numel() == 0 or not (open_end or bool(done[-1])):
         raise ValueError("the last row of the last trajectory must be done; an open trajectory would wrap around.")
-    ends = done.nonzero().squeeze(-1)
-    rows = torch.arange(done.shape[0], device=done.device)
-    return ends[torch.searchsorted(ends, rows)] + 1
+    size = done.shape[0]
+    rows = torch.arange(1, size + 1, device=done.device)
+    return torch.where(done, rows, size).flip(0).cummin(0).values.flip(0)
 
 
 def trajectory_start(stop: Tensor) -> Tensor:

@@ -9,11 +9,20 @@ from torchrl_smore.modules.bilinear import (
     make_contrastive_networks,
 )
 from torchrl_smore.modules.discriminator import TanhMLP, make_discriminator
-from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Networks, Standardize, goal_specs, make_networks
+from torchrl_smore.modules.networks import (
+    STANDARDIZED_CLIP,
+    ConcatMLP,
+    GaussianHead,
+    Networks,
+    Standardize,
+    goal_specs,
+    make_networks,
+)
 from torchrl_smore.modules.precision import Precision
 
 __all__ = [
     "GELUMLP",
+    "STANDARDIZED_CLIP",
     "BilinearScore",
     "ConcatMLP",
     "ContrastiveNetworks",

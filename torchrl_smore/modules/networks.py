@@ -20,6 +20,8 @@ from torchrl_smore.modules.precision import Precision, check_precision, run_laye
 Preset = Literal["paper", "official"]
 #: Bounds of the state-independent log standard deviation in the official code (``policy.py``).
 LOG_STD_RANGE = (-5.0, 2.0)
+#: Default bound of standardised inputs, in standard deviations, as in GoFAR's and WGCSL's normaliser.
+STANDARDIZED_CLIP = 5.0
 
 
 class ConcatMLP(nn.Module):
@@ -120,16 +122,31 @@ class GaussianHead(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Applies ``(x - mean) / std`` to each input, then a network; the statistics are buffers and go with its state.
+    """Applies ``(x - mean) / std``, clipped, to each input, then a network; statistics are buffers, part of its state.
+
+    The clip is GoFAR's and WGCSL's: a column that hardly ever moves, such as the rotational velocity of a block, lies
+    tens of standard deviations out just when something happens.
 
     Args:
         network: takes the standardised inputs.
         statistics: mean and standard deviation of each input, or ``None`` to pass it as it is.
+        clip: largest absolute value of a standardised input, in standard deviations, positive; ``None``: no bound.
+
+    Raises:
+        ValueError: if ``clip`` is not positive.
     """
 
-    def __init__(self, network: nn.Module, statistics: Sequence[tuple[Tensor, Tensor] | None]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        statistics: Sequence[tuple[Tensor, Tensor] | None],
+        clip: float | None = STANDARDIZED_CLIP,
+    ) -> None:
         super().__init__()
+        if clip is not None and not clip > 0.0:
+            raise ValueError(f"clip must be positive or None, got {clip}.")
         self.network = network
+        self.clip = clip
         for position, pair in enumerate(statistics):
             if pair is not None:
                 self.register_buffer(f"mean_{position}", pair[0].clone())
@@ -156,10 +173,11 @@ class Standardize(nn.Module):
         return cast("Precision", self.network.precision)
 
     def _scaled(self, *inputs: Tensor) -> list[Tensor]:
-        return [
-            (x - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}") if self.standardized[i] else x
-            for i, x in enumerate(inputs)
-        ]
+        return [self._standard(i, x) if self.standardized[i] else x for i, x in enumerate(inputs)]
+
+    def _standard(self, position: int, x: Tensor) -> Tensor:
+        scaled = (x - getattr(self, f"mean_{position}")) / getattr(self, f"std_{position}")
+        return scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)
 
 
 @dataclass(frozen=True)
@@ -194,6 +212,7 @@ def make_networks(
     value_layer_norm: bool | None = None,
     num_score_nets: int = 2,
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    clip: float | None = STANDARDIZED_CLIP,
     precision: Precision = "float32",
     matmul: Matmul = "auto",
 ) -> Networks:
@@ -212,6 +231,7 @@ def make_networks(
         num_score_nets: size of the score ensemble.
         statistics: mean and standard deviation by key (``observation``, ``desired_goal``) to standardise inputs with;
             they become buffers of every network.
+        clip: bound of standardised inputs, see :class:`Standardize`.
         precision: ``"float32"``, or ``"bf16"`` for the hidden layers; parameters are float32 in both.
         matmul: see :func:`~torchrl_smore.functional.linear.linear`.
 
@@ -238,7 +258,7 @@ def make_networks(
         return ConcatMLP(num_inputs, num_outputs, hidden, **options)  # type: ignore[arg-type]
 
     def scaled(network: nn.Module, num_keys: int) -> nn.Module:
-        return network if statistics is None else Standardize(network, scales[:num_keys])
+        return network if statistics is None else Standardize(network, scales[:num_keys], clip)
 
     score = [
         TensorDictModule(scaled(build(num_state + action_dim, 1), 3), [*state_keys, "action"], ["score"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore.objectives.actor import AWRActorLoss
-from torchrl_smore.objectives.advantage import AdvantageLoss
+from torchrl_smore.objectives.advantage import AdvantageLoss, AdvantageUnit
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.qvalue import QValueLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
@@ -65,7 +65,8 @@ class InSampleLoss(QValueLoss, AdvantageLoss):
 
     def _read_keys(self) -> Iterable[NestedKey]:
         inputs = [*self.qvalue_network.in_keys, *self.value_network.in_keys, *self.actor_network.in_keys]
-        return [*inputs, self.tensor_keys.action, *self._next_keys(self.value_network.in_keys), *self._reward_keys()]
+        after = [*self._next_keys(self.value_network.in_keys), *self._reward_keys()]
+        return [*inputs, self.tensor_keys.action, *after, *self._actor_goal_keys()]
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Temporal-difference loss bootstrapped from the current value, and its metadata."""
@@ -137,6 +138,7 @@ class GCIQLLoss(InSampleLoss):
         temperature: float = 3.0,
         gamma: float = 0.99,
         weight_clip: float = 100.0,
+        advantage_unit: AdvantageUnit = "score",
         use_terminated: bool = True,
         kernels: Kernels = "auto",
         reduction: Reduction | None = None,

@@ -2,68 +2,142 @@
 
 from __future__ import annotations
 
+import math
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from torchrl_smore.envs.experts._base import Array, Expert
 
 Layer = tuple[Array, Array]
+Activation = Literal["relu", "tanh"]
+Output = Literal["tanh", "clip"]
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": lambda x: np.maximum(x, 0.0), "tanh": np.tanh}
+_OUTPUTS: dict[str, Callable[[Array], Array]] = {"tanh": np.tanh, "clip": lambda x: np.clip(x, -1.0, 1.0)}
+_SETTINGS = ("activation", "output", "goal_dim", "mean", "std", "clip")
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A multilayer perceptron that acts, as arrays.
+
+    Attributes:
+        layers: ``weight [out, in]`` and ``bias [out]`` of each, float32, from the input to the mean action before
+            ``output``.
+        activation: between layers.
+        output: what brings the last layer into ``[-1, 1]``.
+        goal_dim: columns of ``desired_goal`` that follow those of ``observation`` in the input; 0: it sees no goal.
+        mean: subtracted from the input, ``[in]``, float32; ``None``: inputs are not standardised.
+        std: by which the difference is divided, ``[in]``, positive, float32.
+        clip: largest absolute standardised input, positive, may be infinite.
+    """
+
+    layers: tuple[Layer, ...]
+    activation: Activation = "relu"
+    output: Output = "tanh"
+    goal_dim: int = 0
+    mean: Array | None = None
+    std: Array | None = None
+    clip: float = math.inf
+
+    @property
+    def input_dim(self) -> int:
+        """Columns of the input."""
+        return int(self.layers[0][0].shape[1])
 
 
 class ActorExpert:
-    """The mean action of a trained actor: a multilayer perceptron with ReLU between its layers and tanh at the end.
+    """The mean action of a trained actor.
 
-    It sees ``observation`` alone. A row of actions depends on its own row of observations alone, to the last bit.
+    It sees ``observation``, and ``desired_goal`` where it was trained on goals. A row of actions depends on its own row
+    of inputs alone, to the last bit.
 
     Args:
-        path: a file of :func:`write_actor`.
+        actor: the actor, or a file of :func:`write_actor`.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds something else.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.layers = read_actor(self.path)
+    def __init__(self, actor: Actor | str | Path) -> None:
+        self.actor = actor if isinstance(actor, Actor) else read_actor(actor)
 
     @property
     def observation_dim(self) -> int:
         """Columns of the observation it was trained on."""
-        return int(self.layers[0][0].shape[1])
+        return self.actor.input_dim - self.actor.goal_dim
+
+    @property
+    def goal_dim(self) -> int:
+        """Columns of the goal it was trained on; 0 for an actor without goals."""
+        return self.actor.goal_dim
 
     @property
     def action_dim(self) -> int:
         """Components of an action."""
-        return int(self.layers[-1][0].shape[0])
+        return int(self.actor.layers[-1][0].shape[0])
 
     def __call__(self, observation: Mapping[str, Array]) -> Array:
         """Returns actions ``[n, da]``, float32 in ``[-1, 1]``."""
+        keys = ("observation", "desired_goal") if self.actor.goal_dim else ("observation",)
+        inputs = np.concatenate([observation[key].astype(np.float32) for key in keys], -1)
+        if self.actor.mean is not None:
+            inputs = np.clip((inputs - self.actor.mean) / self.actor.std, -self.actor.clip, self.actor.clip)
         # one product a row: those of whole batches round differently with the size of the batch
-        return np.stack([self._act(row) for row in observation["observation"].astype(np.float32)])
+        return np.stack([self._act(row) for row in inputs])
 
     def _act(self, hidden: Array) -> Array:
-        for weight, bias in self.layers[:-1]:
-            hidden = np.maximum(weight @ hidden + bias, 0.0)
-        weight, bias = self.layers[-1]
-        return np.tanh(weight @ hidden + bias)
+        activation, output = _ACTIVATIONS[self.actor.activation], _OUTPUTS[self.actor.output]
+        for weight, bias in self.actor.layers[:-1]:
+            hidden = activation(weight @ hidden + bias)
+        weight, bias = self.actor.layers[-1]
+        return output(weight @ hidden + bias)
 
 
-def write_actor(path: str | Path, layers: Sequence[Layer]) -> None:
-    """Writes the layers of an actor, whole or not at all.
+def without_zero_columns(actor: Actor, count: int) -> Actor:
+    """An actor that is not shown the last ``count`` columns of its observation, and acts as if all of them were 0.
+
+    What they add to the first layer is a constant then, which its bias takes in.
+    """
+    if not count:
+        return actor
+    first, rest = actor.layers[0], actor.layers[1:]
+    stop = actor.input_dim - actor.goal_dim
+    gone = np.zeros(actor.input_dim, dtype=bool)
+    gone[stop - count : stop] = True
+    weight, bias = (array.astype(np.float64) for array in first)
+    mean, std = actor.mean, actor.std
+    if mean is not None and std is not None:
+        constant = np.clip(-mean[gone].astype(np.float64) / std[gone], -actor.clip, actor.clip)
+        bias = bias + weight[:, gone] @ constant
+        mean, std = mean[~gone], std[~gone]
+    layer = (weight[:, ~gone].astype(np.float32), bias.astype(np.float32))
+    return replace(actor, layers=(layer, *rest), mean=mean, std=std)
+
+
+def write_actor(path: str | Path, actor: Actor | Sequence[Layer]) -> None:
+    """Writes an actor, whole or not at all.
 
     Args:
         path: the ``.npz`` file.
-        layers: ``weight [out, in]`` and ``bias [out]`` of each, from the observation to the mean action before tanh.
+        actor: the actor, or the layers of one with ReLU, tanh and raw observations.
     """
+    actor = actor if isinstance(actor, Actor) else Actor(tuple(actor))
     path = Path(path)
     beside = path.with_name(f".{path.name}.partial")
     arrays: dict[str, Array] = {}
-    for number, (weight, bias) in enumerate(layers):
+    for number, (weight, bias) in enumerate(actor.layers):
         arrays |= {f"weight_{number}": np.asarray(weight, np.float32), f"bias_{number}": np.asarray(bias, np.float32)}
+    arrays |= {"activation": np.array(actor.activation), "output": np.array(actor.output)}
+    arrays["goal_dim"] = np.array(actor.goal_dim, np.int64)
+    if actor.mean is not None:
+        arrays |= {"mean": np.asarray(actor.mean, np.float32), "std": np.asarray(actor.std, np.float32)}
+        arrays["clip"] = np.array(actor.clip, np.float32)
     try:
         with beside.open("wb") as file:  # np.savez would append .npz to a name
             np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -72,8 +146,8 @@ def write_actor(path: str | Path, layers: Sequence[Layer]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read_actor(path: str | Path) -> list[Layer]:
-    """Reads the layers of an actor; see :func:`write_actor`.
+def read_actor(path: str | Path) -> Actor:
+    """Reads an actor; see :func:`write_actor`. Runs nothing that the file may hold.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds something else.
@@ -86,13 +160,13 @@ def read_actor(path: str | Path) -> list[Layer]:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("a member is no array")
-    # a file with one bare array is no context, hence the last two
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no file of a trained actor, or a damaged one: {error}.") from error
+    except Exception as error:  # what a damaged archive raises depends on where it is damaged
+        raise ValueError(f"{path} is no file of a trained actor, or a damaged one: {str(error)[:200]}.") from error
+    settings = {name: arrays.pop(name) for name in _SETTINGS if name in arrays}
     names = [name for number in range(len(arrays) // 2) for name in (f"weight_{number}", f"bias_{number}")]
     if not names or set(names) != set(arrays):
         raise ValueError(f"{path}: expected arrays weight_0, bias_0, weight_1, ..., found {sorted(arrays) or 'none'}.")
-    layers = [(arrays[weight], arrays[bias]) for weight, bias in zip(names[::2], names[1::2])]
+    layers = tuple((arrays[weight], arrays[bias]) for weight, bias in zip(names[::2], names[1::2]))
     width = None
     for number, (weight, bias) in enumerate(layers):
         fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and width in (None, weight.shape[1])
@@ -104,7 +178,37 @@ def read_actor(path: str | Path) -> list[Layer]:
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError(f"{path}: layer {number} holds numbers that are not finite.")
         width = weight.shape[0]
-    return layers
+    return _checked(path, Actor(layers), settings)
+
+
+def _checked(path: Path, actor: Actor, settings: dict[str, Array]) -> Actor:
+    """``actor`` with what a file says beside its layers; files of version 0.1.0 say nothing."""
+    chosen: dict[str, Any] = {}
+    for name, valid in (("activation", _ACTIVATIONS), ("output", _OUTPUTS)):
+        if name in settings:
+            chosen[name] = str(settings[name])
+            if settings[name].shape != () or chosen[name] not in valid:
+                raise ValueError(f"{path}: {name}: expected one of {', '.join(valid)}, found {chosen[name][:50]!r}.")
+    width = actor.input_dim
+    if "goal_dim" in settings:
+        goal = settings["goal_dim"]
+        if goal.shape != () or not np.issubdtype(goal.dtype, np.integer) or not 0 <= int(goal) < width:
+            raise ValueError(f"{path}: goal_dim: expected an integer in [0, {width}), found {str(goal)[:50]}.")
+        chosen["goal_dim"] = int(goal)
+    scale = [name for name in ("mean", "std", "clip") if name in settings]
+    if scale and len(scale) < 3:
+        raise ValueError(f"{path}: expected mean, std and clip together, found {' and '.join(scale)}.")
+    for name in scale:
+        array, shape = settings[name], () if name == "clip" else (width,)
+        positive = name == "mean" or bool((array > 0.0).all()) if array.dtype == np.float32 else False
+        finite = name == "clip" or bool(np.isfinite(array).all()) if array.dtype == np.float32 else False
+        if array.shape != shape or not positive or not finite:
+            bound = "finite" if name == "mean" else "positive"
+            raise ValueError(
+                f"{path}: {name}: expected {bound} float32 {list(shape)}, found {array.dtype} {list(array.shape)}."
+            )
+        chosen[name] = float(array) if name == "clip" else array
+    return replace(actor, **chosen)
 
 
 def refuse_to_act(task: str) -> Expert:

@@ -1,0 +1,307 @@
+"""Distils a scripted expert into a network that a network can learn from: DAgger (Ross et al., 2011, arXiv:1011.0686).
+
+python recipes/distill_expert.py task=FetchPush
+python recipes/distill_expert.py task=FetchPick rounds=30 out=runs/pick
+
+A scripted controller switches between cases; what it does cannot be cloned well from episodes of its own. A student
+that acts, is corrected by the controller in every state it gets into, and learns from all corrections so far becomes
+an expert that another network can be. Leaves ``expert.npz``, which ``expert_policy=`` takes, ``meta.json``,
+``metrics.csv`` and ``curves.png`` in a run folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from recipe_cli import option, run_recipe
+from recipe_utils import new_run_folder, write_json
+from smore_offline import PACKAGES
+from torch import Tensor, nn
+
+from torchrl_smore.envs import EnvPool, Task, get_task, quality, task_names
+from torchrl_smore.envs.experts import Actor, ActorExpert, Expert, PlanningExpert, begin_episodes, write_actor
+from torchrl_smore.reports import plot_curves
+
+Array = NDArray[Any]
+
+COLUMNS = ("step", "labels", "loss", "success", "discounted_return", "seconds")
+PANELS = {
+    "success at the end, without noise": {"success": "student"},
+    "discounted return at 0.99": {"discounted_return": "student"},
+    "squared error to the expert": {"loss": "mean over action components"},
+}
+_MEASURE_SEED = 10_000_000
+_EPISODE_SEED = 20_000_000
+
+
+@dataclass
+class Config:
+    """Every option of the recipe, its default and its text in ``--help``."""
+
+    task: str = option("FetchPush", ", ".join(task_names()))
+    rounds: int = option(25, "rounds of student episodes, corrected by the expert")
+    first_episodes: int = option(200, "episodes of the expert itself, before the first round")
+    episodes: int = option(100, "episodes of the student in a round")
+    updates: int = option(1500, "updates after each round")
+    final_updates: int = option(8000, "updates at the end, under a cosine")
+    batch_size: int = option(512, "states of an update")
+    learning_rate: float = option(1e-3, "of Adam")
+    noise: float = option(0.2, "standard deviation of noise on the actions of every other episode")
+    random_prob: float = option(0.1, "probability that such an episode takes a uniform action in a step")
+    clip: float = option(5.0, "largest standardised input, in standard deviations")
+    measure_episodes: int = option(200, "episodes of the last measurement")
+    num_envs: int = option(50, "environments stepped together")
+    seed: int = option(0, "of everything")
+    threads: int = option(0, "CPU threads of PyTorch; 0: its default")
+    run_root: str = option("runs", "where run folders are made")
+
+
+def main(config: Config) -> None:
+    """Runs the recipe."""
+    distill(config)
+
+
+def distill(config: Config) -> dict[str, Any]:
+    """Runs DAgger and leaves a run folder.
+
+    Returns:
+        What ``meta.json`` holds, and the folder as ``"run_dir"``.
+    """
+    task = check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    folder = new_run_folder(
+        config.run_root, config.task, "distilled", config=yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    )
+    started = time.perf_counter()
+    with EnvPool(task, config.num_envs) as pool, (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        teacher, labels = task.make_expert(), Labels(task, config.clip)
+        student = Student(labels.width, task.action_dim)
+        optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
+        generator, seeds = np.random.default_rng(config.seed), _episode_seeds(config)
+        for number in range(config.rounds + 1):
+            acting = None if number == 0 else labels.expert(student)
+            count = config.first_episodes if number == 0 else config.episodes
+            reward = labels.collect(pool, teacher, acting, count, seeds, generator, config)
+            if number <= 2:
+                # later statistics would move what the student has learnt
+                labels.measure()
+            last = number == config.rounds
+            loss = fit(student, optimizer, labels, config, config.final_updates if last else config.updates, last)
+            row = {"step": number, "labels": len(labels), "loss": loss, "seconds": time.perf_counter() - started}
+            row |= {key: reward[key] for key in ("success", "discounted_return")}
+            writer.writerow(row)
+            file.flush()
+            print(
+                f"round {number} of {config.rounds}: {len(labels):,} labels, error {loss:.4f}, episodes without noise: "
+                f"success {row['success']:.2f}, return {row['discounted_return']:.1f} ({row['seconds']:.0f} s)",
+                flush=True,
+            )
+        write_actor(folder / "expert.npz", labels.actor(student))
+        meta = report(config, task, pool, folder)
+    plot_curves(
+        folder / "metrics.csv", folder / "curves.png", title=f"{config.task}, distilled", panels=PANELS, unit="rounds"
+    )
+    print(f"Learn from it: python recipes/smore_offline.py task={config.task} expert_policy={folder}")
+    return {**meta, "run_dir": str(folder)}
+
+
+def check(config: Config) -> Task:
+    """The task, once every option is in its range."""
+    task = get_task(config.task)
+    if not task.scripted:
+        raise ValueError(f"{task.name} has no scripted expert to distil; recipes/train_expert.py trains one.")
+    if isinstance(task.make_expert(), PlanningExpert):
+        raise ValueError(f"the expert of {task.name} plans ahead: what it does does not follow from what is seen.")
+    counts = ("first_episodes", "episodes", "updates", "final_updates", "batch_size", "measure_episodes", "num_envs")
+    ranges = {
+        **dict.fromkeys(counts, ("at least 1", lambda value: value >= 1)),
+        **dict.fromkeys(("rounds", "seed", "threads"), ("at least 0", lambda value: value >= 0)),
+        **dict.fromkeys(("learning_rate", "clip"), ("positive", lambda value: 0 < value < float("inf"))),
+        "noise": ("a number not below 0", lambda value: 0 <= value < float("inf")),
+        "random_prob": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    }
+    for name, (expected, holds) in ranges.items():
+        if not holds(getattr(config, name)):
+            raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
+    return task
+
+
+class Student(nn.Sequential):
+    """The paper's actor: two hidden layers of 256 with ReLU, tanh at the end."""
+
+    def __init__(self, width: int, action_dim: int) -> None:
+        super().__init__(
+            *(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, action_dim), nn.Tanh())
+        )
+
+
+class Labels:
+    """States that were met, with the expert's action in each."""
+
+    def __init__(self, task: Task, clip: float) -> None:
+        self.task, self.clip = task, clip
+        self.width = task.observation_dim + task.goal_dim
+        self.inputs, self.actions = torch.empty(0, self.width), torch.empty(0, task.action_dim)
+        self.mean, self.std = torch.zeros(self.width), torch.ones(self.width)
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def measure(self) -> None:
+        """Takes the statistics of all inputs so far."""
+        self.mean, self.std = self.inputs.mean(0), self.inputs.std(0).clamp_min(0.01)
+
+    def standardized(self, rows: Tensor) -> Tensor:
+        """Inputs as the student sees them."""
+        return ((self.inputs[rows] - self.mean) / self.std).clamp(-self.clip, self.clip)
+
+    def actor(self, student: Student) -> Actor:
+        """The student as an actor file holds it."""
+        layers = tuple(
+            (layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy())
+            for layer in student
+            if isinstance(layer, nn.Linear)
+        )
+        scale = {"mean": self.mean.numpy().copy(), "std": self.std.numpy().copy(), "clip": self.clip}
+        return Actor(layers, goal_dim=self.task.goal_dim, **scale)
+
+    def expert(self, student: Student) -> Expert:
+        """The student as a controller of many rows at once, by torch: faster than :class:`ActorExpert`, near enough."""
+
+        @torch.no_grad()
+        def act(observation: dict[str, Array]) -> Array:
+            rows = torch.from_numpy(np.concatenate([observation["observation"], observation["desired_goal"]], -1))
+            action: Array = student(((rows - self.mean) / self.std).clamp(-self.clip, self.clip)).numpy()
+            return action
+
+        return act  # type: ignore[return-value]
+
+    def collect(
+        self,
+        pool: EnvPool,
+        teacher: Expert,
+        acting: Expert | None,
+        episodes: int,
+        seeds: Iterator[int],
+        generator: np.random.Generator,
+        config: Config,
+    ) -> dict[str, Any]:
+        """Runs episodes, adds every state with the teacher's action, and returns the quality of those without noise.
+
+        Args:
+            pool: environments.
+            teacher: labels every state.
+            acting: acts; ``None``: the teacher.
+            episodes: how many, rounded up to whole pools.
+            seeds: of the episodes.
+            generator: of the noise.
+            config: its strength.
+        """
+        rewards, inputs, actions = [], [], []
+        noisy = np.arange(pool.num_envs) % 2 == 1
+        for _ in range(-(-episodes // pool.num_envs)):
+            chosen = [next(seeds) for _ in range(pool.num_envs)]
+            observation = pool.reset(chosen)
+            guide = begin_episodes(teacher, observation, chosen)
+            earned = []
+            for _ in range(self.task.horizon):
+                label = guide(observation)
+                inputs.append(np.concatenate([observation["observation"], observation["desired_goal"]], -1))
+                actions.append(label)
+                action = label if acting is None else acting(observation)
+                shaken = np.clip(action + config.noise * generator.standard_normal(action.shape), -1.0, 1.0)
+                uniform = generator.uniform(-1.0, 1.0, action.shape)
+                replaced = generator.random(len(action)) < config.random_prob
+                shaken = np.where(replaced[:, None], uniform, shaken)
+                observation, reward = pool.step(np.where(noisy[:, None], shaken, action).astype(np.float32))
+                earned.append(reward)
+            rewards.append(np.stack(earned, -1)[~noisy])
+        self.inputs = torch.cat([self.inputs, torch.from_numpy(np.concatenate(inputs)).float()])
+        self.actions = torch.cat([self.actions, torch.from_numpy(np.concatenate(actions)).float()])
+        return quality(np.concatenate(rewards))
+
+
+def fit(
+    student: Student, optimizer: torch.optim.Adam, labels: Labels, config: Config, updates: int, cosine: bool
+) -> float:
+    """Fits the student to all labels; returns the mean squared error over the last tenth of the updates."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates) if cosine else None
+    losses = []
+    for _ in range(updates):
+        rows = torch.randint(len(labels), (config.batch_size,))
+        loss = (student(labels.standardized(rows)) - labels.actions[rows]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses[-max(1, updates // 10) :]).mean())
+
+
+def report(config: Config, task: Task, pool: EnvPool, folder: Path) -> dict[str, Any]:
+    """Measures expert and student on fresh episodes without noise, and writes ``meta.json``."""
+    path = folder / "expert.npz"
+    meta: dict[str, Any] = {
+        "task": task.name,
+        "command": command(config),
+        "versions": {name: version(name) for name in PACKAGES},
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    for name, expert in (("scripted", task.make_expert()), ("expert", ActorExpert(path))):
+        meta[name] = {"episodes": config.measure_episodes, **measure(pool, expert, config.measure_episodes)}
+        found = f"success {meta[name]['success']:.3f}, discounted return {meta[name]['discounted_return']:.2f}"
+        print(f"{name}: {found} over {config.measure_episodes} episodes")
+    write_json(folder / "meta.json", meta)
+    return meta
+
+
+def measure(pool: EnvPool, expert: Expert, episodes: int) -> dict[str, Any]:
+    """Quality of an expert without noise over episodes that no one has learnt from."""
+    rewards: list[Array] = []
+    for first in range(0, episodes, pool.num_envs):
+        seeds = range(_MEASURE_SEED + first, _MEASURE_SEED + first + pool.num_envs)
+        observation = pool.reset(seeds)
+        acting, earned = begin_episodes(expert, observation, seeds), []
+        for _ in range(pool.task.horizon):
+            observation, reward = pool.step(acting(observation))
+            earned.append(reward)
+        rewards.append(np.stack(earned, -1))
+    return quality(np.concatenate(rewards)[:episodes])
+
+
+def command(config: Config) -> str:
+    """The command that repeats a run from nothing."""
+    given = dataclasses.replace(config, run_root="runs", threads=0)
+    options = [
+        f"{field.name}={getattr(given, field.name)}"
+        for field in dataclasses.fields(Config)
+        if field.name in ("task", "seed") or getattr(given, field.name) != field.default
+    ]
+    return shlex.join(["python", "recipes/distill_expert.py", *options])
+
+
+def _episode_seeds(config: Config) -> Iterator[int]:
+    return iter(range(_EPISODE_SEED * (1 + config.seed), sys.maxsize))
+
+
+if __name__ == "__main__":
+    run_recipe(Config, main, __doc__ or "")
