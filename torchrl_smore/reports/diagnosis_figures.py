@@ -48,6 +48,8 @@ def scores_figure(diagnosis: Diagnosis) -> Figure:
     drawn = "scores" in diagnosis.tables
     figure, axes = panels(1 + drawn, 2, width=5.2, height=3.6, legend=False)
     if drawn:
+        from matplotlib.ticker import MaxNLocator
+
         rows = diagnosis.tables["scores"]
         steps = _numbers(rows, "remaining")
         for name, label, colour in (("score", "S(s, a, g)", _COLOURS[0]), ("value", "M(s, g)", _COLOURS[1])):
@@ -57,7 +59,7 @@ def scores_figure(diagnosis: Diagnosis) -> Figure:
         axes[0].invert_xaxis()
         axes[0].set_xlabel("steps that remain to the goal", fontsize=8)
         axes[0].legend(fontsize=8, frameon=False)
-        axes[0].xaxis.get_major_locator().set_params(integer=True)
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_title(f"along trajectories ({diagnosis.about['experts']})", fontsize=10)
     _quantile_lines(axes[-1], diagnosis, "score")
     for bound in ("lower", "upper"):
