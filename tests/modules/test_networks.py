@@ -232,3 +232,20 @@ def test_bounds_that_are_no_box_are_refused(low, high):
 def test_statistics_that_do_not_fit_are_refused(statistics, message):
     with pytest.raises(ValueError, match=message):
         make_networks(*goal_specs(observation_dim=3, goal_dim=2, action_dim=2), statistics=statistics)
+
+
+def test_standardised_inputs_are_clipped_unless_told_not_to():
+    mean, std = torch.tensor([1.0]), torch.tensor([2.0])
+    inputs = torch.tensor([[1.0], [9.0], [100.0], [-100.0]])
+    seen = []
+    network = ConcatMLP(1, 1, ())
+    network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for clip in (5.0, 1.5, None):
+        Standardize(network, [(mean, std)], clip)(inputs)
+    assert [rows.flatten().tolist() for rows in seen] == [
+        [0.0, 4.0, 5.0, -5.0],
+        [0.0, 1.5, 1.5, -1.5],
+        [0.0, 4.0, 49.5, -50.5],
+    ]
+    with pytest.raises(ValueError, match="clip must be positive or None, got 0"):
+        Standardize(network, [(mean, std)], 0.0)
