@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import json
 import re
-import subprocess
 import sys
 import time
 import uuid
@@ -32,7 +31,7 @@ from benchmark_ray import run_on_ray
 from grid import GridCell, Plan, paper_name
 from methods import METHODS
 from recipe_cli import nearest, option, run_recipe
-from recipe_utils import collect_or_load, dataset_folder, digest, write_json
+from recipe_utils import collect_or_load, commit_of_library, dataset_folder, digest, write_json
 from smore_offline import PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig
 from tqdm import tqdm
@@ -409,16 +408,6 @@ def mean_return(result: dict[str, Any]) -> float:
     """Discounted return at 0.99, mean over the seeds of a run."""
     values = [row["value"] for row in result["results"] if row["metric"] == "discounted_return_0.99"]
     return sum(values) / len(values)
-
-
-def commit_of_library() -> str:
-    """The commit that this code is of, with ``-dirty`` if it was changed since; empty outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip()
 
 
 def summarise(

@@ -24,6 +24,7 @@ import torch
 import yaml
 from defaults import PRESETS, resolve
 from methods import METHODS, Setting
+from model_card import make_loadable, write_model_card
 from recipe_cli import nearest, option, resumed_config, run_recipe
 from recipe_utils import (
     ProgressLines,
@@ -200,6 +201,7 @@ def train(config: Config) -> dict[str, Any]:
             meta={**identity(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
         )
+        make_loadable(trainer, task, store, identity(config))
         if config.resume is not None:
             resume(trainer)
         if not trainer.progress_bar:
@@ -459,6 +461,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
         "runs": [{"seed": seed, "eval": own.summary()} for seed, own in zip(trainer.seeds, evaluations)],
     }
     write_json(run_dir / "summary.json", summary)
+    write_model_card(run_dir)
     title = ", ".join(str(part) for part in (*identity(config).values(), seed_label(config)) if part is not None)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""

@@ -8,6 +8,7 @@ from torchrl_smore.reports.claims import (
     evaluate_claims,
     evaluate_partly,
 )
+from torchrl_smore.reports.goals import plot_goals
 from torchrl_smore.reports.paper import Paper, PaperCell, max_return
 from torchrl_smore.reports.plots import plot_curves, read_metrics, write_gif
 from torchrl_smore.reports.report import write_report
@@ -81,6 +82,7 @@ __all__ = [
     "newest_benchmark",
     "performance_profile",
     "plot_curves",
+    "plot_goals",
     "probability_of_improvement",
     "read_benchmark",
     "read_curves",

@@ -1,9 +1,19 @@
 """Offline training, evaluation and checkpoints."""
 
+from torchrl_smore.trainers.best import KeepBest
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, mean_metrics
 from torchrl_smore.trainers.fused import FusedUpdate
 from torchrl_smore.trainers.offline import OfflineTrainer
+from torchrl_smore.trainers.policies import (
+    RunRecord,
+    TrainedPolicy,
+    TrainedValue,
+    load_policy,
+    load_value,
+    record_policy,
+    run_seeds,
+)
 from torchrl_smore.trainers.update import Compile, Update, UpdateStep, adam
 
 __all__ = [
@@ -13,12 +23,20 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "FusedUpdate",
+    "KeepBest",
     "OfflineTrainer",
+    "RunRecord",
+    "TrainedPolicy",
+    "TrainedValue",
     "Update",
     "UpdateStep",
     "adam",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_policy",
+    "load_value",
     "mean_metrics",
+    "record_policy",
+    "run_seeds",
     "save_checkpoint",
 ]
