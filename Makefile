@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint smoke check clean
+.PHONY: demo test lint smoke check gpu gpu-wheels clean
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -25,8 +25,18 @@ smoke: $(STAMP)
 
 check: lint smoke test
 
+# on a bare machine with a GPU, with its own Python and torch: docs/gpu.md
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(if $(STAGES),--stages $(STAGES)) $(if $(OUT),--out $(OUT)) $(if $(MINUTES),--minutes $(MINUTES)) $(GPU_ARGS)
+
+# beforehand, where there is a network
+gpu-wheels:
+	$(PYTHON) benchmarks/gpu.py --gather wheels
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+# the pip that comes with Python 3.10 finds no set of versions for [dev]
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 

@@ -83,12 +83,12 @@ def _with_gradient(function: Callable, tensors: list[Tensor], leaves: int, seeds
     return make
 
 
-def objective_case(rows: int, seeds: int, device: str) -> Case:
+def objective_case(rows: int, seeds: int, device: str, dtype: torch.dtype = torch.float32) -> Case:
     """``bellman_residual``: the score objective and its gradients, twin scores, ``in_sample``."""
     lead = (seeds,) if seeds > 1 else ()
     objective = ScoreObjective("in_sample")
-    values = [torch.randn(*lead, rows, device=device) for _ in range(2)]
-    scores = [torch.randn(*lead, MEMBERS, rows, device=device) for _ in range(2)]
+    values = [torch.randn(*lead, rows, device=device).to(dtype) for _ in range(2)]
+    scores = [torch.randn(*lead, MEMBERS, rows, device=device).to(dtype) for _ in range(2)]
 
     def loss(kernels: str, next_value: Tensor, q_next_value: Tensor, score: Tensor, q_score: Tensor) -> Tensor:
         tensors = {"score": score, "next_value": next_value, "q_score": q_score, "q_next_value": q_next_value}
@@ -100,10 +100,10 @@ def objective_case(rows: int, seeds: int, device: str) -> Case:
     return Case("bellman_residual", size, _with_gradient(loss, [*values, *scores], 2, seeds), 4 * elements, 0, 1e-5)
 
 
-def expectile_case(rows: int, seeds: int, device: str) -> Case:
+def expectile_case(rows: int, seeds: int, device: str, dtype: torch.dtype = torch.float32) -> Case:
     """``expectile_awr``: value loss, gradient, weights and diagnostics."""
     lead = (seeds,) if seeds > 1 else ()
-    score, value = (torch.randn(*lead, rows, device=device) for _ in range(2))
+    score, value = (torch.randn(*lead, rows, device=device).to(dtype) for _ in range(2))
     expectile, temperature = torch.tensor(0.8, device=device), torch.tensor(3.0, device=device)
 
     def loss(kernels: str, score: Tensor, value: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import re
@@ -30,21 +29,22 @@ from benchmark_jobs import read_result, run_job
 from benchmark_ray import run_on_ray
 from grid import GridCell, Plan, paper_name
 from methods import METHODS
-from recipe_cli import nearest, option, run_recipe
-from recipe_utils import collect_or_load, commit_of_library, dataset_folder, digest, write_json
-from smore_offline import PACKAGES, check, with_defaults
+from recipe_cli import check_range, nearest, option, run_recipe
+from recipe_utils import collect_or_load, commit_of_library, dataset_folder, digest, remove_partial_files, write_json
+from smore_offline import MOST, PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig
 from tqdm import tqdm
 
 from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Result, read_results, write_curves, write_results
+from torchrl_smore.trainers import locked
 
 _PRESETS = ("smoke", "quick", "paper")
 _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
-_NOT_IDENTITY += ("expert_policy", "medium_policy")
+_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence")
 
 
 @dataclass
@@ -115,7 +115,8 @@ def main(config: Config) -> None:
     out = Path(config.out or f"runs/benchmark/{name_of(config)}").resolve()
     jobs = make_jobs(config, plan, out)
     check_folder(out, jobs)
-    with locked(out):
+    with locked(out / ".lock", f"benchmark folder {out}"):
+        remove_partial_files(out)
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
         todo = [job for job in jobs if job.folder not in results]
         print(describe(config, plan, jobs, todo, out), flush=True)
@@ -173,12 +174,12 @@ def check_options(config: Config) -> None:
     for setting in config.settings:
         if setting != "r_gofar_binary":
             grid.setting_options(setting)
-    at_least = {"first_seed": 0, "data_seed": 0, "jobs": 0, "seeds": 1, "steps": 1, "batch_size": 1}
-    at_least |= {"eval_episodes": 1, "eval_interval": 1, "num_trajectories": 1, "seeds_together": 1}
-    for name, least in at_least.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    least = {"first_seed": 0, "data_seed": 0, "jobs": 0}
+    most = {**MOST, "first_seed": MOST["seed"], "data_seed": MOST["seed"]}
+    most |= {"jobs": MOST["env_workers"], "seeds_together": MOST["seeds"]}
+    counts = ("seeds", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "seeds_together")
+    for name in (*least, *counts):
+        check_range(name, getattr(config, name), least.get(name, 1), most[name])
     if not 0.0 <= config.gpu_share < float("inf"):
         raise ValueError(f"gpu_share must not be negative, got {config.gpu_share}.")
     if config.address is not None and config.jobs is not None:
@@ -264,18 +265,6 @@ def check_folder(out: Path, jobs: Sequence[Job]) -> None:
                 f"{out} holds {others[0].name} with other steps or options than are asked for now: "
                 "give the same options as before, or another out=."
             )
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keeps a second driver out of the folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another benchmark is running in {out}: wait for it, or give another out=.") from None
-        yield
 
 
 def describe(config: Config, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], out: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
 import shutil
@@ -50,8 +49,10 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
+    from torchrl_smore.trainers import locked
+
     # a worker that outlived its driver for a moment may still be writing
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock", f"run {folder}", wait=True):
         found = read_result(folder)
         if found is not None:
             return found
@@ -76,7 +77,10 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     if not begun:
         return train(Config(**options, run_root=str(root)))
     if (begun[0] / "summary.json").is_file():
-        return {**json.loads((begun[0] / "summary.json").read_text()), "run_dir": str(begun[0])}
+        summary = json.loads((begun[0] / "summary.json").read_text())
+        if summary.get("diverged") is None:
+            return {**summary, "run_dir": str(begun[0])}
+    # one that diverged ends so again, from its last good checkpoint, and says why
     return train(Config(resume=str(begun[0])))
 
 
@@ -108,14 +112,6 @@ def _starts(folder: Path) -> list[str]:
     path = folder / _STARTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [line.split(" ")[0] for line in lines]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that ends with this process, however that ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

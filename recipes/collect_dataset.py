@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe_cli import option, run_recipe
+from recipe_cli import check_range, option, run_recipe
 from recipe_utils import dataset_folder
 
 from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
@@ -48,8 +48,9 @@ class Config:
 
 def _composition(task: Task, config: Config) -> dict[str, Any]:
     """Number of trajectories and share of the experts, as options of :meth:`Task.composition`."""
-    if config.num_trajectories is not None and config.num_trajectories < 1:
-        raise ValueError(f"num_trajectories must be at least 1, got {config.num_trajectories}.")
+    check_range("num_trajectories", config.num_trajectories, 1, 10**7)
+    check_range("seed", config.seed, 0, 2**31 - 1001)
+    check_range("workers", config.workers, 0, 1000)
     if config.expert_fraction is not None and not 0.0 <= config.expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {config.expert_fraction}.")
     named = mixture_counts(task, config.mixture or "expert10", config.size)

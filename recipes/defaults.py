@@ -1,8 +1,9 @@
 """Defaults of preset, method and task, from the YAML files in ``configs/``.
 
-What the user gives comes first, then ``configs/task/TASK.yaml`` (its ``methods`` section of the chosen method, its
-``presets`` section of the chosen preset, its own options), then ``configs/method/METHOD.yaml``, then
-``configs/preset/PRESET.yaml``, then the dataclass of the recipe, which alone decides what options there are.
+What the user gives comes first, then ``configs/task/TASK.yaml`` (its ``methods`` section of the chosen method, which
+may have ``presets`` of its own, its ``presets`` section of the chosen preset, its own options), then
+``configs/method/METHOD.yaml`` (its ``presets`` section, its own options), then ``configs/preset/PRESET.yaml``, then the
+dataclass of the recipe, which alone decides what options there are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from recipe_cli import nearest, typed
 
 CONFIGS = Path(__file__).parent / "configs"
 PRESETS = ("quick", "paper")
-_SECTIONS = ("methods", "presets")
+#: Sections that a file of each kind may have, beside options.
+_SECTIONS = {"task": ("methods", "presets"), "method": ("presets",), "preset": ()}
 
 
 def resolve(config: Any) -> Any:
@@ -36,11 +38,11 @@ def resolve(config: Any) -> Any:
 
 def find_defaults(recipe: type, task: str, method: str, preset: str) -> dict[str, Any]:
     """Defaults by option; a task without a file of its own has none."""
-    own = read_defaults(recipe, "task", task)
-    general = read_defaults(recipe, "preset", preset), read_defaults(recipe, "method", method)
-    parts = [*general, own, own.get("presets", {}).get(preset, {}), own.get("methods", {}).get(method, {})]
-    merged = {name: value for part in parts for name, value in part.items()}
-    return {name: value for name, value in merged.items() if name not in _SECTIONS}
+    of_task, of_method = read_defaults(recipe, "task", task), read_defaults(recipe, "method", method)
+    parts = [read_defaults(recipe, "preset", preset)]
+    for own in (of_method, of_task, of_task.get("methods", {}).get(method, {})):
+        parts += [own, own.get("presets", {}).get(preset, {})]
+    return {name: value for part in parts for name, value in part.items() if name not in _SECTIONS["task"]}
 
 
 def read_defaults(recipe: type, kind: str, name: str) -> dict[str, Any]:
@@ -63,12 +65,17 @@ def read_defaults(recipe: type, kind: str, name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold options by name, found {type(content).__name__}.")
-    sections = [section for section in _SECTIONS if kind == "task" and section in content]
-    _check(recipe, {key: value for key, value in content.items() if key not in sections}, str(path))
-    for section in sections:
-        for key, options in content[section].items():
-            _check(recipe, options, f"{path}, {section}.{key}")
+    _check_sections(recipe, content, _SECTIONS[kind], str(path))
     return dict(content)
+
+
+def _check_sections(recipe: type, content: Mapping[str, Any], sections: tuple[str, ...], where: str) -> None:
+    """Checks options, and those in sections; the section of a method may have presets of its own."""
+    _check(recipe, {key: value for key, value in content.items() if key not in sections}, where)
+    for section in sections:
+        for key, options in content.get(section, {}).items():
+            inner = ("presets",) if section == "methods" else ()
+            _check_sections(recipe, options, inner, f"{where}, {section}.{key}")
 
 
 def _check(recipe: type, options: Mapping[str, Any], where: str) -> None:

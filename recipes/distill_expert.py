@@ -1,7 +1,8 @@
 """Distils a scripted expert into a network that a network can learn from: DAgger (Ross et al., 2011, arXiv:1011.0686).
 
 python recipes/distill_expert.py task=FetchPush
-python recipes/distill_expert.py task=FetchPick rounds=30 out=runs/pick
+python recipes/distill_expert.py task=FetchPick rounds=30
+python recipes/distill_expert.py task=FetchSlide landing=runs/NAME/landing.npz
 
 A scripted controller switches between cases; what it does cannot be cloned well from episodes of its own. A student
 that acts, is corrected by the controller in every state it gets into, and learns from all corrections so far becomes
@@ -33,7 +34,15 @@ from smore_offline import PACKAGES
 from torch import Tensor, nn
 
 from torchrl_smore.envs import EnvPool, Task, get_task, quality, task_names
-from torchrl_smore.envs.experts import Actor, ActorExpert, Expert, PlanningExpert, begin_episodes, write_actor
+from torchrl_smore.envs.experts import (
+    Actor,
+    ActorExpert,
+    Expert,
+    FetchSlideReactiveExpert,
+    PlanningExpert,
+    begin_episodes,
+    write_actor,
+)
 from torchrl_smore.reports import plot_curves
 
 Array = NDArray[Any]
@@ -62,6 +71,7 @@ class Config:
     learning_rate: float = option(1e-3, "of Adam")
     noise: float = option(0.2, "standard deviation of noise on the actions of every other episode")
     random_prob: float = option(0.1, "probability that such an episode takes a uniform action in a step")
+    landing: str | None = option(None, "of FetchSlide: model of fit_slide.py; none: the package's")
     clip: float = option(5.0, "largest standardised input, in standard deviations")
     measure_episodes: int = option(200, "episodes of the last measurement")
     num_envs: int = option(50, "environments stepped together")
@@ -92,7 +102,7 @@ def distill(config: Config) -> dict[str, Any]:
     with EnvPool(task, config.num_envs) as pool, (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        teacher, labels = task.make_expert(), Labels(task, config.clip)
+        teacher, labels = teacher_of(config), Labels(task, config.clip)
         student = Student(labels.width, task.action_dim)
         optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
         generator, seeds = np.random.default_rng(config.seed), _episode_seeds(config)
@@ -128,7 +138,9 @@ def check(config: Config) -> Task:
     task = get_task(config.task)
     if not task.scripted:
         raise ValueError(f"{task.name} has no scripted expert to distil; recipes/train_expert.py trains one.")
-    if isinstance(task.make_expert(), PlanningExpert):
+    if config.landing is not None and task.name != "FetchSlide":
+        raise ValueError(f"landing={config.landing} is for task=FetchSlide, got task={task.name}.")
+    if isinstance(teacher_of(config), PlanningExpert):
         raise ValueError(f"the expert of {task.name} plans ahead: what it does does not follow from what is seen.")
     counts = ("first_episodes", "episodes", "updates", "final_updates", "batch_size", "measure_episodes", "num_envs")
     ranges = {
@@ -142,6 +154,13 @@ def check(config: Config) -> Task:
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     return task
+
+
+def teacher_of(config: Config) -> Expert | PlanningExpert:
+    """What labels the states."""
+    if config.landing is not None:
+        return FetchSlideReactiveExpert(Path(config.landing))
+    return get_task(config.task).teacher()
 
 
 class Student(nn.Sequential):
@@ -266,7 +285,7 @@ def report(config: Config, task: Task, pool: EnvPool, folder: Path) -> dict[str,
         "versions": {name: version(name) for name in PACKAGES},
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    for name, expert in (("scripted", task.make_expert()), ("expert", ActorExpert(path))):
+    for name, expert in (("scripted", teacher_of(config)), ("expert", ActorExpert(path))):
         meta[name] = {"episodes": config.measure_episodes, **measure(pool, expert, config.measure_episodes)}
         found = f"success {meta[name]['success']:.3f}, discounted return {meta[name]['discounted_return']:.2f}"
         print(f"{name}: {found} over {config.measure_episodes} episodes")

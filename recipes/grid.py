@@ -31,6 +31,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gofar_binary": {"reward": "binary"},
     "gofar_expectile_awr": {"actor_weight": "expectile_awr"},
 }
+#: Options of the recipe that the benchmark decides itself: a setting says what is trained, not where and how.
+_NO_SETTINGS = frozenset(
+    [
+        *("task", "method", "preset", "seed", "seeds", "dataset", "dataset_format", "goal_columns", "desired_goal"),
+        *("expert_policy", "medium_policy", "data_dir", "run_root", "resume", "eval_interval", "log_interval"),
+        *("save_interval", "env_workers", "device", "threads", "logger", "rollout"),
+    ]
+)
 #: The paper's second attempt at a variant of which there is one here.
 _ALIASES = {"r_gofar_binary": "gofar_binary"}
 #: Of each table the smoke test takes the first of these that the table and the registry have.
@@ -104,6 +112,8 @@ def setting_options(setting: str) -> dict[str, Any]:
                 f"setting {setting!r}: {part!r} is neither a variant ({', '.join(VARIANTS)}) nor an option as "
                 f"name=value.{nearest(part.partition('=')[0], known)}"
             )
+        if name in _NO_SETTINGS:
+            raise ValueError(f"setting {setting!r}: {name} is no part of a setting, the benchmark itself decides it.")
         value = yaml.safe_load(text)
         typed(RunConfig, name, value, f"setting {setting!r}")
         options[name] = value

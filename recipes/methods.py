@@ -129,9 +129,8 @@ def wgcsl(setting: Setting) -> LossModule:
 def wgcsl_original(setting: Setting) -> LossModule:
     """Weighted GCSL with the best-advantage threshold, as in AWGCSL."""
     networks = setting.networks()
-    original = {"threshold": "percentile", "advantage": "online", "advantage_reward_shift": 1.0}
-    options = {**original, "target_bounds": (-50.0, 50.0), **setting.options}
-    return WGCSLLoss(networks.actor, networks.score[0], **options)
+    original = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
+    return WGCSLLoss(networks.actor, networks.score[0], **{**original, **setting.options})
 
 
 def gofar(setting: Setting) -> LossModule:
@@ -184,14 +183,14 @@ METHODS: dict[str, Method] = {
     "smore": Method(
         "SMORe (Sikchi et al., 2024)",
         smore,
-        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma", "weight_clip"),
+        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
         goal_transitions=True,
         actor_goals=True,
     ),
     "gc_iql": Method(
         "IQL with hindsight goals",
         in_sample(GCIQLLoss, fused=True),
-        accepts=("expectile", "temperature", "gamma", "weight_clip"),
+        accepts=("expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
         rewards=_SPARSE,
         terminate_at_goal=True,
         actor_goals=True,
@@ -225,7 +224,7 @@ METHODS: dict[str, Method] = {
         wgcsl_original,
         accepts=("gamma",),
         cosine=False,
-        rewards=_SPARSE,
+        rewards=(0.0, 1.0),
         extras=("goal_offset",),
     ),
     "gofar": Method(

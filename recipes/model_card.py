@@ -116,13 +116,23 @@ def _numbers(summary: dict[str, Any]) -> list[str]:
     lines = [f"At the end of training, over {episodes} episodes of each seed:", ""]
     if len(runs) == 1:
         intervals = runs[0]["eval"]["intervals"]
-        rows = [(key, runs[0]["eval"][key], f"[{low:.3f}, {high:.3f}]") for key, (low, high) in intervals.items()]
+        rows = [(key, f"[{_text(low)}, {_text(high)}]") for key, (low, high) in intervals.items()]
         header = "| metric | mean | 95% interval |"
     else:
         keys = runs[0]["eval"]["intervals"]
-        rows = [(key, summary["eval"][key], ", ".join(f"{run['eval'][key]:.3f}" for run in runs)) for key in keys]
+        rows = [(key, ", ".join(_text(run["eval"][key]) for run in runs)) for key in keys]
         header = "| metric | mean | by seed |"
-    return [*lines, header, "|---|---|---|", *(f"| {key} | {mean:.3f} | {rest} |" for key, mean, rest in rows)]
+    return [
+        *lines,
+        header,
+        "|---|---|---|",
+        *(f"| {key} | {_text(summary['eval'][key])} | {rest} |" for key, rest in rows),
+    ]
+
+
+def _text(number: float | None) -> str:
+    """A number of a summary, which has ``null`` where there is none."""
+    return "none" if number is None else f"{number:.3f}"
 
 
 def _columns(about: dict[str, Any]) -> list[str]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-_USAGE, _INTERRUPTED = 2, 130  # exit statuses
+_USAGE = 2  # exit status
+_LONGEST_CONFIG = 65_536  # bytes of a config.yaml, of which ours have some 2,000
+_DEEPEST_CONFIG = 8  # nested lists and mappings in it
+_LONGEST_NUMBER = 30  # characters of one, in messages
+_INTERPOLATION, _PLAIN = "${", "$\0{"  # YAML cannot hold a NUL
 
 
 def option(default: Any, text: str) -> Any:
@@ -36,7 +42,8 @@ def typed(config: type, name: str, value: Any, where: str) -> None:
 def run_recipe(config: type, main: Callable[[Any], None], description: str) -> None:
     """Parses the command line by Hydra and runs ``main``.
 
-    Faults of the user's become one line on stderr and exit status 2, Ctrl-C becomes exit status 130.
+    Faults of the user's become one line on stderr and exit status 2; Ctrl-C becomes exit status 130, and other signals
+    that a recipe stops on theirs, 128 + number.
 
     Args:
         config: dataclass whose fields are made by :func:`option`.
@@ -61,8 +68,9 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
         try:
             main(OmegaConf.to_object(composed))
         except KeyboardInterrupt as interrupt:
-            print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
-            raise SystemExit(_INTERRUPTED) from None
+            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+                print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
+            raise SystemExit(128 + getattr(interrupt, "signum", signal.SIGINT)) from None
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             # a traceback helps nobody who mistyped a name; HYDRA_FULL_ERROR=1 shows it
             if os.environ.get("HYDRA_FULL_ERROR"):
@@ -73,10 +81,13 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
 
 
 def read_config(config: type, path: Path) -> Any:
-    """Reads an instance of ``config`` from a YAML file.
+    """Reads an instance of ``config`` from a YAML file of plain values.
+
+    Nothing in it is resolved: ``${oc.env:HOME}`` is a text like any other.
 
     Raises:
-        ValueError: if the file is no YAML, or has an option that ``config`` lacks or whose value has another type.
+        ValueError: if the file is no YAML, larger or deeper nested than such a file can be, has aliases, or has an
+            option that ``config`` lacks or whose value has another type.
         OSError: if it cannot be read.
     """
     import yaml
@@ -84,9 +95,56 @@ def read_config(config: type, path: Path) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.load(path)))
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a configuration of this recipe: {_first_line(error)}.") from error
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_CONFIG + 1)
+        _check_plain(content)
+        loaded = yaml.safe_load(content)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"expected options by name, found {type(loaded).__name__}")
+        given = _replaced(loaded, _INTERPOLATION, _PLAIN)
+        read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(given)))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = _replaced(_first_line(error), _PLAIN, _INTERPOLATION)
+        raise ValueError(f"{path} is not a configuration of this recipe: {reason}.") from error
+    fields = {field.name: getattr(read, field.name) for field in dataclasses.fields(config)}
+    return config(**_replaced(fields, _PLAIN, _INTERPOLATION))
+
+
+def _check_plain(content: bytes) -> None:
+    """Refuses YAML that could become larger than it is, before anything of it is built."""
+    import yaml
+
+    if len(content) > _LONGEST_CONFIG:
+        raise ValueError(f"expected at most {_LONGEST_CONFIG:,} bytes")
+    depth = 0
+    for event in yaml.parse(content, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"expected plain values, found the alias *{event.anchor}")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST_CONFIG:
+            raise ValueError(f"expected values nested at most {_DEEPEST_CONFIG} deep")
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """Nested plain values with one text for another in all strings."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {_replaced(key, old, new): _replaced(each, old, new) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replaced(each, old, new) for each in value)
+    return value
+
+
+def check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """Refuses a number that is given and not in ``[least, most]``, both finite.
+
+    Raises:
+        ValueError: naming the option and its range.
+    """
+    if value is not None and not least <= value <= most:
+        shown = str(value) if len(str(value)) <= _LONGEST_NUMBER else f"{str(value)[:_LONGEST_NUMBER]}..."
+        raise ValueError(f"{name} must be at least {least:,} and at most {most:,}, got {shown}.")
 
 
 def resumed_config(config: Any, *free: str) -> Any:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ from torchrl_smore.envs import (
     collect,
     expert_behaviour,
     get_task,
+    medium_behaviour,
     render_episode,
 )
+from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.wrappers import disturb, noise_generator
 from torchrl_smore.reports import write_gif
-from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, mean_metrics
+from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, locked, mean_metrics
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -103,11 +105,11 @@ def load_dataset(
         ValueError: if it needs ``goals`` and has none, or cannot take any.
     """
     format = format or recognise_dataset(path)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"fallen": task.has_fallen}
     robot = next((robot for prefix, robot in _ROBOTS.items() if task.name.startswith(prefix)), None)
     if robot is not None and format in ("d4rl", "minari"):
         accepted = ("goals", "observation_columns") if format == "minari" else robot
-        options = {key: robot[key] for key in accepted if key in robot}
+        options |= {key: robot[key] for key in accepted if key in robot}
     if goals is not None:
         if format in ("store", "wgcsl"):
             raise ValueError(f"dataset={path} has goals of its own: drop goal_columns and desired_goal.")
@@ -131,9 +133,6 @@ def load_dataset(
     if format != "store":
         for key in ("observation", ("next", "observation")):
             store.data[key][:, list(task.blank_columns)] = 0.0
-        if task.has_fallen is not None:
-            # a reader is told when goals are reached, and not that a fallen robot has reached none
-            store.data["next", "reward"][task.has_fallen(store.data["next", "observation"])] = 0.0
     return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)
 
 
@@ -187,17 +186,26 @@ def collect_or_load(
         "medium_policy": medium_policy,
     }
     out = dataset_folder(folder, task, seed=seed, **composition, **given)
+    # a second process with the same request waits here, and then takes what the first has made
+    with _collecting(out):
+        if out.exists():
+            log.info("dataset: %s", out)
+            return TrajectoryStore.load(out)
+        return collect(
+            task,
+            **task.composition(**composition),
+            **given,
+            seed=seed,
+            out=out,
+            progress=sys.stderr.isatty(),
+        )
+
+
+def _collecting(out: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock that :func:`torchrl_smore.envs.collect` takes; none where a store is there already."""
     if out.exists():
-        log.info("dataset: %s", out)
-        return TrajectoryStore.load(out)
-    return collect(
-        task,
-        **task.composition(**composition),
-        **given,
-        seed=seed,
-        out=out,
-        progress=sys.stderr.isatty(),
-    )
+        return contextlib.nullcontext()
+    return locked(out.with_name(f".{out.name}.lock"), f"dataset {out}", wait=True, on_wait=log.warning)
 
 
 def dataset_folder(
@@ -229,6 +237,14 @@ def dataset_folder(
         parts += [f"expertrandom{expert.random_prob:g}"] if expert.random_prob else []
     if expert_policy is None and task.bundled_actors is not None:
         expert_policy = str(task.bundled_actors)
+    if medium_policy is None and counts["medium_episodes"]:
+        medium_policy = medium_behaviour(task, expert_policy).policy
+        if (
+            medium_policy is not None
+            and expert_policy is not None
+            and Path(medium_policy).parent == Path(expert_policy)
+        ):
+            medium_policy = None  # counted with its folder
     files = [path for path in (expert_policy, medium_policy) if path not in (None, SCRIPTED)]
     parts += ["policy" + digest(*files)] if files else []
     return Path(folder) / "_".join(parts)
@@ -237,8 +253,8 @@ def dataset_folder(
 def digest(*paths: str | None) -> str:
     """Eight characters that tell the files of trained actors from others; folders count by their actors."""
     found = [Path(path) for path in paths if path is not None]
-    files = [file for path in found for file in (sorted(path.glob("*.npz")) if path.is_dir() else [path])]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:8]
+    files = [file for path in found for file in (sorted(path.glob("*.npz")) if path.is_dir() else policy_files(path))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:
@@ -272,39 +288,70 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+def without_nan(value: Any) -> Any:
+    """Nested plain values with ``None`` in place of every number that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes what :func:`write_text` and others of a killed process left half written in a folder of its own."""
+    for left in folder.glob(".*.partial"):
+        left.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has ended a run, whose checkpoint is saved; ``signum`` says which."""
+
+    def __init__(self, advice: str, signum: int) -> None:
+        super().__init__(advice)
+        self.signum = signum
+
+
 @contextlib.contextmanager
-def stopping_on_interrupt(trainer: OfflineTrainer, advice: str) -> Iterator[None]:
-    """Within it, Ctrl-C stops training at the next multiple of an interval, with a checkpoint; a second one at once.
+def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) -> Iterator[None]:
+    """Within it, SIGINT (Ctrl-C), SIGTERM and SIGHUP ask for a stop with a checkpoint; a second one stops at once.
+
+    SIGTERM and SIGHUP are left to whoever has a handler of his own for them or ignores them, as ``nohup`` does.
 
     Args:
-        trainer: its state is whole between two intervals only, where its hooks run.
-        advice: message of the ``KeyboardInterrupt`` that is then raised.
+        request_stop: called by the signal handler; saves and raises what it is given as soon as it can.
+        advice: message of that.
+
+    Raises:
+        Stopped: at its end, if a signal came too late for anything to be stopped.
     """
-    interrupted = False
+    stopped: Stopped | None = None
 
-    def note(*_: object) -> None:
-        nonlocal interrupted
-        if interrupted:
-            raise KeyboardInterrupt(advice)
-        interrupted = True
-        print("\nstopping after this interval; Ctrl-C again stops at once", file=sys.stderr)
+    def note(signum: int, _: object) -> None:
+        nonlocal stopped
+        error = Stopped(advice, signum)
+        if stopped is not None:
+            raise error
+        stopped = error
+        request_stop(error)
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            print(f"\n{signal.Signals(signum).name}: stopping with a checkpoint; again stops at once", file=sys.stderr)
 
-    def stop() -> None:
-        if interrupted:
-            trainer.save()
-            raise KeyboardInterrupt(advice)
-
-    trainer.register_op("post_steps", stop)
-    before = signal.signal(signal.SIGINT, note)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, note)}
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is signal.SIG_DFL:
+            before[each] = signal.signal(each, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if stopped is not None:
+        raise stopped
 
 
 class ProgressLines:

@@ -9,11 +9,12 @@ python recipes/smore_offline.py resume=runs/NAME                   go on after a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ import yaml
 from defaults import PRESETS, resolve
 from methods import METHODS, Setting
 from model_card import make_loadable, write_model_card
-from recipe_cli import nearest, option, resumed_config, run_recipe
+from recipe_cli import check_range, nearest, option, resumed_config, run_recipe
 from recipe_utils import (
     ProgressLines,
     collect_or_load,
@@ -34,15 +35,17 @@ from recipe_utils import (
     new_run_folder,
     recognise_dataset,
     record_rollout,
+    remove_partial_files,
     resolve_device,
-    stopping_on_interrupt,
+    stopping_on_signals,
+    without_nan,
     write_json,
 )
 from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
-from torchrl_smore.data import ANCHOR_RULES, anchor_weights, standardization
+from torchrl_smore.data import ANCHOR_RULES, anchor_weights, check_anchor_rule, standardization
 from torchrl_smore.data.readers import FORMATS, Goals
 from torchrl_smore.envs import EnvPool, Task, get_task, task_names
 from torchrl_smore.functional.goals import STRATEGIES, check_strategy
@@ -50,12 +53,15 @@ from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
     Compile,
+    DivergedError,
     Evaluation,
     Evaluator,
     FusedUpdate,
     OfflineTrainer,
+    clear_leftovers,
     latest_checkpoint,
     load_checkpoint,
+    locked,
     mean_metrics,
 )
 
@@ -64,6 +70,22 @@ LOGGERS = ("tensorboard", "wandb")
 LOSS_OPTIONS = (
     *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
     *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight", "weight_clip"),
+    "advantage_unit",
+)
+ON_DIVERGENCE = ("stop", "continue")
+#: The largest value of each count: far beyond what any run needs, and within what every library takes.
+MOST = {
+    **dict.fromkeys(("steps", "eval_interval", "log_interval", "save_interval"), 10**9),
+    **dict.fromkeys(("batch_size", "eval_episodes"), 10**6),
+    **dict.fromkeys(("seeds", "env_workers", "threads"), 1000),
+    "num_trajectories": 10**7,
+    "seed": 2**31 - 1001,
+}
+#: Options that a resumed run may have changed: they decide where and how it runs, not what comes of it. Of a dataset
+#: the content is compared.
+FREE_OPTIONS = (
+    *("dataset", "dataset_format", "data_dir", "run_root", "resume", "device", "threads", "env_workers"),
+    *("kernels", "compile", "logger", "rollout", "on_divergence"),
 )
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
@@ -86,7 +108,7 @@ class Config:
         None, "[NUMBER, ...] with goal_columns: the desired goal; none: what the trajectory achieves at its end"
     )
     num_trajectories: int | None = option(
-        None, "trajectories to collect when no dataset is given; none: the preset's (1,000; 40,000)"
+        None, "trajectories to collect when no dataset is given; none: the task's and preset's (1,000; 40,000)"
     )
     expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
     action_noise: float = option(
@@ -112,9 +134,11 @@ class Config:
     formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
-    expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.8 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (3 SMORe)")
-    gamma: float | None = option(None, "discount of the objective, in (0, 1); none: the method's (0.99 SMORe)")
+    expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (10 SMORe)")
+    gamma: float | None = option(
+        None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
+    )
     residual_coef: float = option(0.25, "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed")
     actor: str | None = option(None, "SMORe: awr, score (Table 16); contrastive RL: ddpgbc, awr")
     value_target: str | None = option(None, "SMORe: whose action the value is fitted at: dataset, policy (Table 16)")
@@ -123,13 +147,16 @@ class Config:
     bc_coef: float | None = option(None, "contrastive RL: weight of cloning beside the critic's gradient, not negative")
     reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
+    advantage_unit: str | None = option(
+        None, "what the temperature multiplies advantages in: score, horizon (1/(1 - gamma) of it); none: the method's"
+    )
     weight_clip: float | None = option(None, "largest weight of a row in the regression; none: the loss's (100)")
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
-    her_ratio: float | None = option(
-        None, "probability of relabelling a goal, in [0, 1]; none: the method's (0.8 SMORe)"
-    )
+    her_ratio: float | None = option(None, "probability of relabelling a goal, in [0, 1]; none: the method's (1 SMORe)")
     anchors: str | None = option(
-        None, f"rows that most samples start from: {', '.join(ANCHOR_RULES)}; none: the preset's (moving; uniform)"
+        None,
+        f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, or such as moving+reaching; none: the preset's "
+        "(reaching; uniform)",
     )
     anchor_share: float = option(0.8, "share of samples that start from those rows, the others from any, in [0, 1]")
     goals: str | None = option(
@@ -143,18 +170,21 @@ class Config:
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
-    learning_rate: float | None = option(None, "of Adam; none: the method's (3e-4 SMORe)")
+    learning_rate: float | None = option(None, "of Adam; none: the method's (1e-3 SMORe)")
     target_rate: float | None = option(
         None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
     )
     eval_episodes: int = option(50, "episodes of an evaluation")
-    eval_interval: int | None = option(None, "updates between evaluations; none: the preset's (500; 10,000)")
+    eval_interval: int | None = option(
+        None, "updates between evaluations; none: an eighth of them, or the preset's (10,000)"
+    )
     log_interval: int | None = option(None, "updates between rows of metrics.csv; none: the preset's (50; 1,000)")
     save_interval: int | None = option(None, "updates between checkpoints; none: the preset's (1,000; 10,000)")
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
     compile: str = option("off", "off, default, max: torch.compile of the whole update")
+    on_divergence: str = option("stop", "stop, continue: what is done once a loss is not finite")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
     resume: str | None = option(None, "run folder to go on with, under its own options")
@@ -174,21 +204,27 @@ def train(config: Config) -> dict[str, Any]:
     """
     started = time.perf_counter()
     run_dir = None
-    if config.resume is not None:
-        run_dir, config = Path(config.resume), config_of_run(config)
-    else:
-        config = with_defaults(config)
-    check(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device, task = resolve_device(config.device), get_task(config.task)
-    store = make_dataset(config, task)
-    print(f"\n{store.summary()}\n")
-    update = make_update(config, task, store, device)
-    num_envs = min(config.eval_episodes * config.seeds, 50)
-    with EnvPool(task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise) as pool:
-        # only now, when nothing is left that a user's mistake could stop
-        run_dir = run_dir or new_run(config)
+    with contextlib.ExitStack() as stack:
+        if config.resume is not None:
+            run_dir = Path(config.resume)
+            stack.enter_context(hold(run_dir))
+            config = config_of_run(config)
+        else:
+            config = with_defaults(config)
+        check(config)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        device, task = resolve_device(config.device), get_task(config.task)
+        store = make_dataset(config, task)
+        print(f"\n{store.summary()}\n")
+        update = make_update(config, task, store, device)
+        num_envs = min(config.eval_episodes * config.seeds, 50)
+        pool = EnvPool(task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise)
+        stack.enter_context(pool)
+        if run_dir is None:
+            # only now, when nothing is left that a user's mistake could stop
+            run_dir = new_run(config)
+            stack.enter_context(hold(run_dir))
         trainer = OfflineTrainer(
             update=update,
             total_steps=config.steps,
@@ -197,8 +233,9 @@ def train(config: Config) -> dict[str, Any]:
             log_interval=config.log_interval,
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
+            on_divergence=config.on_divergence,  # type: ignore[arg-type] # checked
             logger=make_logger(config, run_dir),
-            meta={**identity(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
+            meta={**fingerprint(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
         )
         make_loadable(trainer, task, store, identity(config))
@@ -206,9 +243,26 @@ def train(config: Config) -> dict[str, Any]:
             resume(trainer)
         if not trainer.progress_bar:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
-        with stopping_on_interrupt(trainer, f"Go on with: python recipes/smore_offline.py resume={run_dir}"):
-            trainer.train()
+        advice = f"Go on with: python recipes/smore_offline.py resume={run_dir}"
+        try:
+            with stopping_on_signals(trainer.stop_with, advice):
+                trainer.train()
+        except DivergedError as error:
+            write_summary(config, run_dir, trainer, time.perf_counter() - started, error)
+            raise
         return report(config, task, run_dir, trainer, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes out of a run folder, and clears away what a killed one left there half written."""
+    if not run_dir.is_dir():
+        yield  # nothing to hold: what asked for it is refused elsewhere
+        return
+    with locked(run_dir / ".lock", f"run folder {run_dir}"):
+        remove_partial_files(run_dir)
+        clear_leftovers(run_dir / "checkpoint")
+        yield
 
 
 def with_defaults(config: Config) -> Config:
@@ -216,7 +270,10 @@ def with_defaults(config: Config) -> Config:
     get_task(config.task)
     for name, valid in (("method", METHODS), ("preset", PRESETS)):
         check_name(config, name, list(valid))
-    return resolve(config)
+    config = resolve(config)
+    if config.eval_interval is None and config.steps is not None:
+        config = dataclasses.replace(config, eval_interval=max(1, config.steps // 8))
+    return config
 
 
 def check_name(config: Config, name: str, valid: list[str | None]) -> None:
@@ -227,9 +284,15 @@ def check_name(config: Config, name: str, valid: list[str | None]) -> None:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What a checkpoint must agree with to be resumed; methods without formulations have ``None``."""
+    """What names a run; methods without formulations have ``None``."""
     formulation = config.formulation if "formulation" in METHODS[config.method].accepts else None
     return {"task": config.task, "method": config.method, "formulation": formulation}
+
+
+def fingerprint(config: Config) -> dict[str, Any]:
+    """What a checkpoint says of the run, and what a run that resumes it must agree with, name by name."""
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_OPTIONS}
+    return {**identity(config), "options": options}
 
 
 def seed_label(config: Config) -> str:
@@ -249,7 +312,7 @@ def config_of_run(config: Config) -> Config:
     own: Config = resumed_config(config)
     run_dir = Path(own.resume or "")
     if has_checkpoint(run_dir):
-        load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), identity(own))
+        load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), fingerprint(own))
     return own
 
 
@@ -269,33 +332,41 @@ def resume(trainer: OfflineTrainer) -> None:
 def check(config: Config) -> None:
     """Refuses what can be refused before anything is written or collected."""
     get_task(config.task)
-    counts = ("steps", "batch_size", "num_trajectories", "seeds")
-    counts += ("eval_episodes", "eval_interval", "log_interval", "save_interval")
+    for name, most in MOST.items():
+        least = 0 if name in ("seed", "env_workers", "threads") else 1
+        if getattr(config, name) is None:
+            raise ValueError(f"{name} must be a number, got null.")
+        check_range(name, getattr(config, name), least, most)
     ranges = {
-        **dict.fromkeys(counts, ("at least 1", lambda value: value >= 1)),
-        **dict.fromkeys(("seed", "env_workers", "threads"), ("at least 0", lambda value: value >= 0)),
         **dict.fromkeys(
             ("her_ratio", "expert_fraction", "anchor_share"),
             ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         ),
-        "action_noise": ("a number not below 0", lambda value: 0 <= value < float("inf")),
-        "input_clip": ("a number not below 0", lambda value: 0 <= value < float("inf")),
+        **dict.fromkeys(("action_noise", "input_clip"), ("in [0, 1000]", lambda value: 0 <= value <= 1000)),
+        "expert_noise": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
+        "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
-        "learning_rate": ("a positive number", lambda value: value is None or 0 < value < float("inf")),
+        "learning_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
     }
     for name, (expected, holds) in ranges.items():
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": get_args(Compile), "kernels": KERNELS, "logger": (None, *LOGGERS)}
-    names["dataset_format"] = (None, *FORMATS)
-    names["anchors"] = tuple(ANCHOR_RULES)
+    names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE}
     for name, valid in names.items():
         check_name(config, name, list(valid))
+    check_anchor_rule(config.anchors)
     for goals in (config.goals, config.actor_goals):
         if goals is not None:
             parse_strategy(goals)
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
+    of_datasets = [
+        name for name in ("dataset_format", "goal_columns", "desired_goal") if getattr(config, name) is not None
+    ]
+    if config.dataset is None and of_datasets:
+        raise ValueError(f"{', '.join(of_datasets)}: of no use without dataset=, a file to read.")
+    make_goals(config)  # refuses a goal without its columns
     if config.dataset is not None and config.dataset_format is None:
         recognise_dataset(config.dataset)
     if config.device != "auto":
@@ -396,8 +467,10 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
     )
 
 
-def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> GoalBatchSampler:
-    """The batches that the chosen method reads."""
+def make_sampler(
+    config: Config, task: Task, store: TrajectoryStore, device: torch.device, extras: Sequence[str] = ()
+) -> GoalBatchSampler:
+    """The batches that the chosen method reads, with further entries for other readers."""
     method = METHODS[config.method]
     rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
     goals = parse_strategy(config.goals or method.strategy)
@@ -417,7 +490,7 @@ def make_sampler(config: Config, task: Task, store: TrajectoryStore, device: tor
         reward_values=rewards or (0.0, 1.0),
         terminate_at_goal=method.terminate_at_goal,
         q=method.goal_transitions,
-        extras=method.extras,
+        extras=(*method.extras, *extras),
         seed=config.seed,
         device=device,
     )
@@ -450,17 +523,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     """Writes ``summary.json``, ``curves.png`` and ``rollout.gif``, and prints what came out."""
     assert trainer.evaluator is not None
     evaluations = trainer.evaluations
-    summary = {
-        **identity(config),
-        "seeds": list(trainer.seeds),
-        "steps": trainer.step,
-        "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
-        "seconds": round(seconds, 1),
-        "versions": {name: version(name) for name in PACKAGES},
-        "eval": evaluation_summary(evaluations),
-        "runs": [{"seed": seed, "eval": own.summary()} for seed, own in zip(trainer.seeds, evaluations)],
-    }
-    write_json(run_dir / "summary.json", summary)
+    summary = write_summary(config, run_dir, trainer, seconds)
     write_model_card(run_dir)
     title = ", ".join(str(part) for part in (*identity(config).values(), seed_label(config)) if part is not None)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
@@ -475,6 +538,30 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     if rollout:
         print(rollout)
     return {**summary, "run_dir": str(run_dir)}
+
+
+def write_summary(
+    config: Config, run_dir: Path, trainer: OfflineTrainer, seconds: float, diverged: DivergedError | None = None
+) -> dict[str, Any]:
+    """Writes ``summary.json``: ``null`` where there is no number, and for all of the evaluation if the run diverged."""
+    evaluations = [] if diverged is not None else trainer.evaluations
+    summary = {
+        **identity(config),
+        "seeds": list(trainer.seeds),
+        "steps": trainer.step,
+        "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
+        "seconds": round(seconds, 1),
+        "versions": {name: version(name) for name in PACKAGES},
+        "diverged": diverged and {"loss": diverged.name, "update": diverged.step, "seed": diverged.seed},
+        "eval": evaluation_summary(evaluations) if evaluations else None,
+        "runs": [
+            {"seed": seed, "eval": own and own.summary()}
+            for seed, own in zip(trainer.seeds, evaluations or [None] * len(trainer.seeds))
+        ],
+    }
+    summary = without_nan(summary)
+    write_json(run_dir / "summary.json", summary)
+    return summary
 
 
 def evaluation_summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

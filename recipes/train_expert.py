@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import os
 import shlex
 import shutil
@@ -27,8 +26,8 @@ import torch
 import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
-from recipe_cli import option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, write_json, write_text
+from recipe_cli import check_range, option, resumed_config, run_recipe
+from recipe_utils import new_run_folder, remove_partial_files, stopping_on_signals, write_json, write_text
 from sac import Sac
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ from torchrl_smore.envs import Task, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert, Expert, write_actor
 from torchrl_smore.modules import Precision
 from torchrl_smore.reports import plot_curves, read_metrics
-from torchrl_smore.trainers import Compile, latest_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_smore.trainers import Compile, clear_leftovers, latest_checkpoint, load_checkpoint, locked, save_checkpoint
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 from torchrl_smore.trainers.logging import MetricsFile
 
@@ -52,6 +51,8 @@ PANELS = {
     "entropy coefficient": {"alpha": "alpha"},
     "steps per second": {"steps_per_second": "all included"},
 }
+#: Options that a resumed run may have changed: they decide how far, where and how it runs.
+FREE_OPTIONS = ("steps", "threads", "compile", "env_workers", "run_root", "resume", "measure_episodes")
 _EVALUATION_SEED, _MEASURE_SEED = 10_000, 20_000  # of the first episode
 
 
@@ -111,13 +112,15 @@ def main(config: Config) -> None:
     if run_dir is None:
         run_dir = new_run_folder(config.run_root, "expert", config.task, f"seed{config.seed}", config=text)
     print(f"run folder: {run_dir}", flush=True)
-    training = Training(config, task, agent, run_dir)
-    write_text(run_dir / "config.yaml", text)
-    try:
-        training.run()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Go on with: python recipes/train_expert.py resume={run_dir}") from None
-    report(config, task, run_dir)
+    with locked(run_dir / ".lock", f"run folder {run_dir}"):
+        remove_partial_files(run_dir)
+        clear_leftovers(run_dir / "checkpoint")
+        training = Training(config, task, agent, run_dir)
+        write_text(run_dir / "config.yaml", text)
+        advice = f"Go on with: python recipes/train_expert.py resume={run_dir}"
+        with stopping_on_signals(training.request_stop, advice):
+            training.run()
+        report(config, task, run_dir)
 
 
 def check(config: Config) -> None:
@@ -131,17 +134,17 @@ def check(config: Config) -> None:
 
     counts = ("steps", "num_envs", "hidden", "batch_size", "eval_episodes", "measure_episodes")
     counts += ("eval_interval", "log_interval", "save_interval", "random_steps", "capacity")
+    most = {"steps": 10**9, "seed": 2**31 - 1001, "num_envs": 1000, "threads": 1000, "hidden": 10**5}
     for names, least in ((counts, 1), (("seed", "threads"), 0)):
         for name in names:
-            if value(name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value(name)}.")
+            check_range(name, value(name), least, most.get(name, 10**8))
     for name in ("steps", "random_steps", "eval_interval", "log_interval", "save_interval"):
         if value(name) % config.num_envs:
             raise ValueError(f"{name} must be a multiple of num_envs={config.num_envs}, got {value(name)}.")
     if config.reward not in REWARDS:
         raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {config.reward!r}.")
-    if config.updates_per_step <= 0.0 or not math.isfinite(config.updates_per_step):
-        raise ValueError(f"updates_per_step must be positive, got {config.updates_per_step}.")
+    if not 0.0 < config.updates_per_step <= 100.0:
+        raise ValueError(f"updates_per_step must lie in (0, 100], got {config.updates_per_step}.")
     if config.capacity < config.batch_size:
         raise ValueError(f"capacity must be at least batch_size={config.batch_size}, got {config.capacity}.")
 
@@ -189,7 +192,9 @@ class Training:
     def __init__(self, config: Config, task: Task, agent: Sac, run_dir: Path) -> None:
         self.config, self.task, self.agent, self.run_dir = config, task, agent, run_dir
         self.step = 0
-        self.identity = {"recipe": "train_expert", "task": config.task, "seed": config.seed}
+        options = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE_OPTIONS}
+        self.identity = {"recipe": "train_expert", "task": config.task, "seed": config.seed, "options": options}
+        self.stop: BaseException | None = None
         if any((run_dir / "checkpoint").glob("step_*")):
             state, _ = load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), self.identity)
             self.step = state["step"]
@@ -200,6 +205,10 @@ class Training:
             print(f"resuming at step {self.step:,} of {config.length:,}", flush=True)
         self.metrics = MetricsFile(run_dir / "metrics.csv", last_step=self.step or None)
         (run_dir / "actors").mkdir(exist_ok=True)
+
+    def request_stop(self, error: BaseException) -> None:
+        """Makes :meth:`run` save a checkpoint after the step in progress and raise ``error``."""
+        self.stop = error
 
     def save(self) -> None:
         """Writes a checkpoint; the one before is dropped, for the replay buffer makes them large."""
@@ -236,8 +245,10 @@ class Training:
                     values |= self._evaluate(bar)
                 if values:
                     self.metrics.write(self.step, values)
-                if self.step % config.save_interval == 0 or self.step == config.length:
+                if self.step % config.save_interval == 0 or self.step == config.length or self.stop is not None:
                     self.save()
+                if self.stop is not None:
+                    raise self.stop
         finally:
             bar.close()
             envs.close()
@@ -295,14 +306,15 @@ def measure(
 
     Returns:
         ``return``, the sum of that reward; ``velocity``, the mean until a fall, m/s; ``reached``, the share of the
-        horizon's steps that end at the goal.
+        horizon's steps that end at the goal; ``discounted_return``, of 1 for such a step, at the largest of
+        ``task.gammas``.
     """
     envs = [make_robot(task, reward) for _ in range(episodes)]
     seeds = range(first_seed, first_seed + episodes)
     observation = stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
     rng = np.random.default_rng(first_seed)
-    total, distance, steps, reached = (np.zeros(episodes) for _ in range(4))
-    for _ in range(task.horizon):
+    total, distance, steps, reached, discounted = (np.zeros(episodes) for _ in range(5))
+    for number in range(task.horizon):
         shape = (episodes, task.action_dim)
         action = rng.uniform(-1.0, 1.0, shape).astype(np.float32) if policy is None else policy(observation)
         results = [env.step(row) for env, row in zip(envs, action, strict=True)]
@@ -310,13 +322,20 @@ def measure(
         running = np.array([not result[2] for result in results])
         total += [float(result[1]) for result in results]
         distance += running * observation["achieved_goal"][:, 0]
-        reached += running * task.reached(observation["achieved_goal"], observation["desired_goal"])
+        at_goal = running * task.reached(observation["achieved_goal"], observation["desired_goal"])
+        reached += at_goal
+        discounted += max(task.gammas) ** number * at_goal
         steps += running
         if not running.any():
             break
     for env in envs:
         env.close()
-    return {"return": total, "velocity": distance / np.maximum(steps, 1.0), "reached": reached / task.horizon}
+    return {
+        "return": total,
+        "velocity": distance / np.maximum(steps, 1.0),
+        "reached": reached / task.horizon,
+        "discounted_return": discounted,
+    }
 
 
 def stack(observations: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

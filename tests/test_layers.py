@@ -18,13 +18,14 @@ ALLOWED = {
     "modules": {"torch", "tensordict", "torchrl", "functional", "modules", "_errors"},
     "objectives": {"torch", "tensordict", "torchrl", "functional", "_dispatch", "objectives", "_errors"},
     "data": {"torch", "tensordict", "torchrl", "numpy", "h5py", "tqdm", "functional", "data", "_errors"},
-    "envs": {"numpy", "gymnasium", "gymnasium_robotics", "mujoco", "tqdm", "torch", "data", "envs", "_errors"},
+    "envs": {"numpy", "gymnasium", "gymnasium_robotics", "mujoco", "tqdm", "torch", "data", "envs", "_errors", "_lock"},
     "trainers": {
         *("torch", "tensordict", "torchrl", "numpy"),
-        *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors"),
+        *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors", "_lock"),
     },
     "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors"},
     "_errors": set(),
+    "_lock": set(),
     "__init__": {"data", "functional", "modules", "objectives", "trainers"},
 }
 FILES = sorted([*(ROOT / "torchrl_smore").rglob("*.py"), *(ROOT / "kernels" / "smore_kernels").rglob("*.py")])

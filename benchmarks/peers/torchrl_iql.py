@@ -44,6 +44,7 @@ def main() -> None:
     for name, default in (("threads", 1), ("batch-size", 512), ("width", 256), ("trajectories", 4000), ("prefetch", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compile", default="off", choices=["off", "default"])
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torchrl_logger.setLevel("WARNING")  # it writes to the standard output, which is for answers
     torch.set_num_threads(args.threads)
@@ -60,13 +61,14 @@ def main() -> None:
     )
     loss = IQLLoss(actor, qvalue, value, num_qvalue_nets=2, loss_function="l2", temperature=3.0, expectile=0.8)
     loss.make_value_estimator(gamma=0.99)
+    loss.to(args.device)
     target = SoftUpdate(loss, tau=0.005)
     optimizer = torch.optim.Adam(loss.parameters(), lr=3e-4)
     data = random_dataset(args.trajectories)
     for part in (data, data["next"]):
         part["observation"] = torch.cat([part["observation"], data["desired_goal"]], -1)
     buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(len(data)),
+        storage=LazyTensorStorage(len(data), device=args.device),
         sampler=RandomSampler(),
         batch_size=args.batch_size,
         prefetch=args.prefetch or None,
@@ -92,6 +94,8 @@ def main() -> None:
         start = time.perf_counter()
         for _ in range(int(line.split()[1])):
             update()
+        if args.device != "cpu":
+            torch.cuda.synchronize()
         print("ok", time.perf_counter() - start, flush=True)
 
 

@@ -181,12 +181,13 @@ def test_a_her_ratio_outside_its_range_is_refused(store, her_ratio):
 def test_extras_say_how_far_the_goal_is_where_the_trajectory_began_and_what_is_achieved(make_store):
     store = make_store(lengths=(4, 2, 6))
     sampler = GoalBatchSampler(
-        store.data, 400, her_ratio=0.5, extras=("achieved_goal", "goal_offset", "initial_observation"), seed=3
+        store.data, 400, her_ratio=0.5, extras=("achieved_goal", "goal_offset", "initial_observation", "row"), seed=3
     )
     batch = sampler()
     data = store.data
     # every observation of the fixture is its own, so a row is found again by it
     row = (batch["observation"][:, None] == data["observation"]).all(-1).int().argmax(1)
+    torch.testing.assert_close(batch["row"].squeeze(-1), row)
     torch.testing.assert_close(batch["achieved_goal"], data["achieved_goal"][row])
     torch.testing.assert_close(batch["initial_observation"], data["observation"][data["traj_start"][row]])
     offset = batch["goal_offset"].squeeze(-1)

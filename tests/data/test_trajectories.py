@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -155,11 +156,13 @@ def interleave(data):
         (lambda data: data.pop(("next", "done")), r"key \('next', 'done'\) is missing"),
         (lambda data: data.set("extra", torch.zeros(17)), r"unexpected keys \['extra'\]"),
         (
-            lambda data: data.set("action", data["action"].double()),
-            r"'action': expected dtype torch.float32, .*float64",
+            lambda data: data.set("action", data["action"].cfloat()),
+            r"'action': expected dtype torch.float32, .*complex64",
         ),
+        (lambda data: data.set("action", data["action"] > 0), r"'action': expected dtype torch.float32, .*bool"),
         (lambda data: data.set("traj_stop", data["traj_stop"].int()), r"'traj_stop': expected dtype torch.int64"),
-        (lambda data: data.set("action", data["action"][:, 0]), r"'action': expected shape \[N, action_dim\]"),
+        (lambda data: data.set("action", data["action"][..., None]), r"'action': expected shape \[N, action_dim\]"),
+        (lambda data: data["next"].pop("terminated"), r"key \('next', 'terminated'\) is missing"),
         (lambda data: data.set("action", data["action"][:, :0]), r"'action': expected shape \[17, action_dim > 0\]"),
         (
             lambda data: data.set("desired_goal", torch.zeros(17, 3)),
@@ -195,6 +198,52 @@ def test_a_fault_in_the_rows_is_named(store, break_it, message):
     break_it(store.data)
     with pytest.raises(DatasetError, match=message):
         TrajectoryStore(store.data)
+
+
+def test_columns_of_other_types_are_converted_and_named(store, caplog):
+    data, expected = store.data.copy(), store.data.clone()
+    data["action"] = data["action"].double()
+    data["desired_goal"] = torch.arange(34).reshape(17, 2) + (1 << 24)
+    data["next", "reward"] = data["next", "reward"].to(torch.uint8)
+    expected["desired_goal"] = (torch.arange(34).reshape(17, 2) + (1 << 24)).float()
+    given = {key: data[key] for key in data.keys(**LEAVES)}
+
+    found = TrajectoryStore(data)
+
+    assert all(torch.equal(found.data[key], expected[key]) for key in expected.keys(**LEAVES))
+    (said,) = caplog.messages
+    assert "'action' (torch.float64)" in said
+    assert "'desired_goal' (torch.int64, rounded beyond 2**24)" in said
+    assert "('next', 'reward') (torch.uint8)" in said
+    assert all(data[key] is value for key, value in given.items())  # the caller's columns stay as they were
+    assert found.data["observation"].data_ptr() == store.data["observation"].data_ptr()
+
+
+def test_flat_columns_and_missing_truncations_are_taken_as_the_transform_takes_them(make_store, caplog):
+    store = make_store(action_dim=1)
+    data = store.data.clone()
+    for key in ("action", ("next", "reward"), ("next", "done"), ("next", "terminated")):
+        data[key] = data[key].squeeze(-1)
+    del data["next", "truncated"]
+    assert equal(TrajectoryStore(data), store)
+    assert not caplog.messages
+
+
+def test_a_store_keeps_data_that_fit(store):
+    assert TrajectoryStore(store.data).data is store.data
+
+
+def test_episodes_of_single_actions_and_of_large_whole_numbers(make_episodes, caplog):
+    episodes = make_episodes([2, 3], action_dim=1)
+    expected = TrajectoryStore.from_episodes(episodes)
+    flat = [{**episode, "action": episode["action"][:, 0]} for episode in episodes]
+    assert equal(TrajectoryStore.from_episodes(flat), expected)
+    with pytest.raises(DatasetError, match=r"'action': expected shape \[2, action\]"):
+        TrajectoryStore.from_episodes([{**flat[0], "action": np.array([0, 1])}])
+    assert not caplog.messages
+    large = np.full((3, 4), -(1 << 24) - 1)
+    TrajectoryStore.from_episodes([{**episodes[0], "observation": large}])
+    assert caplog.messages == ["'observation': whole numbers beyond 2**24 are rounded, as columns are float32"] * 2
 
 
 def test_an_empty_or_batched_tensordict_is_refused(store):
@@ -422,6 +471,38 @@ def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_
     assert (TrajectoryStore.load(next(tmp_path.glob(".store.partial-*"))).data["action"] == 0).all()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize("moment", ["writing", "renaming"])
+def test_the_next_save_removes_what_a_killed_process_left(store, make_store, tmp_path, moment):
+    store.save(tmp_path / "store")
+    run_killed(tmp_path / "store", moment)
+    (tmp_path / ".store.partial-notes").write_text("somebody's own")
+    (tmp_path / ".other.partial-0123456789ab").mkdir()
+    assert list(tmp_path.glob(".store.partial-" + "[0-9a-f]" * 12))
+    other = make_store(seed=1)
+    other.save(tmp_path / "store", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [".other.partial-0123456789ab", ".store.partial-notes", "store"]
+    assert equal(TrajectoryStore.load(tmp_path / "store"), other)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file locks")
+def test_what_a_living_process_writes_is_not_taken_for_a_leftover(store, make_store, tmp_path, monkeypatch):
+    other, write_file, inner = make_store(seed=1), _disk._write_file, []
+
+    def save_meanwhile(file, content):
+        write_file(file, content)
+        if file.name == "meta.json" and not inner:
+            inner.append(file)
+            other.save(tmp_path / "store")
+            other.save(tmp_path / "store", overwrite=True)
+            assert file.exists()
+
+    monkeypatch.setattr(_disk, "_write_file", save_meanwhile)
+    store.save(tmp_path / "store")
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+    assert os.listdir(tmp_path) == ["store"]
+
+
 ALL_FILES = [
     "data/meta.json",
     "data/observation.memmap",
@@ -452,9 +533,17 @@ def test_a_flipped_bit_a_truncated_and_a_missing_file_are_named(store, tmp_path,
             TrajectoryStore.load(tmp_path / "store", verify=verify)
 
 
+def sign(manifest):
+    content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"manifest_sha256": digest}
+
+
 def edit_manifest(**changes):
+    """An edit whose author knows the checksum."""
+
     def edit(path):
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        path.write_text(json.dumps(sign(json.loads(path.read_text()) | changes)))
 
     return edit
 
@@ -472,6 +561,10 @@ def edit_manifest(**changes):
         (edit_manifest(files={}), "expected size and digest of data/meta.json, found None"),
         (edit_manifest(columns={}), "expected a shape of positive numbers"),
         (edit_manifest(num_transitions=10**9), "found shape"),
+        (edit_manifest(columns={"data/observation.memmap": [17, 4] * 9}), "expected a shape of positive numbers"),
+        (edit_manifest(columns={"data/observation.memmap": [10**400, 4]}), "expected a shape of positive numbers"),
+        (edit_manifest(more=1), r"unexpected \['more'\]"),
+        (lambda path: path.write_text("[" * 10**6), "meta.json is damaged: expected JSON"),
     ],
 )
 def test_a_damaged_manifest_is_a_clear_error(store, tmp_path, break_it, message):
@@ -481,11 +574,59 @@ def test_a_damaged_manifest_is_a_clear_error(store, tmp_path, break_it, message)
         TrajectoryStore.load(tmp_path / "store")
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"Pick"', '"Push"'),
+        ('"seed": 3', '"seed": 8'),
+        ("manifest_sha256", "manifest_sha255"),
+        ('"num_transitions": 17', '"num_transitions": 18'),
+        ('"manifest_sha256": "', '"manifest_sha256": "0'),
+    ],
+)
+def test_what_is_said_of_the_data_is_protected_too(store, tmp_path, before, after, verify):
+    TrajectoryStore(store.data, {"task": "Pick", "seed": 3}).save(tmp_path / "store")
+    file = tmp_path / "store" / "meta.json"
+    content = file.read_text()
+    assert before in content
+    file.write_text(content.replace(before, after))
+    with pytest.raises(DatasetError, match=r"meta.json is (altered|damaged): .*(manifest_sha25|unexpected)"):
+        TrajectoryStore.load(tmp_path / "store", verify=verify)
+    # what is laid out anew says the same
+    file.write_text(json.dumps(json.loads(content), sort_keys=True))
+    assert TrajectoryStore.load(tmp_path / "store", verify=verify).meta == {"task": "Pick", "seed": 3}
+
+
+def test_a_store_of_an_earlier_version_loads_and_that_is_said_once(store, tmp_path, caplog):
+    for name in ("first", "second"):
+        store.save(tmp_path / name)
+        file = tmp_path / name / "meta.json"
+        manifest = json.loads(file.read_text())
+        del manifest["manifest_sha256"]
+        file.write_text(json.dumps(manifest))
+        for _ in range(3):
+            assert equal(TrajectoryStore.load(tmp_path / name), store)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "first/meta.json has no checksum of its own" in said[0]
+    assert "second/meta.json" in said[1]
+
+
+def test_a_damaged_store_may_be_replaced(store, make_store, tmp_path):
+    store.save(tmp_path / "store")
+    file = tmp_path / "store" / "meta.json"
+    file.write_text(file.read_text().replace('"num_transitions": 17', '"num_transitions": 18'))
+    other = make_store(seed=1)
+    other.save(tmp_path / "store", overwrite=True)
+    assert equal(TrajectoryStore.load(tmp_path / "store"), other)
+
+
 def test_a_larger_shape_in_the_manifest_never_grows_the_file(store, tmp_path):
     store.save(tmp_path / "store")
     manifest = json.loads((tmp_path / "store" / "meta.json").read_text())
     manifest["columns"]["data/action.memmap"] = [17, 4]
-    (tmp_path / "store" / "meta.json").write_text(json.dumps(manifest))
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(sign(manifest)))
     with pytest.raises(DatasetError, match=r"expected 204 bytes in 17 rows, found shape \[17, 4\]"):
         TrajectoryStore.load(tmp_path / "store", verify=False)
     assert (tmp_path / "store" / "data" / "action.memmap").stat().st_size == 17 * 3 * 4

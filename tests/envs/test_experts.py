@@ -1,9 +1,11 @@
+import hashlib
+import json
 import pickle
 
 import numpy as np
 import pytest
 
-from torchrl_smore.envs import TASKS, PlanningExpert, task_names
+from torchrl_smore.envs import TASKS, PlanningExpert, expert_behaviour, task_names
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs.experts import FetchSlideExpert, HandReachExpert, ReacherExpert
 from torchrl_smore.envs.sawyer import HANDLE_TOP
@@ -51,6 +53,27 @@ def test_simulated_experts_solve_a_handful_of_episodes(name):
     measured = quality(run(name, 12)["reward"])
     assert measured["success"] == 1.0
     assert measured["discounted_return"] > BARS[name][1] - 2.0  # twelve episodes scatter by about 1
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "random_prob", "least"), [("FetchPush", 0.2, 0.1, 26.5), ("FetchPick", 0.2, 0.05, 25.0)]
+)
+def test_pushing_and_picking_have_networks_as_experts_that_do_what_their_file_says(name, noise, random_prob, least):
+    task = TASKS[name]
+    meta = json.loads((task.bundled_actors / "meta.json").read_text())
+    path = task.bundled_actors / "expert.npz"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == meta["sha256"]
+    assert path.stat().st_size < 310_000
+    assert meta["command"].startswith(f"python recipes/distill_expert.py task={name} ")
+    assert meta["expert"]["success"] >= 0.98
+
+    behaviour = expert_behaviour(task)
+    assert (behaviour.policy, behaviour.noise, behaviour.random_prob) == (str(path), noise, random_prob)
+    scripted = expert_behaviour(task, "scripted")
+    assert (scripted.policy, scripted.noise, scripted.random_prob) == (None, 0.0, 0.0)
+    measured = quality(run(name, 12, policy=behaviour.policy)["reward"])
+    assert measured["success"] > 0.9  # it misses a goal in a hundred episodes or two
+    assert measured["discounted_return"] > least
 
 
 @pytest.mark.slow

@@ -215,11 +215,25 @@ def test_the_actors_of_the_package_are_what_their_file_says(robot):
     folder = get_task(f"{robot}TgtVel-m-e").bundled_actors
     assert get_task(f"{robot}TgtVel-r-e").bundled_actors == folder
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["command"].startswith(f"python recipes/train_expert.py task={robot}TgtVel-m-e ")
     for name in ("expert", "medium"):
+        converted = (robot, name) == ("Ant", "expert")
+        recipe = "convert_expert" if converted else "train_expert"
+        command = (meta if "command" in meta else meta[name])["command"]
+        assert command.startswith(f"python recipes/{recipe}.py task={robot}TgtVel-m-e ")
         path = folder / f"{name}.npz"
         assert path.stat().st_size < 2e6
         assert hashlib.sha256(path.read_bytes()).hexdigest() == meta[name]["sha256"]
+
+
+def test_the_ants_expert_runs_at_the_goal_and_its_licence_comes_with_it():
+    meta = json.loads((ANT.bundled_actors / "meta.json").read_text())["expert"]
+    assert meta["velocity"] >= 4.5
+    assert meta["reached"] >= 0.4
+    assert "cd35bde610f4045bf2e0731c8f4c88d22df8fc85" in meta["source"]
+    assert meta["license"].startswith("MIT, Copyright (c) 2020 Antonin RAFFIN")
+    licence = (ANT.bundled_actors / "LICENSE").read_text()
+    assert licence.startswith("MIT License\n\nCopyright (c) 2020 Antonin RAFFIN\n")
+    assert "The above copyright notice and this permission notice shall be included" in licence
 
 
 @pytest.mark.parametrize("task", [CHEETAH, ANT], ids=lambda task: task.name)

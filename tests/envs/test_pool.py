@@ -71,6 +71,71 @@ def test_a_dead_worker_is_named_with_its_cause_and_all_are_collected():
         pool.reset([0, 1])
 
 
+@pytest.mark.parametrize("size", [1, 1_000_000], ids=["answering", "taking the request"])
+def test_a_stopped_worker_times_out_by_its_name(size):
+    worker = Worker("environment worker 3 of PointReach", timeout_s=1.0)
+    os.kill(worker.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    said = r"environment worker 3 of PointReach \(process \d+\) has not answered for 1 s"
+    with pytest.raises(RuntimeError, match=said):
+        # a pipe holds some 64,000 bytes
+        _ask(worker, _count, b"x" * size)
+    assert 0.9 < time.monotonic() - started < 30.0
+    worker.close()
+
+
+def _ask(worker, *request):
+    worker.send(*request)
+    return worker.receive()
+
+
+def _count(state, content):
+    return len(content)
+
+
+def test_a_pool_passes_its_timeout_on_and_closes_when_it_runs_out():
+    pool = EnvPool("PointReach", 2, num_workers=2, timeout_s=90.0)
+    pids = [worker.pid for worker in pool._workers]
+    for worker in pool._workers:
+        assert worker.timeout_s == 90.0
+        worker.timeout_s = 1.0
+    os.kill(pids[1], signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match=r"environment worker 1 of PointReach .* has not answered for 1 s"):
+        pool.reset([0, 1])
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    with pytest.raises(ValueError, match="timeout_s must be positive, got 0"):
+        EnvPool("PointReach", 1, num_workers=1, timeout_s=0)
+
+
+def test_large_messages_go_both_ways():
+    worker = Worker("worker")
+    content = os.urandom(3_000_000)
+    worker.send(_echo, content)
+    assert worker.receive() == content
+    worker.close()
+
+
+def _echo(state, content):
+    return content
+
+
+def test_a_task_of_the_users_own_script_is_explained(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dataclasses\n"
+        "from torchrl_smore.envs import EnvPool, get_task\n"
+        "def mine(observation):\n"
+        "    return observation[..., 0] > 4\n"
+        "EnvPool(dataclasses.replace(get_task('PointReach'), has_fallen=mine), 1, num_workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "does not run the script that started it" in done.stderr
+    assert "module of their own" in done.stderr
+
+
 def test_an_exception_in_a_worker_comes_back_with_its_traceback():
     pool = EnvPool("PointReach", 2, num_workers=1)
     with pytest.raises(RuntimeError, match=r"(?s)environment worker 0 of PointReach failed.*actual value: -5"):

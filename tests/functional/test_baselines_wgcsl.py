@@ -38,10 +38,10 @@ def test_advantages_below_the_threshold_get_the_low_weight():
 def test_the_memory_drops_the_oldest_first():
     memory = torch.full((4,), math.nan)
     memory = push(memory, torch.tensor([[1.0], [2.0]]))
-    assert memory.tolist()[:2] == [1.0, 2.0]
+    assert memory.tolist()[:2] == [2.0, 1.0]
     memory = push(memory, torch.tensor([3.0, 4.0, 5.0]))
-    assert memory.tolist() == [3.0, 4.0, 5.0, 1.0]
-    assert push(memory, torch.arange(9.0)).tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert memory.tolist() == [5.0, 4.0, 3.0, 2.0]
+    assert push(memory, torch.arange(9.0)).tolist() == [8.0, 7.0, 6.0, 5.0]
 
 
 @pytest.mark.parametrize("percent", [0.0, 12.5, 33.3, 50.0, 80.0, 100.0])

@@ -34,7 +34,6 @@ HIDDEN = (6,)
 ORIGINAL_WGCSL = {
     "threshold": "percentile",
     "advantage": "online",
-    "advantage_reward_shift": 1.0,
     "threshold_step": 1.0,
 }
 

@@ -98,8 +98,8 @@ def test_bounds_clip_the_bootstrap_and_are_counted():
     [
         ({}, (-2.0, 200.0)),
         ({"residual_coef": 1.0}, (-0.5, 50.0)),
-        ({"formulation": "official_stable"}, (-200.0, 200.0)),
-        ({"formulation": "official"}, (-0.01, math.inf)),
+        ({"formulation": "official_stable"}, None),
+        ({"formulation": "official"}, None),
         ({"formulation": "dual"}, None),
         ({"score_bounds": None}, None),
         ({"score_bounds": (-3, 4)}, (-3.0, 4.0)),
@@ -107,7 +107,7 @@ def test_bounds_clip_the_bootstrap_and_are_counted():
     ],
     ids=str,
 )
-def test_automatic_bounds_are_the_range_of_the_closed_form(kwargs, expected):
+def test_automatic_bounds_are_the_range_of_the_closed_form_and_none_where_the_released_code_has_none(kwargs, expected):
     loss = ScoreLoss(table(1.0), num_score_nets=1, **kwargs)
     assert loss.score_bounds == (expected if expected is None else pytest.approx(expected))
 
@@ -115,11 +115,28 @@ def test_automatic_bounds_are_the_range_of_the_closed_form(kwargs, expected):
 def test_half_open_bounds_clip_on_one_side():
     batch = example()
     batch["next", "state_value"][1] = -5.0
-    out = one(formulation="official", score_bounds="auto")(batch)
+    out = one(formulation="official", score_bounds=(-1.0, math.inf))(batch)
     # one of the two values on rho: the official objectives bootstrap none on q
     assert out["bound_clipped"].item() == 0.5
-    batch["next", "state_value"][1] = -1e-4 / 0.5
+    batch["next", "state_value"][1] = -1.0
     torch.testing.assert_close(out["loss_score"], one(formulation="official")(batch)["loss_score"])
+
+
+@pytest.mark.parametrize(
+    ("formulation", "after", "expected"),
+    [
+        # S = [1, 2] on rho and [3, -1] on q, y = M / 2 - S = [-3, -2]: -1 + 1e-4 * 1.5 + 0.5 * (9 + 4) / 2
+        ("official", -4.0, 2.25015),
+        # y = [4, -2] and 2 / (1 - gamma) = 4: (1 + 25) / 2 + 0.5e-4 * (1 + 4) / 2 + 0.5 * (2^2 + (-4)^2) / 2
+        ("official_stable", 10.0, 18.000125),
+    ],
+)
+def test_an_official_formulation_is_by_default_the_released_codes_loss(formulation, after, expected):
+    batch = example()
+    batch["next", "state_value"][0] = after
+    out = ScoreLoss(table(1.0), num_score_nets=1, formulation=formulation, beta=0.25, gamma=0.5)(batch)
+    assert out["loss_score"].item() == pytest.approx(expected, rel=1e-6)
+    assert out["bound_clipped"].item() == 0.0
 
 
 def test_scores_outside_the_range_are_counted_whether_or_not_it_is_enforced():

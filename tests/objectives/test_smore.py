@@ -377,3 +377,43 @@ def test_training_on_one_batch_lowers_the_score_loss_and_keeps_the_scores_in_ran
         history.append(out["loss_score"].item())
     assert history[-1] < history[0]
     assert out["score_outside"] < 0.5
+
+
+@pytest.mark.parametrize("name", ["smore", "gciql"])
+def test_the_actor_pursues_goals_of_its_own_and_score_and_value_do_not_see_them(name, build, batch_for):
+    keyed = build(name)
+    batch = batch_for(keyed)
+    shared = keyed(batch)
+    other = batch["desired_goal"] + 1.0
+    # the same loss on rows whose goal is the actor's, for the actor alone
+    expected = keyed(batch.clone().set("desired_goal", other))["loss_actor"]
+
+    keyed.set_keys(actor_goal="actor_goal")
+    assert "actor_goal" in keyed.in_keys
+    out = keyed(batch.clone().set("actor_goal", other))
+    torch.testing.assert_close(out["loss_actor"], expected)
+    assert not torch.isclose(out["loss_actor"], shared["loss_actor"])
+    for key in ("loss_value", "loss_score" if name == "smore" else "loss_qvalue"):
+        torch.testing.assert_close(out[key], shared[key])
+    loss_actor, _ = keyed.actor_loss(batch.clone().set("actor_goal", other))
+    torch.testing.assert_close(loss_actor, expected)
+
+
+@pytest.mark.parametrize("name", ["smore", "gciql"])
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_in_horizons_a_temperature_is_that_many_times_one_less_gamma(name, kernels, build, batch_for):
+    outs = []
+    for options in ({"temperature": 30.0, "advantage_unit": "horizon"}, {"temperature": 3.0}):
+        torch.manual_seed(0)
+        loss = build(name, gamma=0.9, kernels=kernels, **options)
+        outs.append(loss(batch_for(loss)))
+    torch.testing.assert_close(outs[0]["loss_actor"], outs[1]["loss_actor"])
+    torch.testing.assert_close(outs[0]["awr_weight"], outs[1]["awr_weight"])
+    # what is reported is in the unit that the temperature multiplies
+    torch.testing.assert_close(outs[0]["mean_advantage"], 0.1 * outs[1]["mean_advantage"])
+    torch.testing.assert_close(outs[0]["loss_value"], outs[1]["loss_value"])
+
+
+def test_an_unknown_unit_of_the_advantage_is_refused(build):
+    with pytest.raises(ValueError, match=r"unknown advantage_unit 'horizons'.*'horizon'"):
+        build("smore", advantage_unit="horizons")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.objectives import SoftUpdate
 
 from torchrl_smore.modules import goal_specs, make_networks
@@ -105,14 +107,13 @@ def test_the_original_equals_a_computation_with_plain_modules():
         built,
         threshold="percentile",
         advantage="online",
-        advantage_reward_shift=1.0,
         threshold_step=40.0,
         target_bounds=(-10.0, 0.0),
         memory_size=100,
     )
     after = plain.q(plain.after, plain.g, plain.head(plain.after, plain.g)[0])
-    advantage = plain.r + 1.0 + GAMMA * after - plain.here()
-    for percent in (0.0, 40.0, 80.0, 80.0):  # at 0 the threshold is the smallest advantage: nothing is below
+    advantage = plain.r + GAMMA * after - plain.here()
+    for percent in (40.0, 80.0, 80.0):
         threshold = torch.quantile(advantage, percent / 100)
         actor, _ = plain.losses(advantage, torch.where(advantage >= threshold, 1.0, 0.05))
         # the memory holds copies of one batch: interpolation between equal neighbours differs
@@ -171,6 +172,7 @@ def test_without_the_discount_no_offset_is_read():
         ({"regression": "mae"}, "unknown regression"),
         ({"gamma": 1.0}, "gamma must lie"),
         ({"target_bounds": (0.0, -1.0)}, "lower < upper"),
+        ({"target_bounds": "symetric"}, "unknown target_bounds"),
     ],
     ids=str,
 )
@@ -220,3 +222,139 @@ def test_the_threshold_imitates_the_better_action_alone():
     with torch.no_grad():
         action = loss._policy_action(batch, loss.actor_network_params)
     assert action.mean() > 0.3
+
+
+STATES = 12
+ORIGINAL = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
+
+
+class ChainTable(torch.nn.Module):
+    """Q or the policy on a chain: an entry for each state, goal and, of Q, step to the right (1) or none (0)."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.nn.Parameter(table)
+
+    def forward(self, observation, goal, *action):
+        index = [x.argmax(-1) for x in (observation, goal)] + [a.squeeze(-1).round().long() for a in action]
+        return self.table[tuple(index)].unsqueeze(-1)
+
+
+def chain_batch(state, action, goal, offset=None):
+    after = (state + action).clamp_max(STATES - 1)
+    eye = torch.eye(STATES)
+    return TensorDict(
+        {
+            "observation": eye[state],
+            "desired_goal": eye[goal],
+            "action": action[:, None].float(),
+            "goal_offset": torch.full((len(state), 1), -1) if offset is None else offset[:, None],
+            "next": {"observation": eye[after], "reward": (after == goal)[:, None].float()},
+        },
+        [len(state)],
+    )
+
+
+def test_weights_on_a_chain_are_those_of_a_critic_of_rewards_0_and_1():
+    # the goal is the last state, and the policy always steps to the right: entering it pays 1 and staying there
+    # again, so V(s) = gamma^(10 - s) / (1 - gamma) below the goal and 1 / (1 - gamma) at it
+    value = GAMMA ** (STATES - 2 - torch.arange(STATES)).clamp_min(0).double() / (1 - GAMMA)
+    stay = GAMMA * value
+    stay[-1] = value[-1]
+    table = torch.zeros(STATES, STATES, 2)
+    table[:, -1] = torch.stack([stay, value], -1).float()
+    q = TensorDictModule(ChainTable(table), ["observation", "desired_goal", "action"], ["score"])
+    actor = TensorDictModule(ChainTable(torch.ones(STATES, STATES)), ["observation", "desired_goal"], ["action"])
+    loss = WGCSLLoss(actor, q, gamma=GAMMA, **ORIGINAL)
+    loss.eval()
+    SoftUpdate(loss, tau=0.1)
+    goal = torch.tensor([STATES - 1])
+    for state in range(STATES):
+        for action in (0, 1):
+            batch = chain_batch(torch.tensor([state]), torch.tensor([action]), goal)
+            out = loss(batch)
+            # a step of the policy has no advantage; standing still loses a step of the discount
+            advantage = 0.0 if action == 1 or state == STATES - 1 else -(1 - GAMMA) * value[state].item()
+            torch.testing.assert_close(out["td_error"].item(), 0.0, atol=1e-5, rtol=0.0)
+            torch.testing.assert_close(out["mean_advantage"].item(), advantage, atol=1e-5, rtol=0.0)
+            torch.testing.assert_close(out["actor_weight"].item(), math.exp(advantage), atol=1e-5, rtol=0.0)
+
+
+def test_the_weight_reaches_its_cap_at_an_advantage_of_ln_10():
+    table = torch.zeros(STATES, STATES, 2)
+    actor = TensorDictModule(ChainTable(torch.ones(STATES, STATES)), ["observation", "desired_goal"], ["action"])
+    row = chain_batch(torch.tensor([0]), torch.tensor([1]), torch.tensor([STATES - 1]))
+    for advantage, weight in ((1.3, math.exp(1.3)), (2.3, math.exp(2.3)), (2.31, 10.0)):
+        table[0, -1, 1] = -advantage
+        q = TensorDictModule(ChainTable(table.clone()), ["observation", "desired_goal", "action"], ["score"])
+        loss = WGCSLLoss(actor, q, gamma=GAMMA, **ORIGINAL).eval()
+        SoftUpdate(loss, tau=0.1)
+        assert loss(row)["actor_weight"].item() == pytest.approx(weight, rel=1e-5)
+
+
+class Original:
+    """AWGCSL's updates on the chain as its source has them: a ring of advantages in numpy, the actor's step first."""
+
+    def __init__(self, built, *, gamma, step, largest, size, lr):
+        self.q, self.head = copy.deepcopy(built.score[0].module), copy.deepcopy(built.actor.module[0].module)
+        self.target_q, self.target_head = copy.deepcopy(self.q), copy.deepcopy(self.head)
+        self.gamma, self.step, self.largest = gamma, step, largest
+        self.ring, self.filled, self.place, self.percent = np.zeros(size), 0, 0, 0.0
+        self.optimisers = [torch.optim.Adam(part.parameters(), lr=lr) for part in (self.head, self.q)]
+
+    def _threshold(self, advantage):
+        for a in advantage:
+            self.ring[self.place] = a
+            self.place = (self.place + 1) % len(self.ring)
+        self.filled = min(self.filled + len(advantage), len(self.ring))
+        self.percent = min(self.percent + self.step, self.largest)
+        return np.percentile(self.ring[: self.filled], self.percent)
+
+    def update(self, batch):
+        s, g, a = batch["observation"], batch["desired_goal"], batch["action"]
+        after, r = batch["next", "observation"], batch["next", "reward"]
+        with torch.no_grad():
+            here = self.q(s, g, self.head(s, g)[0])
+            advantage = (r + self.gamma * self.q(after, g, self.head(after, g)[0]) - here).squeeze(-1)
+            bound = 1.0 / (1.0 - self.gamma)
+            target = r + self.gamma * self.target_q(after, g, self.target_head(after, g)[0])
+            target = target.clamp(-bound, bound)
+        below = advantage.double().numpy() < self._threshold(advantage.double().numpy())
+        weight = self.gamma ** batch["goal_offset"].squeeze(-1).float() * advantage.exp().clamp(0.0, 10.0)
+        weight = weight * torch.where(torch.tensor(below), 0.05, 1.0)
+        losses = (
+            (weight * (self.head(s, g)[0] - a).square().mean(-1)).mean(),
+            (self.q(s, g, a) - target).square().mean(),
+        )
+        for loss, optimiser in zip(losses, self.optimisers):
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            for target, source in ((self.target_q, self.q), (self.target_head, self.head)):
+                for old, new in zip(target.parameters(), source.parameters()):
+                    old.lerp_(new, 0.1)
+        return [loss.item() for loss in losses], below.mean()
+
+
+def test_the_original_equals_its_source_update_for_update_on_a_chain():
+    specs = goal_specs(observation_dim=STATES, goal_dim=STATES, action_dim=1)
+    built = make_networks(*specs, hidden=(16,), num_score_nets=1)
+    # 40 advantages fall out of a memory of 100 from the third update on; the percentile is at its last after 6
+    plain = Original(built, gamma=0.98, step=15.0, largest=80.0, size=100, lr=3e-3)
+    loss = WGCSLLoss(built.actor, built.score, threshold_step=15.0, memory_size=100, **ORIGINAL)
+    updater, optimiser = SoftUpdate(loss, tau=0.1), torch.optim.Adam(loss.parameters(), lr=3e-3)
+    for _ in range(10):
+        state, offset = torch.randint(STATES - 1, (40,)), torch.randint(STATES, (40,))
+        offset = torch.minimum(offset, STATES - 2 - state)
+        batch = chain_batch(state, torch.randint(2, (40,)), state + 1 + offset, offset)
+        # no two rows with one advantage: which side of the threshold a tie falls to is a matter of rounding
+        batch["observation"] += 0.01 * torch.randn(40, STATES)
+        expected, below = plain.update(batch)
+        out = loss(batch)
+        optimiser.zero_grad()
+        (out["loss_actor"] + out["loss_qvalue"]).backward()
+        optimiser.step()
+        updater.step()
+        assert [out["loss_actor"].item(), out["loss_qvalue"].item()] == pytest.approx(expected, rel=1e-4)
+        assert out["below_threshold"].item() == pytest.approx(below)

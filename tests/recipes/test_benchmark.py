@@ -175,6 +175,10 @@ def assert_refused(done, cwd, before, *said):
         (["table=9", "methods=[gofar]"], ["no cell"]),
         (["table=1", "tasks=[SawyerDoor]", "methods=[gc_sql]"], ["no cell"]),
         (["tasks=[PointReach]", "seeds=0"], ["seeds", "at least 1"]),
+        (["tasks=[PointReach]", "seeds=99999999999"], ["seeds", "at most 1,000"]),
+        (["tasks=[PointReach]", "num_trajectories=99999999999999"], ["num_trajectories", "at most 10,000,000"]),
+        (["tasks=[PointReach]", "settings=['run_root=/tmp/x']"], ["run_root", "no part of a setting"]),
+        (["tasks=[PointReach]", "settings=['data_dir=/tmp/x']"], ["data_dir", "no part of a setting"]),
         (["tasks=[PointReach]", "precision=fp16"], ["precision", "'fp16'"]),
         (["tasks=[PointReach]", "compile=on"], ["compile", "'on'"]),
         (["tasks=[PointReach]", "address=nowhere", "jobs=2"], ["jobs="]),
@@ -199,7 +203,7 @@ def test_two_drivers_in_one_folder_are_refused(recipe, copy):
     with (copy / "out" / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before = files(copy)
-        assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "another benchmark is running")
+        assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "benchmark folder", "in use by")
     assert recipe("benchmark.py", *QUICK, cwd=copy).status == 0
 
 

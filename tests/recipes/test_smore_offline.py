@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -87,9 +89,10 @@ def test_the_summary_has_exactly_the_promised_keys(finished):
         *("return_over_max", "final_distance"),
     }
     assert list(found) == [
-        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions", "eval"),
-        "runs",
+        *("task", "method", "formulation", "seeds", "steps", "updates_per_second", "seconds", "versions"),
+        *("diverged", "eval", "runs"),
     ]
+    assert found["diverged"] is None
     assert found["runs"] == [{"seed": 0, "eval": found["eval"]}]
     assert set(found["eval"]) == metrics | {"episodes", "intervals"}
     assert set(found["eval"]["intervals"]) == metrics
@@ -353,7 +356,8 @@ def test_a_finished_run_resumes_to_its_own_summary(recipe, finished, tmp_path):
     assert summary(run_dir)["eval"] == before["eval"]
 
 
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, finished):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, finished, signum):
     shutil.copytree(finished[0] / "datasets", tmp_path / "datasets")
     options = (*SMALL, "steps=1000000", "save_interval=1000000", "eval_interval=1000000")
     process = subprocess.Popen(
@@ -369,12 +373,12 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, finished):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signum)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
+    assert process.returncode == 128 + signum
     assert "Traceback" not in stderr
     run_dir = only_run(tmp_path)
     assert f"resume={run_dir.relative_to(tmp_path)}" in stderr.splitlines()[-1]
@@ -418,6 +422,15 @@ def assert_refused(done, cwd, before, *said):
         (["temperature=-1"], ["temperature", "-1"]),
         (["target_rate=0"], ["target_rate", "(0, 1]"]),
         (["learning_rate=-1"], ["learning_rate", "-1"]),
+        (["learning_rate=1e30"], ["learning_rate", "(0, 1]", "1e+30"]),
+        (["num_trajectories=99999999999999"], ["num_trajectories", "at most 10,000,000", "99999999999999"]),
+        (["steps=" + "9" * 60], ["steps", "at most 1,000,000,000", "999..."]),
+        (["seed=99999999999999999999"], ["seed", "at most 2,147,482,647"]),
+        (["batch_size=99999999999"], ["batch_size", "at most 1,000,000"]),
+        (["action_noise=1e30"], ["action_noise", "[0, 1000]"]),
+        (["goal_columns=[0,1]"], ["goal_columns", "dataset="]),
+        (["dataset_format=d4rl", "desired_goal=[1.0]"], ["dataset_format, desired_goal", "dataset="]),
+        (["on_divergence=ignore"], ["'ignore'", "stop, continue"]),
         (["steps=many"], ["steps=many", "Integer"]),
         (["seed=1.5"], ["seed=1.5", "Integer"]),
         (["seed=0,1"], ["seed=0,1", "--multirun"]),
@@ -495,6 +508,13 @@ def test_a_bad_buffer_pkl_is_refused_and_runs_no_code(recipe, tmp_path, buffer, 
         ("an unknown option in config.yaml", ["config.yaml", "colour"]),
         ("a wrong type in config.yaml", ["config.yaml", "many"]),
         ("no YAML", ["config.yaml"]),
+        ("another batch size", ["batch_size=8", "expected 9"]),
+        ("another precision", ["precision='float32'", "expected 'bf16'"]),
+        ("more steps", ["steps=12", "expected 24"]),
+        ("aliases", ["config.yaml", "alias"]),
+        ("an interpolation", ["config.yaml", "threads"]),
+        ("an interpolation in a text", ["${oc.env:HOME}"]),
+        ("a checkpoint with an edited meta", ["was edited"]),
         ("a damaged checkpoint", ["damaged"]),
         ("a checkpoint without its meta", ["checkpoint"]),
     ],
@@ -509,7 +529,14 @@ def test_a_run_that_cannot_be_resumed_is_refused_and_left_alone(recipe, tmp_path
         "an unknown option in config.yaml": text + "colour: red\n",
         "a wrong type in config.yaml": text.replace("steps: 12", "steps: many"),
         "no YAML": "{[",
+        "another batch size": text.replace("batch_size: 8", "batch_size: 9"),
+        "another precision": text.replace("precision: float32", "precision: bf16"),
+        "more steps": text.replace("\nsteps: 12", "\nsteps: 24"),
+        "aliases": "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\n" + text,
+        "an interpolation": text.replace("threads: 1", "threads: ${oc.env:SMORE_NUMBER}"),
+        "an interpolation in a text": text.replace("task: PointReach", "task: ${oc.env:HOME}"),
     }
+    assert fault not in more or more[fault] != text
     (run_dir / "config.yaml").write_text(more.get(fault, text))
     if fault == "a damaged checkpoint":
         content = bytearray((latest / "state.pt").read_bytes())
@@ -518,9 +545,79 @@ def test_a_run_that_cannot_be_resumed_is_refused_and_left_alone(recipe, tmp_path
     if fault == "a checkpoint without its meta":
         for step in ("step_000000008", "step_000000012"):
             (run_dir / "checkpoint" / step / "meta.json").unlink()
+    if fault == "a checkpoint with an edited meta":
+        meta = latest / "meta.json"
+        meta.write_text(meta.read_text().replace('"total_steps": 12', '"total_steps": 13'))
     before = files(tmp_path)
     options = ("steps=5", "batch_size=3") if fault == "other options" else ()
-    assert_refused(recipe("smore_offline.py", f"resume={run_dir}", *options, cwd=tmp_path), tmp_path, before, *said)
+    done = recipe("smore_offline.py", f"resume={run_dir}", *options, cwd=tmp_path, env={"SMORE_NUMBER": "1"})
+    assert_refused(done, tmp_path, before, *said)
+
+
+def test_a_second_process_is_kept_out_of_a_run_folder_by_the_name_of_the_first(recipe, tmp_path, finished):
+    from torchrl_smore.trainers import locked
+
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    run_dir = only_run(tmp_path)
+    with locked(run_dir / ".lock", "run folder"):
+        before = files(tmp_path)
+        done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+        assert_refused(done, tmp_path, before, f"run folder {run_dir} is in use by process {os.getpid()} on ")
+    (run_dir / "summary.json").unlink()
+    (run_dir / ".config.yaml.partial").write_text("half")
+    (run_dir / "checkpoint" / ".partial_x").mkdir()
+    assert recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path).status == 0
+    assert not list(run_dir.rglob(".*"))
+
+
+def test_a_second_process_waits_for_a_dataset_and_takes_what_the_first_has_made(import_recipe, tmp_path, store_path):
+    from torchrl_smore.envs import get_task
+    from torchrl_smore.trainers import locked
+
+    recipe_utils, task = import_recipe("recipe_utils"), get_task("PointReach")
+    request = {"num_trajectories": 20, "expert_fraction": 0.2, "seed": 0}
+    out = recipe_utils.dataset_folder(str(tmp_path), task, **request)
+    holding, found = threading.Event(), []
+
+    def first():
+        with locked(out.with_name(f".{out.name}.lock"), "dataset"):
+            holding.set()
+            time.sleep(1.0)
+            shutil.copytree(store_path, out)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    holding.wait()
+    found.append(recipe_utils.collect_or_load(task, str(tmp_path), **request))
+    thread.join()
+    assert found[0].num_trajectories == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
+
+
+def test_a_run_that_diverges_says_where_and_leaves_a_summary_with_null(
+    import_recipe, tmp_path, store_path, monkeypatch
+):
+    smore_offline = import_recipe("smore_offline")
+
+    class Diverging(smore_offline.OfflineTrainer):
+        def optim_steps(self, batch):
+            if self.step > 8:
+                next(self.update.losses[0].parameters()).data.fill_(float("nan"))
+            super().optim_steps(batch)
+
+    monkeypatch.setattr(smore_offline, "OfflineTrainer", Diverging)
+    options = dict(option.split("=") for option in SMALL if not option.startswith(("num_traj", "rollout")))
+    numbers = {key: int(value) for key, value in options.items() if value.isdecimal()}
+    config = smore_offline.Config(
+        **{**options, **numbers, "dataset": str(store_path), "run_root": str(tmp_path / "runs"), "rollout": False}
+    )
+    with pytest.raises(smore_offline.DivergedError, match="step_000000008"):
+        smore_offline.train(config)
+    run_dir = only_run(tmp_path)
+    found = summary(run_dir)
+    assert found["diverged"]["update"] in (9, 10, 11, 12)
+    assert found["diverged"]["loss"].startswith("loss_")
+    assert (found["eval"], found["runs"]) == (None, [{"seed": 0, "eval": None}])
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_no_broken_checkpoint(recipe, tmp_path, store_path):
@@ -528,6 +625,8 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_no_broken_checkpoint(recipe,
     assert done.status == 2, done.stdout + done.stderr
     (error,) = done.stderr.splitlines()
     assert error.startswith("error: ")
+    assert "checkpoint/step_" in error
+    assert "a checkpoint needs about" in error
     assert not list(only_run(tmp_path).glob("checkpoint/*"))
 
 

@@ -15,11 +15,13 @@ from torchrl_smore.reports import (
     SignificanceTest,
     adjust_p_values,
     bootstrap_interval,
+    effective_sample_size,
     interquartile_mean,
     mann_whitney,
     mean_and_std,
     performance_profile,
     probability_of_improvement,
+    rank_correlation,
     smallest_p,
 )
 
@@ -277,3 +279,29 @@ def test_the_description_states_sidedness_correction_level_and_family():
 def test_errors_say_what_was_expected_and_what_came(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_effective_sample_size_of_weights_is_that_worked_by_hand():
+    assert effective_sample_size([2.0, 2.0, 2.0]) == pytest.approx(3.0)
+    assert effective_sample_size([1.0, 0.0, 0.0, 0.0]) == pytest.approx(1.0)
+    # (1 + 2 + 3)^2 / (1 + 4 + 9), on any scale, as small as floats are
+    assert effective_sample_size([1.0, 2.0, 3.0]) == pytest.approx(36 / 14)
+    assert effective_sample_size([1e-200, 2e-200, 3e-200]) == pytest.approx(36 / 14)
+
+
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -1.0], [1.0, np.inf], [np.nan, 1.0]], ids=str)
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ValueError, match="expected weights that are finite, not negative and not all zero"):
+        effective_sample_size(weights)
+
+
+def test_the_rank_correlation_is_that_worked_by_hand():
+    assert rank_correlation([1, 2, 3], [10, 100, 1000]) == pytest.approx(1.0)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    # no ties: 1 - 6 sum d^2 / (n (n^2 - 1)) with d = 1, 1, 0, 0
+    assert rank_correlation([1, 2, 3, 4], [2, 1, 3, 4]) == pytest.approx(1 - 6 * 2 / 60)
+    # ranks 0.5, 0.5, 2 against 0, 1, 2, about their mean of 1: 1.5 / sqrt(1.5 * 2)
+    assert rank_correlation([5, 5, 9], [1, 2, 3]) == pytest.approx(1.5 / 3**0.5)
+    assert np.isnan(rank_correlation([1, 1], [1, 2]))
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        rank_correlation([1, 2], [1, 2, 3])

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_smore.trainers import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_smore.trainers import (
+    CheckpointError,
+    clear_leftovers,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 
 STATE = {"step": 3, "nested": {"weight": torch.arange(4.0), "list": [1, None, "text", 2.5]}}
@@ -30,7 +36,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     state, meta = load_checkpoint(path, {"task": "FetchReach"})
     torch.testing.assert_close(state["nested"]["weight"], STATE["nested"]["weight"])
     assert (state["step"], state["nested"]["list"]) == (3, [1, None, "text", 2.5])
-    assert (meta["task"], meta["step"], meta["format_version"]) == ("FetchReach", 3, 2)
+    assert (meta["task"], meta["step"], meta["format_version"]) == ("FetchReach", 3, 3)
     assert latest_checkpoint(tmp_path / "runs" / "a") == path
 
 
@@ -59,8 +65,8 @@ def test_other_folders_are_neither_taken_for_checkpoints_nor_removed(tmp_path):
 
 
 def fail_in_save(monkeypatch):
-    def save(state, path):
-        path.write_bytes(b"half")
+    def save(state, file):
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", save)
@@ -106,9 +112,11 @@ def test_a_full_disk_is_an_error_that_spares_what_is_there(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
-            save_checkpoint(tmp_path, 2, {"big": torch.zeros(100_000)}, {})
-        except (OSError, RuntimeError):
-            os._exit(17)
+            save_checkpoint(tmp_path, 2, {"big": [{"a": torch.zeros(100_000)}]}, {})
+        except OSError as error:
+            # 100,000 numbers of four bytes
+            told = error.errno == errno.EFBIG and "step_000000002" in str(error) and "about 0.40 MB" in str(error)
+            os._exit(17 if told else 1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 17
     assert names(tmp_path) == ["step_000000001"]
@@ -129,6 +137,17 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     assert names(tmp_path) == ["step_000000001"]
 
 
+def test_a_checkpoint_that_a_killed_process_had_moved_aside_is_put_back(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"step": "old"}, {}, keep=1)
+    path.rename(tmp_path / ".partial_step_000000001_replaced")
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["step_000000001"]
+    # where the new one is in its place, the old one goes
+    shutil.copytree(path, tmp_path / ".partial_step_000000001_replaced")
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["step_000000001"]
+
+
 @pytest.mark.parametrize("root", ["empty", "absent"])
 def test_without_a_checkpoint_the_folder_is_named(tmp_path, root):
     (tmp_path / "empty").mkdir()
@@ -141,6 +160,8 @@ def rewrite_state(path, payload, sign=True):
     if sign:
         meta = json.loads((path / "meta.json").read_text())
         meta["sha256"] = hashlib.sha256(payload).hexdigest()
+        del meta["meta_sha256"]
+        meta["meta_sha256"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
         (path / "meta.json").write_text(json.dumps(meta))
 
 
@@ -167,7 +188,7 @@ def write_meta(text):
         (write_meta(b'{"format_version": 2,'), "not a whole checkpoint"),
         (write_meta(b"\xff\xfe"), "not a whole checkpoint"),
         (write_meta(b"[]"), "must hold a JSON object, found list"),
-        (write_meta(b'{"format_version": 1}'), "has checkpoint format 1; this version reads 2"),
+        (write_meta(b'{"format_version": 1}'), "has checkpoint format 1; this version reads 2 and 3"),
         (write_meta(b"{}"), "has checkpoint format None"),
     ],
 )

@@ -1,7 +1,7 @@
 """The trajectory store, its readers, and sampling of goal transitions."""
 
 from torchrl_smore.data import readers
-from torchrl_smore.data.anchors import ANCHOR_RULES, anchor_weights
+from torchrl_smore.data.anchors import ANCHOR_RULES, anchor_weights, check_anchor_rule
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.mixing import mix, split_by_behaviour
 from torchrl_smore.data.packed import GoalBatchSampler
@@ -19,6 +19,7 @@ __all__ = [
     "HindsightGoalTransform",
     "TrajectoryStore",
     "anchor_weights",
+    "check_anchor_rule",
     "mix",
     "readers",
     "split_by_behaviour",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrl_smore.data._files import quoted, shortened
 from torchrl_smore.data.errors import DatasetError
 
 
@@ -21,12 +22,12 @@ def check_composition(meta: dict[str, Any], num_trajectories: int) -> None:
     parts = meta["composition"]
     if not isinstance(parts, list) or not all(_is_part(part) for part in parts):
         expected = "a list of {'behaviour': str, 'num_trajectories': int, ...}"
-        raise DatasetError(f"meta['composition']: expected {expected}, found {parts}.")
+        raise DatasetError(f"meta['composition']: expected {expected}, found {quoted(parts)}.")
     counts = [part["num_trajectories"] for part in parts]
     if sum(counts) != num_trajectories:
         raise DatasetError(
             f"meta['composition']: expected parts that add up to {num_trajectories} trajectories, "
-            f"found {' + '.join(map(str, counts)) or 0} = {sum(counts)}."
+            f"found {shortened(' + '.join(map(quoted, counts)) or '0')} = {quoted(sum(counts))}."
         )
 
 

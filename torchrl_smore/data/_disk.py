@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,16 +17,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # no POSIX: leftovers stay
+    fcntl = None  # type: ignore[assignment]
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from torchrl_smore.data._files import quoted, read_bounded, shortened
 from torchrl_smore.data._schema import SCHEMA, Key
 from torchrl_smore.data.errors import DatasetError
 
+_logger = logging.getLogger("torchrl_smore")
 FORMAT = "torchrl_smore.trajectories"
 FORMAT_VERSION = 1
 _MANIFEST = "meta.json"
+_CHECKSUM = "manifest_sha256"
+_MAX_MANIFEST = 1 << 26  # bytes
+_MAX_ROWS = 1 << 48
 _FOLDER = "data"
 _BLOCK = 1 << 24
 
@@ -48,8 +61,9 @@ def write(path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: 
     if path.exists():
         if not overwrite:
             raise FileExistsError(f"{path} exists: pass overwrite=True to replace the trajectory store there.")
-        read_manifest(path)  # never replaces a folder that holds something else
+        _parse_manifest(path)  # never replaces a folder that holds something else
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path, replaced=path.exists())
     with _published(path) as partial:
         folder = partial / _FOLDER
         # lays out the folder with empty files; the bytes follow through plain writes, because a full disk
@@ -67,7 +81,9 @@ def write(path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: 
             "columns": {_file(key): list(data.get(key).shape) for key in SCHEMA},
             "meta": meta,
         }
+        manifest[_CHECKSUM] = _manifest_digest(manifest)
         _write_file(partial / _MANIFEST, json.dumps(manifest, indent=2).encode())
+    _remove_leftovers(path, replaced=True)
 
 
 def read(path: Path, *, verify: bool) -> tuple[TensorDict, dict[str, Any]]:
@@ -90,33 +106,71 @@ def read(path: Path, *, verify: bool) -> tuple[TensorDict, dict[str, Any]]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads ``meta.json`` and checks that this version of the library can read what it describes."""
+    """Reads ``meta.json`` and checks that it is whole and that this version of the library can read what it describes.
+
+    Raises:
+        DatasetError: if it is missing, damaged, altered, or of another format version.
+    """
     file = path / _MANIFEST
-    if not file.is_file():
-        raise DatasetError(f"{path} is not a trajectory store: it has no {_MANIFEST}.{_hint(path.resolve())}")
-    try:
-        manifest = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DatasetError(f"{file} is damaged: expected JSON, found {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DatasetError(f"{path} is not a trajectory store: {_MANIFEST} does not name the format {FORMAT!r}.")
+    manifest = _parse_manifest(path)
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise DatasetError(f"{file}: expected format version {FORMAT_VERSION}, found {manifest.get('format_version')}.")
+        raise DatasetError(
+            f"{file}: expected format version {FORMAT_VERSION}, found {quoted(manifest.get('format_version'))}."
+        )
     expected = {"num_transitions": int, "sha256": str, "files": dict, "columns": dict, "meta": dict}
     for key, kind in expected.items():
         if not isinstance(manifest.get(key), kind):
             raise DatasetError(f"{file} is damaged: expected {key!r} of type {kind.__name__}.")
+    if surplus := manifest.keys() - expected.keys() - {"format", "format_version", _CHECKSUM}:
+        raise DatasetError(f"{file} is damaged: unexpected {quoted(sorted(surplus))}.")
     for name in _FILES:
         record = manifest["files"].get(name)
         if not isinstance(record, dict) or record.keys() != {"bytes", "sha256"}:
-            raise DatasetError(f"{file} is damaged: expected size and digest of {name}, found {record}.")
+            raise DatasetError(f"{file} is damaged: expected size and digest of {name}, found {quoted(record)}.")
+    if _CHECKSUM in manifest:
+        if (found := _manifest_digest(manifest)) != manifest[_CHECKSUM]:
+            raise DatasetError(
+                f"{file} is altered: expected {_CHECKSUM!r} {found} from its content, found "
+                f"{quoted(manifest[_CHECKSUM])}."
+            )
+    else:
+        _say_unprotected(file.resolve())
     return manifest
+
+
+def _parse_manifest(path: Path) -> dict[str, Any]:
+    """What ``meta.json`` holds, if it is that of a trajectory store."""
+    file = path / _MANIFEST
+    if not file.is_file():
+        raise DatasetError(f"{path} is not a trajectory store: it has no {_MANIFEST}.{_hint(path.resolve())}")
+    content = read_bounded(file, _MAX_MANIFEST)
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{file} is damaged: expected JSON, found {shortened(str(error))}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DatasetError(f"{path} is not a trajectory store: {_MANIFEST} does not name the format {FORMAT!r}.")
+    return manifest
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 over everything in a manifest but its checksum, however it is laid out."""
+    content = {key: value for key, value in manifest.items() if key != _CHECKSUM}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _say_unprotected(file: Path) -> None:
+    _logger.warning(
+        "%s has no checksum of its own: it was written by an earlier version. What it says of the data is taken as it "
+        "stands; saving the store again adds one",
+        file,
+    )
 
 
 def _hint(path: Path) -> str:
     """Says where the previous store lies, if an overwrite was killed between its two renames."""
-    siblings = path.parent.iterdir() if path.parent.is_dir() else []
-    left = [sibling for sibling in siblings if sibling.name.startswith(f".{path.name}.replaced-")]
+    left = _hidden(path, "replaced")
     return f" An interrupted overwrite left the store that was there at {left[0]}." if left else ""
 
 
@@ -126,19 +180,25 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) 
         if not file.is_file():
             raise DatasetError(f"{file} is missing.")
         if (size := file.stat().st_size) != record["bytes"]:
-            raise DatasetError(f"{file} is truncated or altered: expected {record['bytes']} bytes, found {size}.")
+            raise DatasetError(
+                f"{file} is truncated or altered: expected {quoted(record['bytes'])} bytes, found {size}."
+            )
     if not verify:
         return
     with ThreadPoolExecutor() as pool:
         for name, digest in zip(_FILES, pool.map(lambda name: _file_digest(path / name), _FILES)):
             if digest != (expected := files[name]["sha256"]):
-                raise DatasetError(f"{path / name} is altered: expected SHA-256 {expected}, found {digest}.")
+                raise DatasetError(f"{path / name} is altered: expected SHA-256 {quoted(expected)}, found {digest}.")
 
 
 def _map_column(file: Path, shape: Any, rows: int, dtype: torch.dtype) -> Tensor:
     """Maps one file privately: writes to the tensor stay in memory, and read-only files will do."""
-    if not isinstance(shape, list) or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise DatasetError(f"{file}: expected a shape of positive numbers in {_MANIFEST}, found {shape}.")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > 2
+        or not all(type(size) is int and 0 < size <= _MAX_ROWS for size in shape)
+    ):
+        raise DatasetError(f"{file}: expected a shape of positive numbers in {_MANIFEST}, found {quoted(shape)}.")
     elements = math.prod(shape)
     if shape[:1] != [rows] or elements * dtype.itemsize != file.stat().st_size:
         raise DatasetError(
@@ -151,10 +211,8 @@ def _map_column(file: Path, shape: Any, rows: int, dtype: torch.dtype) -> Tensor
 @contextmanager
 def _published(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``path`` that takes its place on success and disappears on failure."""
-    token = uuid.uuid4().hex[:12]
-    partial = path.with_name(f".{path.name}.partial-{token}")
-    replaced = path.with_name(f".{path.name}.replaced-{token}")
-    partial.mkdir()
+    partial, lock = _locked_folder(path)
+    replaced = path.with_name(partial.name.replace(".partial-", ".replaced-"))
     try:
         yield partial
         for folder in (partial / _FOLDER / "next", partial / _FOLDER, partial):
@@ -170,8 +228,65 @@ def _published(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     _sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int | None]:
+    """A new hidden folder beside ``path``, and the lock that tells other processes that someone writes to it."""
+    while True:
+        partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:12]}")
+        partial.mkdir()
+        lock = _lock(partial, wait=True)
+        if partial.is_dir():  # not yet locked, it looked like a leftover to a process that starts at this moment
+            return partial, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock of a folder; ``None`` if someone else holds it or there are no locks here."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_leftovers(path: Path, *, replaced: bool) -> None:
+    """Removes the hidden folders that killed processes left beside ``path``, and none that a live one writes to.
+
+    Args:
+        path: the store.
+        replaced: whether to remove previous stores too, which are of use only where there is none at ``path``.
+    """
+    for partial in _hidden(path, "partial"):
+        if (lock := _lock(partial, wait=False)) is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
+    if not replaced:
+        return
+    written = {partial.name.rpartition("-")[2] for partial in _hidden(path, "partial")}
+    for previous in _hidden(path, "replaced"):
+        if previous.name.rpartition("-")[2] not in written:
+            shutil.rmtree(previous, ignore_errors=True)
+
+
+def _hidden(path: Path, kind: str) -> list[Path]:
+    """Hidden folders of :func:`_published` beside ``path``."""
+    siblings = path.parent.iterdir() if path.parent.is_dir() else []
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{kind}-[0-9a-f]{{12}}")
+    return [sibling for sibling in siblings if pattern.fullmatch(sibling.name)]
 
 
 def _write_column(folder: Path, key: Key, value: Tensor) -> str:

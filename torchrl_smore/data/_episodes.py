@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_smore.data._numbers import is_rounded, say_rounded
 from torchrl_smore.data.errors import DatasetError
 
 _REQUIRED = ("observation", "achieved_goal", "action", "desired_goal", "reward")
@@ -37,6 +38,8 @@ def stack_episodes(episodes: Iterable[Mapping[str, Any]]) -> TensorDict:
     def column(key: str, rows_of: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
         out = torch.empty(rows, widths.get(key, 1), dtype=dtype)
         parts = [episode[key][rows_of] for episode in checked]
+        if any(map(is_rounded, parts)):
+            say_rounded(repr(key))
         with np.errstate(over="ignore"):  # an overflow becomes inf, which the schema reports with its row
             np.concatenate(parts, out=out.numpy(), casting="same_kind")
         return out
@@ -81,6 +84,8 @@ def _checked(number: int, episode: Mapping[str, Any], widths: dict[str, int]) ->
             f"episode {number}: expected two or more transitions, found 'action' of shape "
             f"{list(arrays['action'].shape)}."
         )
+    if arrays["action"].ndim == 1 and arrays["action"].dtype.kind == "f":
+        arrays["action"] = arrays["action"][:, None]
     if arrays["desired_goal"].ndim == 1:
         goal = arrays["desired_goal"]
         arrays["desired_goal"] = np.broadcast_to(goal, (steps, *goal.shape))

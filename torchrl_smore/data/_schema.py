@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TypeAlias
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_smore.data._numbers import EXACT
 from torchrl_smore.data.errors import DatasetError
 
 Key: TypeAlias = str | tuple[str, ...]
+
+_logger = logging.getLogger("torchrl_smore")
 
 # key -> dtype and the name of its last dimension; "1" is a literal one, "" means that the column has shape [N]
 SCHEMA: dict[Key, tuple[torch.dtype, str]] = {
@@ -27,6 +31,48 @@ SCHEMA: dict[Key, tuple[torch.dtype, str]] = {
     "traj_start": (torch.int64, ""),
     "traj_stop": (torch.int64, ""),
 }
+
+
+def conformed(data: TensorDictBase) -> TensorDictBase:
+    """``data`` with the dtypes and shapes of the schema where these lose nothing, or are a matter of convention.
+
+    Real numbers become float32, with a warning that names their columns; columns ``[N]`` become ``[N, 1]``; without
+    ``("next", "truncated")``, rows that are done and not terminated are truncated.
+
+    Returns:
+        ``data`` itself if there is nothing to change, else a TensorDict that shares the other columns with it.
+    """
+    if not isinstance(data, TensorDictBase) or data.batch_dims != 1:
+        return data
+    found = set(data.keys(include_nested=True, leaves_only=True))
+    changed: dict[Key, Tensor] = {}
+    converted: list[str] = []
+    for key in found & SCHEMA.keys():
+        value, (dtype, dim) = data.get(key), SCHEMA[key]
+        if dim and value.ndim == 1:
+            changed[key] = value = value.unsqueeze(-1)
+        if dtype == torch.float32 != value.dtype and not (value.is_complex() or value.dtype == torch.bool):
+            changed[key] = value.float()
+            converted.append(f"{key!r} ({value.dtype}{_loss(value)})")
+    flags = [("next", "done"), ("next", "terminated")]
+    if ("next", "truncated") not in found and all(key in found for key in flags):
+        done, terminated = (changed.get(key, data.get(key)) for key in flags)
+        if done.dtype == terminated.dtype == torch.bool and done.shape == terminated.shape:
+            changed["next", "truncated"] = done & ~terminated
+    if not changed:
+        return data
+    if converted:
+        _logger.warning("columns of a trajectory store are float32: converted %s", ", ".join(sorted(converted)))
+    data = data.copy()
+    for key, value in changed.items():
+        data.set(key, value)
+    return data
+
+
+def _loss(value: Tensor) -> str:
+    if value.is_floating_point() or value.element_size() < 4 or not value.numel():
+        return ""
+    return ", rounded beyond 2**24" if value.abs().max() > EXACT else ""
 
 
 def check_structure(data: TensorDictBase) -> None:

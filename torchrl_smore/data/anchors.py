@@ -68,6 +68,19 @@ ANCHOR_RULES: dict[str, AnchorRule] = {
 }
 
 
+def check_anchor_rule(rule: str) -> tuple[str, ...]:
+    """Names of the rules that ``rule`` joins by ``+``.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    names = tuple(rule.split("+"))
+    for name in names:
+        if name not in ANCHOR_RULES:
+            raise unknown_name("anchor rule", name, ANCHOR_RULES)
+    return names
+
+
 def anchor_weights(
     rule: str,
     data: TensorDictBase,
@@ -79,7 +92,7 @@ def anchor_weights(
     """Weights of rows that give a share of all draws to the rows that a rule chooses, and the rest to all rows.
 
     Args:
-        rule: one of :data:`ANCHOR_RULES`.
+        rule: one of :data:`ANCHOR_RULES`, or several joined by ``+``: the rows that all of them choose.
         data: TED layout, batch size ``[N]``.
         threshold: distance that counts as reached, in the unit of the goal; for ``"moving"``.
         share: of the draws, in ``[0, 1]``, which the chosen rows share evenly.
@@ -91,22 +104,24 @@ def anchor_weights(
     Raises:
         ValueError: for an unknown rule, a share outside its range, a missing threshold, or a rule that chooses no row.
     """
-    if rule not in ANCHOR_RULES:
-        raise unknown_name("anchor rule", rule, ANCHOR_RULES)
+    names = check_anchor_rule(rule)
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share must lie in [0, 1], got {share}.")
     if rule == "uniform":
         return None
-    chosen_rule = ANCHOR_RULES[rule]
-    if chosen_rule.needs_threshold and threshold is None:
+    rules = [ANCHOR_RULES[name] for name in names]
+    if threshold is None and any(each.needs_threshold for each in rules):
         raise ValueError(f"the anchor rule {rule!r} needs the task's threshold.")
-    chosen = chosen_rule.select(data, math.nan if threshold is None else threshold)
+    bound = math.nan if threshold is None else threshold
+    chosen = torch.stack([each.select(data, bound) for each in rules]).all(0)
     count, rows = int(chosen.sum()), chosen.shape[0]
     if count == 0:
-        message = f"the anchor rule {rule!r} chooses none of {rows:,} rows: it needs {chosen_rule.needs}"
+        needs = " and ".join(each.needs for each in rules)
+        message = f"the anchor rule {rule!r} chooses none of {rows:,} rows: it needs {needs}"
         if not or_uniform:
             raise ValueError(f"{message}. Use 'uniform', another rule, or weights of your own.")
         _logger.warning("%s; anchors are drawn from all rows.", message)
         return None
-    _logger.info("anchors: %.0f%% of draws from %s (%.1f%% of rows)", 100 * share, chosen_rule.text, 100 * count / rows)
+    text = ", ".join(each.text for each in rules)
+    _logger.info("anchors: %.0f%% of draws from %s (%.1f%% of rows)", 100 * share, text, 100 * count / rows)
     return chosen.double() * (share / count) + (1.0 - share) / rows

@@ -37,8 +37,8 @@ _COLUMNS: tuple[NestedKey, ...] = (
     "desired_goal",
     ("next", "achieved_goal"),
 )
-#: Entries that only some baselines read.
-EXTRAS = ("achieved_goal", "goal_offset", "initial_observation")
+#: Entries that only some readers of a batch need.
+EXTRAS = ("achieved_goal", "goal_offset", "initial_observation", "row")
 
 
 class GoalBatchSampler:
@@ -68,9 +68,10 @@ class GoalBatchSampler:
         reward_values: see :class:`HindsightGoalTransform`.
         terminate_at_goal: see :class:`HindsightGoalTransform`.
         q: whether to sample goal transitions at all.
-        extras: entries for baselines: ``"achieved_goal"`` ``[B, G]``; ``"goal_offset"``, int64 ``[B, 1]``, steps
-            from the transition to the row whose goal it was given (0: it enters that goal itself; -1: it kept its
-            stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory.
+        extras: entries for baselines and diagnosis: ``"achieved_goal"`` ``[B, G]``; ``"goal_offset"``, int64
+            ``[B, 1]``, steps from the transition to the row whose goal it was given (0: it enters that goal itself;
+            -1: it kept its stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory;
+            ``"row"``, int64 ``[B, 1]``, the transition's row in ``data``.
         seed: seed of the generator.
         device: where the table lies.
 
@@ -124,6 +125,7 @@ class GoalBatchSampler:
         self.q = q
         self.extras = tuple(extras)
         self.generator = torch.Generator(device).manual_seed(seed)
+        self._order = None if order is None else order.to(device)
         self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
         self._table = torch.cat([data.get(key) for key in _COLUMNS], -1).contiguous().to(device)
         if success is not None:
@@ -194,6 +196,9 @@ class GoalBatchSampler:
         if "goal_offset" in self.extras:
             offset = torch.where(rows.relabel_mask, rows.goal_index - rows.index, -1)
             batch.set("goal_offset", offset.unsqueeze(-1))
+        if "row" in self.extras:
+            row = rows.index if self._order is None else self._order[rows.index]
+            batch.set("row", row.unsqueeze(-1))
         if "initial_observation" in self.extras:
             batch.set("initial_observation", self._table[self._start[rows.index], : self._widths[0]])
         return batch

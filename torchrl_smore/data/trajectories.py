@@ -15,7 +15,8 @@ from torchrl.data import TensorStorage
 from torchrl_smore.data import _disk
 from torchrl_smore.data._composition import check_composition, select_composition
 from torchrl_smore.data._episodes import stack_episodes
-from torchrl_smore.data._schema import SCHEMA, check_structure, check_trajectories, check_values
+from torchrl_smore.data._files import reading
+from torchrl_smore.data._schema import SCHEMA, check_structure, check_trajectories, check_values, conformed
 from torchrl_smore.data.errors import DatasetError
 
 
@@ -31,7 +32,9 @@ class TrajectoryStore:
     - ``traj_start``, ``traj_stop``, int64 ``[N]``: half-open interval of rows of the row's trajectory.
 
     Args:
-        data: a TensorDict with exactly these columns; kept, not copied.
+        data: a TensorDict with exactly these columns; kept, not copied. Numbers of another type become float32, with a
+            warning that names their columns; columns ``[N]`` become ``[N, 1]``; without ``("next", "truncated")``,
+            what is done and not terminated is truncated. What is changed is changed in a copy.
         meta: what is known about the data (task, seed, versions, ...), expressible in JSON; copied.
             ``"composition"``, if given, lists ``{"behaviour": str, "num_trajectories": int, ...}`` in the order of the
             trajectories.
@@ -44,6 +47,7 @@ class TrajectoryStore:
     meta: dict[str, Any]
 
     def __init__(self, data: TensorDictBase, meta: Mapping[str, Any] | None = None) -> None:
+        data = conformed(data)
         check_structure(data)
         check_values(data)
         self._set(data, meta)
@@ -68,9 +72,10 @@ class TrajectoryStore:
         """Builds a store from episodes of ``T >= 2`` steps each; ``T`` may differ between episodes.
 
         Args:
-            episodes: mappings of arrays: ``observation [T+1, ds]``, ``achieved_goal [T+1, dg]``, ``action [T, da]``,
-                ``desired_goal [dg]`` or ``[T, dg]``, ``reward [T]`` of 0 and 1, and optionally ``terminated [T]``
-                (bool, True in the last step at most). An episode that did not terminate is marked truncated.
+            episodes: mappings of arrays: ``observation [T+1, ds]``, ``achieved_goal [T+1, dg]``, ``action [T, da]``
+                (or, of floating point, ``[T]``), ``desired_goal [dg]`` or ``[T, dg]``, ``reward [T]`` of 0 and 1, and
+                optionally ``terminated [T]`` (bool, True in the last step at most). An episode that did not terminate
+                is marked truncated. Numbers become float32; whole ones that this rounds are warned of.
             meta: see the class.
 
         Raises:
@@ -211,11 +216,11 @@ class TrajectoryStore:
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the store to a folder, whole or not at all.
 
-        The columns form a TensorDict memmap folder, ``path/data``; ``path/meta.json`` holds ``meta`` and the SHA-256
-        of each file. Everything is written to a hidden folder beside ``path`` and renamed when whole. On an error
-        nothing is left behind and a store that was there stays as it was; a killed process may leave the hidden
-        folder. Replacing takes two renames: killed between them, ``path`` is missing and :meth:`load` names the
-        hidden folder with the previous store.
+        The columns form a TensorDict memmap folder, ``path/data``; ``path/meta.json`` holds ``meta``, the SHA-256 of
+        each file and that of its own content. Everything is written to a hidden folder beside ``path`` and renamed
+        when whole. On an error nothing is left behind and a store that was there stays as it was; a killed process may
+        leave the hidden folder, which the next ``save`` to ``path`` removes. Replacing takes two renames: killed
+        between them, ``path`` is missing and :meth:`load` names the hidden folder with the previous store.
 
         Args:
             path: the folder; its parents are made.
@@ -232,6 +237,8 @@ class TrajectoryStore:
     def load(cls, path: str | Path, *, verify: bool = True) -> TrajectoryStore:
         """Maps a saved store into memory; what is then written to ``data`` stays in memory. Unpickles nothing.
 
+        Stores that were saved before ``meta.json`` had a checksum are loaded, with a warning, once for each.
+
         Args:
             path: the folder.
             verify: whether to read everything once, for checksums and values. Without it, only files, sizes, shapes
@@ -240,8 +247,9 @@ class TrajectoryStore:
         Raises:
             DatasetError: if the folder is no store, of another format version, incomplete, damaged or altered.
         """
-        data, meta = _disk.read(Path(path), verify=verify)
-        return cls(data, meta) if verify else cls._of_valid(data, meta)
+        with reading(path, "a trajectory store"):
+            data, meta = _disk.read(Path(path), verify=verify)
+            return cls(data, meta) if verify else cls._of_valid(data, meta)
 
 
 def _json_copy(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Tasks, their environments and scripted experts, and the collection of datasets.
 
-Importing this needs gymnasium only; the simulators are imported when an environment is built.
+Importing this needs numpy only, and so do the point tasks, :class:`EnvPool` and collection on them; gymnasium and the
+simulators of the other tasks, of the extra ``envs``, are asked for when an environment is built.
 """
 
-from torchrl_smore.envs._rollout import quality
-from torchrl_smore.envs.collect import SCRIPTED, collect, expert_behaviour
+from torchrl_smore.envs._rollout import quality, task_actor
+from torchrl_smore.envs.collect import SCRIPTED, collect, expert_behaviour, medium_behaviour
 from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.mixtures import ACTION_NOISES, MIXTURES, mixture_counts
 from torchrl_smore.envs.pool import EnvPool
@@ -25,8 +26,10 @@ __all__ = [
     "collect",
     "expert_behaviour",
     "get_task",
+    "medium_behaviour",
     "mixture_counts",
     "quality",
     "render_episode",
+    "task_actor",
     "task_names",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_logger = logging.getLogger("torchrl_smore")
 _REQUEST = "request.json"
+_TEMPORARY = re.compile(r"\.(?:request\.json|chunk_\d+\.npz)\.(\d+)")
+_QUOTED = 200  # characters of a reason
 
 
 class PartialFolder:
@@ -24,17 +28,29 @@ class PartialFolder:
         request: what is being collected, expressible in JSON. A folder that was begun for another request is refused.
 
     Raises:
-        ValueError: if the folder holds another request; names what differs.
+        ValueError: if the folder holds another request, naming what differs, or one that cannot be read.
     """
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         begun = path / _REQUEST
         if begun.exists():
-            self._check_same(json.loads(begun.read_text()), request)
+            self._check_same(self._begun(begun), request)
             return
         _write_whole(begun, lambda file: file.write_text(json.dumps(request, indent=1)))
+
+    def _begun(self, file: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{file} is damaged, so that nobody knows what is being collected there: delete the folder ({error})."
+            ) from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{file}: expected an object, found {type(found).__name__}: delete the folder.")
+        return found
 
     def _check_same(self, found: dict[str, Any], request: dict[str, Any]) -> None:
         differing = [key for key in sorted(found.keys() | request.keys()) if found.get(key) != request.get(key)]
@@ -46,13 +62,31 @@ class PartialFolder:
             )
 
     def missing(self, num_chunks: int) -> list[int]:
-        """Numbers below ``num_chunks`` of the chunks that are not there or cannot be read."""
-        return [number for number in range(num_chunks) if not zipfile.is_zipfile(chunk_path(self.path, number))]
+        """Numbers below ``num_chunks`` of the chunks that are not there, or are damaged, of which it warns."""
+        return [number for number in range(num_chunks) if not self._holds(number)]
+
+    def _holds(self, number: int) -> bool:
+        path = chunk_path(self.path, number)
+        if not path.exists():
+            return False
+        try:
+            if not path.is_file():
+                raise ValueError("it is no regular file")
+            self.read(number)
+        except Exception as error:  # NumPy and zipfile do not say what a damaged file makes them raise
+            _logger.warning(
+                "%s is damaged and is collected anew (%s: %s)", path, type(error).__name__, str(error)[:_QUOTED]
+            )
+            return False
+        return True
 
     def read(self, number: int) -> dict[str, NDArray[Any]]:
-        """The arrays of a chunk."""
-        with np.load(chunk_path(self.path, number), allow_pickle=False) as arrays:
-            return dict(arrays)
+        """The arrays of a chunk, whose checksums are checked; whatever fails then is raised as it comes."""
+        with chunk_path(self.path, number).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            held = dict(arrays)
+        if not held:
+            raise ValueError("it holds no arrays")
+        return held
 
     def remove(self) -> None:
         """Deletes the folder with everything in it."""
@@ -82,6 +116,37 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
+        # the name must not survive a power cut that the bytes do not
+        _sync(temporary, os.O_RDWR)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _sync(path.parent, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Deletes what processes that are no longer there were writing when they were killed."""
+    for file in folder.iterdir():
+        if (match := _TEMPORARY.fullmatch(file.name)) and not _is_running(int(match[1])):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs.batch import BatchEnv
-from torchrl_smore.envs.experts import ActorExpert, Expert, PlanningExpert, begin_episodes
+from torchrl_smore.envs.experts import (
+    ActorExpert,
+    Expert,
+    PlanningExpert,
+    begin_episodes,
+    is_landing_model,
+    read_policy,
+)
+from torchrl_smore.envs.experts.actor_file import Actor, without_zero_columns
 from torchrl_smore.envs.tasks import Task
 
 Array = NDArray[Any]
@@ -25,7 +34,8 @@ class Behaviour:
             step.
         noise: standard deviation of Gaussian noise added to the expert's actions, which are then clipped.
         random_prob: probability, in each step, that a uniform action replaces the expert's.
-        policy: file of the trained actor that acts; ``None``: the scripted expert.
+        policy: file of the trained actor that acts, or of a landing model for FetchSlide's memoryless expert;
+            ``None``: the scripted expert.
     """
 
     kind: Literal["expert", "medium", "random"]
@@ -48,15 +58,33 @@ class Behaviour:
                     f"python recipes/train_expert.py task={task.name}"
                 )
             return task.make_expert()
-        actor = ActorExpert(self.policy)
-        widths = (actor.observation_dim, actor.action_dim)
-        if widths != (task.observation_dim, task.action_dim) or actor.goal_dim not in (0, task.goal_dim):
-            raise ValueError(
-                f"{self.policy} is no actor for {task.name}: expected {task.observation_dim} observation columns, "
-                f"{task.goal_dim} (or no) goal columns and {task.action_dim} action components, found {widths[0]}, "
-                f"{actor.goal_dim} and {widths[1]}."
-            )
-        return actor
+        if task.make_teacher is not None and is_landing_model(read_policy(self.policy)):
+            return task.make_teacher(Path(self.policy))
+        return ActorExpert(task_actor(task, self.policy))
+
+
+def task_actor(task: Task, path: str | Path) -> Actor:
+    """The actor of a file, for a task.
+
+    Args:
+        task: the task. Of an actor that saw its :attr:`Task.zero_columns` too, they are taken off.
+        path: a file of :func:`~torchrl_smore.envs.experts.read_policy`.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or holds no actor for this task.
+    """
+    actor = read_policy(path)
+    if actor.input_dim - actor.goal_dim == task.observation_dim + task.zero_columns:
+        actor = without_zero_columns(actor, task.zero_columns)
+    found = ActorExpert(actor)
+    widths = (found.observation_dim, found.action_dim)
+    if widths != (task.observation_dim, task.action_dim) or found.goal_dim not in (0, task.goal_dim):
+        raise ValueError(
+            f"{path} is no actor for {task.name}: expected {task.observation_dim} observation columns, "
+            f"{task.goal_dim} (or no) goal columns and {task.action_dim} action components, found {widths[0]}, "
+            f"{found.goal_dim} and {widths[1]}."
+        )
+    return actor
 
 
 def run_episodes(

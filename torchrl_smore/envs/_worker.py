@@ -9,14 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+#: Seconds in which a worker must take a request, and in which it must answer it.
+TIMEOUT_S = 600.0
+_LENGTH = struct.Struct("<Q")  # before each answer: its number of bytes
 _ERROR_LINES = 15  # of a dead worker's stderr, repeated in the exception
 # The top-level package imports torch, which a worker does not need and which takes seconds: it is put in place empty,
 # so that its subpackages are found, and runs only if somebody asks it for a name.
@@ -44,10 +50,16 @@ class Worker:
 
     Args:
         name: how errors name this worker.
+        timeout_s: seconds, positive, in which it must take a request, and in which it must answer it. One that does
+            not, because it was stopped for example, is killed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, timeout_s: float = TIMEOUT_S) -> None:
+        if not timeout_s > 0.0:
+            raise ValueError(f"timeout_s must be positive, got {timeout_s}.")
         self.name = name
+        self.timeout_s = timeout_s
+        self._timed_out = False
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",  # the workers themselves fill the cores
             "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
@@ -60,7 +72,9 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=environment,
+            bufsize=0,  # what is waited for must lie in the pipe and nowhere else
         )
+        os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
 
     @property
     def pid(self) -> int:
@@ -73,12 +87,15 @@ class Worker:
         ``state`` is a dict that the worker keeps from one call to the next.
 
         Raises:
-            RuntimeError: if the worker is dead.
+            RuntimeError: if the worker is dead, or does not take it in time.
         """
-        message = pickle.dumps((function, args), protocol=pickle.HIGHEST_PROTOCOL)
+        message = memoryview(pickle.dumps((function, args), protocol=pickle.HIGHEST_PROTOCOL))
         try:
-            self._process.stdin.write(message)  # type: ignore[union-attr]
-            self._process.stdin.flush()  # type: ignore[union-attr]
+            pipe = self._process.stdin.fileno()  # type: ignore[union-attr]
+            deadline = time.monotonic() + self.timeout_s
+            while message:
+                self._wait(pipe, select.POLLOUT, deadline)
+                message = message[os.write(pipe, message) :]
         except (OSError, ValueError) as error:
             raise self._death() from error
 
@@ -86,15 +103,37 @@ class Worker:
         """Waits for the result of the oldest :meth:`send` not yet answered.
 
         Raises:
-            RuntimeError: if the function raised, with its traceback, or if the worker died, with what it last said.
+            RuntimeError: if the function raised, with its traceback, if the worker died, with what it last said, or if
+                it does not answer in time.
         """
+        deadline = time.monotonic() + self.timeout_s
         try:
-            ok, value = pickle.load(self._process.stdout)  # type: ignore[arg-type]
+            (length,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline))
+            ok, value = pickle.loads(self._read(length, deadline))
         except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             raise self._death() from error
         if not ok:
             raise RuntimeError(f"{self.name} failed:\n{value}")
         return value
+
+    def _read(self, length: int, deadline: float) -> bytes:
+        pipe = self._process.stdout.fileno()  # type: ignore[union-attr]
+        parts = []
+        while length:
+            self._wait(pipe, select.POLLIN, deadline)
+            parts.append(os.read(pipe, min(length, 1 << 20)))
+            if not parts[-1]:
+                raise EOFError("the worker's output has ended")
+            length -= len(parts[-1])
+        return b"".join(parts)
+
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        if not poll.poll(1000.0 * max(deadline - time.monotonic(), 0.0)):
+            self._timed_out = True
+            self._process.kill()
+            raise TimeoutError
 
     def close(self, wait_s: float = 2.0) -> None:
         """Ends the process, by force after ``wait_s`` seconds, and collects it. Safe to call twice."""
@@ -110,6 +149,11 @@ class Worker:
         self._stderr.close()
 
     def _death(self) -> RuntimeError:
+        if self._timed_out:
+            return RuntimeError(
+                f"{self.name} (process {self.pid}) has not answered for {self.timeout_s:g} s, as one that was stopped: "
+                "it was killed."
+            )
         try:
             code = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
@@ -135,12 +179,23 @@ def serve() -> None:
             function, args = pickle.load(requests)
         except EOFError:
             return
-        except Exception:
-            answer: tuple[bool, Any] = (False, traceback.format_exc())
+        except Exception as error:
+            answer: tuple[bool, Any] = (False, _of_main(error) + traceback.format_exc())
         else:
             answer = _run(function, state, args)
-        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        content = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.write(_LENGTH.pack(len(content)) + content)
         answers.flush()
+
+
+def _of_main(error: Exception) -> str:
+    """Explains why a worker does not find what the parent's script defines."""
+    if isinstance(error, AttributeError) and "__main__" in str(error):
+        return (
+            "a worker process imports what it runs, and does not run the script that started it: put the task and its "
+            "functions in a module of their own and import them from there, or use no worker processes.\n"
+        )
+    return ""
 
 
 def _run(function: Callable[..., Any], state: dict[str, Any], args: tuple[Any, ...]) -> tuple[bool, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs.wrappers import GOAL_KEYS, ActionNoiseWrapper
 
 Observation = dict[str, NDArray[np.float32]]
@@ -38,7 +38,7 @@ class GymBatch:
         action_noise: standard deviation of the environment's action noise; 0 for none.
     """
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], num_envs: int, action_noise: float = 0.0) -> None:
+    def __init__(self, make_env: Callable[[], Env], num_envs: int, action_noise: float = 0.0) -> None:
         self.num_envs = num_envs
         envs = [make_env() for _ in range(num_envs)]
         self._envs = [ActionNoiseWrapper(env, action_noise) for env in envs] if action_noise > 0.0 else envs

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.metadata
+import logging
 import os
 import queue
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from torchrl_smore._lock import locked
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs._worker import Worker
+from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import check_noise
 
@@ -31,6 +36,7 @@ _CHUNK = 20  # episodes in one unit of work and of resumption: about a second of
 _LOCKSTEP = 2  # simulators stepped together in a worker: more of them no longer share the cache
 _PACKAGES = ("torchrl-smore", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 _SIMULATORS = ("gymnasium-robotics", "mujoco")
+_logger = logging.getLogger("torchrl_smore")
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,9 @@ def collect(
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
-    goes on from there. When all are there, the store is saved at ``out`` and the folder removed.
+    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
+    ``out`` and the folder removed. A second process with the same ``out`` waits until the first has ended; a line of
+    the log says so.
 
     Args:
         task: the task or its name.
@@ -118,12 +126,12 @@ def collect(
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.
         medium_episodes: number of trajectories of ``medium_policy``, at least 0.
-        expert_policy: file of a trained actor, or a folder with ``expert.npz`` (of a run of
-            ``recipes/train_expert.py`` or ``recipes/distill_expert.py``). ``None``: the actor that comes with this
-            package (:attr:`Task.bundled_actors`), or for a task without one the scripted expert, which ``"scripted"``
-            names for every task that has it.
+        expert_policy: file of a trained actor, of this package or of Stable-Baselines3, or a folder with
+            ``expert.npz`` (of a run of ``recipes/train_expert.py``, ``distill_expert.py`` or ``convert_expert.py``).
+            ``None``: the actor that comes with this package (:attr:`Task.bundled_actors`), or for a task without one
+            the scripted expert, which ``"scripted"`` names for every task that has it.
         medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
-            ``expert_policy`` is.
+            ``expert_policy`` is, and if that is none with a ``medium.npz``, the actor that comes with this package.
         workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
             and this process for tasks that are vectorised already.
         expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
@@ -149,10 +157,6 @@ def collect(
     """
     task = get_task(task)
     behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
-    if expert_policy is None:
-        expert_policy = task.bundled_actors
-    if medium_policy is None and expert_policy is not None and Path(expert_policy).is_dir():
-        medium_policy = expert_policy
     request = _checked_request(
         task,
         expert_episodes,
@@ -161,13 +165,11 @@ def collect(
         behaviour,
         check_noise("action_noise", action_noise),
         medium_episodes,
-        Behaviour("medium", policy=_actor_file(medium_policy, "medium")),
+        medium_behaviour(task, expert_policy, medium_policy),
     )
     num_workers = _num_workers(workers, request)
     target = None if out is None else Path(out)
-    if target is not None and target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
-    with _partial_folder(target, request) as partial:
+    with _reserved(target, overwrite), _partial_folder(target, request) as partial:
         _fill(request, partial, num_workers, progress)
         store = _assemble(request, partial)
         if target is not None:
@@ -198,6 +200,16 @@ def expert_behaviour(
     if random_prob is None:
         random_prob = task.expert_random_prob if own else 0.0
     return Behaviour("expert", check_noise("expert_noise", noise), random_prob, _actor_file(file, "expert"))
+
+
+def medium_behaviour(
+    task: Task, expert_policy: str | Path | None = None, medium_policy: str | Path | None = None
+) -> Behaviour:
+    """The half-trained policy of a dataset; see :func:`collect` for the arguments."""
+    if medium_policy is None:
+        has_both = expert_policy is not None and (Path(expert_policy) / "medium.npz").is_file()
+        medium_policy = expert_policy if has_both else task.bundled_actors
+    return Behaviour("medium", policy=_actor_file(medium_policy, "medium"))
 
 
 def _checked_request(
@@ -233,7 +245,7 @@ def _actor_file(policy: str | Path | None, name: str) -> str | None:
 
 def _digest(behaviour: Behaviour) -> str:
     assert behaviour.policy is not None
-    return hashlib.sha256(Path(behaviour.policy).read_bytes()).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in policy_files(behaviour.policy))).hexdigest()
 
 
 def _num_workers(workers: int | str, request: _Request) -> int:
@@ -248,6 +260,25 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _reserved(target: Path | None, overwrite: bool) -> Iterator[None]:
+    """Keeps other processes from ``target``; clears away there what a killed one left beside it."""
+    if target is None:
+        yield
+        return
+    with locked(target.with_name(f".{target.name}.lock"), f"dataset {target}", wait=True, on_wait=_logger.warning):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.replaced-*"):
+            if not target.exists():
+                # killed between moving the old store aside and putting the new one in its place
+                left.rename(target)
+        for kind in ("partial", "replaced"):
+            for left in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+        yield
 
 
 @contextlib.contextmanager

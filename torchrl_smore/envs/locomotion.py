@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from typing import Any, SupportsFloat
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
-_HEALTHY_HEIGHT = (0.2, 1.0)  # of the Ant's torso, m: the default of gymnasium's Ant, and D4RL's
+from torchrl_smore.data.readers.d4rl import ant_has_fallen
+from torchrl_smore.envs._gym import Env, Wrapper, gymnasium, spaces
 
 
-def ant_has_fallen(observation: Any) -> Any:
-    """Whether the Ant's episode is over: its torso is lower than 0.2 m or higher than 1 m, or no number.
-
-    Args:
-        observation: shape ``[*, 27]``, a numpy array or a torch tensor; column 0 is the height.
-
-    Returns:
-        Booleans of shape ``[*]``, of the same kind.
-    """
-    height = observation[..., 0]
-    low, high = _HEALTHY_HEIGHT
-    return ~((height >= low) & (height <= high))
-
-
-class TargetVelocityEnv(gymnasium.Wrapper):
+class TargetVelocityEnv(Wrapper):
     """A robot whose achieved goal is one column of its observation and whose desired goal is a constant.
 
     Observations are float32 already here, so that the end of an episode can be recomputed exactly from stored data.
@@ -40,7 +25,7 @@ class TargetVelocityEnv(gymnasium.Wrapper):
         has_fallen: whether an episode is over, from its observation; ``None``: never.
     """
 
-    def __init__(self, env: gymnasium.Env, column: int, target: float, has_fallen: Any = None) -> None:
+    def __init__(self, env: Env, column: int, target: float, has_fallen: Any = None) -> None:
         super().__init__(env)
         self._column, self._has_fallen = column, has_fallen
         self._target = np.array([target], dtype=np.float32)
@@ -82,7 +67,7 @@ class TargetVelocityEnv(gymnasium.Wrapper):
         return {"observation": columns, "achieved_goal": velocity, "desired_goal": self._target.copy()}
 
 
-def make_half_cheetah(target: float = 11.0) -> gymnasium.Env:
+def make_half_cheetah(target: float = 11.0) -> Env:
     """HalfCheetah-v5: 17 columns, x velocity in column 8; it cannot fall.
 
     Raises:
@@ -91,7 +76,7 @@ def make_half_cheetah(target: float = 11.0) -> gymnasium.Env:
     return TargetVelocityEnv(_make("HalfCheetah-v5"), 8, target)
 
 
-def make_ant(target: float = 5.0) -> gymnasium.Env:
+def make_ant(target: float = 5.0) -> Env:
     """Ant-v5 without contact forces: 27 columns, x velocity in column 13; see :func:`ant_has_fallen`.
 
     Raises:
@@ -100,7 +85,7 @@ def make_ant(target: float = 5.0) -> gymnasium.Env:
     return TargetVelocityEnv(_make("Ant-v5", include_cfrc_ext_in_observation=False), 13, target, ant_has_fallen)
 
 
-def _make(env_id: str, **options: Any) -> gymnasium.Env:
+def _make(env_id: str, **options: Any) -> Env:
     try:
         import mujoco  # noqa: F401 - gymnasium reports a missing mujoco in other words
     except ImportError as error:

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
+from torchrl_smore.envs._gym import Env, spaces
 from torchrl_smore.envs.wrappers import disturb, noise_generator
 
 HALF_WIDTH = 5.0
@@ -82,7 +81,7 @@ class PointWorld:
         return target
 
 
-class PointEnv(gymnasium.Env):
+class PointEnv(Env):
     """One point that has to come within 1 of a goal; observation and achieved goal are its position.
 
     Args:
@@ -141,7 +140,7 @@ class PointBatch:
 
     def reset(self, seeds: Sequence[int]) -> dict[str, Array]:
         """Starts one episode per seed."""
-        starts = [_goal_and_start(self._world, gymnasium.utils.seeding.np_random(seed)[0]) for seed in seeds]
+        starts = [_goal_and_start(self._world, _generator(seed)) for seed in seeds]
         self._goal = np.concatenate([goal for goal, _ in starts])
         self._position = np.concatenate([position for _, position in starts])
         self._noise = [noise_generator(seed) for seed in seeds]
@@ -160,6 +159,11 @@ class PointBatch:
 
 def _goal_and_start(world: PointWorld, generator: np.random.Generator) -> tuple[Array, Array]:
     return world.sample(generator)[None], world.sample(generator)[None]
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """The generator that gymnasium's environments draw from after ``reset(seed=seed)``."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
 
 def _observe(position: Array, goal: Array) -> dict[str, Array]:

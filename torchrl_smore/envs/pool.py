@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore.envs._worker import Worker
+from torchrl_smore.envs._worker import TIMEOUT_S, Worker
 from torchrl_smore.envs.batch import BatchEnv, Observation
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import GOAL_KEYS, check_noise
@@ -29,14 +29,27 @@ class EnvPool:
         num_workers: processes to spread them over, at most one for each environment; 0 steps them in this process.
         action_noise: standard deviation of Gaussian noise on the executed action, at least 0;
             see :class:`~torchrl_smore.envs.wrappers.ActionNoiseWrapper`.
+        timeout_s: seconds in which a worker must answer, positive.
+
+    A task of one's own and its functions must lie in a module that workers can import: they do not run the script that
+    made the pool (``__main__``).
 
     Raises:
-        ValueError: for an unknown task, a count below its minimum or a negative noise.
+        ValueError: for an unknown task, a count below its minimum, a negative noise or a ``timeout_s`` that is not
+            positive.
         ImportError: if a package the simulator needs is missing and ``num_workers`` is 0.
-        RuntimeError: if a worker fails, naming it and the reason. The pool is then closed.
+        RuntimeError: if a worker fails or does not answer in time, naming it and the reason. The pool is then closed.
     """
 
-    def __init__(self, task: str | Task, num_envs: int, *, num_workers: int = 0, action_noise: float = 0.0) -> None:
+    def __init__(
+        self,
+        task: str | Task,
+        num_envs: int,
+        *,
+        num_workers: int = 0,
+        action_noise: float = 0.0,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         self.task = get_task(task)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
@@ -53,7 +66,7 @@ class EnvPool:
         self._slices = _split(num_envs, num_workers)
         try:
             for number, part in enumerate(self._slices):
-                self._workers.append(Worker(f"environment worker {number} of {self.task.name}"))
+                self._workers.append(Worker(f"environment worker {number} of {self.task.name}", timeout_s))
                 self._workers[-1].send(_open, self.task, part.stop - part.start, sigma)
         except BaseException:
             self.close()

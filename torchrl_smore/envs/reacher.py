@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, SupportsFloat
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
+from torchrl_smore.envs._gym import Env, Wrapper, spaces
 from torchrl_smore.envs.wrappers import require_mujoco
 
 Array = NDArray[Any]
@@ -17,7 +16,7 @@ _REACH = 0.3  # bound of fingertip and goal coordinates in the spaces, m; the ar
 _FASTEST = 1000.0  # bound of joint velocities in the spaces, rad/s; full torque against the joints' damping gives 200
 
 
-class ReacherGoalEnv(gymnasium.Wrapper):
+class ReacherGoalEnv(Wrapper):
     """Reorders the 10 columns of ``Reacher-v5`` into the 11 of WGCSL's goal-reaching Reacher, without the target.
 
     ``Reacher`` observes the target twice: its position, and as the vector that leads to it from the fingertip. WGCSL
@@ -29,7 +28,7 @@ class ReacherGoalEnv(gymnasium.Wrapper):
         env: ``Reacher-v5`` or the like of it.
     """
 
-    def __init__(self, env: gymnasium.Env) -> None:
+    def __init__(self, env: Env) -> None:
         super().__init__(env)
         plane = spaces.Box(-_REACH, _REACH, (2,), np.float64)
         state = spaces.Box(-_FASTEST, _FASTEST, (11,), np.float64)
@@ -48,7 +47,7 @@ class ReacherGoalEnv(gymnasium.Wrapper):
         return _to_goal_form(observation), *rest  # type: ignore[return-value]
 
 
-def make_reacher_env() -> gymnasium.Env:
+def make_reacher_env() -> Env:
     """Builds the environment.
 
     Raises:

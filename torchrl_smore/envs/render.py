@@ -9,11 +9,11 @@ import warnings
 from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs._stages import FETCH, STAGES
 from torchrl_smore.envs._worker import Worker
 from torchrl_smore.envs.batch import Observation
@@ -109,7 +109,7 @@ def _film(task: Task, seed: int, actions: NDArray[Any], size: int, backend: str)
     return np.stack(frames)
 
 
-def _camera(env: gymnasium.Env, task: Task, size: int, backend: str) -> _PlaneCamera | _MujocoCamera:
+def _camera(env: Env, task: Task, size: int, backend: str) -> _PlaneCamera | _MujocoCamera:
     if isinstance(env, PointEnv):
         return _PlaneCamera(env, task, size)
     if hasattr(env, "model") and hasattr(env, "data"):

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
+from torchrl_smore.envs._gym import Env, spaces
 from torchrl_smore.envs.wrappers import require_mujoco
 
 Array = NDArray[Any]
@@ -87,7 +86,7 @@ DOOR = SawyerWorld(
 )
 
 
-class SawyerEnv(gymnasium.Env):
+class SawyerEnv(Env):
     """A hand that reaches a point, or opens and closes a door.
 
     The observation is the hand's position, with the door's angle after it where there is a door; the achieved goal is

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium
-
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs.batch import BatchEnv, GymBatch
 from torchrl_smore.envs.experts import (
     Expert,
@@ -18,6 +17,7 @@ from torchrl_smore.envs.experts import (
     FetchPushExpert,
     FetchReachExpert,
     FetchSlideExpert,
+    FetchSlideReactiveExpert,
     HandReachExpert,
     PlanningExpert,
     PointExpert,
@@ -48,6 +48,9 @@ class Task:
         threshold: distance that counts as reached, in the unit of the goal.
         make_base_env: builds the simulator's environment, before it is wrapped.
         make_expert: builds the scripted expert; :func:`~torchrl_smore.envs.begin_episodes` says how to use it.
+        make_teacher: builds a memoryless controller where the scripted expert plans ahead, so that its actions do not
+            follow from what is seen, from its model (a file) or that of the package; ``None``: the scripted expert is
+            memoryless. See :meth:`teacher`.
         make_batch: builds a natively vectorised :class:`~torchrl_smore.envs.batch.BatchEnv` from a number of
             environments and the action noise; ``None`` steps ``make_env()`` that many times.
         description: one sentence for people.
@@ -55,6 +58,8 @@ class Task:
         horizon: steps in an episode.
         blank_columns: columns of ``observation`` that are always 0 here. Data of the paper's simulator have something
             else there, which is to be set to 0 when they are read.
+        zero_columns: that the observation of other versions of the simulator has at its end, all 0 there. An actor that
+            was trained with them acts here as if it saw them.
         strict: whether a distance of exactly ``threshold`` is too far.
         has_fallen: from observations ``[*, ds]`` to booleans ``[*]``: whether the episode is over there; ``None``:
             nowhere.
@@ -75,13 +80,15 @@ class Task:
     goal_columns: tuple[str, ...]
     action_columns: tuple[str, ...]
     threshold: float
-    make_base_env: Callable[[], gymnasium.Env]
+    make_base_env: Callable[[], Env]
     make_expert: Callable[[], Expert | PlanningExpert]
     description: str
     paper_note: str
+    make_teacher: Callable[..., Expert] | None = None
     make_batch: Callable[[int, float], BatchEnv] | None = None
     horizon: int = 50
     blank_columns: tuple[int, ...] = ()
+    zero_columns: int = 0
     strict: bool = False
     has_fallen: Callable[[Any], Any] | None = None
     gammas: tuple[float, ...] = (0.98, 0.99)
@@ -110,6 +117,10 @@ class Task:
     def scripted(self) -> bool:
         """Whether the task has a scripted expert; collecting on one without takes a trained actor."""
         return getattr(self.make_expert, "func", None) is not refuse_to_act
+
+    def teacher(self) -> Expert | PlanningExpert:
+        """What a network is taught by; see ``recipes/distill_expert.py``."""
+        return self.make_expert() if self.make_teacher is None else self.make_teacher()
 
     @property
     def bundled_actors(self) -> Path | None:
@@ -181,7 +192,7 @@ class Task:
         counts = {"expert": experts, "medium": 0, "random": 0} | {self.rest: rest}
         return {f"{kind}_episodes": count for kind, count in counts.items()}
 
-    def make_env(self) -> gymnasium.Env:
+    def make_env(self) -> Env:
         """Builds the environment: float32 observations, 0/1 reward, ``info["is_success"]``, never truncated.
 
         Raises:
@@ -299,6 +310,7 @@ _REACHER = Task(
     ),
     blank_columns=(4, 5, 10),
 )
+_ANT_CONTACT_COLUMNS = 84  # contact forces, which Ant-v2 and -v3 append and leave at 0
 _VELOCITY_NOTE = (
     "The paper used the {robot}-*-v2 data of D4RL (mujoco-py); this is version 5 of gymnasium's robot, with another "
     "physics engine version, and recipes/train_expert.py trains the experts. Goal, success rule and the discount of "
@@ -373,7 +385,8 @@ def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], 
     door = world.goal == "door"
     angle = ("door angle [rad]",) if door else ()
     more = (
-        "Success is the published reward's (0.06 rad); its info has a stricter one (0.02 rad)."
+        "Success is the published reward's (0.06 rad), in the return and in the success rate; the official success "
+        "rate counts what is within 0.02 rad, its return what is within 0.06."
         if door
         else "Episodes start in the middle of the hand's box."
     )
@@ -434,6 +447,7 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
         description=f"Run forwards at {target} m/s; the data are 30 expert episodes, the rest {rest}.",
         paper_note=_VELOCITY_NOTE.format(robot="halfcheetah" if cheetah else "ant") + ("" if cheetah else _FALL_NOTE),
         horizon=1000,
+        zero_columns=0 if cheetah else _ANT_CONTACT_COLUMNS,
         strict=True,
         has_fallen=None if cheetah else ant_has_fallen,
         gammas=(0.98, 0.99, 0.999),
@@ -473,6 +487,7 @@ TASKS: dict[str, Task] = {
             FetchSlideExpert,
             "puck",
             "Strike a puck so that it slides to a point on a long table, out of the robot's reach.",
+            make_teacher=FetchSlideReactiveExpert,
         ),
         _HAND_REACH,
         _point("PointReach", "Point2DLargeEnv-v1", PointWorld(), "Move a point to within 1 of another, in a box."),

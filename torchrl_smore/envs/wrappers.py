@@ -10,16 +10,16 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, SupportsFloat
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
+
+from torchrl_smore.envs._gym import Env, Wrapper, gymnasium, spaces
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _NOISE_STREAM = 0x5EED  # keeps the noise apart from the environment's own draws, which use the seed itself
 
 
-class GoalTaskWrapper(gymnasium.Wrapper):
+class GoalTaskWrapper(Wrapper):
     """Float32 observations, a 0/1 reward, and an episode that success never ends.
 
     The reward is ``reached(achieved_goal, desired_goal)`` after the step, computed from the float32 observation, so
@@ -32,7 +32,7 @@ class GoalTaskWrapper(gymnasium.Wrapper):
         reached: the success rule, see :meth:`torchrl_smore.envs.Task.reached`.
     """
 
-    def __init__(self, env: gymnasium.Env, reached: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, env: Env, reached: Callable[[Any, Any], Any]) -> None:
         super().__init__(env)
         self._reached = reached
         inner = env.observation_space
@@ -65,7 +65,7 @@ class GoalTaskWrapper(gymnasium.Wrapper):
         return np.asarray(self._reached(achieved_goal, desired_goal), dtype=np.float32)
 
 
-class ActionNoiseWrapper(gymnasium.Wrapper):
+class ActionNoiseWrapper(Wrapper):
     r"""Noise in the environment itself: executes :math:`\mathrm{clip}(a + \sigma \epsilon, -1, 1)`.
 
     :math:`\epsilon` is standard normal, independent for each step and component. It comes from a generator of its own,
@@ -77,7 +77,7 @@ class ActionNoiseWrapper(gymnasium.Wrapper):
         sigma: standard deviation, in units of the action, at least 0.
     """
 
-    def __init__(self, env: gymnasium.Env, sigma: float) -> None:
+    def __init__(self, env: Env, sigma: float) -> None:
         super().__init__(env)
         self._sigma = check_noise("action_noise", sigma)
         self._generator = np.random.default_rng()
@@ -126,7 +126,7 @@ def require_mujoco(what: str) -> ModuleType:
         raise ImportError(f'{what} needs mujoco ({error}): pip install "torchrl-smore[envs]"') from error
 
 
-def make_robotics_env(env_id: str) -> gymnasium.Env:
+def make_robotics_env(env_id: str) -> Env:
     """Builds a gymnasium-robotics environment without the wrappers of ``gymnasium.make``.
 
     Raises:

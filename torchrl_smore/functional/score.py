@@ -308,6 +308,15 @@ class ScoreObjective:
         """
         return _RANGE[self.formulation](self)
 
+    @property
+    def bootstrap_bounds(self) -> tuple[float, float] | None:
+        """What the bootstrapped ``M`` is clipped to unless told otherwise; ``None`` for nothing.
+
+        ``in_sample``: its :attr:`range`. The official formulations are those of the released code, which clips nothing;
+        ``dual`` has no range.
+        """
+        return self.range if self.formulation == "in_sample" else None
+
     def constants(self) -> dict[str, Any]:
         """Keyword arguments of the objectives of this module."""
         names = ("divergence", "beta", "gamma", "residual_coef", "max_ratio")

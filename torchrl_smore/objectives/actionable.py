@@ -30,7 +30,8 @@ class ActionableModelsLoss(QValueLoss):
 
     Departure: instead of shuffling the goals of the second half, every row counts with its own goal and with that of
     the next row, weighted ``1 - chain_ratio`` and ``chain_ratio``: the same expectation, independent of the order of
-    rows, at twice the work.
+    rows, at twice the work. The bootstrap of a chained row pursues the chained goal too; the port's pursues the row's
+    own, which is no longer that of the ``Q`` it is fitted to.
 
     Args:
         actor_network: writes ``tensor_keys.action`` from state and goal.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from torchrl_smore._dispatch import expectile_awr
+from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.losses import ExpectileAWR
 from torchrl_smore.objectives.actor import AWRActorLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
+
+#: What an advantage is measured in before the temperature multiplies it: the unit of the score, or ``1 / (1 - gamma)``
+#: of it, so that it is a share of the range that scores can have.
+AdvantageUnit = Literal["score", "horizon"]
 
 
 class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
@@ -21,6 +26,10 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
     A base: a subclass says where the target score comes from (:meth:`_with_target_score`) and adds the loss that trains
     it. :meth:`value_loss` and :meth:`actor_loss` may be called one after the other with an optimiser step in between,
     the *sequential* order of the public codes.
+
+    The advantage may be measured in the score's own unit or in effective horizons, ``1 / (1 - gamma)`` of it
+    (:data:`AdvantageUnit`): the range of scores grows with the horizon, and with it the noise in them, so a temperature
+    that is right at one discount ruins the regression at another; in horizons one temperature serves all.
 
     The regression may pursue goals of its own: ``set_keys(actor_goal="actor_goal")`` reads them there, and the
     advantage is then taken at them too (OGBench samples goals of value and actor apart).
@@ -40,6 +49,13 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys  # type: ignore[assignment] # the parts' keys, a subclass of each
+
+    advantage_scale: float = 1.0
+
+    def _set_advantage_unit(self, unit: AdvantageUnit, gamma: float) -> None:
+        if unit not in get_args(AdvantageUnit):
+            raise unknown_name("advantage_unit", unit, get_args(AdvantageUnit))
+        self.advantage_scale = 1.0 - gamma if unit == "horizon" else 1.0
 
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Value loss against the current target score, and its metadata."""
@@ -79,7 +95,7 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
             tensordict: a batch as for :meth:`forward`; of it what :meth:`actor_loss` reads.
 
         Returns:
-            Shape ``[*B]``, in the unit of the score, without gradient.
+            Shape ``[*B]``, in the unit of the score (``advantage_scale`` is not applied), without gradient.
         """
         batch = self._with_target_score(self._at_actor_goal(self._rows(tensordict)))
         value = self._call("value_network", batch, self.tensor_keys.value, self.value_network_params)
@@ -107,14 +123,14 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
             score,
             value,
             expectile=self.expectile,
-            temperature=self.temperature,
+            temperature=self.temperature * self.advantage_scale,
             weight_clip=self.weight_clip,
             kernels=self.kernels,
         )
 
     def _fused_actor_term(self, batch: TensorDictBase, fused: ExpectileAWR) -> tuple[Tensor, dict[str, Tensor]]:
         metadata = {
-            "mean_advantage": fused.mean_advantage,
+            "mean_advantage": fused.mean_advantage * self.advantage_scale,
             "awr_weight": fused.mean_weight,
             "weight_clipped": fused.weight_clipped,
         }
@@ -125,4 +141,7 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
 
     def _with_advantage(self, batch: TensorDictBase, state_value: Tensor) -> TensorDictBase:
         target_score = batch[self.tensor_keys.target_score]
-        return batch.set(self.tensor_keys.advantage, target_score - state_value.unsqueeze(-1))
+        advantage = target_score - state_value.unsqueeze(-1)
+        if self.advantage_scale != 1.0:
+            advantage = self.advantage_scale * advantage
+        return batch.set(self.tensor_keys.advantage, advantage)

@@ -10,7 +10,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictParams
 from tensordict.utils import unravel_key
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import _vmap_func
 
@@ -181,6 +181,22 @@ class OfflineLoss(LossModule):
             name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness)
             for name in self._ensembles()
         }
+
+    def train(self, mode: bool = True) -> OfflineLoss:
+        """Sets the mode of the loss and of its functional networks, which TorchRL's own method does not reach."""
+        super().train(mode)
+        for network in vars(self).values():
+            if isinstance(network, nn.Module):
+                network.train(mode)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # functions made by torch.vmap, which no process can send to another
+        return {name: value for name, value in vars(self).items() if name != "_vmapped"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._make_vmap()
 
     def _ensembles(self) -> tuple[str, ...]:
         """Names of the networks with stacked parameters."""

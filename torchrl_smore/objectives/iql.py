@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore.objectives.actor import AWRActorLoss
-from torchrl_smore.objectives.advantage import AdvantageLoss
+from torchrl_smore.objectives.advantage import AdvantageLoss, AdvantageUnit
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.qvalue import QValueLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
@@ -111,6 +111,7 @@ class GCIQLLoss(InSampleLoss):
         temperature: multiplies the advantage, non-negative; schedulable by assignment.
         gamma: discount, in ``(0, 1)``.
         weight_clip: largest actor weight.
+        advantage_unit: see :class:`~torchrl_smore.objectives.SMORELoss`.
         use_terminated: see :class:`~torchrl_smore.objectives.qvalue.QValueLoss`.
         kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`~torchrl_smore.objectives.ScoreLoss`.
         reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
@@ -138,6 +139,7 @@ class GCIQLLoss(InSampleLoss):
         temperature: float = 3.0,
         gamma: float = 0.99,
         weight_clip: float = 100.0,
+        advantage_unit: AdvantageUnit = "score",
         use_terminated: bool = True,
         kernels: Kernels = "auto",
         reduction: Reduction | None = None,
@@ -148,6 +150,7 @@ class GCIQLLoss(InSampleLoss):
             self, reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode
         )
         self._add_actor_term(actor_network, temperature, weight_clip)
+        self._set_advantage_unit(advantage_unit, gamma)
         self._add_value_term(value_network, expectile)
         self._set_kernels(kernels)
         self._add_qvalue_term(qvalue_network, gamma, use_terminated=use_terminated)

@@ -42,8 +42,9 @@ class ScoreLoss(OfflineLoss):
         max_ratio: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         bootstrap: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         num_score_nets: size of the ensemble; the losses of its members are added.
-        score_bounds: clips the bootstrapped ``M`` to an interval: ``"auto"`` is the range of the formulation's closed
-            form, ``None`` leaves it free.
+        score_bounds: clips the bootstrapped ``M`` to an interval: ``"auto"`` is
+            :attr:`~torchrl_smore.functional.score.ScoreObjective.bootstrap_bounds`, the range of the closed form for
+            ``"in_sample"`` and none for the other formulations; ``None`` leaves it free.
         delay_score: keep target parameters (``target_score_network_params``) for a Polyak updater.
         kernels: ``"reference"``, ``"triton"`` (the fused kernels, or an error where they cannot run) or ``"auto"``; see
             ``kernels/README.md``. A plain :class:`~torchrl_smore.modules.ConcatMLP` of two equal hidden layers is run
@@ -336,9 +337,11 @@ def _flat(entries: dict[NestedKey, Tensor], like: TensorDictBase) -> TensorDict:
 
 
 def _bounds(bounds: ScoreBounds, objective: ScoreObjective) -> tuple[float, float] | None:
+    if bounds == "auto":
+        bounds = objective.bootstrap_bounds
     if bounds is None:
         return None
-    lower, upper = objective.range if isinstance(bounds, str) else bounds
-    if (isinstance(bounds, str) and bounds != "auto") or not lower < upper:
+    lower, upper = (math.nan, math.nan) if isinstance(bounds, str) else bounds
+    if not lower < upper:
         raise ValueError(f"score_bounds must be 'auto', None or (lower, upper) with lower < upper, got {bounds!r}.")
     return None if math.isinf(lower) and math.isinf(upper) else (float(lower), float(upper))

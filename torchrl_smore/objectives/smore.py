@@ -17,7 +17,7 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.score import Bootstrap, Formulation, ScoreObjective
 from torchrl_smore.objectives._parameters import lent
 from torchrl_smore.objectives.actor import AWRActorLoss
-from torchrl_smore.objectives.advantage import AdvantageLoss
+from torchrl_smore.objectives.advantage import AdvantageLoss, AdvantageUnit
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.score import ScoreBounds, ScoreLoss
 from torchrl_smore.objectives.value import ExpectileValueLoss
@@ -58,6 +58,8 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         bootstrap: ``"value"`` or, for ``"dual"`` alone, ``"policy"`` (Eq. 8).
         num_score_nets: size of the score ensemble.
         weight_clip: largest AWR weight.
+        advantage_unit: what the advantage is measured in when the temperature multiplies it: ``"score"`` (the paper's)
+            or ``"horizon"``, ``1 / (1 - gamma)`` of it; see :class:`~torchrl_smore.objectives.advantage.AdvantageLoss`.
         score_bounds: ``"auto"``, ``None`` or ``(lower, upper)``; see :class:`ScoreLoss`.
         actor: ``"awr"`` (Eq. 11), or ``"score"``: maximise the smallest score at the policy's own action, with constant
             score parameters. The latter is Table 16's "without AWR", which the paper does not spell out; it has no
@@ -156,6 +158,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         num_score_nets: int = 2,
         weight_clip: float = 100.0,
         score_bounds: ScoreBounds = "auto",
+        advantage_unit: AdvantageUnit = "score",
         actor: ScoreActor = "awr",
         value_target: ValueTarget = "dataset",
         delay_score: bool = True,
@@ -176,6 +179,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         if value_target == "policy" and actor == "awr":
             raise ValueError("value_target='policy' needs actor='score': AWR's advantage is over dataset actions.")
         self.actor, self.value_target = actor, value_target
+        self._set_advantage_unit(advantage_unit, gamma)
         shared = list(actor_network.parameters()) if separate_losses else None
         if actor == "awr":
             self._add_actor_term(actor_network, temperature, weight_clip)

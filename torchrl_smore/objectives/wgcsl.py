@@ -21,6 +21,7 @@ from torchrl_smore.objectives.qvalue import QValueLoss, return_bounds
 
 Threshold = Literal["none", "percentile"]
 Advantage = Literal["target", "online"]
+TargetBounds = Literal["auto", "symmetric"]
 
 
 class WGCSLLoss(QValueLoss, GCSLLoss):
@@ -30,16 +31,17 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
 
     Yang et al. (2022), arXiv:2202.04478. The defaults are GoFAR's port (``gcsl_agent.py``), with which SMORe compares:
     no threshold, and ``A`` is the clipped TD target less the clipped ``Q(s, pi(s, g), g)``. The original (``AWGCSL``,
-    ``gamma_exp_adv_clip10_baw``) is ``threshold="percentile", advantage="online", advantage_reward_shift=1.0,
-    target_bounds=(-50.0, 50.0)``. Both: rewards {-1, 0} (``reward_values`` of the sampler), relabelling 1, gamma 0.98,
-    Adam 5e-4, three hidden layers of 256. Port: batch 512, target rate 0.05 once per 20 updates. Original: target rate
-    0.1 per cycle, ``threshold_step`` 0.01 (hard tasks, batch 512) or 0.15 (batch 128).
+    ``gamma_exp_adv_clip10_baw``) is ``threshold="percentile", advantage="online", target_bounds="symmetric"`` on
+    rewards {0, 1}, which both its critic and its advantage see; the port's are {-1, 0} (``reward_values`` of the
+    sampler). Both: relabelling 1, gamma 0.98, Adam 5e-4, three hidden layers of 256. Port: batch 512, target rate 0.05
+    once per 20 updates. Original: target rate 0.1 per cycle, ``threshold_step`` 0.01 (hard tasks, batch 512) or 0.15
+    (batch 128).
 
     Departure: actor and critic share one batch, where the original relabels all rows of the actor and 80% of the
     critic. A goal that was not relabelled has no offset and gets weight 1.
 
     With ``threshold="percentile"`` a memory of past advantages is a buffer; like that of a batch norm it changes in
-    training mode only: batch in, oldest out, then the percentile rises by ``threshold_step``.
+    training mode only: batch in, oldest out, the percentile rises by ``threshold_step``, and then it is read.
 
     Args:
         actor_network: writes ``tensor_keys.action`` from state and goal.
@@ -48,7 +50,6 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
         threshold: ``"none"`` or ``"percentile"``.
         advantage: ``"target"`` (target networks at the next state, both parts within the bounds) or ``"online"``
             (online networks, no bounds).
-        advantage_reward_shift: added to the reward of the advantage alone.
         gamma: discount, in ``(0, 1)``.
         discount_offset: whether the discount weight is used; the original drops it for random data of hard tasks.
         weight_clip: largest exponential weight.
@@ -56,7 +57,8 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
         threshold_step: rise of the percentile per update, in percent.
         threshold_max: last percentile.
         memory_size: number of advantages that are remembered.
-        target_bounds: of the TD target; ``"auto"`` is ``(-1 / (1 - gamma), 0)``.
+        target_bounds: of the TD target; ``"auto"`` is ``(-1 / (1 - gamma), 0)``, ``"symmetric"``
+            ``(-1 / (1 - gamma), 1 / (1 - gamma))``.
         reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
@@ -75,7 +77,7 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
             desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
             qvalue: written by the Q networks, ``[*B, 1]``.
             next_value: internal, ``Q(s', pi(s', g), g)`` of the target networks.
-            reward: ``[*B, 1]``, -1 away from the goal and 0 at it.
+            reward: ``[*B, 1]``, -1 away from the goal and 0 at it (port), or 0 and 1 (original).
             terminated: not read.
             goal_offset: steps from the transition to its goal, ``[*B, 1]``, integer, negative for a kept goal.
             priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
@@ -98,7 +100,6 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
         regression: Regression = "mse",
         threshold: Threshold = "none",
         advantage: Advantage = "target",
-        advantage_reward_shift: float = 0.0,
         gamma: float = 0.98,
         discount_offset: bool = True,
         weight_clip: float = 10.0,
@@ -106,7 +107,7 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
         threshold_step: float = 0.01,
         threshold_max: float = 80.0,
         memory_size: int = 50_000,
-        target_bounds: Literal["auto"] | tuple[float, float] | None = "auto",
+        target_bounds: TargetBounds | tuple[float, float] | None = "auto",
         reduction: Reduction | None = None,
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
@@ -118,10 +119,10 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
             if chosen not in get_args(valid):
                 raise unknown_name(name, chosen, get_args(valid))
         self.threshold, self.advantage = threshold, advantage
-        self.advantage_reward_shift, self.discount_offset = advantage_reward_shift, discount_offset
+        self.discount_offset = discount_offset
         self.weight_clip, self.low_weight = weight_clip, low_weight
         self.threshold_step, self.threshold_max = threshold_step, threshold_max
-        bounds = return_bounds(gamma) if target_bounds == "auto" else target_bounds
+        bounds = _bounds(target_bounds, gamma) if isinstance(target_bounds, str) else target_bounds
         self._add_regression_term(actor_network, regression, delay_actor=True)
         self._add_qvalue_term(qvalue_network, gamma, target_bounds=bounds, use_terminated=False)
         if threshold == "percentile":
@@ -181,7 +182,7 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
         else:
             after = self._policy_qvalue(batch, *params, after=True)
             target = td_target(batch[self.tensor_keys.reward].squeeze(-1).to(after.dtype), after, self.gamma)
-        return target + self.advantage_reward_shift - here
+        return target - here
 
     def _actor_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         advantage = self._advantage(batch)
@@ -199,10 +200,16 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
         return loss, {**own, **metadata}
 
     def _best_advantage(self, advantage: Tensor, keep: Tensor) -> Tensor:
-        """Threshold, after the advantages of the kept rows have entered the memory (in training mode)."""
+        """Threshold, after the kept rows' advantages have entered the memory and it has risen (in training mode)."""
         if self.training:
             self.advantage_memory.copy_(push(self.advantage_memory, torch.where(keep, advantage, torch.nan)))
-        percent = (self.num_updates * self.threshold_step).clamp_max(self.threshold_max)
-        if self.training:
             self.num_updates.add_(1)
+        percent = (self.num_updates * self.threshold_step).clamp_max(self.threshold_max)
         return percentile(self.advantage_memory, percent).to(advantage.dtype)
+
+
+def _bounds(name: str, gamma: float) -> tuple[float, float]:
+    if name not in get_args(TargetBounds):
+        raise unknown_name("target_bounds", name, get_args(TargetBounds))
+    lower, upper = return_bounds(gamma)
+    return (lower, -lower) if name == "symmetric" else (lower, upper)

@@ -8,6 +8,8 @@ from torchrl_smore.reports.claims import (
     evaluate_claims,
     evaluate_partly,
 )
+from torchrl_smore.reports.diagnosis import DIAGNOSIS_TABLES, write_diagnosis
+from torchrl_smore.reports.diagnosis_findings import Finding
 from torchrl_smore.reports.goals import plot_goals
 from torchrl_smore.reports.paper import Paper, PaperCell, max_return
 from torchrl_smore.reports.plots import plot_curves, read_metrics, write_gif
@@ -31,11 +33,13 @@ from torchrl_smore.reports.statistics import (
     SignificanceTest,
     adjust_p_values,
     bootstrap_interval,
+    effective_sample_size,
     interquartile_mean,
     mann_whitney,
     mean_and_std,
     performance_profile,
     probability_of_improvement,
+    rank_correlation,
     smallest_p,
 )
 from torchrl_smore.reports.tables import (
@@ -50,9 +54,11 @@ from torchrl_smore.reports.tables import (
 )
 
 __all__ = [
+    "DIAGNOSIS_TABLES",
     "Cell",
     "Comparison",
     "Estimate",
+    "Finding",
     "Outcome",
     "Paper",
     "PaperCell",
@@ -68,6 +74,7 @@ __all__ = [
     "build_table",
     "canonical_setting",
     "claims_to_markdown",
+    "effective_sample_size",
     "estimate_improvement",
     "estimate_iqm",
     "estimate_profile",
@@ -84,6 +91,7 @@ __all__ = [
     "plot_curves",
     "plot_goals",
     "probability_of_improvement",
+    "rank_correlation",
     "read_benchmark",
     "read_curves",
     "read_files",
@@ -97,6 +105,7 @@ __all__ = [
     "to_markdown",
     "views",
     "write_curves",
+    "write_diagnosis",
     "write_gif",
     "write_report",
     "write_results",

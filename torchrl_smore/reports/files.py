@@ -30,3 +30,19 @@ def write_text(path: str | Path, text: str) -> Path:
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
     return path
+
+
+@contextlib.contextmanager
+def needing_plots(what: str) -> Iterator[None]:
+    """Turns the lack of a package of the extra ``plots`` into an error that says so.
+
+    Args:
+        what: what is drawn or written, for the error.
+
+    Raises:
+        ImportError: if an import inside fails for a module that is missing; says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{what} needs {error.name}: pip install "torchrl-smore[plots]"') from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrl_smore.reports.files import replacing
+from torchrl_smore.reports.files import needing_plots, replacing
 
 # panel title -> columns of metrics.csv and their labels
 _PANELS: dict[str, dict[str, str]] = {
@@ -95,7 +95,8 @@ def plot_curves(
         ValueError: if no known column has a value.
     """
     # a figure of its own and not pyplot, whose backend and open figures are the user's
-    from matplotlib.figure import Figure
+    with needing_plots("plot_curves"):
+        from matplotlib.figure import Figure
 
     columns = _read_spread(metrics)
     panels = {name: lines for name, lines in panels.items() if any(column in columns for column in lines)}
@@ -133,7 +134,8 @@ def plot_curves(
 
 def write_gif(frames: np.ndarray, out: str | Path, *, fps: int = 12) -> Path:
     """Writes frames ``[T, H, W, 3]``, uint8, as an endless GIF, replaced when whole."""
-    import imageio.v3 as imageio
+    with needing_plots("write_gif"):
+        import imageio.v3 as imageio
 
     with replacing(out) as beside:
         imageio.imwrite(beside, np.asarray(frames, dtype=np.uint8), extension=".gif", duration=1000 / fps, loop=0)

@@ -1,4 +1,4 @@
-"""Statistics over seeds and tasks: aggregates, bootstrap intervals and rank tests.
+"""Statistics over seeds and tasks: aggregates, bootstrap intervals and rank tests; weights and ranks of rows.
 
 A *group* holds the values of one task over its seeds, shape ``[n]``, finite, ``n >= 1``; groups may differ in ``n``.
 The aggregates also take groups with leading axes, shape ``[*B, n]``, and then return ``[*B]``: this is how
@@ -28,6 +28,52 @@ def mean_and_std(values: ArrayLike) -> tuple[float, float]:
     """
     (group,) = _groups([values])
     return float(group.mean()), float(group.std(ddof=1)) if group.shape[-1] > 1 else math.nan
+
+
+def effective_sample_size(weights: ArrayLike) -> float:
+    r"""How many equal weights would vary as little in their mean as these do: :math:`(\sum w)^2 / \sum w^2`.
+
+    Source: Kish (1965), "Survey Sampling", Sec. 11.7.
+
+    Args:
+        weights: not negative, finite, not all zero, shape ``[n]``.
+
+    Returns:
+        Between 1 and n.
+
+    Raises:
+        ValueError: for weights that are something else.
+    """
+    array = np.asarray(weights, dtype=np.float64).ravel()
+    if array.size == 0 or not np.isfinite(array).all() or (array < 0.0).any() or not array.any():
+        raise ValueError(f"expected weights that are finite, not negative and not all zero, got {weights!r}.")
+    array = array / array.max()
+    return float(array.sum() ** 2 / np.square(array).sum())
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's: the correlation of the ranks, ties at their mean rank; NaN if either does not vary.
+
+    Args:
+        x: finite, shape ``[n]``.
+        y: finite, shape ``[n]``.
+
+    Raises:
+        ValueError: if the lengths differ or are 0.
+    """
+    left, right = np.asarray(x, dtype=np.float64).ravel(), np.asarray(y, dtype=np.float64).ravel()
+    if left.size != right.size or left.size == 0:
+        raise ValueError(f"expected as many numbers of both, at least one, got {left.size} and {right.size}.")
+    ranks = [_midranks(values) - (left.size - 1) / 2 for values in (left, right)]
+    norm = math.sqrt(float((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
+    return float((ranks[0] * ranks[1]).sum()) / norm if norm else math.nan
+
+
+def _midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0 on, the mean rank where values tie, ``[n]``."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(count) - (count + 1) / 2)[place.ravel()]
+    return ranks
 
 
 def interquartile_mean(groups: Sequence[ArrayLike]) -> np.ndarray:
@@ -130,9 +176,8 @@ def mann_whitney(values: ArrayLike, rival: ArrayLike, *, alternative: Alternativ
     """
     _check_choice("alternative", alternative, Alternative)
     x, y = _groups([values, rival])
-    _, place, count = np.unique(np.concatenate([x, y]), return_inverse=True, return_counts=True)
-    # twice the midranks, which are whole numbers
-    ranks = (2 * np.cumsum(count) - count + 1)[place.ravel()]
+    # twice the midranks from 1 on, which are whole numbers
+    ranks = (2 * _midranks(np.concatenate([x, y])) + 2).astype(int)
     splits = np.zeros((len(x) + 1, int(ranks.sum()) + 1))
     splits[0, 0] = 1.0
     for rank in ranks.tolist():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchrl_smore.reports.files import replacing
+from torchrl_smore.reports.files import needing_plots, replacing
 from torchrl_smore.reports.scores import method_order
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def panels(count: int, columns: int, *, width: float, height: float, legend: boo
         The figure and ``count`` axes, with the legend's, if any, as one more.
     """
     # a figure of its own and not pyplot, whose backend and open figures are the user's
-    from matplotlib.figure import Figure
+    with needing_plots("a figure"):
+        from matplotlib.figure import Figure
 
     total = count + legend
     columns = min(columns, total)

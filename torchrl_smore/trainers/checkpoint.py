@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -10,20 +11,29 @@ import pickle
 import random
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-#: Version of the layout of a checkpoint folder; another one is refused.
-FORMAT_VERSION = 2
-_STATE, _META = "state.pt", "meta.json"
+#: Version of the layout of a checkpoint folder.
+FORMAT_VERSION = 3
+#: Versions that are read: 2 lacks ``meta_sha256``.
+READ_VERSIONS = (2, 3)
+_STATE, _META, _META_DIGEST = "state.pt", "meta.json", "meta_sha256"
+_REPLACED = "_replaced"
 
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged, incomplete, or belongs to something else."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint goes on under other circumstances than it was saved in: not bit for bit."""
 
 
 def save_checkpoint(
@@ -35,7 +45,7 @@ def save_checkpoint(
 
     Args:
         root: folder of all checkpoints of a run; made if absent.
-        step: updates done.
+        step: updates done, at least 0.
         state: nested mappings of tensors and plain Python values.
         meta: what identifies the run (task, method, ...), expressible in JSON.
         keep: newest checkpoints to keep, at least 1.
@@ -44,24 +54,30 @@ def save_checkpoint(
         The checkpoint's folder.
 
     Raises:
-        OSError: if the disk is full or refuses the write; older checkpoints stay as they were.
+        OSError: if the disk is full or refuses the write; names the path, the room that is needed and the room that is
+            left. Older checkpoints stay as they were.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step_{step:09d}"
-    for left in root.glob(".partial_*"):
-        shutil.rmtree(left, ignore_errors=True)
+    clear_leftovers(root)
     partial = Path(tempfile.mkdtemp(prefix=".partial_", dir=root))
     try:
-        torch.save(dict(state), partial / _STATE)
+        _write_state(partial / _STATE, state)
         described = {
             **meta,
             "format_version": FORMAT_VERSION,
             "step": step,
             "sha256": hashlib.sha256((partial / _STATE).read_bytes()).hexdigest(),
         }
-        (partial / _META).write_text(json.dumps(described, indent=2) + "\n")
+        described[_META_DIGEST] = _meta_digest(described)
+        with (partial / _META).open("w") as file:
+            file.write(json.dumps(described, indent=2) + "\n")
+            _sync(file)
         _put_in_place(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _without_room(error, final, state) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -72,12 +88,64 @@ def save_checkpoint(
     return final
 
 
+class _ErrorKeeper:
+    """A file for ``torch.save``, which turns every error of a write into a RuntimeError without its cause."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    # unbuffered: torch writes in large pieces, and a buffer would fail once more when it is closed
+    with path.open("wb", buffering=0) as file:
+        keeper = _ErrorKeeper(file)  # type: ignore[arg-type] # raw files serve as well
+        try:
+            torch.save(dict(state), keeper)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if keeper.error is None:
+                raise
+            raise keeper.error from error
+        os.fsync(file.fileno())
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _without_room(error: OSError, final: Path, state: Mapping[str, Any]) -> OSError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        needed, free = _num_bytes(state) / 1e6, shutil.disk_usage(final.parent).free / 1e6
+        reason += f"; a checkpoint needs about {needed:,.2f} MB, {free:,.2f} MB are free; the older ones are kept"
+    return OSError(error.errno, reason, str(final))
+
+
+def _num_bytes(state: Any) -> int:
+    """Size of all tensors in nested values."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(_num_bytes, parts))
+
+
 def _put_in_place(partial: Path, final: Path) -> None:
     """Renames, keeping an older checkpoint of the same step until the new one is there."""
     if not final.exists():
         os.replace(partial, final)
         return
-    aside = final.with_name(f".partial_{final.name}_replaced")
+    aside = final.with_name(f".partial_{final.name}{_REPLACED}")
     os.replace(final, aside)
     try:
         os.replace(partial, final)
@@ -85,6 +153,20 @@ def _put_in_place(partial: Path, final: Path) -> None:
         os.replace(aside, final)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def clear_leftovers(root: str | Path) -> None:
+    """Removes what a killed process left half written, and puts back what it had moved aside.
+
+    Nobody else may be writing there.
+    """
+    root = Path(root)
+    for left in root.glob(".partial_*"):
+        final = root / left.name.removeprefix(".partial_").removesuffix(_REPLACED)
+        if left.name.endswith(_REPLACED) and (left / _META).is_file() and not final.exists():
+            os.replace(left, final)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def latest_checkpoint(root: str | Path) -> Path:
@@ -104,36 +186,125 @@ def load_checkpoint(path: str | Path, expect: Mapping[str, Any] | None = None) -
 
     Args:
         path: the folder that :func:`save_checkpoint` returned.
-        expect: entries that its ``meta`` must have, for example the task.
+        expect: entries that its ``meta`` must have, for example the task. Of an entry that is a mapping, the options of
+            a run for example, those keys are compared that both have: another version may know more or fewer.
 
     Returns:
-        State and meta.
+        State, all tensors on the CPU, and meta.
 
     Raises:
-        CheckpointError: if it is incomplete, damaged, of another format version, or ``meta`` differs from ``expect``.
+        CheckpointError: if it is incomplete, damaged, edited, of another format version, or ``meta`` differs from
+            ``expect``, which names what differs.
     """
     path = Path(path)
     try:
         meta = json.loads((path / _META).read_text())
         payload = (path / _STATE).read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}.") from error
     if not isinstance(meta, dict):
         raise CheckpointError(f"{path / _META} must hold a JSON object, found {type(meta).__name__}.")
-    if meta.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint format {meta.get('format_version')!r}; this version reads {FORMAT_VERSION}."
-        )
+    version = meta.get("format_version")
+    if version not in READ_VERSIONS:
+        readable = " and ".join(map(str, READ_VERSIONS))
+        raise CheckpointError(f"{path} has checkpoint format {version!r}; this version reads {readable}.")
     if hashlib.sha256(payload).hexdigest() != meta.get("sha256"):
         raise CheckpointError(f"{path / _STATE} is damaged: its SHA-256 is not the one in {_META}.")
-    # through JSON, as meta has gone: a tuple has become a list
-    for key, value in json.loads(json.dumps(dict(expect or {}))).items():
-        if meta.get(key) != value:
-            raise CheckpointError(f"{path} is a checkpoint with {key}={meta.get(key)!r}; expected {value!r}.")
+    _check_meta(path, meta, dict(expect or {}))
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True), meta
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path / _STATE} holds more than tensors and plain values: {error}") from error
+
+
+def _check_meta(path: Path, meta: dict[str, Any], expect: dict[str, Any]) -> None:
+    # through JSON, as meta has gone: a tuple has become a list
+    for key, value in json.loads(json.dumps(expect)).items():
+        found = meta.get(key)
+        if isinstance(value, dict) and isinstance(found, dict):
+            differing = [(name, found[name], value[name]) for name in value if name in found]
+        elif isinstance(value, dict) and key not in meta and meta["format_version"] < FORMAT_VERSION:
+            continue  # saved by a version that did not write it
+        else:
+            differing = [(key, found, value)]
+        wrong = [f"{name}={was!r}; expected {now!r}" for name, was, now in differing if was != now]
+        if wrong:
+            raise CheckpointError(f"{path} is a checkpoint with {', '.join(wrong)}.")
+    if meta["format_version"] >= FORMAT_VERSION and meta.get(_META_DIGEST) != _meta_digest(meta):
+        raise CheckpointError(f"{path / _META} is damaged or was edited: its content does not fit its {_META_DIGEST}.")
+
+
+def _meta_digest(meta: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in meta.items() if key != _META_DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_fits(saved: Any, own: Any, where: str) -> None:
+    """Checks, before anything is overwritten, that a saved state can take the place of one's own.
+
+    Args:
+        saved: nested mappings and sequences of tensors and plain values.
+        own: what it is to replace; devices may differ.
+        where: name of both in the error.
+
+    Raises:
+        CheckpointError: if a key, a shape or a dtype differs; names the first.
+    """
+    if isinstance(own, Mapping):
+        if not isinstance(saved, Mapping) or saved.keys() != own.keys():
+            keys = set(saved) if isinstance(saved, Mapping) else set()
+            differing = ", ".join(sorted(map(str, keys ^ set(own)))[:3])
+            raise CheckpointError(f"the checkpoint does not fit this run: {where} differs in {differing}.")
+        for key in own:
+            check_fits(saved[key], own[key], f"{where}.{key}")
+    elif isinstance(own, (list, tuple)):
+        if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
+            raise CheckpointError(f"the checkpoint does not fit this run: {where} must have {len(own)} entries.")
+        for number, pair in enumerate(zip(saved, own)):
+            check_fits(*pair, f"{where}.{number}")
+    elif isinstance(own, Tensor):
+        found = (tuple(saved.shape), saved.dtype) if isinstance(saved, Tensor) else type(saved).__name__
+        if found != (tuple(own.shape), own.dtype):
+            expected = (tuple(own.shape), own.dtype)
+            raise CheckpointError(f"the checkpoint does not fit this run: {where} is {found}, expected {expected}.")
+
+
+def fitting_generators(saved: dict[str, Any], own: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The saved state of a sampler with its generators replaced where another kind of device has other ones.
+
+    Args:
+        saved: ``state_dict()`` of a sampler, from a checkpoint.
+        own: that of the sampler which is to take it.
+        seed: of generators that cannot take the saved state.
+
+    Returns:
+        ``saved``, or a copy in which such generators begin anew, of which a :class:`CheckpointWarning` tells.
+    """
+    if not isinstance(saved, Mapping) or not isinstance(own, Mapping):
+        return saved
+    fitting = dict(saved)
+    for name, state in own.items():
+        other = saved.get(name)
+        if not isinstance(state, Tensor) or state.dtype != torch.uint8 or not isinstance(other, Tensor):
+            continue
+        if other.shape != state.shape:
+            warnings.warn(
+                f"the random numbers of the sampler ({name}) were drawn on another kind of device: they begin anew, so "
+                "the run goes on with other batches than it would have had.",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+            # a state of the own kind: seed and offset of a CUDA generator, or a fresh one of a CPU
+            fitting[name] = _fresh_generator(state, seed)
+    return fitting
+
+
+def _fresh_generator(like: Tensor, seed: int) -> Tensor:
+    cpu = torch.Generator().manual_seed(seed).get_state()
+    if like.shape == cpu.shape:
+        return cpu
+    # of a CUDA generator: seed and offset, 64 bits each
+    return torch.tensor([seed, 0], dtype=torch.int64).view(torch.uint8)[: like.numel()].clone()
 
 
 def rng_state() -> dict[str, Any]:
@@ -149,10 +320,22 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Restores what :func:`rng_state` returned."""
+    """Restores what :func:`rng_state` returned.
+
+    Generators of GPUs that this machine lacks are left out, those of GPUs that it has besides stay as they are; a
+    :class:`CheckpointWarning` tells of both.
+    """
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    saved, here = len(state["cuda"]), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if saved != here:
+        warnings.warn(
+            f"the checkpoint holds the random generators of {saved} GPUs, this process sees {here}: those without a "
+            "partner are left as they are.",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    for device in range(min(saved, here)):
+        torch.cuda.set_rng_state(state["cuda"][device], device)
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     version, internal, gauss_next = state["python"]

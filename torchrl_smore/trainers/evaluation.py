@@ -11,9 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
+from tensordict.utils import unravel_key
+from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
+
+from torchrl_smore.trainers.modes import in_mode
 
 Observation = Mapping[str, np.ndarray]
 Policy = Callable[[Observation], np.ndarray]
@@ -37,33 +41,51 @@ class Pool(Protocol):
 class ActorPolicy:
     """The deterministic policy of a loss module's ``actor_network``, on batches of numpy observations.
 
-    Actions are the distribution's mode, clipped to ``[-1, 1]``.
+    Actions are the distribution's mode, clipped to ``[-1, 1]``. The network acts in evaluation mode, which is given
+    back, and keeps its state. Which of its keys is which observation is read from ``loss.tensor_keys``, whatever
+    ``set_keys`` has made of them; a key that is not named there goes by its own name or, nested, by the last part of
+    it.
 
     Args:
         loss: has ``actor_network`` and ``actor_network_params``.
-        action_key: key that the actor writes.
+        action_key: key that the actor writes; ``None``: ``loss.tensor_keys.action``, or ``"action"`` where a loss has
+            none.
     """
 
-    def __init__(self, loss: LossModule, action_key: str = "action") -> None:
+    def __init__(self, loss: LossModule, action_key: NestedKey | None = None) -> None:
         self.loss = loss
-        self.action_key = action_key
+        self.action_key = action_key or getattr(loss.tensor_keys, "action", "action")
 
     @torch.no_grad()
     def __call__(self, observation: Observation) -> np.ndarray:
-        """Actions ``[n, A]`` for observations ``[n, ...]``."""
+        """Actions ``[n, A]`` for observations ``[n, ...]``.
+
+        Raises:
+            KeyError: if the actor reads something that no observation is.
+        """
         network, params = self.loss.actor_network, self.loss.actor_network_params
         device = next(iter(self.loss.parameters())).device
-        keys = [key for key in network.in_keys if key in observation]
-        batch = TensorDict(
-            {key: torch.as_tensor(np.asarray(observation[key], dtype=np.float32)) for key in keys},
-            batch_size=[len(observation[keys[0]])],
-        ).to(device)
+        names = {key: self._name(key, observation) for key in network.in_keys}
+        rows = len(next(iter(observation.values())))
+        batch = TensorDict({}, batch_size=[rows])
+        for key, name in names.items():
+            batch.set(key, torch.as_tensor(np.asarray(observation[name], dtype=np.float32)))
         with (
+            in_mode(False, network),
             params.to_module(network, preserve_module_state=False),
             set_exploration_type(ExplorationType.DETERMINISTIC),
         ):
-            action = network(batch).get(self.action_key)
+            action = network(batch.to(device)).get(self.action_key)
         return action.clamp(-1.0, 1.0).cpu().numpy()
+
+    def _name(self, key: NestedKey, observation: Observation) -> str:
+        """The observation that is meant by a key of the network."""
+        named = [name for name, own in vars(self.loss.tensor_keys).items() if unravel_key(own) == unravel_key(key)]
+        last = key if isinstance(key, str) else key[-1]
+        for name in (*named, key, last):
+            if name in observation:
+                return str(name)
+        raise KeyError(f"actor_network reads {key!r}, and the environments give {', '.join(map(repr, observation))}.")
 
 
 @dataclass(frozen=True)
@@ -126,7 +148,14 @@ class Evaluator:
         return self.run_all([policy])[0]
 
     def run_all(self, policies: Sequence[Policy]) -> list[Evaluation]:
-        """Evaluates several policies side by side in the pool, each on the same episodes."""
+        """Evaluates several policies side by side in the pool, each on the same episodes.
+
+        Policies that are modules act in evaluation mode, which is given back.
+        """
+        with in_mode(False, *[policy for policy in policies if isinstance(policy, nn.Module)]):
+            return self._run_all(policies)
+
+    def _run_all(self, policies: Sequence[Policy]) -> list[Evaluation]:
         # (policy, seed of the episode), policy by policy, so that a policy's share of a batch is one slice
         seeds = range(self.first_seed, self.first_seed + self.episodes)
         runs = [(number, seed) for number in range(len(policies)) for seed in seeds]

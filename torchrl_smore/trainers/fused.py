@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule, SoftUpdate
 
 from torchrl_smore._dispatch import Kernels, adam_polyak_, resolve_kernels
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.trainers.checkpoint import check_fits, fitting_generators
 from torchrl_smore.trainers.stacked import Flat, StackedLosses
 from torchrl_smore.trainers.step_graph import StepGraph
 from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler
@@ -253,13 +254,16 @@ class FusedUpdate:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned.
+        """Restores what :meth:`state_dict` returned, on whatever device that was.
 
         Raises:
-            ValueError: if it is that of other seeds, or not of a :class:`FusedUpdate`.
+            ValueError: if it is that of other seeds, not of a :class:`FusedUpdate`, or does not fit (a
+                :class:`CheckpointError`); nothing is overwritten then.
         """
         if list(state.get("seeds", ())) != list(self.seeds):
             raise ValueError(f"expected the state of seeds {list(self.seeds)}, got that of {state.get('seeds')}.")
+        own_state = self.state_dict()
+        check_fits({**state, "samplers": []}, {**own_state, "samplers": []}, "update")
         if self._graph is not None:
             self._graph.reset()
         for loss, own in zip(self.losses, state["losses"]):
@@ -268,5 +272,5 @@ class FusedUpdate:
             for group, buffer in buffers.items():
                 buffer.copy_(state[name][group])
         self.step.copy_(state["step"])
-        for sampler, own in zip(self.samplers, state["samplers"]):
-            sampler.load_state_dict(own)
+        for seed, sampler, own in zip(self.seeds, self.samplers, state["samplers"]):
+            sampler.load_state_dict(fitting_generators(own, sampler.state_dict(), seed))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,7 +16,12 @@ from torchrl.objectives import LossModule, TargetNetUpdater
 from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper, Trainer
 
+from torchrl_smore._errors import unknown_name
+from torchrl_smore._lock import locked
 from torchrl_smore.trainers.checkpoint import (
+    CheckpointError,
+    CheckpointWarning,
+    clear_leftovers,
     latest_checkpoint,
     load_checkpoint,
     rng_state,
@@ -22,6 +30,7 @@ from torchrl_smore.trainers.checkpoint import (
 )
 from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, Policy
 from torchrl_smore.trainers.logging import MetricsFile
+from torchrl_smore.trainers.modes import in_mode
 from torchrl_smore.trainers.update import Compile, Update, UpdateStep
 
 _STAGES = (
@@ -46,6 +55,28 @@ _ABSENT_STAGES = (
     "post_epoch_log",
     "post_optim_complete_log",
 )
+
+OnDivergence = Literal["stop", "continue"]
+
+
+class DivergedError(RuntimeError):
+    """A loss or a parameter of a run is no finite number any more.
+
+    Attributes:
+        name: the first loss or parameter that was not finite.
+        step: the update in which it was.
+        seed: of several seeds that one which diverged.
+        checkpoint: the newest checkpoint, saved before that; ``None`` without one.
+    """
+
+    def __init__(self, name: str, step: int, seed: int | None, checkpoint: Path | None) -> None:
+        super().__init__(name, step, seed, checkpoint)
+        self.name, self.step, self.seed, self.checkpoint = name, step, seed, checkpoint
+
+    def __str__(self) -> str:
+        whose = "" if self.seed is None else f" of seed {self.seed}"
+        kept = "there is no checkpoint" if self.checkpoint is None else f"the last good checkpoint is {self.checkpoint}"
+        return f"the run diverged: {self.name}{whose} is not finite at update {self.step:,}; {kept}."
 
 
 class OfflineSteps:
@@ -111,7 +142,12 @@ class OfflineTrainer(Trainer):
     A :class:`~torchrl.trainers.Trainer` whose hooks work as usual (``post_optim``, ``post_steps``, ``post_steps_log``,
     ...; a "frame" is an update); ``post_optim_log`` gets the losses of the update, there being no batch to give. It
     evaluates, logs to ``run_dir/metrics.csv`` and, if given, a TorchRL logger, keeps checkpoints in
-    ``run_dir/checkpoint`` and resumes from them: on a CPU a resumed run equals an uninterrupted one bit for bit.
+    ``run_dir/checkpoint`` and resumes from them: on a CPU a resumed run equals an uninterrupted one bit for bit. While
+    it trains, ``run_dir`` is locked: two processes never write to one folder.
+
+    Everything of the losses is in training mode while they are trained and in evaluation mode while the policy acts,
+    functional networks included; afterwards it has the mode that it had before. The device is asked whether all losses
+    are finite whenever something is logged or saved, and not in every update.
 
     Args:
         loss: any TorchRL loss with ``loss_*`` outputs.
@@ -133,6 +169,8 @@ class OfflineTrainer(Trainer):
         keep_checkpoints: newest checkpoints to keep.
         compile: see :class:`~torchrl_smore.trainers.update.Update`.
         meta: identifies the run in its checkpoints (JSON); a checkpoint with another ``meta`` is refused.
+        on_divergence: what is done when a loss or a parameter is not finite: ``"stop"`` raises a
+            :class:`DivergedError` and saves no such checkpoint, ``"continue"`` warns once.
         logger: a TorchRL logger that gets every row too.
         progress_bar: whether to show one.
 
@@ -159,6 +197,7 @@ class OfflineTrainer(Trainer):
         keep_checkpoints: int = 2,
         compile: Compile = "off",
         meta: Mapping[str, Any] | None = None,
+        on_divergence: OnDivergence = "stop",
         logger: Logger | None = None,
         progress_bar: bool = True,
     ) -> None:
@@ -172,6 +211,8 @@ class OfflineTrainer(Trainer):
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be positive, got {count}.")
+        if on_divergence not in get_args(OnDivergence):
+            raise unknown_name("on_divergence", on_divergence, get_args(OnDivergence))
         self.update = _given_or_built(
             update, loss, sampler, optimizer, scheduler=scheduler, target_updater=target_updater, compile=compile
         )
@@ -200,11 +241,16 @@ class OfflineTrainer(Trainer):
         self.save_interval = save_interval
         self.keep_checkpoints = keep_checkpoints
         self.meta = dict(meta or {})
+        self.on_divergence = on_divergence
         self.evaluations: list[Evaluation] = []
         self.update_seconds = 0.0
         self._updates_timed = 0
         self._totals: TensorDict | None = None
         self._num_totalled = 0
+        # by loss: updates of the interval before the first that was not finite, on the device
+        self._num_finite: dict[str, torch.Tensor] = {}
+        self._warned = False
+        self._stop: BaseException | None = None
         self._metrics: MetricsFile | None = None
 
     def _policies(self, policy: Policy | Sequence[Policy] | None) -> list[Policy]:
@@ -231,15 +277,42 @@ class OfflineTrainer(Trainer):
         return self._updates_timed / self.update_seconds if self.update_seconds > 0 else float("nan")
 
     def train(self) -> None:
-        """Runs the remaining updates."""
-        if self.run_dir is not None:
-            self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
-        super().train()
+        """Runs the remaining updates.
+
+        Raises:
+            DivergedError: see ``on_divergence``.
+            LockedError: if another process trains in ``run_dir``.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.run_dir is not None:
+                stack.enter_context(self.locked())
+                clear_leftovers(self.run_dir / "checkpoint")
+                self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
+            stack.enter_context(in_mode(True, *self.update.losses))
+            super().train()
         if self.progress_bar:
             self._pbar.close()
         if not self.evaluations and self.evaluator is not None:
             # resumed at its end: the row is there, the evaluation itself is not
             self.evaluations = self.evaluator.run_all(self.policies)
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """The lock of ``run_dir``, which :meth:`train` holds: for what else must not be done by two processes.
+
+        Raises:
+            LockedError: on entering, if another process has it.
+            ValueError: if the trainer has no ``run_dir``.
+        """
+        if self.run_dir is None:
+            raise ValueError("a trainer without run_dir has nothing to lock.")
+        return locked(self.run_dir / ".lock", f"run folder {self.run_dir}")
+
+    def stop_with(self, error: BaseException) -> None:
+        """Makes :meth:`train` save a checkpoint after the update in progress and raise ``error``.
+
+        May be called from a signal handler.
+        """
+        self._stop = error
 
     def register_op(self, dest: Any, op: Callable[..., Any], **kwargs: Any) -> None:
         """Registers a hook; see :meth:`torchrl.trainers.Trainer.register_op`.
@@ -260,24 +333,35 @@ class OfflineTrainer(Trainer):
         """Runs ``batch.numel()`` updates, then logs, evaluates and saves what is due."""
         self._pre_optim_hook()
         start = time.perf_counter()
+        before = self._optim_count
         for _ in range(batch.numel()):
             self._optim_count += 1
             out = self.optimization_stepper.step(self, batch)
             self._post_optim_hook()
             self._post_optim_log(out)
             self._add_up(out)
+            if self._stop is not None:
+                break
+        done = self._optim_count - before
+        # the trainer has counted the whole interval
+        self.collected_frames -= batch.numel() - done
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.update_seconds += time.perf_counter() - start
-        self._updates_timed += batch.numel()
+        self._updates_timed += done
         last = self.step >= self.total_frames
         if last or self.step % self.log_interval == 0:
             self._log_averages()
+        elif self.step % self.eval_interval == 0:
+            self._check_finite()
         if self.evaluator is not None and (last or self.step % self.eval_interval == 0):
             self.evaluations = self.evaluator.run_all(self.policies)
             self._write([{f"eval/{key}": value for key, value in own.metrics.items()} for own in self.evaluations])
-        if self.run_dir is not None and (last or self.step % self.save_interval == 0):
+        due = last or self.step % self.save_interval == 0 or self._stop is not None
+        if self.run_dir is not None and due:
             self.save()
+        if self._stop is not None:
+            raise self._stop
 
     def _add_up(self, out: TensorDictBase) -> None:
         """Adds to the totals of the interval, on the device; the update may overwrite ``out`` the next time."""
@@ -286,15 +370,54 @@ class OfflineTrainer(Trainer):
             self._totals = out.clone()
         else:
             self._totals.add_(out)
+        for name, total in self._totals.items():
+            if name.startswith("loss_"):
+                # a sum is not finite from the first such loss on
+                self._num_finite[name] = self._num_finite.get(name, 0) + total.isfinite()
 
     def _log_averages(self) -> None:
-        totals, self._totals = self._totals, None
-        count, self._num_totalled = self._num_totalled, 0
+        totals, count = self._totals, self._num_totalled
         assert totals is not None
         # one copy to the host for all of it
         by_seed = totals.to("cpu").reshape(-1).unbind(0)
         rows = [{key: value.float().mean().item() / count for key, value in row.items()} for row in by_seed]
         self._write([{**row, "updates_per_second": self.updates_per_second} for row in rows])
+        if not all(math.isfinite(value) for row in rows for key, value in row.items() if key.startswith("loss_")):
+            self._check_finite()
+        self._totals, self._num_totalled, self._num_finite = None, 0, {}
+
+    def _check_finite(self) -> None:
+        """Looks for the first loss of the interval that was not finite; waits for the device."""
+        bad = [
+            (int(count), name, number)
+            for name, counts in self._num_finite.items()
+            for number, count in enumerate(counts.to("cpu").reshape(len(self.seeds), -1).min(1).values)
+            if count < self._num_totalled
+        ]
+        if bad:
+            count, name, number = min(bad)
+            self._diverged(name, self.step - self._num_totalled + count + 1, number)
+
+    def _check_parameters(self) -> None:
+        """Looks for a parameter that is not finite, which no loss has shown yet."""
+        for number, loss in enumerate(self.update.losses):
+            for name, parameter in loss.named_parameters():
+                if not parameter.isfinite().all():
+                    self._diverged(name, self.step, number)
+                    return
+
+    def _diverged(self, name: str, step: int, number: int) -> None:
+        seed = self.seeds[number] if len(self.seeds) > 1 else None
+        try:
+            checkpoint = None if self.run_dir is None else latest_checkpoint(self.run_dir / "checkpoint")
+        except CheckpointError:
+            checkpoint = None
+        error = DivergedError(name, step, seed, checkpoint)
+        if self.on_divergence == "stop":
+            raise error
+        if not self._warned:
+            warnings.warn(f"{error} It goes on.", stacklevel=2)
+            self._warned = True
 
     def _write(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Writes the values of each seed to the file, and their means to progress bar and logger."""
@@ -311,10 +434,13 @@ class OfflineTrainer(Trainer):
         """Writes a checkpoint; see :func:`~torchrl_smore.trainers.checkpoint.save_checkpoint`.
 
         Raises:
+            DivergedError: instead of a checkpoint that is not finite, see ``on_divergence``.
             ValueError: if the trainer has no ``run_dir``.
         """
         if self.run_dir is None:
             raise ValueError("a trainer without run_dir keeps no checkpoints.")
+        self._check_finite()
+        self._check_parameters()
         state = {
             "step": self.step,
             "update": self.update.state_dict(),
@@ -322,27 +448,53 @@ class OfflineTrainer(Trainer):
             "totals": None if self._totals is None else (self._totals.to_dict(), list(self._totals.batch_size)),
             "num_totalled": self._num_totalled,
         }
-        meta = {**self.meta, "total_steps": int(self.total_frames)}
+        device = next(self.loss_module.parameters()).device.type
+        meta = {**self.meta, "total_steps": int(self.total_frames), "torch": torch.__version__, "device": device}
         return save_checkpoint(self.run_dir / "checkpoint", self.step, state, meta, self.keep_checkpoints)
 
     def resume(self, checkpoint: str | Path | None = None) -> None:
         """Continues from a checkpoint, by default the newest of ``run_dir``.
 
         Raises:
-            CheckpointError: if there is none, it is damaged, or it belongs to another run.
+            CheckpointError: if there is none, it is damaged, or it belongs to another run; nothing has changed then.
             ValueError: if the trainer has neither a ``run_dir`` nor was given a checkpoint.
         """
         if checkpoint is None:
             if self.run_dir is None:
                 raise ValueError("a trainer without run_dir needs the path of a checkpoint to resume from.")
             checkpoint = latest_checkpoint(self.run_dir / "checkpoint")
-        state, _ = load_checkpoint(checkpoint, self.meta)
+        state, meta = load_checkpoint(checkpoint, self.meta)
+        step = state.get("step")
+        if step != meta["step"] or not isinstance(step, int) or not 0 <= step <= self.total_frames:
+            raise CheckpointError(
+                f"{checkpoint} has step={step!r} of {meta['step']!r}; expected an update between 0 and total_steps="
+                f"{self.total_frames}."
+            )
+        self._tell_what_differs(meta)
+        # checks all of it before it overwrites anything
         self.update.load_state_dict(state["update"])
         set_rng_state(state["rng"])
         self._num_totalled = state["num_totalled"]
         self._totals = state["totals"] and TensorDict(*state["totals"]).to(next(self.loss_module.parameters()).device)
-        self.collected_frames = self._optim_count = state["step"]
-        self.collector.load_state_dict({"done": state["step"]})
+        # nothing that is not finite is saved
+        self._num_finite = {
+            name: torch.full_like(total, self._num_totalled, dtype=torch.int64)
+            for name, total in (() if self._totals is None else self._totals.items())
+            if name.startswith("loss_")
+        }
+        self.collected_frames = self._optim_count = step
+        self.collector.load_state_dict({"done": step})
+
+    def _tell_what_differs(self, meta: Mapping[str, Any]) -> None:
+        """Warns of circumstances that keep a resumed run from being the same bit for bit."""
+        here = {"torch": torch.__version__, "device": next(self.loss_module.parameters()).device.type}
+        differing = [f"{name} {meta[name]} (now {now})" for name, now in here.items() if meta.get(name, now) != now]
+        if differing:
+            warnings.warn(
+                f"the checkpoint was saved under {' and '.join(differing)}: the run goes on, not bit for bit.",
+                CheckpointWarning,
+                stacklevel=3,
+            )
 
 
 def _given_or_built(

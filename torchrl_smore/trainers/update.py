@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.objectives import HardUpdate, LossModule, TargetNetUpdater
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.trainers.checkpoint import check_fits, fitting_generators
 
 Compile = Literal["off", "default", "max"]
 #: Names of :func:`torch.compile` for ours.
@@ -121,13 +122,20 @@ class Update:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned, on whatever device that was.
+
+        Raises:
+            CheckpointError: if it does not fit; nothing is overwritten then.
+        """
+        own = self.state_dict()
+        check_fits({key: key for key in state}, {key: key for key in own}, "update")
+        check_fits(state["loss"], own["loss"], "loss")
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         if "sampler" in state and hasattr(self.sampler, "load_state_dict"):
-            self.sampler.load_state_dict(state["sampler"])
+            self.sampler.load_state_dict(fitting_generators(state["sampler"], own["sampler"], seed=0))
         if isinstance(self.target_updater, HardUpdate):
             self.target_updater.counter = state["target_updater"]
 

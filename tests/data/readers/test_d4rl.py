@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import zlib
 
 import h5py
 import numpy as np
@@ -94,7 +95,8 @@ def test_without_next_observations_the_last_row_of_an_episode_is_only_a_state(wr
     assert store.num_trajectories == len(expected)
     for found, (rows, next_rows) in zip(transitions(store), expected):
         assert_trajectory(found, arrays, rows, terminated=False, next_rows=next_rows)
-    assert store.meta["dropped_rows"] == 2
+    # the last row of each kept episode, and both of the last
+    assert store.meta["dropped_rows"] == 5
 
 
 @pytest.mark.parametrize("block_bytes", [1, 50, 1 << 24], ids=["row by row", "three rows", "at once"])
@@ -284,7 +286,7 @@ def test_a_missing_file_text_and_damaged_compression_are_clear_errors(write, tmp
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + 20 : chunk.byte_offset + 200] = bytes(180)
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match="cannot read"):
+    with pytest.raises(DatasetError, match="'observations': expected a chunk compressed by gzip"):
         d4rl.read(path, reached=reached, goals=VELOCITY)
 
 
@@ -304,7 +306,7 @@ def test_a_declared_size_of_terabytes_is_refused_before_memory_is_asked_for(tmp_
     with h5py.File(path, "w") as file:
         for name, shape in (("observations", (10**12, 17)), ("actions", (10**12, 6)), ("terminals", (10**12,))):
             file.create_dataset(name, shape, "f4", chunks=(1000, *shape[1:]))
-    with pytest.raises(DatasetError, match=r"'observations': expected 68000000000000 bytes, found 0"):
+    with pytest.raises(DatasetError, match=r"'observations': expected 1000000000 chunks of 68000 bytes in a file"):
         d4rl.read(path, reached=reached, goals=VELOCITY, horizon=1000)
 
 
@@ -342,6 +344,15 @@ def test_nothing_outside_the_file_is_read(write, tmp_path, kind):
         ({"max_trajectories": 0}, "max_trajectories"),
         ({"max_transitions": 0}, "max_transitions"),
         ({"goals": Goals(2, desired="last")}, "desired must be 'final'"),
+        ({"goals": Goals(2, offset=2)}, "offset must be 'auto', 0 or 1, got 2"),
+        ({"goals": Goals(2, offset=1)}, "observations are not late"),
+        ({"fallen": lambda rows: rows}, r"fallen: expected booleans of shape \[14\], found float32 \[14, 4\]"),
+        ({"fallen": lambda rows: rows[:, 9] > 0}, r"fallen: .*\[14, 4\], failed with IndexError"),
+        ({"reached": lambda a, g: a[:, 9] > 0}, r"reached: expected booleans for goals .*failed with IndexError"),
+        (
+            {"goals": Goals(lambda rows: rows[:, 9:10] / rows[9])},
+            r"goal function to take rows \[14, 4\], failed with Val",
+        ),
         ({"goals": Goals(2, desired=[np.nan])}, "desired must be 'final'"),
         ({"goals": Goals(2, desired=[1.0, 2.0])}, "expected a desired goal as wide as the achieved one, 1, found 2"),
         ({"goals": Goals(4)}, r"'observations': expected columns \[4\], found 4 columns"),
@@ -380,3 +391,181 @@ def test_progress_is_shown_on_demand(write, capsys):
     assert capsys.readouterr().err == ""
     d4rl.read(path, reached=reached, goals=VELOCITY, progress=True)
     assert "reading a.hdf5: 100%" in capsys.readouterr().err
+
+
+# files as other people's generators write them
+
+
+def maze(lengths=(6, 8), ends="terminals", written="before", speed=0.5):
+    """A point that moves by ``speed`` in each step and is at its goal, x = 3, in the last state of each episode.
+
+    As D4RL's mazes are laid out: one row for each state but the last, no ``next_observations``. ``infos/qpos`` is
+    written before the step, as in maze2d, or after it, as in antmaze.
+    """
+    parts = {name: [] for name in ("observations", "actions", "terminals", "timeouts", "infos/qpos")}
+    for steps in lengths:
+        x = np.float32(3.0) - np.float32(speed) * np.arange(steps, -1, -1, dtype="f4")
+        states = np.stack([x, np.sin(np.arange(steps + 1, dtype="f4") + steps)], 1)
+        last = np.arange(steps) == steps - 1
+        parts["observations"].append(np.concatenate([states, states[:, ::-1] ** 2], 1)[:-1])
+        parts["infos/qpos"].append(states[:-1].astype("f8") if written == "before" else states[1:].astype("f8"))
+        parts["actions"].append(np.zeros((steps, 2), "f4"))
+        for name in ("terminals", "timeouts"):
+            parts[name].append(last & (name == ends))
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def at_three(achieved, goal):
+    return np.abs(achieved - goal)[..., 0] < 0.1
+
+
+def test_rows_whose_next_state_is_not_in_the_file_are_counted_and_a_lost_success_is_said(write, caplog):
+    goals = Goals(0, desired=3.0)
+    store = d4rl.read(write(maze()), reached=at_three, goals=goals)
+    # the state x = 3 follows the last row of each episode and is nowhere in the file
+    assert [len(part["action"]) for part in transitions(store)] == [5, 7]
+    assert store.meta["dropped_rows"] == 2
+    assert not store.data["next", "reward"].any()
+    (said,) = caplog.messages
+    assert "2 rows are terminal, yet no transition is rewarded" in said
+    caplog.clear()
+    # no fall is expected to be rewarded, and where a goal was reached nothing is lost without a word
+    d4rl.read(write(maze(ends="timeouts")), reached=at_three, goals=goals)
+    d4rl.read(write(maze()), reached=at_three, goals=Goals(0, desired=2.5))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("offset", ["auto", 1])
+def test_goals_that_were_written_after_the_step_are_those_of_the_state_that_follows(write, caplog, offset):
+    arrays = maze(written="after")
+    path = write(arrays)
+    store = d4rl.read(path, reached=at_three, goals=Goals(0, desired=3.0, array="infos/qpos", offset=offset))
+    assert (store.meta["goal_offset"], store.meta["dropped_rows"]) == (1, 4)
+    late = [said for said in caplog.messages if "was written after the step" in said]
+    assert len(late) == (offset == "auto")
+    for found, first, stop in zip(transitions(store), (0, 6), (6, 14)):
+        rows = list(range(first + 1, stop - 1))
+        np.testing.assert_array_equal(found["observation"], arrays["observations"][rows])
+        np.testing.assert_array_equal(found["next", "observation"], arrays["observations"][first + 2 : stop])
+        # the goal of a state is a part of it
+        np.testing.assert_array_equal(found["achieved_goal"], found["observation"][:, :1])
+        np.testing.assert_array_equal(found["next", "achieved_goal"], found["next", "observation"][:, :1])
+
+    taken = d4rl.read(path, reached=at_three, goals=Goals(0, desired=3.0, array="infos/qpos", offset=0))
+    assert (taken.meta["goal_offset"], taken.meta["dropped_rows"]) == (0, 2)
+    assert (taken.data["achieved_goal"] - taken.data["observation"][:, :1] == 0.5).all()
+
+
+def test_late_goals_with_next_observations_keep_the_last_row_and_its_success(write):
+    arrays = maze(written="after")
+    states = [np.concatenate([arrays["infos/qpos"], arrays["infos/qpos"][:, ::-1] ** 2], 1).astype("f4")]
+    path = write(arrays | {"next_observations": states[0]})
+    store = d4rl.read(path, reached=at_three, goals=Goals(0, desired=3.0, array="infos/qpos"))
+    found = transitions(store)
+    assert [len(part["action"]) for part in found] == [5, 7]
+    assert store.meta["dropped_rows"] == 2
+    assert [part["next", "reward"][:, 0].tolist() for part in found] == [[0.0] * 4 + [1.0], [0.0] * 6 + [1.0]]
+    assert all(part["next", "terminated"][-1] for part in found)
+    np.testing.assert_array_equal(store.data["achieved_goal"], store.data["observation"][:, :1])
+
+
+def test_goals_that_were_written_before_the_step_stay_where_they_are(write, caplog):
+    path = write(maze(ends="timeouts"))
+    store = d4rl.read(path, reached=at_three, goals=Goals(0, desired=3.0, array="infos/qpos"))
+    assert (store.meta["goal_offset"], store.meta["dropped_rows"]) == (0, 2)
+    np.testing.assert_array_equal(store.data["achieved_goal"], store.data["observation"][:, :1])
+    assert not caplog.messages
+
+
+def test_episodes_that_end_rows_too_late_are_noticed_by_their_jumps(write, caplog):
+    arrays = maze(lengths=(40, 50, 60), ends="timeouts", speed=0.4)
+    d4rl.read(write(arrays), reached=at_three, goals=Goals(0))
+    assert not caplog.messages
+    arrays["timeouts"] = np.roll(arrays["timeouts"], 2)
+    arrays["timeouts"][:2] = False
+    store = d4rl.read(write(arrays), reached=at_three, goals=Goals(0))
+    (said,) = caplog.messages
+    # row 39 is at 2.6; in row 40, two rows before the first episode is said to end, the second begins at 3 - 50 * 0.4
+    assert "2 of " in said
+    assert "the first is step 39 of trajectory 0" in said
+    step = store.data["next", "observation"][:, 0] - store.data["observation"][:, 0]
+    assert float(step[39]) == pytest.approx(-19.6)
+
+
+def test_a_fallen_ant_earns_nothing(write):
+    arrays = flat([(6, "timeout"), (4, "terminal")], 111)
+    for name in ("observations", "next_observations"):
+        arrays[name][:, 0], arrays[name][:, 13] = 0.5, 5.0
+    arrays["next_observations"][[2, 9], 0] = 0.1, 1.2  # below 0.2 m, above 1 m
+    arrays["next_observations"][4, 13] = 9.0
+    store = d4rl.read(write(arrays), reached=reached, **{**d4rl.ROBOTS["ant"], "pad": False})
+    assert store.data["next", "reward"][:, 0].tolist() == [1, 1, 0, 1, 0, 1, 1, 1, 1, 0]
+    plain = {key: value for key, value in d4rl.ROBOTS["ant"].items() if key != "fallen"} | {"pad": False}
+    assert d4rl.read(write(arrays), reached=reached, **plain).data["next", "reward"].sum() == 9
+
+
+def test_one_number_in_each_row_is_a_column_and_large_whole_numbers_are_named(write, caplog):
+    arrays = flat([(4, "timeout")])
+    arrays["actions"] = arrays["actions"][:, 0]
+    store = d4rl.read(write(arrays), reached=reached, goals=VELOCITY)
+    np.testing.assert_array_equal(store.data["action"][:, 0], arrays["actions"])
+    assert not caplog.messages
+    arrays["actions"] = np.array([[1], [2], [1 << 24], [(1 << 24) + 1]])
+    d4rl.read(write(arrays), reached=reached, goals=VELOCITY)
+    (said,) = caplog.messages
+    assert "'actions': whole numbers beyond 2**24 are rounded" in said
+
+
+# chunks
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("chunks", [(4, 4), (5, 3), (14, 1), (20, 7), (1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "gzip"},
+        {"shuffle": True},
+        {"fletcher32": True},
+        {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    ],
+    ids=str,
+)
+def test_every_layout_of_chunks_gives_the_same_numbers(write, tmp_path, libver, chunks, options):
+    arrays = flat()
+    arrays["observations"] = arrays["observations"].astype(">f8")
+    expected = d4rl.read(write(arrays), reached=reached, goals=VELOCITY).sha256
+    path = tmp_path / "b.hdf5"
+    with h5py.File(path, "w", libver=libver, userblock_size=512) as file:
+        for name, array in arrays.items():
+            size = chunks[: array.ndim]
+            limits = tuple(map(max, size, array.shape))
+            file.create_dataset(name, data=array, chunks=size, maxshape=limits, **options)
+    assert d4rl.read(path, reached=reached, goals=VELOCITY).sha256 == expected
+
+
+def test_a_chunk_that_gzip_would_enlarge_is_kept_as_it_is(write):
+    arrays = flat()
+    path = write(without(arrays, "observations"))
+    with h5py.File(path, "a") as file:
+        dataset = file.create_dataset("observations", (14, 4), "f4", chunks=(14, 4), compression="gzip")
+        dataset.id.write_direct_chunk((0, 0), arrays["observations"].tobytes(), filter_mask=1)
+    store = d4rl.read(path, reached=reached, goals=VELOCITY)
+    np.testing.assert_array_equal(store.data["observation"].numpy(), arrays["observations"])
+
+
+@pytest.mark.parametrize("kept", [0, 100, 223])
+def test_a_chunk_that_inflates_to_less_than_it_must_is_refused(write, kept):
+    arrays = flat()
+    path = write(without(arrays, "observations"))
+    with h5py.File(path, "a") as file:
+        dataset = file.create_dataset("observations", (14, 4), "f4", chunks=(14, 4), compression="gzip")
+        dataset.id.write_direct_chunk((0, 0), zlib.compress(arrays["observations"].tobytes()[:kept]))
+    with pytest.raises(DatasetError, match=rf"'observations': expected 224 bytes in a chunk, found {kept}"):
+        d4rl.read(path, reached=reached, goals=VELOCITY)
+
+
+def test_a_filter_that_is_not_read_is_named(write):
+    with pytest.raises(DatasetError, match=r"compressed by gzip, found the filter 'lzf': 'h5repack -f GZIP=4"):
+        d4rl.read(write(flat(), compression="lzf"), reached=reached, goals=VELOCITY)

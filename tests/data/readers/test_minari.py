@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import h5py
 import numpy as np
@@ -269,6 +270,11 @@ def test_an_episode_that_does_not_fit_is_a_clear_error(write, change, message):
         ({"total_episodes": 4}, "expected 4 episodes by the metadata, found 3"),
         ({"total_steps": 11}, "expected 11 steps by the metadata, found 10"),
         ({"observation_space": "{"}, "'observation_space' of the metadata"),
+        ({"observation_space": "[" * 10**5}, "'observation_space' of the metadata"),
+        ({"total_steps": None}, "'total_steps' of the metadata: expected an integer, found None"),
+        ({"total_steps": True}, "'total_steps' of the metadata: expected an integer, found True"),
+        ({"total_steps": [10]}, r"'total_steps' of the metadata: expected an integer, found \[10\]"),
+        ({"total_episodes": "3"}, "'total_episodes' of the metadata: expected an integer, found '3'"),
         ({"observation_space": json.dumps(box(4))}, "'observation_space' of the metadata"),
     ],
 )
@@ -297,7 +303,7 @@ def test_tuple_spaces_and_endless_groups_are_refused(write):
     with h5py.File(data / "main_data.hdf5", "a") as file:
         group = file["episode_0/observations/achieved_goal"]
         group["again"] = group
-    with pytest.raises(DatasetError, match="at most 8 levels"):
+    with pytest.raises(DatasetError, match="a group that contains itself"):
         minari.read(data, reached=reached)
 
 
@@ -332,6 +338,71 @@ def test_damaged_files_are_clear_errors(write):
 def test_goals_of_other_arrays_are_refused(write, goals):
     with pytest.raises(ValueError, match="functions of its observations"):
         minari.read(write(episodes()), reached=reached, goals=goals)
+
+
+def test_totals_in_attributes_may_be_anything(write):
+    data = write(episodes()) / "data"
+    (data / "metadata.json").unlink()
+    for value in (np.arange(3), "3", np.float64(3), h5py.Empty("f4")):
+        with h5py.File(data / "main_data.hdf5", "a") as file:
+            file.attrs["total_episodes"] = value
+        with pytest.raises(DatasetError, match="'total_episodes' of the metadata: expected an integer"):
+            minari.read(data, reached=reached)
+
+
+def test_metadata_of_any_depth_and_size_are_clear_errors(write, monkeypatch):
+    data = write(episodes()) / "data"
+    (data / "metadata.json").write_text("[" * 10**6)
+    with pytest.raises(DatasetError, match=r"cannot read .*metadata.json as JSON: RecursionError"):
+        minari.read(data, reached=reached)
+    monkeypatch.setattr("torchrl_smore.data.readers.minari._MAX_METADATA", 100)
+    with pytest.raises(DatasetError, match=r"metadata.json: expected at most 100 bytes"):
+        minari.read(data, reached=reached)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes")
+@pytest.mark.parametrize("name", ["main_data.hdf5", "metadata.json"])
+def test_a_pipe_or_a_device_is_no_file(write, name):
+    path = write(episodes()) / "data" / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DatasetError, match=rf"{name}: expected a regular file, found a pipe"):
+        minari.read(path.parent, reached=reached)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(DatasetError, match=rf"{name}: expected a regular file, found a device"):
+        minari.read(path.parent, reached=reached)
+
+
+def test_hard_links_make_no_endless_dataset(write):
+    data = write(episodes("plain")) / "data"
+    with h5py.File(data / "main_data.hdf5", "a") as file:
+        file["episode_7"] = file["episode_1"]
+    with pytest.raises(DatasetError, match="expected episodes of their own, found 'episode_1' again as 'episode_7'"):
+        minari.read(data, reached=reached, goals=Goals(0))
+    with h5py.File(data / "main_data.hdf5", "a") as file:
+        del file["episode_7"]
+        below = file.create_dataset("leaf", data=np.zeros((6, 1), "f4"))
+        for level in range(4):  # 10 ** 4 leaves
+            group = file.create_group(f"level_{level}")
+            for part in range(10):
+                group[f"part_{part}"] = below
+            below = group
+        del file["episode_0/observations"]
+        file["episode_0/observations"] = below
+    with pytest.raises(DatasetError, match="observations of at most 256 parts, found more"):
+        minari.read(data, reached=reached, goals=Goals(0))
+
+
+def test_a_fall_earns_nothing(write):
+    made = episodes("plain", lengths=[4, 3])
+    for episode in made:
+        episode["observations"][:] = 0.0
+    made[1]["observations"][2, 3] = 7.0  # after the second step
+    goals = Goals(0, desired=0.0)
+    columns = {"observation_columns": [3], "fallen": lambda rows: rows[:, 0] > 5}
+    store = minari.read(write(made), reached=reached, goals=goals, **columns)
+    assert store.data["next", "reward"][:, 0].tolist() == [1, 1, 1, 1, 1, 0, 1]
 
 
 def test_what_minari_writes_is_read(tmp_path):

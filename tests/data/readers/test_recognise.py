@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 
 import h5py
@@ -79,3 +80,60 @@ def test_what_is_not_there_or_of_no_format_is_a_clear_error(datasets, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"empty is of no known format"):
         readers.recognise(tmp_path / "empty")
+
+
+def test_the_rule_of_a_fall_holds_whatever_the_entry(datasets):
+    def fallen(observation):
+        return observation[:, 0] == 8.0  # the third step of the first episode ends there
+
+    for name, (path, options) in datasets.items():
+        plain = readers.read(path, reached=lambda a, g: np.ones(a.shape[:-1], bool), **options).data["next", "reward"]
+        store = readers.read(path, reached=lambda a, g: np.ones(a.shape[:-1], bool), fallen=fallen, **options)
+        if name == "store":  # which has its own rewards
+            store.data["next", "reward"][:] = 1.0
+            store.save(path, overwrite=True)
+            store = readers.read(path, reached=reached, fallen=fallen)
+            assert readers.read(path, reached=reached).data["next", "reward"].sum() == 10
+        else:
+            assert plain.sum() == 10
+        assert store.data["next", "observation"][store.data["next", "reward"][:, 0] == 0].tolist() == [[8.0, 9.0]]
+        # 0, 2, 4, 6, ... are the first columns of the states
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes")
+@pytest.mark.parametrize("name", ["a.hdf5", "a.npz", "buffer.pkl"])
+def test_only_files_are_read(datasets, tmp_path, name):
+    path = tmp_path / name
+    options = {} if name == "buffer.pkl" else {"goals": GOALS}
+    for make, kind in (
+        (os.mkfifo, "a pipe"),
+        (os.mkdir, "a folder"),
+        (lambda path: os.symlink("/dev/zero", path), "a device"),
+    ):
+        path.unlink(missing_ok=True)
+        make(path)
+        with pytest.raises(DatasetError, match=rf"{name}: expected a regular file, found {kind}"):
+            readers.read(path, reached=reached, format=dict(zip(_NAMES, _FORMATS))[name], **options)
+        if path.is_dir():
+            path.rmdir()
+
+
+@pytest.mark.parametrize("name", ["a.hdf5", "a.npz", "buffer.pkl"])
+def test_whatever_a_damaged_file_raises_is_one_error_that_names_it(datasets, tmp_path, monkeypatch, name):
+    class Odd(Exception):
+        pass
+
+    for error in (Odd("strange"), KeyError("strange"), MemoryError(), RecursionError("strange")):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        for reader in ("d4rl.read_flat", "ogbench.read_flat", "wgcsl._check_shapes"):
+            monkeypatch.setattr(f"torchrl_smore.data.readers.{reader}", fail)
+        options = {} if name == "buffer.pkl" else {"goals": GOALS}
+        with pytest.raises(DatasetError, match=rf"cannot read .*{name} as .*{type(error).__name__}") as caught:
+            readers.read(tmp_path / name, reached=reached, **options)
+        assert caught.value.__cause__ is error
+
+
+_NAMES, _FORMATS = ("a.hdf5", "a.npz", "buffer.pkl"), ("d4rl", "ogbench", "wgcsl")

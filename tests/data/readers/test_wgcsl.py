@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers import wgcsl
+from torchrl_smore.data.readers import _unpickle, wgcsl
 
 PROTOCOLS = range(6)
 
@@ -173,6 +173,8 @@ def poke(key, value):
         (cut("g", np.s_[:, :, :1]), "'g': expected goals as wide as the achieved goals"),
         (lambda arrays: {key: array[:0] for key, array in arrays.items()}, "at least one trajectory"),
         (lambda arrays: buffer(steps=1), "two or more steps"),
+        (cut("o", np.s_[:, :, :0]), r"expected arrays of at least one column, found .*'o': \[3, 51, 0\]"),
+        (cut("u", np.s_[:, :, :0]), r"expected arrays of at least one column, found .*'u': \[3, 50, 0\]"),
         (poke("o", np.nan), r"'o': expected finite numbers, found \[nan.* in trajectory 1, row 7"),
         (poke("ag", np.inf), r"'ag': expected finite numbers, found \[inf.* in trajectory 1, row 7"),
         (poke("u", 1e300), r"'u': expected finite numbers, found \[inf.* in trajectory 1, row 7"),
@@ -337,3 +339,80 @@ def test_rows_are_ready_for_training(write):
     data = wgcsl.read(write(buffer()), reached=reached).data
     assert {data[key].dtype for key in ("observation", "action", "desired_goal", "achieved_goal")} == {torch.float32}
     assert all(data[key].is_contiguous() for key in data.keys(include_nested=True, leaves_only=True))
+
+
+def test_a_fall_earns_nothing(write):
+    arrays = buffer(num_trajectories=2, steps=3)
+    arrays["g"][:], arrays["ag"][:], arrays["o"][:] = 0.0, 0.0, 0.0
+    arrays["o"][1, 2, 4] = 7.0  # after the second step of the second trajectory
+    store = wgcsl.read(write(arrays), reached=reached, fallen=lambda rows: rows[:, 4] > 5)
+    assert store.data["next", "reward"][:, 0].tolist() == [1, 1, 1, 1, 0, 1]
+
+
+def test_whole_numbers_that_float32_rounds_are_named(write, caplog):
+    arrays = buffer()
+    arrays["u"] = np.full(arrays["u"].shape, -(1 << 24))
+    wgcsl.read(write(arrays), reached=reached)
+    assert not caplog.messages
+    arrays["u"][0, 0, 0] -= 1
+    wgcsl.read(write(arrays), reached=reached)
+    assert [said.split(": ", 1)[1] for said in caplog.messages] == [
+        "'u': whole numbers beyond 2**24 are rounded, as columns are float32"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # sets, persistent names, extensions, buffers from elsewhere, objects made without a call
+        (b"\x80\x04\x8f.", "refused the instruction EMPTY_SET"),
+        (b"\x80\x02K\x01Q.", "refused the instruction BINPERSID"),
+        (b"\x80\x02\x82\x01.", "refused the instruction EXT1"),
+        (b"\x80\x05\x97.", "refused the instruction NEXT_BUFFER"),
+        (b"\x80\x02cnumpy\nndarray\n)\x81.", "refused the instruction NEWOBJ"),
+        (b"\xff.", r"refused the instruction b'\\xff', which is none of a pickle"),
+        (b"\x80\x06N.", "expected a protocol of at most 5, found 6"),
+        (b"\x80\x04\x95" + struct.pack("<Q", 99) + b"N.", "expected a frame of 99 bytes"),
+        # hash of a tuple that holds itself forty times over
+        (b"\x80\x02}K\x00" + b"q\x00h\x00\x86" * 40 + b"K\x01s.", "refused a dictionary key of type tuple"),
+        (b"\x80\x02}N)s.", "refused a dictionary key of type NoneType"),
+        # a memo of four billion places has the one that is used
+        (b"\x80\x02Nr\xff\xff\xff\xff0.", "refused the instruction POP"),
+        (b"\x80\x02j\x05\x00\x00\x00.", "expected a value under the number 5"),
+        (b"\x80\x02\x8a\x09" + bytes(8) + b"\x01.", "more than 64 bits"),
+        (b"I" + b"9" * 30 + b"\n.", "more than 64 bits"),
+        (b"\x80\x02\x8b\x00\x00\x00\x00.", "refused the instruction LONG4"),
+        (b"N" * 300_000 + b".", "expected at most 262144 instructions"),
+        (b"\x80\x02X\xff\xff\xff\xffx.", "the pickle ends before its end: expected 4294967295 bytes"),
+        (b"t.", "expected a mark"),
+        (b"(R.", "expected a value on the stack"),
+        (b"\x80\x02K\x01)R.", "refused a call of int with tuple"),
+        (b"\x80\x02Na.", "expected a value on the stack|expected a list"),
+        (
+            b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x09\x85C\x01btR.",
+            "refused an array that is not empty at first",
+        ),
+    ],
+)
+def test_instructions_that_arrays_are_not_written_with_are_refused_by_name(write, content, message):
+    with pytest.raises(DatasetError, match=message) as error:
+        wgcsl.read(write(content), reached=reached)
+    assert len(str(error.value)) < 600
+
+
+def test_messages_quote_no_more_than_a_line_of_a_file(write):
+    long = "x" * 10**6
+    for content in ({long: 1}, {"o": long}, buffer() | {"o": (long, [long])}, {long: buffer()["o"]}):
+        with pytest.raises(DatasetError) as error:
+            wgcsl.read(write(content), reached=reached)
+        assert len(str(error.value)) < 600
+
+
+def test_only_the_arrays_that_are_asked_for_are_read(write, monkeypatch):
+    path = write(buffer() | {"video": np.zeros(1 << 16)})
+    asked = []
+    read = _unpickle._Stored.read
+    monkeypatch.setattr(_unpickle._Stored, "read", lambda self, stream: asked.append(self.length) or read(self, stream))
+    assert_holds(wgcsl.read(path, reached=reached), buffer())
+    assert len(asked) == 4
+    assert max(asked) < 1 << 16

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -12,11 +13,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers._goals import Goals, Reached, Rows, rewards
-from torchrl_smore.data.readers._rows import Column, Progress, RowArray, gather
+from torchrl_smore.data.readers._goals import Fallen, Goals, Reached, Rows, rewards, without_falls
+from torchrl_smore.data.readers._rows import Column, Progress, RowArray, check_numbers, gather
 from torchrl_smore.data.trajectories import TrajectoryStore
 
-_REWARD_ROWS = 1 << 18
+_logger = logging.getLogger("torchrl_smore")
+_REWARD_ROWS: Final = 1 << 18
+_COMPARED_ROWS: Final = 1 << 12
+_GAP: Final = 5.0  # factor between the longest usual step and the shortest jump
+_JUMP: Final = 20.0  # factor between the median step and a jump
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Episodes:
         source: row of the file for each transition, int64, shape ``[N]``, never decreasing.
         length: transitions of each trajectory, int64, shape ``[K]``.
         terminated: whether a trajectory ends in a terminal transition, bool, shape ``[K]``; else it is truncated.
-        dropped: rows of the file left out, being too few for a trajectory or beyond a limit.
+        dropped: transitions of the file left out: those whose next state or goal is not known, those of episodes too
+            short for a trajectory, and those beyond a limit.
     """
 
     source: np.ndarray
@@ -42,6 +48,8 @@ def episodes_of(
     terminal: np.ndarray,
     *,
     next_held: bool,
+    late: int = 0,
+    last_is_state: bool = False,
     pad_to: int | None = None,
     max_trajectories: int | None = None,
     max_transitions: int | None = None,
@@ -54,6 +62,9 @@ def episodes_of(
         terminal: rows after which the environment terminated, bool, shape ``[rows]``.
         next_held: whether the state after an end is known. Otherwise the last row of an episode gives only a state,
             and no trajectory is marked as terminated.
+        late: rows at the beginning of an episode whose goal is not known; see :attr:`Goals.offset`.
+        last_is_state: whether the last row of an episode is no transition but the last state, so that nothing is lost
+            without it.
         pad_to: terminated episodes that are shorter repeat their last transition up to this length, and then count as
             truncated.
         max_trajectories: how many to take, the first ones.
@@ -61,11 +72,7 @@ def episodes_of(
 
     Raises:
         DatasetError: if there is no trajectory of two transitions.
-        ValueError: if a limit is not positive.
     """
-    for name, limit in (("max_trajectories", max_trajectories), ("max_transitions", max_transitions)):
-        if limit is not None and limit < 1:
-            raise ValueError(f"{name} must be at least 1, got {limit}.")
     if len(end) == 0:
         raise DatasetError(f"{label}: expected transitions, found none.")
     stop = np.flatnonzero(end) + 1
@@ -73,7 +80,7 @@ def episodes_of(
         stop = np.append(stop, len(end))
     start = np.concatenate([[0], stop[:-1]])
     terminated = terminal[stop - 1]
-    held = stop - start - (0 if next_held else 1)
+    held = np.maximum(stop - start - late - (0 if next_held else 1), 0)
     length = held
     if pad_to is not None:
         length = np.where(terminated & (held > 0), np.maximum(held, pad_to), held)
@@ -87,12 +94,70 @@ def episodes_of(
             f"{label}: expected an episode of two or more transitions within the limits, found {len(stop)} episodes "
             f"of at most {int(held.max(initial=0))} transitions."
         )
-    start, held, length = start[kept], held[kept], length[kept]
+    transitions = len(end) - (len(stop) if last_is_state else 0)
+    start, held, length = start[kept] + late, held[kept], length[kept]
     before = length.cumsum() - length
     step = np.arange(int(length.sum())) - before.repeat(length)
     source = start.repeat(length) + np.minimum(step, (held - 1).repeat(length))
-    dropped = len(end) - int((stop - np.concatenate([[0], stop[:-1]]))[kept].sum())
-    return Episodes(source, length, terminated[kept] & ~padded[kept] & next_held, dropped)
+    return Episodes(source, length, terminated[kept] & ~padded[kept] & next_held, transitions - int(held.sum()))
+
+
+def check_limits(**limits: int | None) -> None:
+    """Refuses limits that are not positive.
+
+    Raises:
+        ValueError: naming the limit.
+    """
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} must be at least 1, got {limit}.")
+
+
+def offset_of(label: str, arrays: Callable[[str], RowArray], goals: Goals, end: np.ndarray) -> int:
+    """By how many rows the array of the goals is late, 0 or 1; see :attr:`Goals.offset`.
+
+    Args:
+        label: the file, for messages.
+        arrays: the array of a name.
+        goals: what the goals become.
+        end: the last rows of episodes, bool, shape ``[rows]``.
+
+    Raises:
+        DatasetError: if an array is missing or no rows of numbers.
+    """
+    if goals.array == "observations":
+        return 0
+    if goals.offset != "auto":
+        return goals.offset
+    observation, array = (_first_rows(arrays(name)) for name in ("observations", goals.array))
+    rows = min(len(observation), len(array), len(end)) - 1
+    inside = np.flatnonzero(~end[: max(rows, 0)])
+    if not len(inside):
+        return 0
+    values = array[inside]
+    same, late = _matching(values, observation[inside]), _matching(values, observation[inside + 1])
+    if not (late & ~same).any() or (same & ~late).any():
+        return 0
+    _logger.warning(
+        "%s: %r holds what the observations of the next row hold: it was written after the step, and is taken for the "
+        "state that follows; the first transition of each episode, whose goal is not known, is left out "
+        "(Goals(offset=0) takes it as it stands)",
+        label,
+        goals.array,
+    )
+    return 1
+
+
+def _first_rows(array: RowArray) -> np.ndarray:
+    check_numbers(array, 2)
+    for block in array.blocks():
+        return block[:_COMPARED_ROWS].astype(np.float64)
+    return np.empty((0, 1))
+
+
+def _matching(values: np.ndarray, observation: np.ndarray) -> np.ndarray:
+    """Which columns of ``values`` ``[n, d]`` are among those of ``observation`` ``[n, ds]``; bool, shape ``[d]``."""
+    return np.array([np.isclose(column[:, None], observation).all(0).any() for column in values.T])
 
 
 def read_flat(
@@ -101,8 +166,10 @@ def read_flat(
     episodes: Episodes,
     *,
     next_held: bool,
+    late: int,
     goals: Goals,
     reached: Reached,
+    fallen: Fallen | None,
     kept: Rows | None,
     meta: Mapping[str, Any],
     progress: Progress,
@@ -114,8 +181,11 @@ def read_flat(
         arrays: the array of a name; raises :class:`DatasetError` if there is none.
         episodes: the rows.
         next_held: whether ``next_observations`` holds the next state of each row; otherwise the next row does.
-        goals: what the goals become. ``goals.array`` must be the observations where ``next_held``.
+        late: rows by which the array of the goals is late, 0 or 1. It must be 1, or that array the observations, where
+            ``next_held``.
+        goals: what the goals become.
         reached: the task's rule.
+        fallen: the task's rule of a fall, about the kept columns.
         kept: columns of the observation to keep; all by default.
         meta: of the store.
         progress: see :data:`Progress`.
@@ -123,15 +193,15 @@ def read_flat(
     source, goal_of = episodes.source, goals.rows(f"{label}: {goals.array!r}")
     following = source if next_held else source + 1
     observation, next_observation = Column(source, kept), Column(following, kept)
-    achieved, next_achieved = Column(source, goal_of), Column(following, goal_of)
+    of_states = goals.array == "observations"
+    achieved = Column(source - late, goal_of)
+    next_achieved = Column(following if of_states else source - late + 1, goal_of)
     action = Column(source)
+    after = "next_observations" if next_held else "observations"
     plan: dict[str, list[Column]] = {"observations": [observation]}
+    plan.setdefault(after, []).append(next_observation)
     plan.setdefault(goals.array, []).append(achieved)
-    if next_held:
-        plan["next_observations"] = [next_observation, next_achieved]
-    else:
-        plan["observations"].append(next_observation)
-        plan[goals.array].append(next_achieved)
+    plan.setdefault(after if of_states else goals.array, []).append(next_achieved)
     plan.setdefault("actions", []).append(action)
     desired = Column(source)
     if goals.desired_array is not None:
@@ -148,7 +218,9 @@ def read_flat(
         "next_observation": next_observation.values,
         "next_achieved_goal": next_achieved.values,
     }
-    return assemble(label, values, episodes.length, episodes.terminated, reached=reached, meta=meta)
+    if not of_states:
+        meta = {**meta, "goal_offset": late}
+    return assemble(label, values, episodes.length, episodes.terminated, reached=reached, fallen=fallen, meta=meta)
 
 
 def _desired(label: str, goals: Goals, achieved: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -169,6 +241,7 @@ def assemble(
     terminated: np.ndarray,
     *,
     reached: Reached,
+    fallen: Fallen | None,
     meta: Mapping[str, Any],
 ) -> TrajectoryStore:
     """Makes a store of whole columns, without a copy of them.
@@ -180,6 +253,7 @@ def assemble(
         length: transitions of each trajectory, int64, shape ``[K]``.
         terminated: whether each trajectory ends terminated, bool, shape ``[K]``.
         reached: the task's rule, from which the rewards come.
+        fallen: the task's rule of a fall, which earns nothing.
         meta: of the store.
 
     Raises:
@@ -196,6 +270,8 @@ def assemble(
     for first in range(0, rows, _REWARD_ROWS):
         part = slice(first, first + _REWARD_ROWS)
         reward[part, 0] = rewards(reached, achieved[part], desired[part])
+        without_falls(reward[part, 0], fallen, values["next_observation"][part])
+    _warn_of_jumps(label, values["observation"], values["next_observation"], length)
     tensors = {key: torch.from_numpy(value) for key, value in values.items()}
     sizes = torch.from_numpy(length)
     stop = sizes.cumsum(0)
@@ -220,3 +296,38 @@ def assemble(
         "traj_stop": stop.repeat_interleave(sizes),
     }
     return TrajectoryStore(TensorDict({**columns, "next": TensorDict(following, [rows]), **bounds}, [rows]), meta)
+
+
+def _warn_of_jumps(label: str, before: np.ndarray, after: np.ndarray, length: np.ndarray) -> None:
+    """Warns of a few steps that are far longer than all others: episodes that were cut at the wrong rows hold some.
+
+    Args:
+        label: the file.
+        before: observations, float32, shape ``[N, ds]``.
+        after: observations after the steps, of the same shape.
+        length: transitions of each trajectory, shape ``[K]``.
+    """
+    step = np.empty(len(before))
+    for first in range(0, len(before), _REWARD_ROWS):
+        part = slice(first, first + _REWARD_ROWS)
+        step[part] = np.sqrt(np.square(after[part].astype(np.float64) - before[part]).sum(1))
+    ordered = np.sort(step)
+    usual, longer = ordered[:-1], ordered[1:]
+    median = float(np.median(ordered))
+    gaps = np.flatnonzero((usual > 0) & (longer >= _GAP * usual) & (longer >= _JUMP * median) & (median > 0))
+    if not len(gaps):
+        return
+    longest, jump = float(usual[gaps[0]]), float(longer[gaps[0]])
+    row = int((step >= jump).argmax())
+    number = int(np.searchsorted(length.cumsum(), row, side="right"))
+    _logger.warning(
+        "%s: %d of %d steps change the observation by %.3g or more and all others by at most %.3g; the first is step "
+        "%d of trajectory %d: do episodes end where the file says (timeouts that come rows late leave such jumps)?",
+        label,
+        int((step >= jump).sum()),
+        len(step),
+        jump,
+        longest,
+        row - int(length[:number].sum()),
+        number,
+    )

@@ -8,10 +8,13 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from torchrl_smore.data._files import shortened
 from torchrl_smore.data.errors import DatasetError
 
 #: The rule of a task: from achieved goals and goals ``[..., dg]`` to booleans ``[...]``.
 Reached: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+#: The rule of a fall: from observations ``[n, ds]`` to booleans ``[n]``.
+Fallen: TypeAlias = Callable[[np.ndarray], np.ndarray]
 Rows: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 #: Desired goal that is the goal achieved at the end of the trajectory.
@@ -28,11 +31,28 @@ class Goals:
         desired: ``"final"``, the goal that the trajectory achieves after its last step; or a constant of ``dg``
             numbers; or ``("array", NAME)``, an array of the file with one goal in each row.
         array: the array that ``achieved`` is about; the observations by default.
+        offset: rows by which ``array`` is late: 0 where its row ``r`` is about the state of row ``r``, 1 where it was
+            written after the step, and so is about the state that follows (``infos/*`` of D4RL's antmaze). ``"auto"``
+            looks for the same numbers among the observations: 1 where they are those of the next row, else 0.
     """
 
     achieved: int | slice | Sequence[int] | Rows
     desired: Literal["final"] | float | Sequence[float] | np.ndarray | tuple[Literal["array"], str] = FINAL
     array: str = "observations"
+    offset: Literal["auto", 0, 1] = "auto"
+
+    def check(self) -> None:
+        """Checks what does not depend on the data.
+
+        Raises:
+            ValueError: if ``desired`` or ``offset`` is none of those that are allowed.
+        """
+        if self.offset not in ("auto", 0, 1):
+            raise ValueError(f"Goals: offset must be 'auto', 0 or 1, got {self.offset!r}.")
+        if self.array == "observations" and self.offset == 1:
+            raise ValueError("Goals: observations are not late: offset=1 needs another array.")
+        if not self.desired_is_final and self.desired_array is None:
+            self.constant()
 
     @property
     def desired_is_final(self) -> bool:
@@ -97,9 +117,42 @@ def rewards(reached: Reached, achieved: np.ndarray, goal: np.ndarray) -> np.ndar
     Raises:
         DatasetError: if the rule returns something else than booleans of that shape.
     """
-    reward = np.asarray(reached(achieved, goal))
+    try:
+        reward = np.asarray(reached(achieved, goal))
+    except Exception as error:
+        raise DatasetError(
+            f"reached: expected booleans for goals of shape {list(goal.shape)}, failed with "
+            f"{type(error).__name__}: {shortened(str(error))}"
+        ) from error
     if reward.shape != goal.shape[:-1] or reward.dtype != np.bool_:
         raise DatasetError(
             f"reached: expected booleans of shape {list(goal.shape[:-1])}, found {reward.dtype} {list(reward.shape)}."
         )
     return reward
+
+
+def without_falls(reward: np.ndarray, fallen: Fallen | None, observation: np.ndarray) -> None:
+    """Takes the reward, in place, from steps that end in a fall: a robot that has fallen has reached nothing.
+
+    Args:
+        reward: bool or number, shape ``[n]``.
+        fallen: the task's rule; ``None``: nothing falls.
+        observation: after the steps, float32, shape ``[n, ds]``.
+
+    Raises:
+        DatasetError: if the rule fails or returns something else than booleans ``[n]``.
+    """
+    if fallen is None:
+        return
+    try:
+        down = np.asarray(fallen(observation))
+    except Exception as error:
+        raise DatasetError(
+            f"fallen: expected booleans for observations of shape {list(observation.shape)}, failed with "
+            f"{type(error).__name__}: {shortened(str(error))}"
+        ) from error
+    if down.shape != reward.shape or down.dtype != np.bool_:
+        raise DatasetError(
+            f"fallen: expected booleans of shape {list(reward.shape)}, found {down.dtype} {list(down.shape)}."
+        )
+    reward[down] = 0

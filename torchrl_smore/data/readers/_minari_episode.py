@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_smore.data._files import quoted
+from torchrl_smore.data._numbers import is_rounded, say_rounded
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._goals import Goals, columns_of
-from torchrl_smore.data.readers._hdf5 import Hdf5Array, import_h5py, member
+from torchrl_smore.data.readers._hdf5 import Hdf5Array, address, import_h5py, member
 from torchrl_smore.data.readers._rows import Column, check_numbers
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
-_MAX_DEPTH = 8  # of nested Dict spaces; a hostile file may hold a group that contains itself
+_MAX_DEPTH = 8  # of nested Dict spaces
+_MAX_PARTS = 256  # of all of them together
 
 
 class EpisodeLayout:
@@ -41,7 +45,9 @@ class EpisodeLayout:
         observation_columns: slice | Sequence[int] | None,
     ) -> None:
         self.goals, self.observation_columns = goals, observation_columns
-        found = list(_leaves(path, group, "observations"))
+        found = list(itertools.islice(_leaves(path, group, "observations"), _MAX_PARTS + 1))
+        if len(found) > _MAX_PARTS:
+            raise DatasetError(f"{path}: expected observations of at most {_MAX_PARTS} parts, found more.")
         parts = {key: [name for name in found if _below(name, f"observations/{key}")] for key in _GOAL_KEYS}
         has_goals = all(parts.values())
         if not has_goals and goals is None:
@@ -56,6 +62,12 @@ class EpisodeLayout:
         for names in self.parts.values():
             for name in names:
                 _check_space(path, metadata, name)
+        self._widths = {name: _width(Hdf5Array(path, group, name)) for name in itertools.chain(*self.parts.values())}
+
+    @property
+    def row_bytes(self) -> int:
+        """What the observations of one step take in a store, at least."""
+        return 4 * sum(self._widths.values())
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -72,7 +84,9 @@ class EpisodeLayout:
         """The rows of an episode for each column, and whether it terminated."""
         action = _vectors(Hdf5Array(path, group, "actions"), steps)
         states = {
-            key: np.concatenate([_vectors(Hdf5Array(path, group, name), steps + 1) for name in names], axis=1)
+            key: np.concatenate(
+                [_vectors(Hdf5Array(path, group, name), steps + 1, self._widths[name]) for name in names], axis=1
+            )
             for key, names in self.parts.items()
         }
         label = f"{path}: {f'{group.name[1:]}/observations'!r}"
@@ -105,14 +119,14 @@ def _check_space(path: Path, metadata: Mapping[str, Any], name: str) -> None:
         for key in name.split("/")[1:]:
             declared = declared["subspaces"][key]
         kind, shape = declared["type"], declared.get("shape")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f"{path}: 'observation_space' of the metadata: expected a space with {name!r}, found {space[:200]}."
         ) from error
     if kind != "Box" or not isinstance(shape, list) or len(shape) != 1:
         raise DatasetError(
-            f"{path}: {name!r}: expected a Box of vectors, found a {kind} of shape {shape}; a trajectory store holds "
-            "vectors of float32."
+            f"{path}: {name!r}: expected a Box of vectors, found a {quoted(kind)} of shape {quoted(shape)}; a "
+            "trajectory store holds vectors of float32."
         )
 
 
@@ -120,26 +134,40 @@ def _below(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}/")
 
 
-def _leaves(path: Path, group: Any, name: str, depth: int = 0) -> Iterator[str]:
+def _leaves(path: Path, group: Any, name: str, above: tuple[int, ...] = ()) -> Iterator[str]:
     """Names of the arrays below ``name``, parts of Dict spaces in alphabetical order."""
     item = member(path, group, name)
     if not isinstance(item, import_h5py().Group):
         yield name
         return
-    if depth == _MAX_DEPTH or "_index_0" in item or not len(item):
+    place = address(item)
+    if place in above:
+        raise DatasetError(f"{path}: {item.name!r}: expected a Dict space, found a group that contains itself.")
+    if len(above) == _MAX_DEPTH or "_index_0" in item or not 0 < len(item) <= _MAX_PARTS:
         expected = f"expected an array or a Dict space of at most {_MAX_DEPTH} levels"
-        raise DatasetError(f"{path}: {item.name!r}: {expected}, found a group of {list(item)[:20]}.")
+        raise DatasetError(f"{path}: {item.name!r}: {expected}, found a group of {list(itertools.islice(item, 20))}.")
     for key in sorted(item):
-        yield from _leaves(path, group, f"{name}/{key}", depth + 1)
+        yield from _leaves(path, group, f"{name}/{key}", (*above, place))
 
 
-def _vectors(array: Hdf5Array, rows: int) -> np.ndarray:
+def _width(array: Hdf5Array) -> int:
     check_numbers(array, 2)
+    return int(array.shape[1])
+
+
+def _vectors(array: Hdf5Array, rows: int, width: int | None = None) -> np.ndarray:
+    check_numbers(array, 2)
+    if width is not None and array.shape[1] != width:
+        raise DatasetError(
+            f"{array.label}: expected {width} columns as in the first episode, found {list(array.shape)}."
+        )
     if array.shape[0] != rows:
         raise DatasetError(f"{array.label}: expected {rows} rows, found {list(array.shape)}.")
-    column = Column(np.arange(rows))
-    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported
-        column.fill(array.label, array.read().astype(np.float32, copy=False), 0)
+    column, values = Column(np.arange(rows)), array.read()
+    if is_rounded(values):
+        say_rounded(array.label)
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf and is reported
+        column.fill(array.label, values.astype(np.float32, copy=False), 0)
     return column.values
 
 

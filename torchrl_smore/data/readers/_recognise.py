@@ -9,7 +9,7 @@ from typing import Any, Final
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import d4rl, minari, ogbench, wgcsl
-from torchrl_smore.data.readers._goals import Reached
+from torchrl_smore.data.readers._goals import Fallen, Reached, without_falls
 from torchrl_smore.data.trajectories import TrajectoryStore
 
 _SUFFIXES: Final = {".pkl": "wgcsl", ".pickle": "wgcsl", ".hdf5": "d4rl", ".h5": "d4rl", ".npz": "ogbench"}
@@ -48,7 +48,9 @@ def recognise(path: str | Path) -> str:
     return _SUFFIXES[path.suffix]
 
 
-def read(path: str | Path, *, reached: Reached, format: str | None = None, **options: Any) -> TrajectoryStore:
+def read(
+    path: str | Path, *, reached: Reached, fallen: Fallen | None = None, format: str | None = None, **options: Any
+) -> TrajectoryStore:
     """Reads a dataset of any format.
 
     Args:
@@ -56,6 +58,8 @@ def read(path: str | Path, *, reached: Reached, format: str | None = None, **opt
             id of a Minari dataset.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``; rewards follow from
             it. A trajectory store has its own.
+        fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
+            has reward 0, also in a trajectory store, whose file stays as it is. By default nothing falls.
         format: one of :data:`FORMATS`; recognised by default.
         options: of the reader, such as ``goals``; see its ``read``. A trajectory store takes those of
             :meth:`TrajectoryStore.load`.
@@ -68,5 +72,8 @@ def read(path: str | Path, *, reached: Reached, format: str | None = None, **opt
         raise unknown_name("format", format, FORMATS)
     name = recognise(path) if format is None else format
     if name == "store":
-        return TrajectoryStore.load(path, **options)
-    return _READERS[name](path, reached=reached, **options)
+        store = TrajectoryStore.load(path, **options)
+        following = store.data["next"]
+        without_falls(following["reward"].squeeze(-1).numpy(), fallen, following["observation"].numpy())
+        return store
+    return _READERS[name](path, reached=reached, fallen=fallen, **options)

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from torchrl_smore.data._files import shortened
+from torchrl_smore.data._numbers import is_rounded, say_rounded
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._goals import Rows
 
@@ -44,7 +46,15 @@ class Column:
     def fill(self, label: str, block: np.ndarray, first: int) -> None:
         """Takes what it needs from the rows of a file that begin with number ``first``."""
         low, high = np.searchsorted(self.source, (first, first + len(block)))
-        rows = block if self.of is None else np.asarray(self.of(block))
+        try:
+            rows = block if self.of is None else np.asarray(self.of(block))
+        except DatasetError:
+            raise
+        except Exception as error:
+            raise DatasetError(
+                f"{label}: expected the goal function to take rows {list(block.shape)}, failed with "
+                f"{type(error).__name__}: {shortened(str(error))}"
+            ) from error
         if rows.ndim != 2 or len(rows) != len(block) or rows.dtype.kind not in "fiub":
             raise DatasetError(
                 f"{label}: expected the goal function to return numbers of shape [{len(block)}, dg], "
@@ -79,17 +89,23 @@ def gather(array: RowArray, columns: Sequence[Column], progress: Progress) -> No
     Raises:
         DatasetError: if it holds no rows of real numbers, or one that is not finite in float32.
     """
-    check_numbers(array, 2)
+    # one number in each row is a column of width 1; whole numbers are more likely to name actions
+    single = len(array.shape) == 1 and array.dtype.kind == "f"
+    check_numbers(array, 1 if single else 2)
     first, last = 0, max(int(column.source[-1]) for column in columns) + 1
+    rounded = False
     for block in array.blocks():
-        with np.errstate(over="ignore"):  # an overflow becomes inf and is reported
-            rows = block.astype(np.float32, copy=False)
+        rounded |= is_rounded(block)
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf and is reported
+            rows = block.astype(np.float32, copy=False).reshape(len(block), -1)
         for column in columns:
             column.fill(array.label, rows, first)
         first += len(block)
         progress(block.nbytes)
         if first >= last:
             break
+    if rounded:
+        say_rounded(array.label)
 
 
 def read_flags(array: RowArray, progress: Progress) -> np.ndarray:

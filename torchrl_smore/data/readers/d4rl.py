@@ -10,23 +10,43 @@ last step is known; without them the last row of an episode gives only the state
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from torchrl_smore.data._files import reading
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers._flat import episodes_of, read_flat
-from torchrl_smore.data.readers._goals import Goals, Reached, columns_of
+from torchrl_smore.data.readers._flat import check_limits, episodes_of, offset_of, read_flat
+from torchrl_smore.data.readers._goals import Fallen, Goals, Reached, columns_of
 from torchrl_smore.data.readers._hdf5 import Hdf5Array, open_hdf5
 from torchrl_smore.data.readers._rows import progress_bar, read_flags
 from torchrl_smore.data.trajectories import TrajectoryStore
 
+_logger = logging.getLogger("torchrl_smore")
+_HEALTHY_HEIGHT: Final = (0.2, 1.0)  # of the Ant's torso, m: the default of gymnasium's Ant, and D4RL's
+
+
+def ant_has_fallen(observation: Any) -> Any:
+    """Whether the Ant's episode is over: its torso is lower than 0.2 m or higher than 1 m, or no number.
+
+    Args:
+        observation: shape ``[*, 27]``, a numpy array or a torch tensor; column 0 is the height.
+
+    Returns:
+        Booleans of shape ``[*]``, of the same kind.
+    """
+    height = observation[..., 0]
+    low, high = _HEALTHY_HEIGHT
+    return ~((height >= low) & (height <= high))
+
+
 #: Options of :func:`read` for the paper's locomotion tasks, by the robot of the file: the achieved goal is the forward
 #: velocity, the desired one the speed that the paper asks for when it evaluates (its success rule: closer than 0.5).
 #: (The official code trains with stored goals of 0.) Of the Ant's 111 columns the last 84 are contact forces, all 0 in
-#: D4RL; environments of today do not have them.
+#: D4RL; environments of today do not have them. An Ant that has fallen earns nothing, however fast it falls.
 ROBOTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "halfcheetah": {
         "goals": Goals(achieved=8, desired=11.0),
@@ -35,6 +55,7 @@ ROBOTS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "ant": {
         "goals": Goals(achieved=13, desired=5.0),
+        "fallen": ant_has_fallen,
         "observation_columns": slice(0, 27),
         "horizon": 1000,
         "pad": True,
@@ -47,6 +68,7 @@ def read(
     *,
     reached: Reached,
     goals: Goals,
+    fallen: Fallen | None = None,
     observation_columns: slice | Sequence[int] | None = None,
     horizon: int | None = None,
     pad: bool = False,
@@ -58,15 +80,22 @@ def read(
     """Reads a D4RL file in one pass; needs memory for the store and some blocks of 16 MB.
 
     Episodes end at ``terminals``, ``timeouts`` and the end of the file. The transition of an episode's last row is
-    kept where ``next_observations`` tell its next state (and ``goals`` are about the observations), and left out
-    otherwise. A trajectory is marked terminated if its last transition is held and terminal, and truncated otherwise.
-    Episodes of fewer than two transitions are left out, and counted in ``meta["dropped_rows"]``.
+    kept where ``next_observations`` tell its next state (and ``goals`` are about the observations, or late), and left
+    out otherwise: the next row belongs to another episode. A trajectory is marked terminated if its last transition is
+    held and terminal, and truncated otherwise. ``meta["dropped_rows"]`` counts the rows whose transition is left out,
+    be it the last of an episode, the first one where goals are late, one of an episode of fewer than two transitions,
+    or one beyond a limit.
+
+    Warns (logger ``torchrl_smore``) where episodes end in terminals that are left out and no row is rewarded, where
+    goals are late, and where a few steps are far longer than all others.
 
     Args:
         path: the file.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``. The reward of a
             step is 1 where the goal achieved after the step fulfils it; the rewards of the file are not read.
         goals: what the goals become. Columns are those of the file, before ``observation_columns``.
+        fallen: the task's rule of a fall, from observations ``[n, ds]`` (of the columns that are kept) to booleans
+            ``[n]``: a step that ends in a fall has reward 0. By default nothing falls.
         observation_columns: columns of the observation to keep; all by default.
         horizon: steps after which an episode is cut in any case; needed for files without ``timeouts``.
         pad: terminated episodes that are shorter than ``horizon`` repeat their last transition up to it, as the
@@ -89,46 +118,61 @@ def read(
         raise ValueError(f"horizon must be at least 2, got {horizon}.")
     if pad and horizon is None:
         raise ValueError("pad needs a horizon to pad to.")
-    with open_hdf5(path) as file:
-        names = ["observations", "actions", "terminals", *(n for n in ("timeouts", "next_observations") if n in file)]
+    check_limits(max_trajectories=max_trajectories, max_transitions=max_transitions)
+    goals.check()
+    with reading(path, "HDF5"), open_hdf5(path) as file:
+        listed = set(file)
+        names = ["observations", "actions", "terminals", *(n for n in ("timeouts", "next_observations") if n in listed)]
         arrays = {name: Hdf5Array(path, file, name) for name in names}
         _check_lengths(path, arrays)
         if "timeouts" not in arrays and horizon is None:
             raise DatasetError(f"{path}: expected an array 'timeouts', found none: pass the horizon of the episodes.")
-        next_held = "next_observations" in arrays and goals.array == "observations"
+
+        def array_of(name: str) -> Hdf5Array:
+            if name not in arrays:
+                arrays[name] = Hdf5Array(path, file, name)
+                _check_lengths(path, arrays)
+            return arrays[name]
+
         with progress_bar(progress, path.name, sum(array.nbytes for array in arrays.values())) as report:
             terminal = read_flags(arrays["terminals"], report)
             end = terminal | read_flags(arrays["timeouts"], report) if "timeouts" in arrays else terminal.copy()
             if horizon is not None:
                 _cut(end, horizon)
+            late = offset_of(str(path), array_of, goals, end)
+            next_held = "next_observations" in arrays and (goals.array == "observations" or late == 1)
             episodes = episodes_of(
                 str(path),
                 end,
                 terminal,
                 next_held=next_held,
+                late=late,
                 pad_to=horizon if pad else None,
                 max_trajectories=max_trajectories,
                 max_transitions=max_transitions,
             )
-
-            def array_of(name: str) -> Hdf5Array:
-                if name not in arrays:
-                    arrays[name] = Hdf5Array(path, file, name)
-                    _check_lengths(path, arrays)
-                return arrays[name]
-
             kept = None if observation_columns is None else columns_of(f"{path}: 'observations'", observation_columns)
-            return read_flat(
+            store = read_flat(
                 str(path),
                 array_of,
                 episodes,
                 next_held=next_held,
+                late=late,
                 goals=goals,
                 reached=reached,
+                fallen=fallen,
                 kept=kept,
                 meta={**(meta or {}), "source": path.name, "format": "d4rl", "dropped_rows": episodes.dropped},
                 progress=report,
             )
+    if terminal.any() and not next_held and not store.data["next", "reward"].any():
+        _logger.warning(
+            "%s: %d rows are terminal, yet no transition is rewarded: the state after a terminal row is not in the "
+            "file, so that its transition is left out, and with it the success of an episode that ends at the goal",
+            path,
+            int(terminal.sum()),
+        )
+    return store
 
 
 def _check_lengths(path: Path, arrays: Mapping[str, Any]) -> None:

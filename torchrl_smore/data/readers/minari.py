@@ -20,17 +20,20 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_smore.data._files import check_regular, quoted, read_bounded, reading
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._flat import assemble
-from torchrl_smore.data.readers._goals import Goals, Reached
-from torchrl_smore.data.readers._hdf5 import explained, import_h5py, member, open_hdf5
+from torchrl_smore.data.readers._goals import Fallen, Goals, Reached
+from torchrl_smore.data.readers._hdf5 import MAX_RATIO, address, import_h5py, member, open_hdf5
 from torchrl_smore.data.readers._minari_episode import EpisodeLayout
-from torchrl_smore.data.readers._rows import progress_bar
+from torchrl_smore.data.readers._rows import Progress, progress_bar
 from torchrl_smore.data.trajectories import TrajectoryStore
 
 _MAIN = "main_data.hdf5"
 _ADDITIONAL = re.compile(r"additional_data_\d+\.hdf5")
-_EPISODE = re.compile(r"episode_(\d+)")
+_EPISODE = re.compile(r"episode_(\d{1,18})")
+_MAX_METADATA = 1 << 24  # bytes
+_MAX_FILES = 256  # beside the main one
 
 
 def read(
@@ -38,6 +41,7 @@ def read(
     *,
     reached: Reached,
     goals: Goals | None = None,
+    fallen: Fallen | None = None,
     observation_columns: slice | Sequence[int] | None = None,
     max_trajectories: int | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -59,6 +63,8 @@ def read(
             of the file are not read.
         goals: what the goals become where the observations are no Dict of ``observation``, ``achieved_goal`` and
             ``desired_goal``, or instead of these.
+        fallen: the task's rule of a fall, from observations ``[n, ds]`` (of the columns that are kept) to booleans
+            ``[n]``: a step that ends in a fall has reward 0. By default nothing falls.
         observation_columns: columns of the observation to keep; all by default. ``goals`` are about all of them.
         max_trajectories: how many trajectories to keep, the first ones; all by default.
         meta: of the store, beside ``"source"``, ``"format"``, ``"dropped_rows"`` and the names of flattened parts.
@@ -75,40 +81,95 @@ def read(
         raise ValueError(f"max_trajectories must be at least 1, got {max_trajectories}.")
     if goals is not None and (goals.array != "observations" or goals.desired_array is not None):
         raise ValueError("Goals of a Minari dataset are functions of its observations: other arrays are not read.")
+    if goals is not None:
+        goals.check()
     folder = find_dataset(path)
-    main = folder / _MAIN
-    metadata = _metadata(folder)
-    with contextlib.ExitStack() as stack:
+    with reading(folder, "a Minari dataset"), contextlib.ExitStack() as stack:
+        columns = _Columns(folder, goals, observation_columns, max_trajectories, stack)
+        report = stack.enter_context(progress_bar(progress, folder.parent.name, len(columns.kept), "episode"))
+        values, terminated = columns.read(report)
+        notes = {
+            "source": str(path),
+            "format": "minari",
+            "dropped_rows": columns.dropped_rows,
+            **columns.layout.notes,
+        }
+        return assemble(
+            str(columns.main),
+            values,
+            columns.length,
+            terminated,
+            reached=reached,
+            fallen=fallen,
+            meta={**(meta or {}), **notes},
+        )
+
+
+class _Columns:
+    """The episodes of a dataset that become the columns of a store; ``stack`` keeps files open.
+
+    Raises:
+        DatasetError: if the dataset is incomplete or holds no episode of two or more steps.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        goals: Goals | None,
+        observation_columns: slice | Sequence[int] | None,
+        max_trajectories: int | None,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.main = main = folder / _MAIN
+        metadata = _metadata(folder)
         file = stack.enter_context(open_hdf5(main))
-        episodes = _episodes(main, file, stack)
-        with explained(main):
-            metadata = dict(file.attrs) if metadata is None else metadata
-        layout = EpisodeLayout(episodes[0].path, episodes[0].group(), metadata, goals, observation_columns)
-        lengths = np.array([layout.num_steps(episode.path, episode.group()) for episode in episodes])
+        self.episodes = _episodes(main, file, stack)
+        metadata = _attributes(file) if metadata is None else metadata
+        first = self.episodes[0]
+        self.layout = EpisodeLayout(first.path, first.group(), metadata, goals, observation_columns)
+        seen: dict[tuple[Path, int], str] = {}
+        lengths = np.array([self._steps(episode, seen) for episode in self.episodes])
         _check_total(main, metadata, len(lengths), int(lengths.sum()))
-        kept = np.flatnonzero(lengths >= 2)[:max_trajectories]
-        if not len(kept):
+        self.kept = np.flatnonzero(lengths >= 2)[:max_trajectories]
+        if not len(self.kept):
             raise DatasetError(f"{main}: expected an episode of two or more steps, found {len(lengths)} shorter ones.")
-        length, terminated = lengths[kept], np.empty(len(kept), dtype=bool)
+        self.length = lengths[self.kept]
+        self.dropped_rows = int(lengths.sum() - self.length.sum())
+        held = sum(check_regular(each) for each in {episode.path for episode in self.episodes})
+        if (declared := int(self.length.sum()) * self.layout.row_bytes) > MAX_RATIO * held:
+            raise DatasetError(f"{main}: expected {declared} bytes of observations, found files of {held} in all.")
+
+    def _steps(self, episode: _Episode, seen: dict[tuple[Path, int], str]) -> int:
+        """Number of steps of an episode that is no other episode under another name."""
+        group = episode.group()
+        place = (episode.path, address(group))
+        if place in seen:
+            raise DatasetError(
+                f"{episode.path}: expected episodes of their own, found {seen[place]!r} again as {episode.name!r}."
+            )
+        seen[place] = episode.name
+        return self.layout.num_steps(episode.path, group)
+
+    def read(self, report: Progress) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The columns, and whether each episode terminated, bool, shape ``[K]``."""
         values: dict[str, np.ndarray] = {}
-        report = stack.enter_context(progress_bar(progress, folder.parent.name, len(kept), "episode"))
+        terminated = np.empty(len(self.kept), dtype=bool)
         first = 0
-        for number, index in enumerate(kept):
-            episode = episodes[int(index)]
-            rows, terminated[number] = layout.read(episode.path, episode.group(), int(length[number]))
+        for number, index in enumerate(self.kept):
+            episode, steps = self.episodes[int(index)], int(self.length[number])
+            rows, terminated[number] = self.layout.read(episode.path, episode.group(), steps)
             for key, part in rows.items():
                 if key not in values:
-                    values[key] = np.empty((int(length.sum()), part.shape[1]), dtype=np.float32)
+                    values[key] = np.empty((int(self.length.sum()), part.shape[1]), dtype=np.float32)
                 if part.shape[1] != (width := values[key].shape[1]):
                     raise DatasetError(
                         f"{episode.path}: {episode.name!r}: expected {width} columns of {key!r} as in the episodes "
                         f"before, found {part.shape[1]}."
                     )
                 values[key][first : first + len(part)] = part
-            first += int(length[number])
+            first += steps
             report(1)
-    notes = {"source": str(path), "format": "minari", "dropped_rows": int(lengths.sum() - length.sum()), **layout.notes}
-    return assemble(str(main), values, length, terminated, reached=reached, meta={**(meta or {}), **notes})
+        return values, terminated
 
 
 def find_dataset(path: str | Path) -> Path:
@@ -155,26 +216,36 @@ def _metadata(folder: Path) -> dict[str, Any] | None:
     file = folder / "metadata.json"
     if not file.exists():
         return None
-    try:
-        metadata = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot read {file} as JSON: {error}") from error
+    with reading(file, "JSON"):
+        metadata = json.loads(read_bounded(file, _MAX_METADATA))
     if not isinstance(metadata, dict):
         raise DatasetError(f"{file}: expected an object, found {type(metadata).__name__}.")
     if (found := metadata.get("data_format", "hdf5")) != "hdf5":
         raise DatasetError(
-            f"{file}: 'data_format': expected 'hdf5', found {found!r}: with minari, create the dataset again with "
-            'data_format="hdf5".'
+            f"{file}: 'data_format': expected 'hdf5', found {quoted(found)}: with minari, create the dataset again "
+            'with data_format="hdf5".'
         )
     return metadata
 
 
+def _attributes(file: Any) -> dict[str, Any]:
+    """What the attributes of the main file say of what matters here."""
+    return {
+        name: file.attrs[name] for name in ("total_episodes", "total_steps", "observation_space") if name in file.attrs
+    }
+
+
 def _check_total(main: Path, metadata: Mapping[str, Any], episodes: int, steps: int) -> None:
     for name, found in (("total_episodes", episodes), ("total_steps", steps)):
-        if name in metadata and metadata[name] != found:
+        if name not in metadata:
+            continue
+        told = metadata[name]
+        if isinstance(told, (bool, np.bool_)) or not isinstance(told, (int, np.integer)):
+            raise DatasetError(f"{main}: {name!r} of the metadata: expected an integer, found {quoted(told)}.")
+        if told != found:
             raise DatasetError(
-                f"{main}: expected {metadata[name]} {name.removeprefix('total_')} by the metadata, found {found}: the "
-                "dataset is incomplete."
+                f"{main}: expected {quoted(int(told))} {name.removeprefix('total_')} by the metadata, found {found}: "
+                "the dataset is incomplete."
             )
 
 
@@ -197,15 +268,16 @@ def _episodes(main: Path, file: Any, stack: contextlib.ExitStack) -> list[_Episo
     """The episodes by number; ``stack`` keeps further files open."""
     h5py = import_h5py()
     opened: dict[str, Any] = {}
-    with explained(main):
-        numbered = sorted((int(match[1]), name) for name in file if (match := _EPISODE.fullmatch(name)))
-        links = [(name, file.get(name, getlink=True)) for _, name in numbered]
+    numbered = sorted((int(match[1]), name) for name in file if (match := _EPISODE.fullmatch(name)))
     episodes = []
-    for name, link in links:
+    for _, name in numbered:
+        link = file.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink) and _ADDITIONAL.fullmatch(link.filename):
             # beside the main file and nowhere else: a link may name any file of the machine
             beside = main.with_name(link.filename)
             if link.filename not in opened:
+                if len(opened) == _MAX_FILES:
+                    raise DatasetError(f"{main}: expected at most {_MAX_FILES} further files, found more.")
                 opened[link.filename] = stack.enter_context(open_hdf5(beside))
             episodes.append(_Episode(beside, opened[link.filename], link.path.strip("/")))
         else:

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_smore.data._files import reading
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers._flat import episodes_of, read_flat
-from torchrl_smore.data.readers._goals import Goals, Reached
+from torchrl_smore.data.readers._flat import check_limits, episodes_of, offset_of, read_flat
+from torchrl_smore.data.readers._goals import Fallen, Goals, Reached
 from torchrl_smore.data.readers._npz import NpzArray, array_names, open_npz
 from torchrl_smore.data.readers._rows import Progress, progress_bar, read_flags
 from torchrl_smore.data.trajectories import TrajectoryStore
@@ -35,6 +36,7 @@ def read(
     *,
     reached: Reached,
     goals: Goals = WHOLE_OBSERVATION,
+    fallen: Fallen | None = None,
     max_trajectories: int | None = None,
     meta: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -50,8 +52,10 @@ def read(
         goals: what the goals become, which the files do not hold. OGBench's oracle representations are columns of
             other arrays: ``Goals(slice(0, 2), array="qpos")`` is the position in its mazes. (In the full layout the
             last transition of each trajectory is left out for these, as its next row is not held.)
+        fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
+            has reward 0. By default nothing falls.
         max_trajectories: how many trajectories to keep, the first ones; all by default.
-        meta: of the store, beside ``"source"``, ``"format"`` and ``"layout"``.
+        meta: of the store, beside ``"source"``, ``"format"``, ``"layout"`` and ``"dropped_rows"``.
         progress: whether to show a tqdm bar.
 
     Returns:
@@ -61,7 +65,9 @@ def read(
         DatasetError: if the file is missing, damaged, or not of this format; the message says what was expected.
     """
     path = Path(path)
-    with open_npz(path) as archive:
+    check_limits(max_trajectories=max_trajectories)
+    goals.check()
+    with reading(path, "npz"), open_npz(path) as archive:
         arrays: dict[str, NpzArray] = {}
 
         def array_of(name: str) -> NpzArray:
@@ -83,18 +89,27 @@ def read(
             )
         total = sum(archive.getinfo(f"{name}.npy").file_size for name in arrays)
         with progress_bar(progress, path.name, total) as report:
-            next_held = layout == "full" and goals.array == "observations"
             end = _last_rows(path, layout, array_of, report)
+            late = offset_of(str(path), array_of, goals, end)
+            next_held = layout == "full" and (goals.array == "observations" or late == 1)
             episodes = episodes_of(
-                str(path), end, np.zeros_like(end), next_held=next_held, max_trajectories=max_trajectories
+                str(path),
+                end,
+                np.zeros_like(end),
+                next_held=next_held,
+                late=late,
+                last_is_state=layout != "full",
+                max_trajectories=max_trajectories,
             )
             return read_flat(
                 str(path),
                 array_of,
                 episodes,
                 next_held=next_held,
+                late=late,
                 goals=goals,
                 reached=reached,
+                fallen=fallen,
                 kept=None,
                 meta={
                     **(meta or {}),

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_smore.data._files import reading
+from torchrl_smore.data._numbers import is_rounded, say_rounded
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers._goals import Reached, rewards
+from torchrl_smore.data.readers._goals import Fallen, Reached, rewards, without_falls
 from torchrl_smore.data.readers._unpickle import load_arrays
 from torchrl_smore.data.trajectories import TrajectoryStore
 
@@ -26,6 +28,7 @@ def read(
     path: str | Path,
     *,
     reached: Reached,
+    fallen: Fallen | None = None,
     max_trajectories: int | None = None,
     clip: float | None = 200.0,
     meta: Mapping[str, Any] | None = None,
@@ -38,6 +41,8 @@ def read(
         path: the file.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``. The reward of a
             step is 1 where the goal achieved after the step fulfils it.
+        fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
+            has reward 0. By default nothing falls.
         max_trajectories: how many trajectories to keep, the first ones; all by default.
         clip: observations and goals are clipped to ``[-clip, clip]``, in their own units, as the official training
             codes do; ``None`` leaves them.
@@ -54,17 +59,19 @@ def read(
         raise ValueError(f"max_trajectories must be at least 1, got {max_trajectories}.")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}.")
-    columns = load_arrays(path, _NAMES)
-    _check_shapes(path, columns)
-    for key in _NAMES:
-        # one after the other, so that the float64 original of each is freed before the next is converted
-        columns[key] = _prepared(path, key, columns[key][:max_trajectories], None if key == "u" else clip)
-    reward = rewards(reached, columns["ag"][:, 1:], columns["g"])
-    episodes = (
-        {_NAMES[key]: array[number] for key, array in columns.items()} | {"reward": reward[number]}
-        for number in range(len(reward))
-    )
-    return TrajectoryStore.from_episodes(episodes, {**(meta or {}), "source": path.name})
+    with reading(path, "a pickle of arrays"):
+        columns = load_arrays(path, _NAMES)
+        _check_shapes(path, columns)
+        for key in _NAMES:
+            # one after the other, so that the float64 original of each is freed before the next is converted
+            columns[key] = _prepared(path, key, columns[key][:max_trajectories], None if key == "u" else clip)
+        reward = rewards(reached, columns["ag"][:, 1:], columns["g"])
+        without_falls(reward.reshape(-1), fallen, columns["o"][:, 1:].reshape(reward.size, -1))
+        episodes = (
+            {_NAMES[key]: array[number] for key, array in columns.items()} | {"reward": reward[number]}
+            for number in range(len(reward))
+        )
+        return TrajectoryStore.from_episodes(episodes, {**(meta or {}), "source": path.name})
 
 
 def _check_shapes(path: Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -83,10 +90,14 @@ def _check_shapes(path: Path, columns: Mapping[str, np.ndarray]) -> None:
         raise DatasetError(f"{path}: 'g': expected goals as wide as the achieved goals 'ag', found {shapes}.")
     if trajectories == 0 or steps < 2:
         raise DatasetError(f"{path}: expected at least one trajectory of two or more steps, found {shapes}.")
+    if not all(array.shape[2] for array in columns.values()):
+        raise DatasetError(f"{path}: expected arrays of at least one column, found {shapes}.")
 
 
 def _prepared(path: Path, key: str, array: np.ndarray, clip: float | None) -> np.ndarray:
-    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
+    if is_rounded(array):
+        say_rounded(f"{path}: {key!r}")
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf and is reported below
         prepared = array.astype(np.float32, order="C")
     # NaN and infinities survive minimum and maximum, which need no second array; clipping would hide the infinities
     if not np.isfinite([prepared.min(), prepared.max()]).all():

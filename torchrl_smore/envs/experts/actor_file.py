@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,8 @@ Layer = tuple[Array, Array]
 Activation = Literal["relu", "tanh"]
 Output = Literal["tanh", "clip"]
 
-_ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0.0), "tanh": np.tanh}
-_OUTPUTS = {"tanh": np.tanh, "clip": lambda x: np.clip(x, -1.0, 1.0)}
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": lambda x: np.maximum(x, 0.0), "tanh": np.tanh}
+_OUTPUTS: dict[str, Callable[[Array], Array]] = {"tanh": np.tanh, "clip": lambda x: np.clip(x, -1.0, 1.0)}
 _SETTINGS = ("activation", "output", "goal_dim", "mean", "std", "clip")
 
 
@@ -97,6 +97,27 @@ class ActorExpert:
             hidden = activation(weight @ hidden + bias)
         weight, bias = self.actor.layers[-1]
         return output(weight @ hidden + bias)
+
+
+def without_zero_columns(actor: Actor, count: int) -> Actor:
+    """An actor that is not shown the last ``count`` columns of its observation, and acts as if all of them were 0.
+
+    What they add to the first layer is a constant then, which its bias takes in.
+    """
+    if not count:
+        return actor
+    first, rest = actor.layers[0], actor.layers[1:]
+    stop = actor.input_dim - actor.goal_dim
+    gone = np.zeros(actor.input_dim, dtype=bool)
+    gone[stop - count : stop] = True
+    weight, bias = (array.astype(np.float64) for array in first)
+    mean, std = actor.mean, actor.std
+    if mean is not None and std is not None:
+        constant = np.clip(-mean[gone].astype(np.float64) / std[gone], -actor.clip, actor.clip)
+        bias = bias + weight[:, gone] @ constant
+        mean, std = mean[~gone], std[~gone]
+    layer = (weight[:, ~gone].astype(np.float32), bias.astype(np.float32))
+    return replace(actor, layers=(layer, *rest), mean=mean, std=std)
 
 
 def write_actor(path: str | Path, actor: Actor | Sequence[Layer]) -> None:

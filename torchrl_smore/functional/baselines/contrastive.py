@@ -57,7 +57,9 @@ def binary_nce(logits: Tensor, row_weight: Tensor, *, balanced: bool = False) ->
             that of one of them (OGBench).
 
     Returns:
-        The loss of each row, shape ``[N]``; its (weighted) mean is the loss of the batch.
+        The loss of each row, shape ``[N]``; its (weighted) mean is the loss of the batch. Balanced, the terms of a row
+        are summed where the public code averages all ``N * N`` of the batch: ``N`` times its loss. Adam does not
+        notice; a clip of gradient norms or a sum with other losses does.
     """
     positive = softplus(-logits.diagonal(dim1=-2, dim2=-1)).mean(0)
     other = row_weight * (1.0 - torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device))

@@ -37,8 +37,8 @@ def best_advantage_weight(advantage: Tensor, threshold: Tensor, low_weight: floa
 
 
 def push(memory: Tensor, values: Tensor) -> Tensor:
-    """First-in-first-out memory ``[C]`` after the entry of ``values`` ``[*]``, newest first; drops the oldest."""
-    return torch.cat([values.detach().flatten().to(memory.dtype), memory])[: memory.shape[0]]
+    """First-in-first-out memory ``[C]`` after ``values`` ``[*]`` entered in order, newest first; drops the oldest."""
+    return torch.cat([values.detach().flatten().flip(0).to(memory.dtype), memory])[: memory.shape[0]]
 
 
 def percentile(memory: Tensor, percent: Tensor) -> Tensor:

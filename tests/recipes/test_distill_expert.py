@@ -1,0 +1,109 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from torchrl_smore.envs.experts import ActorExpert, PointExpert
+from torchrl_smore.envs.point import PointWorld
+
+SMALL = ("rounds=3", "first_episodes=20", "episodes=20", "updates=150", "final_updates=600", "num_envs=20")
+
+
+@pytest.fixture(scope="module")
+def distilled(recipe, tmp_path_factory):
+    """The run folder of a student of PointReach's expert."""
+    root = tmp_path_factory.mktemp("distilled")
+    done = recipe("distill_expert.py", "task=PointReach", *SMALL, "seed=1", "threads=1", cwd=root)
+    assert done.status == 0, done.stderr
+    (folder,) = (root / "runs").iterdir()
+    return folder
+
+
+def test_a_student_solves_what_its_expert_solves(distilled):
+    meta = json.loads((distilled / "meta.json").read_text())
+    assert meta["scripted"]["success"] == 1.0
+    assert meta["expert"]["success"] >= 0.98
+    assert meta["expert"]["discounted_return"] >= 0.97 * meta["scripted"]["discounted_return"]
+    assert meta["command"] == (
+        "python recipes/distill_expert.py task=PointReach rounds=3 first_episodes=20 episodes=20 updates=150 "
+        "final_updates=600 num_envs=20 seed=1"
+    )
+    assert meta["sha256"] == hashlib.sha256((distilled / "expert.npz").read_bytes()).hexdigest()
+    assert (distilled / "curves.png").read_bytes().startswith(b"\x89PNG")
+    labels = np.genfromtxt(distilled / "metrics.csv", delimiter=",", names=True)["labels"]
+    assert labels.tolist() == [1000, 2000, 3000, 4000]
+
+
+def test_the_file_holds_a_network_that_sees_the_goal_and_acts_like_the_expert(distilled):
+    actor, expert = ActorExpert(distilled / "expert.npz"), PointExpert(PointWorld())
+    assert (actor.observation_dim, actor.goal_dim, actor.action_dim) == (2, 2, 2)
+    assert actor.actor.clip == 5.0
+    rng = np.random.default_rng(0)
+    position, goal = rng.uniform(-4, 4, (2, 500, 2)).astype(np.float32)
+    seen = {"observation": position, "achieved_goal": position, "desired_goal": goal}
+    # two different inputs, so that agreement is no accident of a constant
+    assert np.mean((actor(seen) - expert(seen)) ** 2) < 0.05 * np.var(expert(seen))
+
+
+def test_the_recipes_learn_from_it(recipe, distilled, tmp_path):
+    done = recipe(
+        "collect_dataset.py",
+        *("task=PointReach", "num_trajectories=10", "expert_fraction=0.5", f"expert_policy={distilled}"),
+        *("expert_noise=0.1", "expert_random_prob=0.05"),
+        cwd=tmp_path,
+    )
+    assert done.status == 0, done.stderr
+    (folder,) = (tmp_path / "datasets").iterdir()
+    assert "_expertnoise0.1_expertrandom0.05_policy" in folder.name
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"task": "FetchSlide"}, "the expert of FetchSlide plans ahead"),
+        ({"task": "AntTgtVel-m-e"}, "AntTgtVel-m-e has no scripted expert to distil"),
+        ({"clip": 0.0}, "clip must be positive, got 0"),
+        ({"noise": -1.0}, "noise must be a number not below 0, got -1"),
+        ({"random_prob": 1.5}, r"random_prob must be in \[0, 1\], got 1.5"),
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"rounds": -1}, "rounds must be at least 0, got -1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_cannot_be_distilled_is_refused_before_a_folder_is_made(import_recipe, tmp_path, options, said):
+    module = import_recipe("distill_expert")
+    with pytest.raises(ValueError, match=said):
+        module.distill(module.Config(**{"task": "PointReach", "run_root": str(tmp_path), **options}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_compositions_never_share_a_folder(import_recipe, distilled, tmp_path):
+    name = import_recipe("recipe_utils").dataset_folder
+    other = tmp_path / "other.npz"
+    other.write_bytes((distilled / "expert.npz").read_bytes() + b"0")
+    agent = tmp_path / "agent.zip"
+    agent.write_bytes(b"1")
+    common = {"num_trajectories": 100, "expert_fraction": 0.1, "seed": 0}
+    names = [
+        name("data", "FetchPush", **common, **options)
+        for options in (
+            {},
+            {"expert_policy": "scripted"},
+            {"expert_policy": "scripted", "expert_noise": 0.2},
+            {"expert_policy": "scripted", "expert_random_prob": 0.2},
+            {"expert_noise": 0.0},
+            {"expert_random_prob": 0.0},
+            {"expert_policy": str(distilled)},
+            {"expert_policy": str(distilled), "expert_random_prob": 0.2},
+            {"expert_policy": str(other)},
+            {"expert_policy": str(agent)},
+        )
+    ]
+    (tmp_path / "vecnormalize.pkl").write_bytes(b"2")
+    names.append(name("data", "FetchPush", **common, expert_policy=str(agent)))
+    ant = [
+        name("data", "AntTgtVel-m-e", **{**common, "expert_policy": str(agent), **options})
+        for options in ({}, {"medium_policy": str(other)})
+    ]
+    assert len(set(names + ant)) == 13

@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_smore.envs.experts import LandingModel
+
+SMALL = ("first_episodes=4", "rounds=1", "episodes=2", "updates=50", "final_updates=50", "hidden=16")
+
+
+@pytest.fixture
+def fit_slide(import_recipe):
+    return import_recipe("fit_slide")
+
+
+def trials(n, generator):
+    """Strikes after which the puck glides 12 times its velocity."""
+    state, after = generator.normal(size=(2, n, 25)).astype(np.float32) * 0.01
+    velocity = generator.uniform(0.01, 0.04, (n, 2))
+    after[:, 14:16], after[:, 20:22] = velocity, 0.0
+    rest = np.concatenate([after[:, 3:5] + 12.0 * velocity, np.full((n, 1), 0.414)], -1)
+    return {"state": state, "action": generator.uniform(-1, 1, (n, 2)), "after": after, "rest": rest}
+
+
+def test_trials_that_were_cut_off_land_where_whole_ones_tell(fit_slide):
+    made = trials(400, np.random.default_rng(0))
+    expected = made["rest"][:, :2] - made["state"][:, 3:5]
+    made["rest"][200:] = np.nan
+    made["rest"][:3, 2] = 0.2  # pucks that fell from the table say nothing
+    made["rest"][:3, :2] = 100.0
+    np.testing.assert_allclose(fit_slide.landing(made), expected, atol=1e-4)
+
+
+def test_the_model_learns_the_mean_and_the_spread_of_a_known_law(fit_slide, tmp_path):
+    generator = np.random.default_rng(0)
+    made = trials(3000, generator)
+    noise = 0.05 * generator.standard_normal((3000, 2))
+    made["after"][:, 14:16] = 0.02
+    made["rest"][:, :2] = made["after"][:, 3:5] + 0.24
+    made["after"][:, 3:5] = made["state"][:, 3:5] + 0.3 * made["action"] + noise
+    made["rest"][:, :2] = made["after"][:, 3:5] + 0.24
+    torch.manual_seed(0)
+    model, error = fit_slide.fit(made, fit_slide.Config(hidden=16, batch_size=256), 1500)
+    # the median distance of a point of a normal distribution in the plane is 1.177 standard deviations
+    assert error == pytest.approx(1.177 * 0.05, rel=0.25)
+    fit_slide.write_actor(tmp_path / "model.npz", model)
+    strikes = np.array([[0.5, -0.5], [0.0, 0.8]])
+    chance, mean = LandingModel(tmp_path / "model.npz").success(np.zeros(25), strikes, np.array([0.39, 0.09]))
+    np.testing.assert_allclose(mean, 0.3 * strikes + 0.24, atol=0.03)
+    assert chance[0] == pytest.approx(1.0 - np.exp(-0.5), abs=0.1)  # a disc of one standard deviation
+
+
+def test_the_recipe_tries_strikes_and_a_resumed_run_repeats_none(recipe, tmp_path):
+    done = recipe("fit_slide.py", *SMALL, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["command"] == f"python recipes/fit_slide.py {' '.join(SMALL)} seed=0"
+    LandingModel(folder / "landing.npz")
+    parts = {path.name: np.load(path) for path in (folder / "trials").iterdir()}
+    assert sorted(parts) == ["00_00000.npz", "01_00000.npz"]
+    assert len(parts["00_00000.npz"]["state"]) + len(parts["01_00000.npz"]["state"]) == meta["strikes"]
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()}
+    (folder / "meta.json").unlink()
+    done = recipe("fit_slide.py", f"resume={folder}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()} == kept
+    assert json.loads((folder / "meta.json").read_text())["strikes"] == meta["strikes"]
+
+
+def test_a_strike_tried_again_from_a_state_ends_the_same_and_does_not_disturb_the_episode(fit_slide):
+    table = fit_slide.Table()
+    state = table._reset(5)["observation"][0]
+    start = table._save()
+    ends = []
+    for _ in range(2):
+        table._restore(start)
+        last = state
+        for _ in range(8):
+            last = table._step(last, np.array([0.5, 0.2]))
+        ends.append(last)
+        table._reset(6)
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["first_episodes=0", "rounds=-1", "learning_rate=0", "clip=inf"])
+def test_options_out_of_range_are_refused_before_anything_is_written(recipe, option, tmp_path):
+    done = recipe("fit_slide.py", option, cwd=tmp_path)
+    assert done.status != 0
+    assert f"{option.split('=')[0]} must be" in done.stderr
+    assert not (tmp_path / "runs").exists()
