@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import subprocess
 import sys
 import time
 import uuid
@@ -30,7 +29,15 @@ from benchmark_ray import run_on_ray
 from grid import GridCell, Plan, paper_name
 from methods import METHODS
 from recipe_cli import check_range, nearest, option, run_recipe
-from recipe_utils import collect_or_load, dataset_folder, digest, remove_partial_files, versions_of, write_json
+from recipe_utils import (
+    collect_or_load,
+    commit_of_library,
+    dataset_folder,
+    digest,
+    remove_partial_files,
+    versions_of,
+    write_json,
+)
 from smore_offline import MOST, PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig
 from tqdm import tqdm
@@ -397,16 +404,6 @@ def mean_return(result: dict[str, Any]) -> float:
     """Discounted return at 0.99, mean over the seeds of a run."""
     values = [row["value"] for row in result["results"] if row["metric"] == "discounted_return_0.99"]
     return sum(values) / len(values)
-
-
-def commit_of_library() -> str:
-    """The commit that this code is of, with ``-dirty`` if it was changed since; empty outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip()
 
 
 def summarise(

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from torchrl_smore.envs import (
     render_episode,
 )
 from torchrl_smore.envs.experts import policy_files
+from torchrl_smore.envs.wrappers import disturb, noise_generator
 from torchrl_smore.reports import write_gif
 from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, locked, mean_metrics
 
@@ -393,6 +395,16 @@ class ProgressLines:
         )
 
 
+def commit_of_library() -> str:
+    """The commit that this code is of, with ``-dirty`` if it was changed since; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
 def finite_or_none(value: float, digits: int) -> float | None:
     """``value`` rounded, or ``None`` where JSON has no number for it."""
     return round(value, digits) if math.isfinite(value) else None
@@ -406,19 +418,32 @@ def seed_of_farthest_goal(task: Task, first_seed: int) -> int:
 
 
 def record_rollout(task: Task, policy: ActorPolicy, first_seed: int, out: Path) -> str:
-    """Films an episode to a GIF in a process of its own, where a broken OpenGL cannot harm the run.
+    """Films the episode of :func:`seed_of_farthest_goal`; see :func:`film_episode`."""
+    return film_episode(task, policy, seed_of_farthest_goal(task, first_seed), out)
 
-    The episode is that of :func:`seed_of_farthest_goal`, its first 100 steps.
+
+def film_episode(
+    task: Task, policy: Callable[[Any], np.ndarray], seed: int, out: Path, action_noise: float = 0.0
+) -> str:
+    """Films the first 100 steps of an episode to a GIF in a process of its own, where no OpenGL can harm the run.
+
+    Args:
+        task: the task.
+        policy: from observations of one row to actions of one row.
+        seed: of the episode.
+        out: the file.
+        action_noise: of the environment, the same as that of a pool with this seed.
 
     Returns:
         One line that says what came of it.
     """
-    seed = seed_of_farthest_goal(task, first_seed)
+    noise = noise_generator(seed)
     with EnvPool(task, 1) as pool:
         observation = pool.reset([seed])
         actions = []
         for _ in range(min(task.horizon, _FILM_STEPS)):
-            actions.append(policy(observation)[0])
+            action = policy(observation)[0]
+            actions.append(disturb(action, action_noise, noise) if action_noise > 0 else action)
             observation, _ = pool.step(actions[-1][None])
     try:
         opengl: Any = os.environ["SMORE_MUJOCO_GL"]

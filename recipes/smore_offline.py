@@ -24,6 +24,7 @@ import torch
 import yaml
 from defaults import PRESETS, resolve
 from methods import METHODS, Setting
+from model_card import make_loadable, write_model_card
 from recipe_cli import check_range, nearest, option, resumed_config, run_recipe
 from recipe_utils import (
     ProgressLines,
@@ -237,6 +238,7 @@ def train(config: Config) -> dict[str, Any]:
             meta={**fingerprint(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
         )
+        make_loadable(trainer, task, store, identity(config))
         if config.resume is not None:
             resume(trainer)
         if not trainer.progress_bar:
@@ -522,6 +524,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     assert trainer.evaluator is not None
     evaluations = trainer.evaluations
     summary = write_summary(config, run_dir, trainer, seconds)
+    write_model_card(run_dir)
     title = ", ".join(str(part) for part in (*identity(config).values(), seed_label(config)) if part is not None)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""

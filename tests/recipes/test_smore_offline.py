@@ -71,7 +71,8 @@ def files(folder):
 def test_a_run_folder_holds_config_metrics_summary_curves_checkpoint_and_rollout(finished):
     cwd, run_dir, _ = finished
     assert {path.name for path in run_dir.iterdir()} == {
-        *("config.yaml", "metrics.csv", "summary.json", "curves.png", "checkpoint", "rollout.gif")
+        *("config.yaml", "metrics.csv", "summary.json", "curves.png", "checkpoint", "rollout.gif"),
+        *("policy.json", "model_card.md", "best"),
     }
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (run_dir / "rollout.gif").read_bytes().startswith(b"GIF8")

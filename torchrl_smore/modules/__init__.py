@@ -8,6 +8,7 @@ from torchrl_smore.modules.bilinear import (
     PairEmbedding,
     make_contrastive_networks,
 )
+from torchrl_smore.modules.description import build_network, describe_network
 from torchrl_smore.modules.discriminator import TanhMLP, make_discriminator
 from torchrl_smore.modules.networks import (
     STANDARDIZED_CLIP,
@@ -33,6 +34,8 @@ __all__ = [
     "Precision",
     "Standardize",
     "TanhMLP",
+    "build_network",
+    "describe_network",
     "goal_specs",
     "make_contrastive_networks",
     "make_discriminator",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
+from torchrl_smore.functional.linear import Matmul
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 
@@ -27,6 +28,7 @@ class GELUMLP(nn.Module):
         layer_norm: normalise each hidden layer after its GELU.
         output_scale: gain of the last layer's weights, in terms of their variance.
         precision: of the hidden layers, see :func:`~torchrl_smore.modules.precision.run_layers`.
+        matmul: see :func:`~torchrl_smore.functional.linear.linear`.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class GELUMLP(nn.Module):
         layer_norm: bool = False,
         output_scale: float = 1.0,
         precision: Precision = "float32",
+        matmul: Matmul = "auto",
     ) -> None:
         super().__init__()
-        self.precision = check_precision(precision)
+        self.num_inputs, self.num_outputs, self.hidden = num_inputs, num_outputs, tuple(hidden)
+        self.layer_norm, self.precision, self.matmul = layer_norm, check_precision(precision), matmul
         layers: list[nn.Module] = []
         width = num_inputs
         for cells in hidden:
@@ -66,7 +70,7 @@ class GELUMLP(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
-        return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision)
+        return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision, matmul=self.matmul)
 
 
 class PairEmbedding(nn.Module):

@@ -50,7 +50,8 @@ class ConcatMLP(nn.Module):
         matmul: Matmul = "auto",
     ) -> None:
         super().__init__()
-        self.precision, self.matmul = check_precision(precision), matmul
+        self.num_inputs, self.num_outputs, self.hidden = num_inputs, num_outputs, tuple(hidden)
+        self.layer_norm, self.precision, self.matmul = layer_norm, check_precision(precision), matmul
         layers: list[nn.Module] = []
         width = num_inputs
         for cells in hidden:
@@ -120,12 +121,22 @@ class GaussianHead(nn.Module):
         self, trunk: nn.Module, action_dim: int, low: Tensor | None = None, high: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.action_dim = trunk, action_dim
         self.stretched = low is not None and high is not None
         if low is not None and high is not None:
             self.register_buffer("center", (low + high) / 2.0)
             self.register_buffer("half_range", (high - low) / 2.0)
         self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    @property
+    def low(self) -> Tensor | None:
+        """Smallest action, ``[action_dim]``, or ``None`` for -1."""
+        return self.center - self.half_range if self.stretched else None
+
+    @property
+    def high(self) -> Tensor | None:
+        """Largest action, ``[action_dim]``, or ``None`` for 1."""
+        return self.center + self.half_range if self.stretched else None
 
     def reset_parameters(self) -> None:
         """Set the log standard deviation to 0 again; the trunk resets itself."""
@@ -171,6 +182,14 @@ class Standardize(nn.Module):
                 self.register_buffer(f"mean_{position}", pair[0].clone())
                 self.register_buffer(f"std_{position}", pair[1].clone())
         self.standardized = [pair is not None for pair in statistics]
+
+    @property
+    def statistics(self) -> list[tuple[Tensor, Tensor] | None]:
+        """Mean and standard deviation of each input, or ``None`` where it passes as it is."""
+        return [
+            (getattr(self, f"mean_{i}"), getattr(self, f"std_{i}")) if own else None
+            for i, own in enumerate(self.standardized)
+        ]
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the network's output."""

@@ -10,6 +10,7 @@ from torchrl_smore.reports.claims import (
 )
 from torchrl_smore.reports.diagnosis import DIAGNOSIS_TABLES, write_diagnosis
 from torchrl_smore.reports.diagnosis_findings import Finding
+from torchrl_smore.reports.goals import plot_goals
 from torchrl_smore.reports.paper import Paper, PaperCell, max_return
 from torchrl_smore.reports.plots import plot_curves, read_metrics, write_gif
 from torchrl_smore.reports.report import write_report
@@ -88,6 +89,7 @@ __all__ = [
     "newest_benchmark",
     "performance_profile",
     "plot_curves",
+    "plot_goals",
     "probability_of_improvement",
     "rank_correlation",
     "read_benchmark",

@@ -1,6 +1,7 @@
 """Offline training, evaluation and checkpoints."""
 
 from torchrl_smore._lock import LockedError, locked
+from torchrl_smore.trainers.best import KeepBest
 from torchrl_smore.trainers.checkpoint import (
     CheckpointError,
     CheckpointWarning,
@@ -13,6 +14,15 @@ from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator
 from torchrl_smore.trainers.fused import FusedUpdate
 from torchrl_smore.trainers.modes import in_mode
 from torchrl_smore.trainers.offline import DivergedError, OfflineTrainer
+from torchrl_smore.trainers.policies import (
+    RunRecord,
+    TrainedPolicy,
+    TrainedValue,
+    load_policy,
+    load_value,
+    record_policy,
+    run_seeds,
+)
 from torchrl_smore.trainers.update import Compile, Update, UpdateStep, adam
 
 __all__ = [
@@ -24,8 +34,12 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "FusedUpdate",
+    "KeepBest",
     "LockedError",
     "OfflineTrainer",
+    "RunRecord",
+    "TrainedPolicy",
+    "TrainedValue",
     "Update",
     "UpdateStep",
     "adam",
@@ -33,7 +47,11 @@ __all__ = [
     "in_mode",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_policy",
+    "load_value",
     "locked",
     "mean_metrics",
+    "record_policy",
+    "run_seeds",
     "save_checkpoint",
 ]

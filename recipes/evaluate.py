@@ -1,0 +1,209 @@
+"""Evaluates the policy of a run again: success, returns, distance with intervals, where it fails, films.
+
+python recipes/evaluate.py run=runs/NAME episodes=500
+python recipes/evaluate.py run=runs/NAME which=best noise=0.5 film=3
+python recipes/evaluate.py run=runs/NAME versus=runs/OTHER         paired, on the same episodes
+
+Writes ``evaluation.json`` (and ``goals.png``, ``success_*.gif``, ``failure_*.gif``) into a folder below the run's.
+The episodes are not those of training unless ``first_seed=10000``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recipe_cli import option, run_recipe
+from recipe_utils import commit_of_library, film_episode, write_json
+
+from torchrl_smore import load_policy
+from torchrl_smore.envs import EnvPool, Task, get_task, task_names
+from torchrl_smore.reports import plot_goals
+from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, mean_metrics, run_seeds
+from torchrl_smore.trainers.evaluation import bootstrap_interval
+
+_PACKAGES = ("torchrl-smore", "torch", "torchrl", "gymnasium", "gymnasium-robotics", "mujoco")
+
+
+@dataclass
+class Config:
+    """Every option of the recipe, its default and its text in ``--help``."""
+
+    run: str | None = option(None, "run folder, or a checkpoint in it")
+    versus: str | None = option(None, "another run, to compare with on the same episodes")
+    task: str | None = option(None, f"{', '.join(task_names())}; none: the run's")
+    which: str = option("last", "last, best: of each seed's evaluations while it was trained")
+    seed: int | None = option(None, "of a run of several seeds, which; none: all")
+    episodes: int = option(200, "episodes of each seed")
+    noise: float = option(0.0, "standard deviation of the environment's noise on actions")
+    film: int = option(0, "successes, and as many failures, to film")
+    first_seed: int = option(20_000, "episode e is reset with first_seed + e; training evaluates from 10,000")
+    workers: int = option(0, "processes that step environments; 0: this one")
+    out: str | None = option(None, "folder; none: evaluation_<which>... in the run folder")
+
+
+def main(config: Config) -> None:
+    """Runs the recipe."""
+    check(config)
+    names = [name for name in (config.run, config.versus) if name is not None]
+    groups = [load_seeds(config, name) for name in names]
+    task = get_task(config.task or task_of(groups[0][0]))
+    for group in groups:
+        check_fits(task, group[0], chosen=config.task is not None)
+    policies = [as_policy(policy) for group in groups for policy in group]
+    with EnvPool(
+        task, min(config.episodes * len(policies), 50), num_workers=config.workers, action_noise=config.noise
+    ) as pool:
+        evaluator = Evaluator(
+            pool, episodes=config.episodes, horizon=task.horizon, first_seed=config.first_seed, gammas=task.gammas
+        )
+        evaluations = evaluator.run_all(policies)
+        goals = first_goals(pool, range(config.first_seed, config.first_seed + config.episodes))
+    split = [evaluations[: len(groups[0])], evaluations[len(groups[0]) :]]
+    out = Path(config.out) if config.out else groups[0][0].record.path / folder_name(config, task)
+    out.mkdir(parents=True, exist_ok=True)
+    success = np.mean([own.per_episode["success_last"] for own in split[0]], 0)
+    result = {
+        "task": task.name,
+        "success_rule": task.success_rule,
+        **{key: getattr(config, key) for key in ("which", "episodes", "noise", "first_seed")},
+        **described(names[0], groups[0], split[0]),
+        "failed_seeds": [config.first_seed + int(e) for e in np.flatnonzero(success < 1)],
+        "commit": commit_of_library(),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+    if config.versus is not None:
+        result["versus"] = described(names[1], groups[1], split[1])
+        result["paired"] = paired(*split)
+    write_json(out / "evaluation.json", result)
+    report(config, task, result)
+    title = f"{task.name}, {groups[0][0].record.about.get('method', 'policy')}"
+    if plot_goals(goals, success, task.goal_columns, out / "goals.png", title=title):
+        print(f"where it fails: {out / 'goals.png'}")
+    for kind, wanted in (("success", success == 1), ("failure", success == 0)):
+        for episode in np.flatnonzero(wanted)[: config.film]:
+            seed = config.first_seed + int(episode)
+            print(film_episode(task, policies[0], seed, out / f"{kind}_{seed}.gif", config.noise))
+    print(f"all of it: {out / 'evaluation.json'}")
+
+
+def check(config: Config) -> None:
+    """Refuses what can be refused before anything is loaded."""
+    if config.run is None:
+        raise ValueError("give the run folder as run=runs/NAME.")
+    if config.episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {config.episodes}.")
+    for name in ("film", "first_seed", "workers"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
+    if not 0.0 <= config.noise < float("inf"):
+        raise ValueError(f"noise must be a number not below 0, got {config.noise}.")
+
+
+def load_seeds(config: Config, path: str) -> list[TrainedPolicy]:
+    """The policies of a run, of one seed or of all."""
+    seeds: Sequence[int] = run_seeds(path, config.which) if config.seed is None else [config.seed]  # type: ignore[arg-type]
+    return [load_policy(path, config.which, seed=seed, goal_margin=None) for seed in seeds]  # type: ignore[arg-type]
+
+
+def task_of(policy: TrainedPolicy) -> str:
+    """The task that a run was trained on."""
+    if policy.record.task is None:
+        raise ValueError(f"{policy.record.path} does not say what task it is of: give it as task=....")
+    return policy.record.task
+
+
+def check_fits(task: Task, policy: TrainedPolicy, *, chosen: bool) -> None:
+    """Refuses a run of other widths than the task's, or of another task than the one that nobody has chosen."""
+    own = {"observation": task.observation_dim, "desired_goal": task.goal_dim, "action": task.action_dim}
+    found = {key: len(columns) for key, columns in policy.record.columns.items()}
+    if own != found or not (chosen or task_of(policy) == task.name):
+        raise ValueError(
+            f"{policy.record.path} is of {policy.record.task}, with {found}; it does not fit {task.name}, with {own}."
+        )
+
+
+def as_policy(policy: TrainedPolicy) -> Callable[[Any], np.ndarray]:
+    """A policy as an evaluator calls it."""
+    return lambda observation: policy(observation["observation"], observation["desired_goal"])
+
+
+def first_goals(pool: EnvPool, seeds: Sequence[int]) -> np.ndarray:
+    """The goals ``[episodes, dg]`` of episodes by their seeds."""
+    goals = []
+    for first in range(0, len(seeds), pool.num_envs):
+        part = list(seeds[first : first + pool.num_envs])
+        padded = [*part, *[part[-1]] * (pool.num_envs - len(part))]
+        goals.append(pool.reset(padded)["desired_goal"][: len(part)])
+    return np.concatenate(goals)
+
+
+def folder_name(config: Config, task: Task) -> str:
+    """Where results are kept, by what decides them."""
+    parts = ["evaluation", config.which, task.name, f"{config.episodes}from{config.first_seed}"]
+    parts += [f"noise{config.noise:g}"] if config.noise else []
+    parts += [f"seed{config.seed}"] if config.seed is not None else []
+    parts += [f"versus_{Path(config.versus).name}"] if config.versus is not None else []
+    return "_".join(parts)
+
+
+def described(name: str, policies: Sequence[TrainedPolicy], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """A run and what its policies achieve; of several seeds with the mean over them."""
+    record = policies[0].record
+    return {
+        "run": name,
+        "method": record.about.get("method"),
+        "formulation": record.about.get("formulation"),
+        "eval": mean_metrics(evaluations),
+        "runs": [
+            {"seed": policy.record.seed, "step": policy.record.step, "eval": own.summary()}
+            for policy, own in zip(policies, evaluations)
+        ],
+    }
+
+
+def paired(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    """First minus second of each metric: its mean over episodes (each the mean over seeds) and a bootstrap interval."""
+    differences = {}
+    for key in first[0].per_episode:
+        ours, theirs = (np.mean([own.per_episode[key] for own in each], 0) for each in (first, second))
+        difference = ours - theirs
+        low, high = bootstrap_interval(difference)
+        differences[key] = {"mean": float(difference.mean()), "interval": [low, high]}
+    return differences
+
+
+def report(config: Config, task: Task, result: dict[str, Any]) -> None:
+    """Prints the numbers, and a line to paste."""
+    runs = result["runs"]
+    for key in runs[0]["eval"]["intervals"]:
+        if len(runs) == 1:
+            low, high = runs[0]["eval"]["intervals"][key]
+            rest = f"95% interval [{low:.3f}, {high:.3f}]"
+        else:
+            rest = "by seed: " + ", ".join(f"{run['eval'][key]:.3f}" for run in runs)
+        print(f"  {key:<24} {result['eval'][key]:8.3f}   {rest}")
+    for key, own in result.get("paired", {}).items():
+        low, high = own["interval"]
+        print(f"  {key:<24} {own['mean']:+8.3f}   against {config.versus}, 95% interval [{low:+.3f}, {high:+.3f}]")
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    steps = ", ".join(f"{step:,}" for step in sorted({run["step"] for run in runs}))
+    interval = ""
+    if len(runs) == 1:
+        low, high = runs[0]["eval"]["intervals"]["success_last"]
+        interval = f" [{low:.3f}, {high:.3f}]"
+    noise = f", action noise {config.noise:g}" if config.noise else ""
+    print(
+        f"\n{task.name}, {result['method']}, {config.which} of {steps} updates, seed {seeds}: success "
+        f"{result['eval']['success_last']:.3f}{interval} over {config.episodes} episodes{noise}"
+    )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_recipe(Config, main, __doc__ or "")

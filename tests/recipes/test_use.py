@@ -1,0 +1,284 @@
+"""Evaluating, exporting and describing a finished run, as a user does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_smore import load_policy, load_value
+from torchrl_smore.envs import EnvPool, collect, get_task
+from torchrl_smore.envs.experts import ActorExpert
+from torchrl_smore.modules import goal_specs
+from torchrl_smore.trainers import ActorPolicy, Evaluator, record_policy, save_checkpoint
+
+TINY = ("task=PointReach", "num_trajectories=20", "batch_size=8", "eval_episodes=2", "eval_interval=2", "threads=1")
+# the anchors are named because these runs have too few rows for a rule to matter
+QUICK = (*TINY, "steps=4", "save_interval=2", "rollout=false", "device=cpu", "anchors=uniform")
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    """Working directory and run folder of two seeds."""
+    cwd = tmp_path_factory.mktemp("trained")
+    done = recipe("smore_offline.py", *QUICK, "seeds=2", cwd=cwd)
+    assert done.status == 0, done.stderr
+    (run,) = (cwd / "runs").iterdir()
+    return cwd, run
+
+
+def rows(count=50):
+    rng = np.random.default_rng(3)
+    return tuple(rng.uniform(-5, 5, (count, 2)).astype(np.float32) for _ in range(2))
+
+
+METHODS = (
+    *("smore", "gc_iql", "gc_sql", "gc_eql", "gc_xql", "gcsl", "hindsight_bc", "gc_bc", "wgcsl", "wgcsl_original"),
+    *("gofar", "crl", "crl_td", "am"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_policy_of_every_method_is_loaded_as_it_was_trained(import_recipe, tmp_path, method, normalize):
+    methods = import_recipe("methods")
+    assert set(METHODS) == set(methods.METHODS)
+    statistics = {"observation": (torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.5, 2.0, 1.0]))}
+    statistics["desired_goal"] = torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.1])
+    options = {"actor": "awr"} if method == "crl" else {}
+    setting = methods.Setting(
+        goal_specs(3, 2, 2), "official", statistics if normalize else None, True, options, clip=2.5
+    )
+    loss = methods.METHODS[method].build(setting)
+    columns = {"observation": ["a", "b", "c"], "desired_goal": ["d", "e"], "action": ["f", "g"]}
+    record_policy(tmp_path, loss, columns=columns, about={"method": method})
+    save_checkpoint(tmp_path / "checkpoint", 1, {"update": {"seeds": [7], "losses": [loss.state_dict()]}}, {})
+    rng = np.random.default_rng(0)
+    observation, goal, action = (rng.normal(size=(16, n)).astype(np.float32) * 4 for n in (3, 2, 2))
+    expected = ActorPolicy(loss)({"observation": observation, "desired_goal": goal})
+    np.testing.assert_allclose(load_policy(tmp_path)(observation, goal), expected, atol=1e-6)
+    if method in ("gcsl", "hindsight_bc", "gc_bc"):
+        with pytest.raises(ValueError, match="has neither value nor score"):
+            load_value(tmp_path)
+        return
+    value = load_value(tmp_path)
+    if method in ("wgcsl", "wgcsl_original", "am", "crl_td"):
+        with pytest.raises(ValueError, match=f"method '{method}' .* has no state value"):
+            value(observation, goal)
+    else:
+        assert np.isfinite(value(observation, goal)).all()
+        assert value(observation, goal).std() > 0
+    if method == "gofar":
+        with pytest.raises(ValueError, match="has no score"):
+            value.score(observation, goal, action)
+    else:
+        assert value.score(observation, goal, action).shape == (16,)
+    if method == "crl":
+        batch = {"observation": observation, "action": action, "desired_goal": goal}
+        tensors = loss._inputs(as_batch(batch), loss.critic_network.in_keys, {})
+        expected = loss._energies("critic_network", tensors, loss.critic_network_params).amin(0)
+        np.testing.assert_allclose(value.score(observation, goal, action), expected.detach(), atol=1e-5)
+
+
+def as_batch(arrays):
+    from tensordict import TensorDict
+
+    return TensorDict({key: torch.from_numpy(value) for key, value in arrays.items()}, [16])
+
+
+def test_a_run_has_a_card_that_says_what_it_is_what_it_achieves_and_how_to_load_it(trained):
+    run = trained[1]
+    card = (run / "model_card.md").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert card.startswith("# PointReach, smore (in_sample)\n")
+    for text in (
+        *("4 updates", "seeds 0, 1", "20 trajectories, 1,000 transitions (2 expert, 18 random)"),
+        *(f'load_policy("{run.name}")', "position x [1]; position y [1]", "- `batch_size`: 8", "torchrl-smore 0.1.0"),
+        *("distance between achieved and desired goal of at most 1", f"torch {torch.__version__}"),
+    ):
+        assert text in card
+    seeds = ", ".join(f"{own['eval']['final_distance']:.3f}" for own in summary["runs"])
+    assert f"| final_distance | {summary['eval']['final_distance']:.3f} | {seeds} |" in card
+    sha = json.loads((run / "policy.json").read_text())["data"]["sha256"]
+    assert sha in card
+    store = collect("PointReach", expert_episodes=2, random_episodes=18, seed=0, progress=False)
+    assert sha == store.sha256
+
+
+def test_an_evaluation_equals_the_evaluator_on_the_loaded_policies(recipe, trained):
+    cwd, run = trained
+    done = recipe("evaluate.py", f"run=runs/{run.name}", "episodes=6", "noise=0.3", "first_seed=500", cwd=cwd)
+    assert done.status == 0, done.stderr
+    (out,) = run.glob("evaluation_*")
+    result = json.loads((out / "evaluation.json").read_text())
+    task = get_task("PointReach")
+    policies = [load_policy(run, seed=seed) for seed in (0, 1)]
+    with EnvPool(task, 4, action_noise=0.3) as pool:
+        evaluator = Evaluator(pool, episodes=6, first_seed=500, gammas=task.gammas)
+        expected = evaluator.run_all([lambda o, p=p: p(o["observation"], o["desired_goal"]) for p in policies])
+    for own, evaluation in zip(result["runs"], expected):
+        assert own["eval"] == evaluation.summary()
+    success = np.mean([evaluation.per_episode["success_last"] for evaluation in expected], 0)
+    assert result["failed_seeds"] == [500 + int(e) for e in np.flatnonzero(success < 1)]
+    assert (out / "goals.png").read_bytes().startswith(b"\x89PNG")
+    assert f"success {success.mean():.3f} over 6 episodes, action noise 0.3" in done.stdout.splitlines()[-3]
+
+
+def test_two_runs_are_compared_episode_by_episode_and_filmed(recipe, trained, tmp_path):
+    cwd, run = trained
+    options = ("episodes=5", "film=1", f"out={tmp_path / 'out'}", "which=best")
+    done = recipe("evaluate.py", f"run=runs/{run.name}", f"versus=runs/{run.name}", *options, "seed=1", cwd=cwd)
+    assert done.status == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert all(own == {"mean": 0.0, "interval": [0.0, 0.0]} for own in result["paired"].values())
+    assert result["versus"]["eval"] == result["eval"]
+    success = result["eval"]["success_last"]
+    films = {path.name.partition("_")[0] for path in (tmp_path / "out").glob("*.gif")}
+    assert films == ({"success"} if success else set()) | ({"failure"} if success < 1 else set())
+
+
+def test_paired_differences_are_first_minus_second_by_episode(import_recipe):
+    evaluate = import_recipe("evaluate")
+
+    class Of:
+        def __init__(self, *values):
+            self.per_episode = {"final_distance": np.array(values)}
+
+    found = evaluate.paired([Of(1.0, 2.0), Of(3.0, 4.0)], [Of(0.5, 0.5)])["final_distance"]
+    assert found["mean"] == pytest.approx(2.0)  # (2 + 3) / 2 - 0.5
+    assert found["interval"] == [1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give the run folder as run=runs/NAME"),
+        (("run=runs/none",), "is no folder"),
+        (("run={run}", "task=FetchReach"), "is of PointReach, with {'observation': 2, .* does not fit FetchReach"),
+        (("run={run}", "episodes=0"), "episodes must be at least 1, got 0"),
+        (("run={run}", "noise=-1"), "noise must be a number not below 0, got -1"),
+        (("run={run}", "seed=4"), "has no seed 4; it has 0, 1"),
+        (("run={run}", "which=bets"), "unknown which 'bets'"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_in_one_line(recipe, trained, tmp_path, options, message):
+    cwd, run = trained
+    before = sorted(run.iterdir())
+    done = recipe("evaluate.py", *(text.format(run=f"runs/{run.name}") for text in options), cwd=cwd)
+    assert (done.status, len(done.stderr.splitlines())) == (2, 1)
+    assert re.search(message, done.stderr), done.stderr
+    assert sorted(run.iterdir()) == before
+
+
+ONNX = """
+import sys, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+rows = np.load(sys.argv[2])
+print([(i.name, i.type, i.shape[1]) for i in session.get_inputs()])
+np.save(sys.argv[3], session.run(["action"], {"observation": rows["o"], "desired_goal": rows["g"]})[0])
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript", "torch_export", "npz"])
+def test_an_exported_file_acts_as_the_run_and_says_what_it_takes(recipe, trained, tmp_path, format):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    cwd, run = trained
+    out = tmp_path / "policy.bin"
+    done = recipe("export.py", f"run=runs/{run.name}", f"format={format}", "seed=1", f"out={out}", cwd=cwd)
+    assert done.status == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    observation, goal = rows()
+    expected = load_policy(run, seed=1, goal_margin=None)(observation, goal)
+    if format == "onnx":
+        np.savez(tmp_path / "rows.npz", o=observation, g=goal)
+        files = [str(out), str(tmp_path / "rows.npz"), str(tmp_path / "action.npy")]
+        alone = subprocess.run([sys.executable, "-c", ONNX, *files], capture_output=True, text=True)
+        assert alone.stdout == "[('observation', 'tensor(float)', 2), ('desired_goal', 'tensor(float)', 2)]\n"
+        found = np.load(files[2])
+    elif format == "npz":
+        found = ActorExpert(out)({"observation": observation, "desired_goal": goal})
+    else:
+        tensors = torch.from_numpy(observation), torch.from_numpy(goal)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.jit.load(out) if format == "torchscript" else torch.export.load(out).module()
+        found = loaded(*tensors).numpy()
+        assert loaded(*(x[:1] for x in tensors)).shape == (1, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    says = json.loads((tmp_path / "policy.bin.json").read_text())
+    assert [own["shape"] for own in says["inputs"]] == [["batch", 2], ["batch", 2]]
+    assert says["output"]["range"] == [-1.0, 1.0]
+    assert says["inputs"][1]["range_in_data"] == [[-5.0, -5.0], [5.0, 5.0]]
+    assert (says["task"], says["seed"], says["format"], says["rows_checked"]) == ("PointReach", 1, format, 1000)
+    assert says["largest_difference"] <= 1e-5
+    assert {path.name for path in tmp_path.iterdir()} >= {"policy.bin", "policy.bin.json"}
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give the run folder"),
+        (("run={run}",), "give format as one of onnx, torchscript, torch_export, npz, got None"),
+        (("run={run}", "format=onxx"), "got onxx. Did you mean onnx"),
+        (("run={run}", "format=npz", "seed=9"), "has no seed 9"),
+        (("run={run}", "format=npz", "out={there}"), "exists; overwrite=true replaces it"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(recipe, trained, tmp_path, options, message):
+    cwd, run = trained
+    there = tmp_path / "there.npz"
+    there.write_text("mine")
+    given = (text.format(run=f"runs/{run.name}", there=there) for text in options)
+    done = recipe("export.py", *given, cwd=cwd)
+    assert (done.status, len(done.stderr.splitlines())) == (2, 1)
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+    assert there.read_text() == "mine"
+    assert not list(run.glob("policy_*"))
+
+
+def test_an_export_that_does_not_act_as_the_run_is_not_written(import_recipe, trained, tmp_path, monkeypatch):
+    export = import_recipe("export")
+
+    def shifted(policy, path):
+        path.write_bytes(b"half")
+        return lambda *rows: policy(*rows) + 2e-5
+
+    monkeypatch.setitem(export.FORMATS, "npz", ("npz", shifted))
+    config = export.Config(run=str(trained[1]), format="npz", out=str(tmp_path / "policy.npz"))
+    with pytest.raises(RuntimeError, match=r"differs by 2\.0e-05 from the run, more than 1e-05: nothing written"):
+        export.main(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_npz_cannot_hold_is_refused(recipe, tmp_path):
+    done = recipe("smore_offline.py", *QUICK, "method=crl_td", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    done = recipe("export.py", f"run=runs/{run.name}", "format=npz", cwd=tmp_path)
+    assert done.status == 2
+    assert "holds float32 layers with ReLU" in done.stderr
+    done = recipe("export.py", f"run=runs/{run.name}", "format=torchscript", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+
+
+def test_a_run_from_before_policies_were_recorded_gets_its_file_when_it_is_resumed(recipe, trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    (run,) = (tmp_path / "copy" / "runs").iterdir()
+    expected = load_policy(run, seed=1)(*rows())
+    (run / "policy.json").unlink()
+    done = recipe("smore_offline.py", f"resume=runs/{run.name}", cwd=tmp_path / "copy")
+    assert done.status == 0, done.stderr
+    np.testing.assert_array_equal(load_policy(run, seed=1)(*rows()), expected)

@@ -1,0 +1,315 @@
+"""Policies and values loaded from run folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.modules import TanhNormal
+
+import torchrl_smore
+from torchrl_smore.data import GoalBatchSampler
+from torchrl_smore.trainers import (
+    CheckpointError,
+    FusedUpdate,
+    KeepBest,
+    OfflineTrainer,
+    load_policy,
+    load_value,
+    record_policy,
+    run_seeds,
+)
+
+COLUMNS = {"observation": ["x [m]", "y [m]", "speed [m/s]"], "desired_goal": ["x [m]", "y [m]"], "action": ["u", "v"]}
+GOALS = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0])
+
+
+@pytest.fixture
+def run(tmp_path, make_trainer):
+    """A run folder of one seed, and its loss."""
+    trainer = make_trainer(3, run_dir=tmp_path / "run", meta={"task": "walk", "method": "smore"})
+    trainer.train()
+    about = {"task": "walk", "method": "smore"}
+    record_policy(trainer.run_dir, trainer.loss_module, columns=COLUMNS, goal_range=GOALS, about=about)
+    return trainer.run_dir, trainer.loss_module
+
+
+@pytest.fixture
+def rows():
+    """Observations, goals and actions, eight rows of each."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, 3)) * 30, rng.uniform(-1, 1, (8, 2)), rng.uniform(-1, 1, (8, 2))
+
+
+def arrays(loss, prefix):
+    return {k.removeprefix(prefix): v.numpy() for k, v in loss.state_dict().items() if k.startswith(prefix)}
+
+
+def forward(state, inputs, prefix, last):
+    """The layers of a ConcatMLP of two hidden layers, by hand."""
+    parts = [np.clip((x - state[f"mean_{i}"]) / state[f"std_{i}"], -5, 5) for i, x in enumerate(inputs[:2])]
+    hidden = np.concatenate([*parts, *inputs[2:]], -1)
+    for number in (0, 2):
+        weight, bias = (state[f"{prefix}layers.{number}.{name}"] for name in ("weight", "bias"))
+        hidden = np.maximum(hidden @ weight.T + bias, 0)
+    return hidden @ state[f"{prefix}layers.{last}.weight"].T + state[f"{prefix}layers.{last}.bias"]
+
+
+def test_the_policy_is_the_standardised_network_of_the_newest_checkpoint(run, rows):
+    policy = load_policy(run[0])
+    expected = np.tanh(forward(arrays(run[1], "actor_network_params.module.0.module."), rows[:2], "network.trunk.", 4))
+    np.testing.assert_allclose(policy(*rows[:2]), expected, atol=1e-5)
+    assert (policy.record.task, policy.record.seed, policy.record.step) == ("walk", 0, 3)
+    assert repr(policy) == "TrainedPolicy(task='walk', method='smore', seed=0, step=3)"
+
+
+def test_value_and_score_are_those_of_the_loss_the_score_the_smallest_of_its_members(run, rows):
+    value = load_value(run[0])
+    expected = forward(arrays(run[1], "value_network_params.module."), rows[:2], "network.", 4)[:, 0]
+    np.testing.assert_allclose(value(*rows[:2]), expected, atol=1e-5)
+    members = arrays(run[1], "score_network_params.module.")
+    scores = [forward({k: v[m] for k, v in members.items()}, rows, "network.", 4)[:, 0] for m in (0, 1)]
+    np.testing.assert_allclose(value.score(*rows), np.minimum(*scores), atol=1e-5)
+    assert not np.allclose(scores[0], scores[1])
+
+
+def test_rows_and_batches_numpy_and_torch_all_widths_of_numbers(run, rows):
+    policy = load_policy(run[0])
+    observation, goal, _ = rows
+    expected = policy(observation, goal)
+    assert expected.dtype == np.float32
+    np.testing.assert_allclose(policy(observation[3], goal[3]), expected[3], atol=1e-6)
+    np.testing.assert_allclose(policy(observation, goal[0])[0], expected[0], atol=1e-6)
+    np.testing.assert_allclose(policy(observation.reshape(2, 4, 3), goal.reshape(2, 4, 2)).reshape(8, 2), expected)
+    out = policy(torch.from_numpy(observation).float(), torch.from_numpy(goal))
+    assert isinstance(out, torch.Tensor)
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-6)
+    assert policy(np.zeros(3, dtype=np.int64), np.zeros(2, dtype=np.float16)).shape == (2,)
+    assert policy(np.zeros((0, 3)), np.zeros((0, 2))).shape == (0, 2)
+
+
+def test_the_module_takes_a_tensordict_as_environments_give_it(run, rows):
+    policy = load_policy(run[0])
+    batch = TensorDict({"observation": torch.from_numpy(rows[0]), "desired_goal": torch.from_numpy(rows[1])}, [8])
+    np.testing.assert_allclose(policy.module(batch)["action"].numpy(), policy(*rows[:2]), atol=1e-6)
+    assert not any(parameter.requires_grad for parameter in policy.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("observation", "goal", "error", "message"),
+    [
+        (np.zeros(2), np.zeros(2), ValueError, r"observation: expected numbers of shape \[..., 3\] \(x \[m\], y"),
+        (np.zeros(3), np.zeros((4, 1)), ValueError, r"desired_goal: expected numbers of shape \[..., 2\]"),
+        (np.float64(1), np.zeros(2), TypeError, "observation: .* got float64"),
+        (np.zeros((4, 3)), np.zeros((3, 2)), ValueError, r"got desired_goal \[3\] beside \[4\]"),
+        (np.array([0, np.nan, 0]), np.zeros(2), ValueError, r"observation: expected finite numbers.*'y \[m\]'"),
+        (np.zeros(3), np.array([np.inf, 0]), ValueError, r"desired_goal: expected finite numbers.*'x \[m\]'"),
+        (np.array(["a", "b", "c"]), np.zeros(2), TypeError, "got dtype <U1"),
+        (torch.ones(3, dtype=torch.bool), np.zeros(2), TypeError, "got dtype torch.bool"),
+        ([0.0, 0.0, 0.0], np.zeros(2), TypeError, "got list"),
+        # the widest column of the data's goals is 4 wide
+        (np.zeros(3), np.array([0.0, 5.1]), ValueError, r"column 'y \[m\]' is 5.1, far outside the data's \[0, 1\]"),
+        (np.zeros(3), np.array([-6.1, 0.0]), ValueError, r"column 'x \[m\]' is -6.1"),
+    ],
+)
+def test_bad_input_is_refused_by_name(run, observation, goal, error, message):
+    policy = load_policy(run[0])
+    policy(np.zeros(3), np.array([0.0, 4.9]))
+    with pytest.raises(error, match=message):
+        policy(observation, goal)
+
+
+def test_without_a_margin_any_goal_is_taken(run):
+    assert load_policy(run[0], goal_margin=None)(np.zeros(3), np.array([1e6, 0.0])).shape == (2,)
+
+
+def test_a_checkpoint_is_loaded_by_its_own_path(run, rows):
+    newest = max((run[0] / "checkpoint").iterdir())
+    np.testing.assert_array_equal(load_policy(newest)(*rows[:2]), load_policy(run[0])(*rows[:2]))
+
+
+class Invented:
+    """Stands where an evaluator does."""
+
+    def __init__(self, *by_time):
+        self.by_time = iter(by_time)
+
+    def run_all(self, policies):
+        pairs = next(self.by_time)
+        assert len(policies) == len(pairs)
+        return [Result({"success_last": success, "return_over_max": share}) for success, share in pairs]
+
+
+class Result:
+    def __init__(self, metrics):
+        self.metrics = metrics
+
+    def summary(self):
+        return self.metrics
+
+
+@pytest.fixture
+def best(tmp_path, data, make_loss):
+    """A finished run of seeds 3 and 5 with three evaluations, and the states of the losses at each."""
+    losses = [make_loss(seed) for seed in (3, 5)]
+    update = FusedUpdate(losses, GoalBatchSampler(data, 8, q=True), seeds=(3, 5), tau=0.05)
+    # seed 3: best first; seed 5: equal success, then a higher return, then the same again
+    evaluator = Invented([(0.5, 0.1), (0.5, 0.1)], [(0.4, 0.9), (0.5, 0.2)], [(0.5, 0.1), (0.5, 0.2)])
+    trainer = OfflineTrainer(
+        update=update,
+        total_steps=3,
+        run_dir=tmp_path / "best_run",
+        progress_bar=False,
+        evaluator=evaluator,
+        eval_interval=1,
+    )
+    trainer.run_dir.mkdir()
+    record_policy(trainer.run_dir, losses[0], columns=COLUMNS)
+    states = []
+    trainer.register_op("post_steps", KeepBest(trainer))
+    trainer.register_op("post_steps", lambda: states.append([copied(loss) for loss in losses]))
+    trainer.train()
+    return trainer, states
+
+
+def copied(loss):
+    return {key: value.clone() for key, value in loss.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def test_the_best_networks_of_each_seed_are_those_of_its_best_evaluation(best, rows):
+    trainer, states = best
+    run_dir = trainer.run_dir
+    assert run_seeds(run_dir, "best") == run_seeds(run_dir) == (3, 5)
+    prefix = "actor_network_params.module.0.module."
+    for seed, position, time in ((3, 0, 0), (5, 1, 1)):
+        policy = load_policy(run_dir, "best", seed=seed)
+        assert (policy.record.seed, policy.record.step) == (seed, time + 1)
+        found = policy.module.module.head.state_dict()
+        for key, value in states[time][position].items():
+            if key.startswith(prefix):
+                torch.testing.assert_close(found[key.removeprefix(prefix)], value, rtol=0, atol=0)
+        last = load_policy(run_dir, seed=seed).module.module.head.state_dict()
+        key = "network.trunk.layers.0.weight"
+        torch.testing.assert_close(last[key], states[2][position][prefix + key], rtol=0, atol=0)
+        assert not torch.equal(last[key], found[key])
+
+
+def test_best_networks_hold_their_own_seed_alone(best):
+    size = sum(value.numel() * value.element_size() for value in best[1][0][0].values())
+    (file,) = (best[0].run_dir / "best" / "seed_3").rglob("state.pt")
+    assert file.stat().st_size < size + 20_000
+
+
+def test_a_resumed_run_does_not_replace_better_networks_of_before(best):
+    trainer, _ = best
+    again = KeepBest(trainer)
+    trainer.evaluations = [Result({"success_last": s, "return_over_max": 0.15}) for s in (0.5, 0.5)]
+    again()
+    steps = {seed: load_policy(trainer.run_dir, "best", seed=seed).record.step for seed in (3, 5)}
+    assert steps == {3: 3, 5: 2}
+
+
+def test_unknown_seeds_and_names_are_refused(best, run):
+    for which in ("best", "last"):
+        with pytest.raises(ValueError, match="has no seed 4; it has 3, 5"):
+            load_policy(best[0].run_dir, which, seed=4)
+    with pytest.raises(ValueError, match=r"unknown which 'bets'.*Did you mean 'best'"):
+        load_policy(best[0].run_dir, "bets")
+    with pytest.raises(ValueError, match="has no seed 1; it has 0"):
+        load_policy(run[0], seed=1)
+
+
+def test_folders_that_are_no_run_are_refused_by_what_they_lack(run, tmp_path):
+    run_dir, _ = run
+    with pytest.raises(CheckpointError, match="nowhere is no folder"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"has no policy.json: it is no run folder"):
+        load_policy(tmp_path)
+    with pytest.raises(CheckpointError, match="has not been evaluated so far"):
+        load_policy(run_dir, "best")
+    (tmp_path / "empty").mkdir()
+    shutil.copy(run_dir / "policy.json", tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_policy(tmp_path / "empty")
+    lone = tmp_path / "a" / "b" / "c" / "step_000000003"
+    shutil.copytree(run_dir / "checkpoint" / "step_000000003", lone)
+    with pytest.raises(CheckpointError, match=r"no policy.json above the checkpoint"):
+        load_policy(lone)
+    (run_dir / "policy.json").unlink()
+    (run_dir / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match=r"of version 0.1.0 .*resume="):
+        load_policy(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about.update(format_version=2), "has format 2; this version reads 1"),
+        (lambda about: about.pop("columns"), "is incomplete: it lacks columns"),
+        (lambda about: about.update(task="run"), "is of task walk, its policy.json of run"),
+        (lambda about: about["networks"].pop("actor"), "describes no actor"),
+        (lambda about: about["networks"]["actor"].update(unknown="Mine"), "is a Mine, which is not of this package"),
+        (lambda about: network(about)["options"].update(clip=-1.0), "does not fit policy.json: clip must be positive"),
+        (lambda about: network(about).update({"class": "X"}), "does not fit policy.json: unknown class"),
+        (
+            lambda about: network(about)["options"]["network"]["options"]["trunk"]["options"].update(hidden=[9, 8]),
+            "does not fit policy.json: .*size mismatch",
+        ),
+        (
+            lambda about: network(about)["options"]["network"]["options"]["trunk"]["options"].update(hidden=[8]),
+            "does not fit policy.json: expected .*found",
+        ),
+    ],
+)
+def test_a_policy_file_that_does_not_fit_is_refused(run, change, message):
+    path = run[0] / "policy.json"
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
+        load_policy(run[0])
+
+
+def network(about):
+    return about["networks"]["actor"]["network"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"a"'])
+def test_a_damaged_policy_file_is_refused(run, text):
+    (run[0] / "policy.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"policy.json (cannot be read|has format)"):
+        load_policy(run[0])
+
+
+def test_an_actor_of_another_distribution_is_named(run):
+    run_dir, loss = run
+    loss.actor_network[-1].distribution_class = TanhNormal
+    record_policy(run_dir, loss, columns=COLUMNS)
+    with pytest.raises(CheckpointError, match="is a TanhNormal, which is not of this package"):
+        load_policy(run_dir)
+    with pytest.raises(ValueError, match="expected columns of observation, desired_goal, action"):
+        record_policy(run_dir, loss, columns={"observation": []})
+
+
+def test_loading_needs_no_simulator_no_command_line_and_no_plots(run):
+    blocked = ["gymnasium", "mujoco", "matplotlib", "hydra", "omegaconf", "imageio", "h5py", "tqdm"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked})); import numpy as np, torchrl_smore; "
+        f"print(torchrl_smore.load_policy({str(run[0])!r})(np.zeros(3), np.zeros(2)).shape); "
+        f"print(torchrl_smore.load_value({str(run[0])!r})(np.zeros(3), np.zeros(2)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "(2,)\n()\n", done.stderr
+    assert torchrl_smore.load_policy is load_policy
+
+
+def test_a_loss_does_not_import_the_trainers():
+    code = "import sys, torchrl_smore; print('torchrl_smore.trainers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr

@@ -1,0 +1,491 @@
+"""Policies and values of finished or running runs, without the recipe, dataset or simulator that made them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import numpy as np
+import torch
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.modules import IndependentNormal
+from torchrl.objectives import LossModule
+
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy
+from torchrl_smore.modules import PairEmbedding, Standardize, build_network, describe_network
+from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+
+Which = Literal["best", "last"]
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+#: Name of the file in a run folder that says how its networks are built.
+POLICY_FILE = "policy.json"
+#: Folder of a run with the networks of each seed's best evaluation; see :class:`~torchrl_smore.trainers.KeepBest`.
+BEST_FOLDER = "best"
+#: Version of the layout of :data:`POLICY_FILE`; another one is refused.
+POLICY_FORMAT = 1
+_SCORES = ("score_network", "qvalue_network", "critic_network")
+_KEYS = ("observation", "desired_goal", "action")
+
+
+def record_policy(
+    run_dir: str | Path,
+    loss: LossModule,
+    *,
+    columns: Mapping[str, Sequence[str]],
+    goal_range: tuple[Tensor, Tensor] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes ``policy.json``, which :func:`load_policy` and :func:`load_value` need beside the checkpoints of a run.
+
+    Args:
+        run_dir: the run's folder.
+        loss: has ``actor_network`` and perhaps networks of score and value. Networks of other classes than this
+            package's are named, and cannot be loaded.
+        columns: meaning of each column of ``observation``, ``desired_goal`` and ``action``.
+        goal_range: smallest and largest value of each column of the goals that the data hold, each ``[G]``.
+        about: further entries (JSON), for example task and method.
+
+    Raises:
+        ValueError: if ``columns`` are others.
+    """
+    if set(columns) != set(_KEYS):
+        raise ValueError(f"expected columns of {', '.join(_KEYS)}, got {sorted(columns)}.")
+    written = {
+        "format_version": POLICY_FORMAT,
+        **(about or {}),
+        "columns": {key: list(columns[key]) for key in _KEYS},
+        "action_range": [-1.0, 1.0],
+        "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
+        "networks": _networks(loss),
+    }
+    path = Path(run_dir) / POLICY_FILE
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _networks(loss: LossModule) -> dict[str, Any]:
+    """Descriptions of actor, value and score, by what they are for."""
+    found: dict[str, Any] = {}
+    actor = loss.actor_network
+    if actor is not None:
+        head, last = actor[0], actor[-1]
+        found["actor"] = _described("actor_network", head, "module.0.module.")
+        if last.distribution_class is not IndependentNormal:
+            # the action is the location, which is the mode of this distribution alone
+            found["actor"] = {"unknown": last.distribution_class.__name__}
+    scores = [name for name in _SCORES if getattr(loss, name, None) is not None]
+    for role, names in (("value", ["value_network"]), ("score", scores[:1])):
+        for name in names:
+            network = getattr(loss, name, None)
+            if network is not None:
+                found[role] = {**_described(name, network, "module."), "energy": getattr(loss, "energy", None)}
+    return found
+
+
+def _described(name: str, module: TensorDictModule, prefix: str) -> dict[str, Any]:
+    try:
+        network = describe_network(module.module)
+    except TypeError:
+        return {"unknown": type(module.module).__name__}
+    return {"state": f"{name}_params.{prefix}", "in_keys": list(module.in_keys), "network": network}
+
+
+class _Mean(nn.Module):
+    """The mode of a Gaussian head, clipped to the range of actions."""
+
+    def __init__(self, head: nn.Module, low: float, high: float) -> None:
+        super().__init__()
+        self.head, self.low, self.high = head, low, high
+
+    def forward(self, observation: Tensor, goal: Tensor) -> Tensor:
+        loc, _ = self.head(observation.to(torch.float32), goal.to(torch.float32))
+        return cast("Tensor", loc.clamp(self.low, self.high))
+
+
+class _Smallest(nn.Module):
+    """The smallest output of the members of an ensemble, shape ``[*B, 1]``."""
+
+    def __init__(self, members: Sequence[nn.Module], energy: str | None) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.energy = energy if _is_pair(members[0]) else None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        outputs = [member(*(x.to(torch.float32) for x in inputs)) for member in self.members]
+        if self.energy is not None:
+            pairs = [output.unbind(-2) for output in outputs]
+            outputs = [pair_energy(phi, psi, cast("Energy", self.energy)).unsqueeze(-1) for phi, psi in pairs]
+        return torch.stack(outputs).amin(0)
+
+
+def _is_pair(network: nn.Module) -> bool:
+    return isinstance(network.network if isinstance(network, Standardize) else network, PairEmbedding)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Where networks were loaded from.
+
+    Attributes:
+        path: the run's folder.
+        checkpoint: the folder that was read.
+        step: updates done.
+        seed: of the run that the networks are of.
+        about: what ``policy.json`` says, for example ``task`` and ``method``.
+        goal_margin: by how many extents of the data's goals a goal may lie outside them; ``None``: by any.
+    """
+
+    path: Path
+    checkpoint: Path
+    step: int
+    seed: int
+    about: dict[str, Any]
+    goal_margin: float | None = None
+
+    @property
+    def task(self) -> str | None:
+        """The task's name, if one was recorded."""
+        return self.about.get("task")
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """Meaning of each column of ``observation``, ``desired_goal`` and ``action``."""
+        return cast("dict[str, list[str]]", self.about["columns"])
+
+    def checked(self, **inputs: Any) -> tuple[list[Tensor], type]:
+        """Inputs as float32 tensors of one batch shape, and the type that outputs shall have.
+
+        Raises:
+            TypeError: for inputs that are neither arrays nor tensors of real numbers.
+            ValueError: for a wrong width, batch shapes that do not go together, values that are not finite, or goals
+                far outside those of the data.
+        """
+        tensors = {key: self._tensor(key, value) for key, value in inputs.items()}
+        batches = {key: list(tensor.shape[:-1]) for key, tensor in tensors.items()}
+        largest = max(batches.values(), key=len)
+        for key, batch in batches.items():
+            if batch not in ([], largest):
+                raise ValueError(f"expected one row or equally many of each input, got {key} {batch} beside {largest}.")
+        if "desired_goal" in tensors:
+            self._check_goals(tensors["desired_goal"])
+        kind = Tensor if any(isinstance(value, Tensor) for value in inputs.values()) else np.ndarray
+        return [tensor.expand(*largest, -1) for tensor in tensors.values()], kind
+
+    def _tensor(self, key: str, value: Any) -> Tensor:
+        expected = f"{key}: expected numbers of shape [..., {len(self.columns[key])}]"
+        if not isinstance(value, (np.ndarray, Tensor)):
+            raise TypeError(f"{expected} as a numpy array or a torch tensor, got {type(value).__name__}.")
+        if isinstance(value, np.ndarray) and value.dtype.kind not in "fiu":
+            raise TypeError(f"{expected}, got dtype {value.dtype}.")
+        tensor = torch.as_tensor(value)
+        if tensor.dtype == torch.bool or tensor.is_complex():
+            raise TypeError(f"{expected}, got dtype {tensor.dtype}.")
+        if tensor.ndim == 0 or tensor.shape[-1] != len(self.columns[key]):
+            raise ValueError(f"{expected} ({', '.join(self.columns[key])}), got {list(tensor.shape)}.")
+        tensor = tensor.detach().to(torch.float32)
+        if not tensor.isfinite().all():
+            column = self.columns[key][_first_column(~tensor.isfinite())]
+            raise ValueError(f"{key}: expected finite numbers, got one that is not, in column {column!r}.")
+        return tensor
+
+    def _check_goals(self, goal: Tensor) -> None:
+        if self.goal_margin is None or self.about.get("goal_range") is None:
+            return
+        low, high = (torch.tensor(bound, device=goal.device) for bound in self.about["goal_range"])
+        # of the widest column: one that never moves has no extent of its own
+        slack = self.goal_margin * float((high - low).max())
+        outside = (goal < low - slack) | (goal > high + slack)
+        if outside.any():
+            at = _first_column(outside)
+            value = goal[..., at][outside[..., at]].flatten()[0]
+            raise ValueError(
+                f"desired_goal: column {self.columns['desired_goal'][at]!r} is {value:g}, far outside the data's "
+                f"[{low[at]:g}, {high[at]:g}]. Is its unit right? goal_margin=None takes any goal."
+            )
+
+
+def _first_column(wrong: Tensor) -> int:
+    return int(wrong.reshape(-1, wrong.shape[-1]).any(0).int().argmax())
+
+
+class TrainedPolicy:
+    """The deterministic policy of a run: ``policy(observation, goal) -> action``; :func:`load_policy` makes it.
+
+    Attributes:
+        module: reads ``observation`` and ``desired_goal`` and writes ``action``; standardisation and range are inside.
+        record: where it comes from.
+    """
+
+    def __init__(self, module: TensorDictModule, record: RunRecord, device: torch.device) -> None:
+        self.module, self.record, self.device = module, record, device
+
+    @torch.no_grad()
+    def __call__(self, observation: Array, goal: Array) -> Array:
+        """Actions ``[*B, A]`` in the task's range, float32, of the type of ``observation``.
+
+        Args:
+            observation: shape ``[*B, O]`` or ``[O]``, a numpy array or a torch tensor of real numbers.
+            goal: shape ``[*B, G]`` or ``[G]``.
+
+        Raises:
+            TypeError: see :meth:`RunRecord.checked`.
+            ValueError: see :meth:`RunRecord.checked`.
+        """
+        inputs, kind = self.record.checked(observation=observation, desired_goal=goal)
+        action = self.module.module(*(x.to(self.device) for x in inputs))
+        return _as(kind, action, inputs[0])
+
+    def __repr__(self) -> str:
+        return _repr(self, self.record)
+
+
+class TrainedValue:
+    """Value and score of a run; :func:`load_value` makes it.
+
+    ``value(observation, goal)`` is the state value, ``value.score(observation, goal, action)`` the score or Q-value, of
+    an ensemble the smallest, and of contrastive methods the energy.
+
+    Attributes:
+        module: reads ``observation`` and ``desired_goal`` and writes ``state_value``; ``None`` for methods without one.
+        score_module: reads ``action`` as well and writes ``score``; ``None`` for methods without one.
+        record: where they come from.
+    """
+
+    def __init__(
+        self,
+        module: TensorDictModule | None,
+        score_module: TensorDictModule | None,
+        record: RunRecord,
+        device: torch.device,
+    ) -> None:
+        self.module, self.score_module, self.record, self.device = module, score_module, record, device
+
+    def __call__(self, observation: Array, goal: Array) -> Array:
+        """State values ``[*B]``, float32, of the type of ``observation``; arguments as of :class:`TrainedPolicy`.
+
+        Raises:
+            TypeError: see :meth:`RunRecord.checked`.
+            ValueError: see :meth:`RunRecord.checked`; also if the method has no state value.
+        """
+        return self._of(self.module, "state value", observation=observation, desired_goal=goal)
+
+    def score(self, observation: Array, goal: Array, action: Array) -> Array:
+        """Scores ``[*B]``, float32, of the type of ``observation``; ``action`` is ``[*B, A]`` or ``[A]``.
+
+        Raises:
+            TypeError: see :meth:`RunRecord.checked`.
+            ValueError: see :meth:`RunRecord.checked`; also if the method has no score.
+        """
+        return self._of(self.score_module, "score", observation=observation, desired_goal=goal, action=action)
+
+    @torch.no_grad()
+    def _of(self, module: TensorDictModule | None, what: str, **values: Any) -> Any:
+        if module is None:
+            raise ValueError(f"method {self.record.about.get('method')!r} of {self.record.path} has no {what}.")
+        inputs, kind = self.record.checked(**values)
+        by_key = dict(zip(values, inputs))
+        out = module.module(*(by_key[key].to(self.device) for key in module.in_keys))
+        return _as(kind, out.squeeze(-1), inputs[0])
+
+    def __repr__(self) -> str:
+        return _repr(self, self.record)
+
+
+def _as(kind: type, out: Tensor, like: Tensor) -> Any:
+    return out.to(like.device) if kind is Tensor else out.cpu().numpy()
+
+
+def _repr(loaded: object, record: RunRecord) -> str:
+    about = ", ".join(f"{key}={record.about[key]!r}" for key in ("task", "method") if key in record.about)
+    return f"{type(loaded).__name__}({about}, seed={record.seed}, step={record.step})"
+
+
+def load_policy(
+    path: str | Path,
+    which: Which = "last",
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    goal_margin: float | None = 1.0,
+) -> TrainedPolicy:
+    """Loads the deterministic policy of a run.
+
+    Args:
+        path: a run folder, or a checkpoint folder within one.
+        which: of a run folder, ``"last"``: the newest checkpoint; ``"best"``: the networks of the seed's best
+            evaluation. (Chosen by its evaluation episodes, it looks better on these than it is.)
+        seed: of a run of several seeds, which; the first by default.
+        device: where to compute.
+        goal_margin: goals farther outside those of the data than so many times their extent are refused: mostly they
+            have another unit. ``None`` takes any.
+
+    Raises:
+        CheckpointError: if there is no such run or checkpoint, it is half written, damaged, of another version, or its
+            networks are not this package's.
+        ValueError: for another ``which`` or a seed that the run does not have.
+    """
+    record, networks, state = _read(path, which, seed, goal_margin)
+    head = _loaded(record, networks, "actor", state)[0]
+    low, high = record.about["action_range"]
+    module = TensorDictModule(_Mean(head, low, high), list(networks["actor"]["in_keys"]), ["action"])
+    return TrainedPolicy(_ready(module, device), record, torch.device(device))
+
+
+def load_value(
+    path: str | Path,
+    which: Which = "last",
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    goal_margin: float | None = 1.0,
+) -> TrainedValue:
+    """Loads value and score of a run; arguments and errors are those of :func:`load_policy`.
+
+    Raises:
+        ValueError: also if the run's method has neither.
+    """
+    record, networks, state = _read(path, which, seed, goal_margin)
+    modules: dict[str, TensorDictModule | None] = {}
+    for role, key in (("value", "state_value"), ("score", "score")):
+        modules[role] = None
+        if role in networks:
+            members = _loaded(record, networks, role, state)
+            smallest = _Smallest(members, networks[role]["energy"])
+            modules[role] = _ready(TensorDictModule(smallest, list(networks[role]["in_keys"]), [key]), device)
+    if modules["value"] is None and modules["score"] is None:
+        raise ValueError(f"method {record.about.get('method')!r} of {record.path} has neither value nor score.")
+    return TrainedValue(modules["value"], modules["score"], record, torch.device(device))
+
+
+def run_seeds(path: str | Path, which: Which = "last") -> tuple[int, ...]:
+    """The seeds whose networks a run holds; arguments and errors as of :func:`load_policy`."""
+    if which not in get_args(Which):
+        raise unknown_name("which", which, get_args(Which))
+    run_dir, checkpoint = _find(Path(path))
+    if checkpoint is None and which == "best":
+        return tuple(int(folder.name[5:]) for folder in _best_folders(run_dir))
+    state, _ = load_checkpoint(checkpoint or _newest(run_dir, which, None))
+    return tuple(_losses(state))
+
+
+def _ready(module: TensorDictModule, device: torch.device | str) -> TensorDictModule:
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _read(
+    path: str | Path, which: Which, seed: int | None, goal_margin: float | None
+) -> tuple[RunRecord, dict[str, Any], dict[str, Tensor]]:
+    """Record, descriptions of networks, and the state of the seed's loss."""
+    if which not in get_args(Which):
+        raise unknown_name("which", which, get_args(Which))
+    run_dir, checkpoint = _find(Path(path))
+    about = _policy_file(run_dir)
+    if checkpoint is None:
+        checkpoint = _newest(run_dir, which, seed)
+    state, meta = load_checkpoint(checkpoint)
+    losses = _losses(state)
+    chosen = next(iter(losses)) if seed is None else seed
+    if chosen not in losses:
+        raise ValueError(f"{checkpoint} has no seed {chosen}; it has {', '.join(map(str, losses))}.")
+    for key in ("task", "method"):
+        if key in meta and key in about and meta[key] != about[key]:
+            raise CheckpointError(f"{checkpoint} is of {key} {meta[key]}, its {POLICY_FILE} of {about[key]}.")
+    record = RunRecord(run_dir, checkpoint, int(meta["step"]), int(chosen), about, goal_margin)
+    return record, about["networks"], losses[chosen]
+
+
+def _losses(state: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
+    """The state of the loss of each seed; one that was trained alone is seed 0."""
+    update = state["update"]
+    return dict(zip(update["seeds"], update["losses"])) if "losses" in update else {0: update["loss"]}
+
+
+def _find(path: Path) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint if ``path`` is one."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no folder; expected that of a run or of a checkpoint.")
+    if not (path / "meta.json").is_file():
+        return path, None
+    for parent in path.resolve().parents[:3]:
+        if (parent / POLICY_FILE).is_file():
+            return parent, path
+    raise CheckpointError(f"no {POLICY_FILE} above the checkpoint {path}: it belongs into the run's folder.")
+
+
+def _policy_file(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / POLICY_FILE
+    try:
+        about = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        hint = "it is no run folder"
+        if (run_dir / "config.yaml").is_file():
+            hint = f"of version 0.1.0 or of another recipe; smore_offline.py resume={run_dir} adds it to such a run"
+        raise CheckpointError(f"{run_dir} has no {POLICY_FILE}: {hint}.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(about, dict) or about.get("format_version") != POLICY_FORMAT:
+        found = about.get("format_version") if isinstance(about, dict) else type(about).__name__
+        raise CheckpointError(f"{path} has format {found!r}; this version reads {POLICY_FORMAT}.")
+    missing = {"columns", "action_range", "goal_range", "networks"} - set(about)
+    if missing:
+        raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(sorted(missing))}.")
+    return about
+
+
+def _newest(run_dir: Path, which: Which, seed: int | None) -> Path:
+    if which == "last":
+        return latest_checkpoint(run_dir / "checkpoint")
+    folders = _best_folders(run_dir)
+    if seed is None:
+        return latest_checkpoint(folders[0])
+    names = [folder.name[5:] for folder in folders]
+    if str(seed) not in names:
+        raise ValueError(f"{run_dir} has no seed {seed}; it has {', '.join(names)}.")
+    return latest_checkpoint(folders[names.index(str(seed))])
+
+
+def _best_folders(run_dir: Path) -> list[Path]:
+    """Folders ``seed_<seed>`` of a run, by seed; at least one."""
+    found = [folder for folder in (run_dir / BEST_FOLDER).glob("seed_*") if folder.name[5:].isdecimal()]
+    if not found:
+        raise CheckpointError(f"{run_dir} has no networks of a best evaluation: it has not been evaluated so far.")
+    return sorted(found, key=lambda folder: int(folder.name[5:]))
+
+
+def _loaded(record: RunRecord, networks: Mapping[str, Any], role: str, state: Mapping[str, Tensor]) -> list[nn.Module]:
+    """The members of a network with their weights, one for a network that is no ensemble."""
+    described = networks.get(role)
+    if described is None:
+        raise CheckpointError(f"{record.path / POLICY_FILE} describes no {role}.")
+    if "unknown" in described:
+        raise CheckpointError(
+            f"the {role} of {record.path} is a {described['unknown']}, which is not of this package: it cannot be "
+            f"built from {POLICY_FILE}."
+        )
+    prefix = described["state"]
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    try:
+        network = build_network(described["network"])
+        shapes = {key: value.shape for key, value in network.state_dict().items()}
+        if set(shapes) != set(own):
+            raise ValueError(f"expected {sorted(shapes)}, found {sorted(own)}")
+        key, shape = next(iter(shapes.items()))
+        count = len(own[key]) if own[key].ndim > len(shape) else 1
+        members = [network, *(build_network(described["network"]) for _ in range(count - 1))]
+        for number, member in enumerate(members):
+            rows = {key: value[number] if value.ndim > len(shapes[key]) else value for key, value in own.items()}
+            member.load_state_dict(rows)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{record.checkpoint}: its {role} does not fit {POLICY_FILE}: {error}.") from error
+    return members
