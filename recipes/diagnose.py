@@ -23,6 +23,7 @@ from diagnosis import (
     Groups,
     Row,
     along_trajectories,
+    effective_temperature,
     expert_batch,
     find_groups,
     has_score,
@@ -237,7 +238,7 @@ def measure_batch(
         missing["weights"] = f"actor={run.actor} does not weigh a regression by an advantage."
         return
     tables["weights"] = weight_classes(classes, advantage, weight, loss.weight_clip)
-    numbers["temperature"] = float(getattr(loss, "temperature", 0.0))
+    numbers["temperature"] = effective_temperature(loss)
     numbers["effective"] = effective_sample_size(weight.numpy()) / len(weight) if weight.any() else 0.0
     total = float(weight.double().sum())
     numbers["expert_weight"] = float(weight[group == groups.expert].double().sum()) / total if total else 0.0

@@ -109,13 +109,18 @@ def has_score(loss: Any) -> bool:
     return hasattr(loss, "advantage") and getattr(loss, "value_target", "dataset") == "dataset"
 
 
+def effective_temperature(loss: Any) -> float:
+    """What multiplies an advantage in the unit of the score, whichever unit the loss measures it in; 0 without any."""
+    return float(getattr(loss, "temperature", 0.0)) * loss.advantage_scale
+
+
 def row_weights(loss: Any, advantage: Tensor) -> Tensor | None:
     """Weights of the regression, shape of ``advantage``; ``None`` for an actor that is not a weighted regression."""
     if isinstance(loss, GCSQLLoss):
         return sql_weight(advantage, loss.weight_clip)
     if getattr(loss, "actor", "awr") != "awr":
         return None
-    return awr_weight(advantage, float(loss.temperature), loss.weight_clip)
+    return awr_weight(advantage, effective_temperature(loss), loss.weight_clip)
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_smore import TrajectoryStore
+from torchrl_smore import SMORELoss, TrajectoryStore, goal_specs, make_networks
 from torchrl_smore.envs import get_task
+from torchrl_smore.objectives import GCEQLLoss, GCIQLLoss, GCSQLLoss
 
 pytest.importorskip("matplotlib")
 
@@ -104,6 +105,37 @@ def test_classes_of_rows_add_up_to_numbers_worked_by_hand(diagnosis):
     assert (nothing["weight_share"], nothing["effective"]) == (0.0, 0.0)
 
 
+# nothing is trained here, so nothing updates the target network
+@pytest.mark.filterwarnings("ignore:No target network updater")
+@pytest.mark.parametrize(
+    ("loss_class", "options"),
+    [
+        (SMORELoss, {"temperature": 5.0}),
+        (SMORELoss, {"temperature": 50.0, "advantage_unit": "horizon", "gamma": 0.9}),
+        (GCIQLLoss, {"temperature": 50.0, "advantage_unit": "horizon", "gamma": 0.8}),
+        (GCSQLLoss, {}),
+        (GCEQLLoss, {}),
+    ],
+)
+def test_weights_of_rows_are_those_of_the_regression(diagnosis, loss_class, options):
+    networks = make_networks(*goal_specs(observation_dim=3, goal_dim=2, action_dim=1))
+    loss = loss_class(networks.actor, networks.score, networks.value, **options)
+    batch = {"observation": torch.randn(50, 3), "action": torch.rand(50, 1), "desired_goal": torch.randn(50, 2)}
+    batch = TensorDict({**batch, "q": TensorDict({}, [50])}, [50])
+    weight = diagnosis.row_weights(loss, loss.advantage(batch))
+    assert weight.std() > 1e-3
+    # what the loss logs is the mean of what it weighs with
+    _, metadata = loss.actor_loss(batch)
+    torch.testing.assert_close(weight.mean(), metadata["awr_weight"])
+    torch.testing.assert_close((weight >= loss.weight_clip).float().mean(), metadata["weight_clipped"])
+
+
+def test_an_actor_without_weights_has_none(diagnosis):
+    networks = make_networks(*goal_specs(observation_dim=3, goal_dim=2, action_dim=1))
+    loss = SMORELoss(networks.actor, networks.score, networks.value, actor="score")
+    assert diagnosis.row_weights(loss, torch.zeros(3)) is None
+
+
 def test_score_along_trajectories_is_that_worked_by_hand(diagnosis):
     remaining = torch.tensor([1, 1, 2, 2])
     rows, numbers = diagnosis.along_trajectories(
@@ -185,7 +217,8 @@ def refusal(recipe, folder, *options):
 
 def test_weights_on_few_rows_are_found_and_said_on_the_terminal_and_on_the_page(recipe, tmp_path):
     # advantages of a fresh network times 10,000: few rows outweigh all others
-    options = ("temperature=10000", "weight_clip=1e30", "num_trajectories=20", "steps=2", "seeds=2")
+    options = ("temperature=10000", "advantage_unit=score", "weight_clip=1e30", "her_ratio=0.8")
+    options += ("num_trajectories=20", "steps=2", "seeds=2")
     run = trained(recipe, tmp_path, *options)
     done = recipe("diagnose.py", f"run=runs/{run.name}", "position=1", *FEW, cwd=tmp_path)
     assert done.status == 0, done.stderr
@@ -226,7 +259,8 @@ def test_weights_on_few_rows_are_found_and_said_on_the_terminal_and_on_the_page(
 
 @pytest.mark.parametrize("method", ["gc_iql", "gc_sql", "gofar", "crl"])
 def test_of_every_method_is_shown_what_applies(recipe, tmp_path, store_path, method):
-    run = trained(recipe, tmp_path, f"method={method}", f"dataset={store_path}", "steps=2")
+    gamma = ["gamma=0.95"] if method != "crl" else []
+    run = trained(recipe, tmp_path, f"method={method}", f"dataset={store_path}", "steps=2", *gamma)
     done = recipe("diagnose.py", f"run=runs/{run.name}", *FEW, cwd=tmp_path)
     assert done.status == 0, done.stderr
     out = run / "diagnosis"
@@ -237,8 +271,8 @@ def test_of_every_method_is_shown_what_applies(recipe, tmp_path, store_path, met
     said = f"Not shown: weights, score and preference: method={method} has no score and value of dataset actions."
     assert (said in done.stdout) == (not scored)
     numbers = json.loads((out / "diagnosis.json").read_text())["numbers"]
-    # rewards of -1 and 0
-    assert (numbers.get("lower"), numbers.get("upper")) == ((pytest.approx(-100.0), 0.0) if scored else (None, None))
+    # rewards of -1 and 0, over 1 - gamma
+    assert (numbers.get("lower"), numbers.get("upper")) == ((pytest.approx(-20.0), 0.0) if scored else (None, None))
 
 
 def test_best_trajectories_stand_in_for_experts_and_another_dataset_is_refused(recipe, tmp_path, store_path):
