@@ -115,7 +115,7 @@ def row_weights(loss: Any, advantage: Tensor) -> Tensor | None:
         return sql_weight(advantage, loss.weight_clip)
     if getattr(loss, "actor", "awr") != "awr":
         return None
-    return awr_weight(advantage, float(loss.temperature), loss.weight_clip)
+    return awr_weight(advantage, float(loss.temperature) * loss.advantage_scale, loss.weight_clip)
 
 
 @torch.no_grad()
