@@ -237,8 +237,9 @@ def test_of_every_method_is_shown_what_applies(recipe, tmp_path, store_path, met
     said = f"Not shown: weights, score and preference: method={method} has no score and value of dataset actions."
     assert (said in done.stdout) == (not scored)
     numbers = json.loads((out / "diagnosis.json").read_text())["numbers"]
-    # rewards of -1 and 0
-    assert (numbers.get("lower"), numbers.get("upper")) == ((pytest.approx(-10.0), 0.0) if scored else (None, None))
+    # rewards of -1 and 0 at the method's discount, 0.9 and 0.99
+    lower = {"gc_iql": pytest.approx(-10.0), "gc_sql": pytest.approx(-100.0)}.get(method)
+    assert (numbers.get("lower"), numbers.get("upper")) == (lower, 0.0 if scored else None)
 
 
 def test_best_trajectories_stand_in_for_experts_and_another_dataset_is_refused(recipe, tmp_path, store_path):
