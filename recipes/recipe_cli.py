@@ -105,6 +105,8 @@ def read_config(config: type, path: Path) -> Any:
         read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(given)))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = _replaced(_first_line(error), _PLAIN, _INTERPOLATION)
+        key = getattr(error, "full_key", None)
+        reason = reason if not key or key in reason else f"{key}: {reason}"
         raise ValueError(f"{path} is not a configuration of this recipe: {reason}.") from error
     fields = {field.name: getattr(read, field.name) for field in dataclasses.fields(config)}
     return config(**_replaced(fields, _PLAIN, _INTERPOLATION))

@@ -72,6 +72,8 @@ LOSS_OPTIONS = (
     *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight", "weight_clip"),
     "advantage_unit",
 )
+#: ``reaching`` where a trajectory reaches its goal, else ``uniform``, with a warning.
+AUTO_ANCHORS = "auto"
 ON_DIVERGENCE = ("stop", "continue")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
 MOST = {
@@ -155,8 +157,8 @@ class Config:
     her_ratio: float | None = option(None, "probability of relabelling a goal, in [0, 1]; none: the method's (1 SMORe)")
     anchors: str | None = option(
         None,
-        f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, or such as moving+reaching; none: the preset's "
-        "(reaching; uniform)",
+        f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, such as moving+reaching, or auto, which is "
+        "reaching where any trajectory does; none: the preset's (auto; uniform)",
     )
     anchor_share: float = option(0.8, "share of samples that start from those rows, the others from any, in [0, 1]")
     goals: str | None = option(
@@ -355,7 +357,8 @@ def check(config: Config) -> None:
     names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE}
     for name, valid in names.items():
         check_name(config, name, list(valid))
-    check_anchor_rule(config.anchors)
+    if config.anchors != AUTO_ANCHORS:
+        check_anchor_rule(config.anchors)
     for goals in (config.goals, config.actor_goals):
         if goals is not None:
             parse_strategy(goals)
@@ -484,7 +487,7 @@ def make_sampler(
         her_ratio=config.her_ratio,
         strategy=goals,
         actor_strategy=actor_goals,
-        anchors=anchor_weights(config.anchors, store.data, threshold=task.threshold, share=config.anchor_share),
+        anchors=make_anchors(config, task, store),
         threshold=task.threshold,
         success=task.reached if rewards is not None else None,
         reward_values=rewards or (0.0, 1.0),
@@ -494,6 +497,14 @@ def make_sampler(
         seed=config.seed,
         device=device,
     )
+
+
+def make_anchors(config: Config, task: Task, store: TrajectoryStore) -> torch.Tensor | None:
+    """Weights of the rows that samples start from."""
+    auto = config.anchors == AUTO_ANCHORS
+    rule = "reaching" if auto else config.anchors
+    # a rule that was asked for and chooses nothing is an error; "auto" says what it does
+    return anchor_weights(rule, store.data, threshold=task.threshold, share=config.anchor_share, or_uniform=auto)
 
 
 def parse_strategy(text: str) -> str | dict[str, float]:

@@ -227,6 +227,9 @@ def batch_for():
             out.set("observation", draw(OBSERVATION))
             out.set(("next", "observation"), draw(OBSERVATION))
             out.set(names["desired_goal"], draw(GOAL))
+            if names.get("actor_goal") is not None:
+                # the same goal, so that a loss says the same wherever it is read
+                out.set(names["actor_goal"], out.get(names["desired_goal"]).clone())
             out.set(names["action"], draw(ACTION))
             out.set(names.get("advantage", "advantage"), draw(1))
             out.set(names.get("target_score", "target_score"), draw(1))

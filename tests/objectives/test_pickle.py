@@ -65,7 +65,7 @@ def test_a_loss_comes_back_as_it_was_and_on_its_own(tmp_path, way, deactivate_vm
 
 
 def answer(loss, batch, results):
-    results.put(float(loss(batch)["loss_score"]))
+    results.put(float(loss(batch)["loss_score"].detach()))
 
 
 @pytest.mark.filterwarnings("ignore:No target network updater")
@@ -78,4 +78,4 @@ def test_a_loss_is_sent_to_a_spawned_process():
     found = results.get(timeout=120)
     process.join(60)
     assert process.exitcode == 0
-    torch.testing.assert_close(found, float(loss(batch)["loss_score"]))
+    torch.testing.assert_close(found, float(loss(batch)["loss_score"].detach()))

@@ -61,7 +61,6 @@ def test_the_recipes_learn_from_it(recipe, distilled, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"task": "FetchSlide"}, "the expert of FetchSlide plans ahead"),
         ({"task": "AntTgtVel-m-e"}, "AntTgtVel-m-e has no scripted expert to distil"),
         ({"clip": 0.0}, "clip must be positive, got 0"),
         ({"noise": -1.0}, "noise must be a number not below 0, got -1"),

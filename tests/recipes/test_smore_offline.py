@@ -366,6 +366,8 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, finished, s
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # a session without a terminal may have it ignored
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL) if signum == signal.SIGHUP else None,
     )
     try:
         deadline = time.monotonic() + 120

@@ -7,7 +7,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore.data.readers.d4rl import ant_has_fallen
+from torchrl_smore._falls import ant_has_fallen
 from torchrl_smore.envs._gym import Env, Wrapper, gymnasium, spaces
 
 

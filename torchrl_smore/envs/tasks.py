@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore._falls import ant_has_fallen
 from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs.batch import BatchEnv, GymBatch
 from torchrl_smore.envs.experts import (
@@ -26,7 +27,7 @@ from torchrl_smore.envs.experts import (
     SawyerReachExpert,
 )
 from torchrl_smore.envs.experts.actor_file import refuse_to_act
-from torchrl_smore.envs.locomotion import ant_has_fallen, make_ant, make_half_cheetah
+from torchrl_smore.envs.locomotion import make_ant, make_half_cheetah
 from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
 from torchrl_smore.envs.reacher import make_reacher_env
 from torchrl_smore.envs.sawyer import DOOR, REACH, SawyerEnv, SawyerWorld

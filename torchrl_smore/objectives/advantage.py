@@ -41,11 +41,11 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
 
         Attributes:
             desired_goal: the goal pursued, ``[*B, G]``.
-            actor_goal: the goal pursued in the regression, ``[*B, G]``.
+            actor_goal: the goal pursued in the regression, ``[*B, G]``; ``None``: that of ``desired_goal``.
         """
 
         desired_goal: NestedKey = "desired_goal"
-        actor_goal: NestedKey = "desired_goal"
+        actor_goal: NestedKey | None = None
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys  # type: ignore[assignment] # the parts' keys, a subclass of each
@@ -76,11 +76,12 @@ class AdvantageLoss(ExpectileValueLoss, AWRActorLoss):
 
     @property
     def _own_actor_goal(self) -> bool:
-        return bool(self.tensor_keys.actor_goal != self.tensor_keys.desired_goal)
+        return self.tensor_keys.actor_goal is not None
 
     def _actor_goal_keys(self) -> list[NestedKey]:
         """What is read beside the keys of the terms."""
-        return [self.tensor_keys.actor_goal] if self._own_actor_goal else []
+        key = self.tensor_keys.actor_goal
+        return [] if key is None else [key]
 
     def _at_actor_goal(self, batch: TensorDictBase) -> TensorDictBase:
         if not self._own_actor_goal:

@@ -216,7 +216,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss at the current score and value, and its metadata."""
         if self.actor == "score":
-            return self._policy_score_term(self._rows(tensordict))
+            return self._policy_score_term(self._at_actor_goal(self._rows(tensordict)))
         return super().actor_loss(tensordict)
 
     @dispatch(auto_batch_size=False)
@@ -225,7 +225,7 @@ class SMORELoss(ScoreLoss, AdvantageLoss):
         batch = self._with_target_score(self._rows(tensordict))
         if self.actor == "score":
             loss_value, value_metadata = self._value_term(batch)
-            loss_actor, metadata = self._policy_score_term(batch)
+            loss_actor, metadata = self._policy_score_term(self._at_actor_goal(batch))
             metadata = {"value": value_metadata["state_value"].mean(), **metadata}
         else:
             loss_value, loss_actor, metadata = self._value_and_actor_terms(batch)

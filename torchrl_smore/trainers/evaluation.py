@@ -80,7 +80,8 @@ class ActorPolicy:
 
     def _name(self, key: NestedKey, observation: Observation) -> str:
         """The observation that is meant by a key of the network."""
-        named = [name for name, own in vars(self.loss.tensor_keys).items() if unravel_key(own) == unravel_key(key)]
+        keys = {name: own for name, own in vars(self.loss.tensor_keys).items() if own is not None}
+        named = [name for name, own in keys.items() if unravel_key(own) == unravel_key(key)]
         last = key if isinstance(key, str) else key[-1]
         for name in (*named, key, last):
             if name in observation:

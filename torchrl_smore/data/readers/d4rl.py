@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from torchrl_smore._falls import ant_has_fallen
 from torchrl_smore.data._files import reading
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._flat import check_limits, episodes_of, offset_of, read_flat
@@ -27,20 +28,6 @@ from torchrl_smore.data.trajectories import TrajectoryStore
 
 _logger = logging.getLogger("torchrl_smore")
 _HEALTHY_HEIGHT: Final = (0.2, 1.0)  # of the Ant's torso, m: the default of gymnasium's Ant, and D4RL's
-
-
-def ant_has_fallen(observation: Any) -> Any:
-    """Whether the Ant's episode is over: its torso is lower than 0.2 m or higher than 1 m, or no number.
-
-    Args:
-        observation: shape ``[*, 27]``, a numpy array or a torch tensor; column 0 is the height.
-
-    Returns:
-        Booleans of shape ``[*]``, of the same kind.
-    """
-    height = observation[..., 0]
-    low, high = _HEALTHY_HEIGHT
-    return ~((height >= low) & (height <= high))
 
 
 #: Options of :func:`read` for the paper's locomotion tasks, by the robot of the file: the achieved goal is the forward
