@@ -288,7 +288,8 @@ def digest(*paths: str | None) -> str:
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:
     """A folder of its own below ``root``, named by time and ``parts``, with ``config`` as its ``config.yaml``."""
-    name = "_".join([time.strftime("%Y%m%d-%H%M%S"), *map(str, parts)])
+    # a task of one's own has a colon in its name, which not every file system takes
+    name = "_".join([time.strftime("%Y%m%d-%H%M%S"), *map(str, parts)]).replace(":", ".")
     for number in range(1000):
         path = Path(root) / (name if number == 0 else f"{name}.{number}")
         try:

@@ -96,7 +96,7 @@ PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasi
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
-    task: str = option("FetchReach", ", ".join(task_names()))
+    task: str = option("FetchReach", f"{', '.join(task_names())}, or one of your own as MODULE:NAME")
     method: str = option("smore", ", ".join(METHODS))
     preset: str = option("quick", "quick (minutes) or paper (hours): lengths and sizes where none are given")
     dataset: str | None = option(
