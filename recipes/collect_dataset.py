@@ -22,7 +22,7 @@ from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
-    task: str = option("FetchReach", ", ".join(task_names()))
+    task: str = option("FetchReach", f"{', '.join(task_names())}, or one of your own as MODULE:NAME")
     mixture: str | None = option(
         None, f"share of experts, by name: {', '.join(MIXTURES)}; none: expert10, or 30 experts for the running tasks"
     )

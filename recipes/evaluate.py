@@ -122,7 +122,7 @@ def check_fits(task: Task, policy: TrainedPolicy, *, chosen: bool) -> None:
     """Refuses a run of other widths than the task's, or of another task than the one that nobody has chosen."""
     own = {"observation": task.observation_dim, "desired_goal": task.goal_dim, "action": task.action_dim}
     found = {key: len(columns) for key, columns in policy.record.columns.items()}
-    if own != found or not (chosen or task_of(policy) == task.name):
+    if own != found or not (chosen or get_task(task_of(policy)).name == task.name):
         raise ValueError(
             f"{policy.record.path} is of {policy.record.task}, with {found}; it does not fit {task.name}, with {own}."
         )

@@ -34,7 +34,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 #: Options of the recipe that the benchmark decides itself: a setting says what is trained, not where and how.
 _NO_SETTINGS = frozenset(
     [
-        *("task", "method", "preset", "seed", "seeds", "dataset", "dataset_format", "goal_columns", "desired_goal"),
+        *(
+            "task",
+            "method",
+            "preset",
+            "seed",
+            "seeds",
+            "dataset",
+            "dataset_format",
+            "goal_columns",
+            "desired_goal",
+            "columns",
+        ),
         *("expert_policy", "medium_policy", "data_dir", "run_root", "resume", "eval_interval", "log_interval"),
         *("save_interval", "env_workers", "device", "threads", "logger", "rollout"),
     ]

@@ -108,16 +108,19 @@ def load_dataset(
     *,
     format: str | None = None,
     goals: readers.Goals | None = None,
+    columns: Mapping[str, Any] | None = None,
 ) -> TrajectoryStore:
     """Reads a dataset of any format that :mod:`torchrl_smore.data.readers` knows, and checks that it fits the task.
 
     Args:
-        path: a trajectory store, ``buffer.pkl``, D4RL ``.hdf5``, OGBench ``.npz``, or folder or id of a Minari dataset.
+        path: a trajectory store, ``buffer.pkl``, D4RL ``.hdf5``, OGBench ``.npz``, folder or id of a
+            Minari dataset, or a table.
         task: the task it is for.
         expert_fraction: share of expert trajectories to reduce or raise the dataset to; ``None`` takes all of it.
         format: one of ``readers.FORMATS``; recognised by default.
         goals: what the goals of a dataset that stores none become. ``None``: for the paper's locomotion tasks its
             velocities.
+        columns: names of the columns of a table, see :class:`~torchrl_smore.data.readers.TableColumns`.
 
     Raises:
         DatasetError: if it is damaged, hostile, or does not fit.
@@ -130,9 +133,16 @@ def load_dataset(
         accepted = ("goals", "observation_columns") if format == "minari" else robot
         options |= {key: robot[key] for key in accepted if key in robot}
     if goals is not None:
-        if format in ("store", "wgcsl"):
+        if format in ("store", "wgcsl", "csv"):
             raise ValueError(f"dataset={path} has goals of its own: drop goal_columns and desired_goal.")
         options["goals"] = goals
+    if (columns is not None) != (format == "csv"):
+        raise ValueError(
+            f"dataset={path} is of format {format}: tables, and they alone, need columns={{observation: [NAME, ...], "
+            "action: [...], achieved_goal: [...], episode: NAME}."
+        )
+    if columns is not None:
+        options["columns"] = readers.TableColumns.of(columns)
     if format == "d4rl" and "goals" not in options:
         raise ValueError(
             f"dataset={path} has no goals: name the columns of the observation that are the achieved goal of "
@@ -278,7 +288,8 @@ def digest(*paths: str | None) -> str:
 
 def new_run_folder(root: str, *parts: object, config: str) -> Path:
     """A folder of its own below ``root``, named by time and ``parts``, with ``config`` as its ``config.yaml``."""
-    name = "_".join([time.strftime("%Y%m%d-%H%M%S"), *map(str, parts)])
+    # a task of one's own has a colon in its name, which not every file system takes
+    name = "_".join([time.strftime("%Y%m%d-%H%M%S"), *map(str, parts)]).replace(":", ".")
     for number in range(1000):
         path = Path(root) / (name if number == 0 else f"{name}.{number}")
         try:

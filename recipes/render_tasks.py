@@ -42,7 +42,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the recipe."""
     tasks = [get_task(name) for name in (_DRAWN if config.task == "all" else (config.task,))]
-    if config.task != "all" and config.task not in _DRAWN:
+    if not all(task.scripted or task.bundled_actors for task in tasks):
         raise ValueError(f"task={config.task} cannot be drawn: expected all, {', '.join(_DRAWN)}.")
     opengl: Any = os.environ["SMORE_MUJOCO_GL"]  # set by recipe_utils
     out = Path(config.out)

@@ -96,13 +96,13 @@ PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasi
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
-    task: str = option("FetchReach", ", ".join(task_names()))
+    task: str = option("FetchReach", f"{', '.join(task_names())}, or one of your own as MODULE:NAME")
     method: str = option("smore", ", ".join(METHODS))
     preset: str = option("quick", "quick (minutes) or paper (hours): lengths and sizes where none are given")
     dataset: str | None = option(
         None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; none: collect one"
     )
-    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench; none: recognised")
+    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench, csv; none: recognised")
     goal_columns: tuple[int, ...] | None = option(
         None, "[COLUMN, ...] of the observation that are the achieved goal, for a dataset without goals"
     )
@@ -127,6 +127,11 @@ class Config:
     )
     medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
+    columns: Any = option(  # noqa: RUF009 - nobody changes it
+        None,
+        "of a table: {observation: [NAME, ...], action: [...], achieved_goal: [...], episode: NAME}, and desired_goal "
+        "and terminated if it has them",
+    )
     steps: int | None = option(None, "updates; none: the preset's (4,000; 400,000 to 1,000,000)")
     batch_size: int | None = option(
         None, "offline rows, and as many goal-transition rows; none: the preset's (256; 512)"
@@ -365,7 +370,9 @@ def check(config: Config) -> None:
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
     of_datasets = [
-        name for name in ("dataset_format", "goal_columns", "desired_goal") if getattr(config, name) is not None
+        name
+        for name in ("dataset_format", "goal_columns", "desired_goal", "columns")
+        if getattr(config, name) is not None
     ]
     if config.dataset is None and of_datasets:
         raise ValueError(f"{', '.join(of_datasets)}: of no use without dataset=, a file to read.")
@@ -382,7 +389,8 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     """Loads ``dataset=``, or collects one."""
     if config.dataset is not None:
         goals = make_goals(config)
-        return load_dataset(config.dataset, task, config.expert_fraction, format=config.dataset_format, goals=goals)
+        options: dict[str, Any] = {"format": config.dataset_format, "goals": goals, "columns": config.columns}
+        return load_dataset(config.dataset, task, config.expert_fraction, **options)
     return collect_or_load(
         task,
         config.data_dir,

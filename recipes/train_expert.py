@@ -126,7 +126,8 @@ def check(config: Config) -> None:
     """Refuses what can be refused before anything is written."""
     get_task(config.task)
     if config.task not in RUNNING:
-        raise ValueError(f"task={config.task} has a scripted expert; this recipe trains those of {', '.join(RUNNING)}.")
+        other = "has a scripted expert" if get_task(config.task).scripted else "is no running task"
+        raise ValueError(f"task={config.task} {other}; this recipe trains the experts of {', '.join(RUNNING)}.")
 
     def value(name: str) -> int:
         return int(config.length if name == "steps" else getattr(config, name))

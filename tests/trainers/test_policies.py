@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import Bounded
 from torchrl.modules import TanhNormal
 
 import torchrl_smore
 from torchrl_smore.data import GoalBatchSampler
+from torchrl_smore.modules import goal_specs, make_networks
+from torchrl_smore.objectives import GCSLLoss
 from torchrl_smore.trainers import (
     CheckpointError,
     FusedUpdate,
@@ -24,6 +27,7 @@ from torchrl_smore.trainers import (
     load_value,
     record_policy,
     run_seeds,
+    save_checkpoint,
 )
 
 COLUMNS = {"observation": ["x [m]", "y [m]", "speed [m/s]"], "desired_goal": ["x [m]", "y [m]"], "action": ["u", "v"]}
@@ -313,3 +317,18 @@ def test_a_loss_does_not_import_the_trainers():
     code = "import sys, torchrl_smore; print('torchrl_smore.trainers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_actions_of_a_stretched_actor_lie_in_its_own_bounds(tmp_path, data, rows):
+    action = Bounded(torch.tensor([-2.0, 0.0]), torch.tensor([4.0, 0.5]), (2,))
+    networks = make_networks(goal_specs(3, 2, 2)[0], action, hidden=(8, 8))
+    loss = GCSLLoss(networks.actor)
+    record_policy(tmp_path, loss, columns=COLUMNS)
+    assert json.loads((tmp_path / "policy.json").read_text())["action_range"] == [[-2.0, 0.0], [4.0, 0.5]]
+    save_checkpoint(tmp_path / "checkpoint", 1, {"update": {"loss": loss.state_dict()}}, {})
+    batch = TensorDict(
+        {"observation": torch.from_numpy(rows[0]).float(), "desired_goal": torch.from_numpy(rows[1]).float()}, [8]
+    )
+    expected = networks.actor[0](batch)["loc"].detach()
+    assert expected.abs().max() > 1
+    np.testing.assert_allclose(load_policy(tmp_path)(*rows[:2]), expected, atol=1e-6)

@@ -1,6 +1,6 @@
 """The trajectory store, its readers, and sampling of goal transitions."""
 
-from torchrl_smore.data import readers
+from torchrl_smore.data import readers, writers
 from torchrl_smore.data.anchors import ANCHOR_RULES, anchor_weights, check_anchor_rule
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.mixing import mix, split_by_behaviour
@@ -25,4 +25,5 @@ __all__ = [
     "split_by_behaviour",
     "standardization",
     "stored_goal_reached",
+    "writers",
 ]

@@ -9,6 +9,7 @@ from torchrl_smore.envs.collect import SCRIPTED, collect, expert_behaviour, medi
 from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.mixtures import ACTION_NOISES, MIXTURES, mixture_counts
 from torchrl_smore.envs.pool import EnvPool
+from torchrl_smore.envs.register import register_task
 from torchrl_smore.envs.render import RenderError, render_episode
 from torchrl_smore.envs.tasks import TASKS, Task, get_task, task_names
 
@@ -29,6 +30,7 @@ __all__ = [
     "medium_behaviour",
     "mixture_counts",
     "quality",
+    "register_task",
     "render_episode",
     "task_actor",
     "task_names",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -211,14 +214,40 @@ class Task:
 def get_task(name: str | Task) -> Task:
     """Returns the task of that name; a :class:`Task` is returned as it is.
 
+    ``"module:NAME"`` imports the module, from the working directory too, and returns the :class:`Task` that is its
+    attribute ``NAME`` or that it has registered under that name.
+
     Raises:
         ValueError: for an unknown name; proposes the nearest one.
     """
     if isinstance(name, Task):
         return name
+    module, colon, own = name.partition(":")
+    if colon:
+        return _task_of_module(module, own)
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
     return TASKS[name]
+
+
+def _task_of_module(module: str, name: str) -> Task:
+    full = f"{module}:{name}"
+    if not name or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"task {full!r}: expected MODULE:NAME, such as my_module:MyTask.")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"task {full!r}: there is no module {error.name!r} in {here} or on sys.path.") from error
+    found = getattr(imported, name, TASKS.get(name))
+    if not isinstance(found, Task):
+        known = [key for key, value in vars(imported).items() if isinstance(value, Task)]
+        raise unknown_name(f"task of {module}", name, known)
+    return found
 
 
 def task_names() -> tuple[str, ...]:

@@ -146,4 +146,4 @@ def make_robotics_env(env_id: str) -> Env:
 
 
 def _as_float32(observation: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
-    return {key: observation[key].astype(np.float32) for key in GOAL_KEYS}
+    return {key: np.array(observation[key], dtype=np.float32) for key in GOAL_KEYS}

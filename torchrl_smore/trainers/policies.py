@@ -18,7 +18,7 @@ from torchrl.objectives import LossModule
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy
-from torchrl_smore.modules import PairEmbedding, Standardize, build_network, describe_network
+from torchrl_smore.modules import GaussianHead, PairEmbedding, Standardize, build_network, describe_network
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 
 Which = Literal["best", "last"]
@@ -61,7 +61,7 @@ def record_policy(
         "format_version": POLICY_FORMAT,
         **(about or {}),
         "columns": {key: list(columns[key]) for key in _KEYS},
-        "action_range": [-1.0, 1.0],
+        "action_range": _action_range(loss.actor_network),
         "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
         "networks": _networks(loss),
     }
@@ -72,6 +72,14 @@ def record_policy(
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _action_range(actor: Any) -> list[Any]:
+    """Smallest and largest action: two numbers, or two lists of one for each component."""
+    for part in [] if actor is None else actor.modules():
+        if isinstance(part, GaussianHead) and part.low is not None and part.high is not None:
+            return [part.low.tolist(), part.high.tolist()]
+    return [-1.0, 1.0]
 
 
 def _networks(loss: LossModule) -> dict[str, Any]:
@@ -104,9 +112,14 @@ def _described(name: str, module: TensorDictModule, prefix: str) -> dict[str, An
 class _Mean(nn.Module):
     """The mode of a Gaussian head, clipped to the range of actions."""
 
-    def __init__(self, head: nn.Module, low: float, high: float) -> None:
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, head: nn.Module, low: Any, high: Any) -> None:
         super().__init__()
-        self.head, self.low, self.high = head, low, high
+        self.head = head
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("high", torch.tensor(high))
 
     def forward(self, observation: Tensor, goal: Tensor) -> Tensor:
         loc, _ = self.head(observation.to(torch.float32), goal.to(torch.float32))

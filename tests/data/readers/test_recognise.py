@@ -42,6 +42,9 @@ def datasets(tmp_path, monkeypatch):
                 group[f"observations/{key}"] = array[number]
             group["actions"], group["terminations"] = ACTIONS[number], np.zeros(5, bool)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    rows = np.concatenate([np.arange(2).repeat(6)[:, None], STATES.reshape(12, 2), padded, goal.reshape(12, 2)], 1)
+    np.savetxt(tmp_path / "a.csv", rows, delimiter=",", header="episode,x,y,u,gx,gy", comments="")
+    columns = readers.TableColumns(("x", "y"), ("u",), ("x", "y"), "episode", ("gx", "gy"))
     readers.wgcsl.read(tmp_path / "buffer.pkl", reached=reached).save(tmp_path / "store")
     return {
         "store": (tmp_path / "store", {}),
@@ -49,6 +52,7 @@ def datasets(tmp_path, monkeypatch):
         "d4rl": (tmp_path / "a.hdf5", {"goals": GOALS}),
         "ogbench": (tmp_path / "a.npz", {"goals": GOALS}),
         "minari": ("set-v0", {}),
+        "csv": (tmp_path / "a.csv", {"columns": columns}),
     }
 
 

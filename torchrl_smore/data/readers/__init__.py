@@ -3,8 +3,9 @@
 :func:`read` recognises the format.
 """
 
-from torchrl_smore.data.readers import d4rl, minari, ogbench, wgcsl
+from torchrl_smore.data.readers import csv, d4rl, minari, ogbench, wgcsl
 from torchrl_smore.data.readers._goals import Goals
 from torchrl_smore.data.readers._recognise import FORMATS, read, recognise
+from torchrl_smore.data.readers.csv import TableColumns
 
-__all__ = ["FORMATS", "Goals", "d4rl", "minari", "ogbench", "read", "recognise", "wgcsl"]
+__all__ = ["FORMATS", "Goals", "TableColumns", "csv", "d4rl", "minari", "ogbench", "read", "recognise", "wgcsl"]

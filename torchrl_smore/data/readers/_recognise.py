@@ -8,16 +8,20 @@ from typing import Any, Final
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers import d4rl, minari, ogbench, wgcsl
+from torchrl_smore.data.readers import csv, d4rl, minari, ogbench, wgcsl
 from torchrl_smore.data.readers._goals import Fallen, Reached, without_falls
 from torchrl_smore.data.trajectories import TrajectoryStore
 
-_SUFFIXES: Final = {".pkl": "wgcsl", ".pickle": "wgcsl", ".hdf5": "d4rl", ".h5": "d4rl", ".npz": "ogbench"}
+_SUFFIXES: Final = {
+    **{".pkl": "wgcsl", ".pickle": "wgcsl", ".hdf5": "d4rl", ".h5": "d4rl", ".npz": "ogbench"},
+    **{".csv": "csv", ".parquet": "csv"},
+}
 _READERS: Final[Mapping[str, Callable[..., TrajectoryStore]]] = {
     "wgcsl": wgcsl.read,
     "d4rl": d4rl.read,
     "minari": minari.read,
     "ogbench": ogbench.read,
+    "csv": csv.read,
 }
 #: Names of the formats.
 FORMATS: Final = ("store", *_READERS)
@@ -54,8 +58,8 @@ def read(
     """Reads a dataset of any format.
 
     Args:
-        path: a trajectory store, a WGCSL/GoFAR ``buffer.pkl``, a D4RL ``.hdf5``, an OGBench ``.npz``, or the folder or
-            id of a Minari dataset.
+        path: a trajectory store, a WGCSL/GoFAR ``buffer.pkl``, a D4RL ``.hdf5``, an OGBench ``.npz``, the folder or id
+            of a Minari dataset, or a table (``.csv``, ``.parquet``), which needs ``columns``.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``; rewards follow from
             it. A trajectory store has its own.
         fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall

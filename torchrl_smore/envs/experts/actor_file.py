@@ -211,13 +211,15 @@ def _checked(path: Path, actor: Actor, settings: dict[str, Array]) -> Actor:
     return replace(actor, **chosen)
 
 
-def refuse_to_act(task: str) -> Expert:
+def refuse_to_act(task: str, advice: str | None = None) -> Expert:
     """Stands where other tasks have a scripted expert.
 
     Raises:
-        ValueError: always; says which command trains an expert.
+        ValueError: always; says which command trains an expert, or gives other advice.
     """
-    raise ValueError(
-        f"{task} has no scripted expert. Train one: python recipes/train_expert.py task={task}. "
-        "Then pass its run folder, or a file of it, as expert_policy."
-    )
+    if advice is None:
+        advice = (
+            f"Train one: python recipes/train_expert.py task={task}. Then pass its run folder, or a file of it, as "
+            "expert_policy."
+        )
+    raise ValueError(f"{task} has no scripted expert. {advice}")

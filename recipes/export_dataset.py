@@ -1,0 +1,108 @@
+"""Writes a dataset in a format that other programs read, with a card to publish it.
+
+python recipes/export_dataset.py dataset=datasets/NAME format=minari
+python recipes/export_dataset.py dataset=buffer.pkl task=FetchPush format=ogbench out=shared
+MINARI_DATASETS_PATH=exports python -c "import minari; minari.load_dataset('FetchReach/smore-v0')"
+
+Every number is that of the dataset. minari, ogbench and wgcsl hold sequences of states; d4rl holds any rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset_card import dataset_card
+from recipe_cli import nearest, option, run_recipe
+from recipe_utils import load_dataset, recognise_dataset, write_text
+
+from torchrl_smore import TrajectoryStore
+from torchrl_smore.data import writers
+from torchrl_smore.data.readers import Goals
+from torchrl_smore.envs import Task, get_task, task_names
+
+FILES: dict[str, tuple[str, Callable[[TrajectoryStore, Path], None]]] = {
+    "d4rl": ("hdf5", writers.d4rl.write),
+    "ogbench": ("npz", writers.ogbench.write),
+    "wgcsl": ("pkl", writers.wgcsl.write),
+}
+FORMATS = ("minari", *FILES)
+
+
+@dataclass
+class Config:
+    """Every option of the recipe, its default and its text in ``--help``."""
+
+    dataset: str | None = option(None, "a store, or a file or folder of any format that smore_offline.py takes")
+    format: str | None = option(None, ", ".join(FORMATS))
+    task: str | None = option(None, f"{', '.join(task_names())}; none: the store's")
+    dataset_format: str | None = option(None, "of the dataset; none: recognised")
+    goal_columns: tuple[int, ...] | None = option(None, "as in smore_offline.py")
+    columns: Any = option(None, "as in smore_offline.py")  # noqa: RUF009 - nobody changes it
+    out: str = option("exports", "folder that the dataset is written to")
+    name: str | None = option(None, "of the dataset, for minari its id; none: TASK/smore-v0, or TASK")
+    author: str | None = option(None, "for card and metadata")
+    license: str | None = option(None, "for card and metadata")
+
+
+def main(config: Config) -> None:
+    """Runs the recipe."""
+    if config.dataset is None:
+        raise ValueError("give the dataset as dataset=....")
+    if config.format not in FORMATS:
+        given = str(config.format)
+        raise ValueError(f"give format as one of {', '.join(FORMATS)}, got {given}.{nearest(given, FORMATS)}")
+    store, task = read(config)
+    if config.format == "minari":
+        name = config.name or f"{task.name}/smore-v0"
+        card = dataset_card(store, task, config.format, name, author=config.author, license=config.license)
+        place = writers.minari.write(store, config.out, name, metadata=minari_metadata(config, task))
+        card_path = place / "README.md"
+    else:
+        suffix, write = FILES[config.format]
+        name = config.name or task.name
+        place = Path(config.out) / f"{name}.{suffix}"
+        card = dataset_card(store, task, config.format, place.name, author=config.author, license=config.license)
+        card_path = place.with_name(f"{place.name}.md")
+        if card_path.exists():
+            raise FileExistsError(f"{card_path} exists; move it, or write to another place.")
+        write(store, place)
+    write_text(card_path, card)
+    print(f"{store.summary()}\n{config.format}: {place}\ncard: {card_path}")
+
+
+def read(config: Config) -> tuple[TrajectoryStore, Task]:
+    """The dataset and its task."""
+    assert config.dataset is not None
+    format = config.dataset_format or recognise_dataset(config.dataset)
+    name = config.task
+    if name is None and format == "store":
+        name = TrajectoryStore.load(config.dataset, verify=False).meta.get("task")
+    if name is None:
+        raise ValueError(f"dataset={config.dataset} does not say what task it is of: give it as task=....")
+    task = get_task(name)
+    goals = None if config.goal_columns is None else Goals(config.goal_columns)
+    return load_dataset(config.dataset, task, format=format, goals=goals, columns=config.columns), task
+
+
+def minari_metadata(config: Config, task: Task) -> dict[str, Any]:
+    """What minari shows of a dataset, and the environment that it can build again."""
+    metadata: dict[str, Any] = {"description": f"{task.description} {task.success_rule}: reward 1, else 0."}
+    given = {"author": config.author, "license": config.license}
+    metadata |= {key: value for key, value in given.items() if value is not None}
+    with contextlib.closing(task.make_env()) as env:
+        spec = env.unwrapped.spec
+    if spec is not None:
+        spec = copy.deepcopy(spec)
+        spec.max_episode_steps = task.horizon
+        metadata["env_spec"] = spec.to_json()
+        metadata["requirements"] = ["gymnasium-robotics", "mujoco"]
+    return metadata
+
+
+if __name__ == "__main__":
+    run_recipe(Config, main, __doc__ or "")

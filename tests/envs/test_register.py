@@ -1,0 +1,237 @@
+"""Tasks of one's own."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from torchrl_smore.envs import EnvPool, collect, get_task, register, register_task, tasks
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """Whatever is registered in a test is gone after it."""
+    own = dict(tasks.TASKS)
+    monkeypatch.setattr(tasks, "TASKS", own)
+    monkeypatch.setattr(register, "TASKS", own)
+
+
+class Cart(gymnasium.Env):
+    """A place on a line, moved by a command in [0, 4]: 2 stands still. Says that it ends all the time."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space = spaces.Box(np.float32(0), np.float32(4), (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1)
+        return np.array([7.0, self.place]), {}
+
+    def step(self, action):
+        self.place += float(action[0]) - 2.0
+        return np.array([7.0, self.place]), 99.0, True, True, {}
+
+
+class GoalCart(Cart):
+    observation_space = spaces.Dict(
+        {key: spaces.Box(-np.inf, np.inf, (1,)) for key in ("observation", "achieved_goal", "desired_goal")}
+    )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.seen(), {}
+
+    def step(self, action):
+        super().step(action)
+        return self.seen(), 0.0, False, False, {}
+
+    def seen(self):
+        return {"observation": [self.place], "achieved_goal": np.array([self.place]), "desired_goal": np.array([1.5])}
+
+
+class Forgetful(Cart):
+    """Draws from a generator that no seed reaches."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        return observation + np.random.default_rng().normal(), info
+
+
+class Discrete(Cart):
+    action_space = spaces.Discrete(3)
+
+
+class Unbounded(Cart):
+    action_space = spaces.Box(-np.inf, np.inf, (1,))
+
+
+class Image(Cart):
+    observation_space = spaces.Box(0, 255, (4, 4), np.uint8)
+
+
+class Broken(Cart):
+    def step(self, action):
+        return np.array([np.nan, 0.0]), 0.0, False, False, {}
+
+
+def near_three(generator):
+    return [3.0 + generator.uniform(-0.1, 0.1)]
+
+
+def beyond_two(observation):
+    return np.abs(observation[..., 1]) > 2.0
+
+
+OPTIONS = {"threshold": 0.5, "horizon": 6, "goal_columns": [1], "goals": ([-2.0], [2.0])}
+
+
+def test_columns_become_goals_rewards_follow_the_threshold_and_ends_are_passed_over():
+    task = register_task("Cart", Cart, **OPTIONS, observation_names=["label [1]", "place [m]"])
+    assert get_task("Cart") is task
+    assert (task.observation_dim, task.goal_dim, task.action_dim, task.horizon) == (2, 1, 1, 6)
+    assert task.goal_columns == ("place [m]",)
+    env = task.make_env()
+    observation, _ = env.reset(seed=3)
+    place = np.random.Generator(np.random.PCG64(np.random.SeedSequence(3))).uniform(-1, 1)
+    np.testing.assert_allclose(observation["achieved_goal"], [place], rtol=1e-6)
+    assert observation["observation"][1] == observation["achieved_goal"][0]
+    goal = observation["desired_goal"].copy()
+    assert -2 <= goal[0] <= 2
+    # -1 is a command of 0, so two to the left; 0.5 is a command of 3
+    for action, moved in ((-1.0, -2.0), (0.5, 1.0), (1.0, 2.0)):
+        place += moved
+        observation, reward, terminated, truncated, info = env.step(np.array([action], np.float32))
+        np.testing.assert_allclose(observation["achieved_goal"], [place], rtol=1e-5)
+        assert reward == info["is_success"] == (abs(place - goal[0]) <= 0.5)
+        assert (terminated, truncated) == (False, False)
+        np.testing.assert_array_equal(observation["desired_goal"], goal)
+
+
+def test_the_goal_depends_on_the_seed_alone_and_covers_its_box():
+    env = register_task("Cart", Cart, **OPTIONS).make_env()
+    goals = [env.reset(seed=seed)[0]["desired_goal"][0] for seed in range(200)]
+    assert goals[17] == env.reset(seed=17)[0]["desired_goal"][0]
+    assert min(goals) < -1.8
+    assert max(goals) > 1.8
+    drawn = register_task("Drawn", Cart, **{**OPTIONS, "goals": near_three}).make_env()
+    assert 2.9 <= drawn.reset(seed=0)[0]["desired_goal"][0] <= 3.1
+
+
+def test_a_dict_observation_has_goals_of_its_own():
+    task = register_task("GoalCart", GoalCart, threshold=0.1, horizon=4)
+    assert task.make_env().reset(seed=0)[0]["desired_goal"].tolist() == [1.5]
+    assert task.goal_columns == ("goal 0",)
+
+
+def test_gymnasium_ids_lose_their_time_limit():
+    task = register_task("Car", "MountainCarContinuous-v0", **{**OPTIONS, "goal_columns": [0], "horizon": 3})
+    env, names = task.make_base_env(), []
+    while hasattr(env, "env"):
+        names.append(type(env).__name__)
+        env = env.env
+    assert "TimeLimit" not in names
+    assert register_task("Reach", "FetchReach-v4", threshold=0.05, horizon=50).observation_dim == 10
+
+
+def test_after_a_fall_nothing_changes_and_nothing_is_earned():
+    task = register_task("Cart", Cart, **{**OPTIONS, "goals": ([3.0], [3.0])}, has_fallen=beyond_two)
+    env = task.make_env()
+    env.reset(seed=0)
+    steps = [env.step(np.array([action], np.float32)) for action in (1.0, 1.0, -1.0)]
+    places = [step[0]["achieved_goal"][0] for step in steps]
+    assert places[2] == places[1] > 2
+    assert [step[2] for step in steps] == [abs(place) > 2 for place in places]
+    assert steps[-1][1] == 0.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_of_ones_own_reaches_other_processes(tmp_path, monkeypatch, workers):
+    (tmp_path / "own_module.py").write_text(
+        "from torchrl_smore.envs import register_task\n"
+        "MyTask = register_task('MyTask', 'MountainCarContinuous-v0', goal_columns=[0], goals=([-1.0], [0.4]),\n"
+        "                       threshold=0.05, horizon=5)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    task = get_task("own_module:MyTask")
+    assert task.name == "MyTask"
+    assert get_task("own_module:MyTask") is task
+    store = collect(task, expert_episodes=0, random_episodes=4, seed=0, workers=workers, progress=False)
+    assert (store.num_transitions, store.meta["task"]) == (20, "MyTask")
+    with EnvPool(task, 2, num_workers=workers - 1) as pool:
+        assert pool.reset([0, 1])["observation"].shape == (2, 2)
+    with pytest.raises(ValueError, match=r"MyTask has no scripted expert. Give register_task make_expert"):
+        collect(task, expert_episodes=1, random_episodes=0, seed=0, progress=False)
+    monkeypatch.delitem(sys.modules, "own_module")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:Task", "task 'no_such_module:Task': there is no module 'no_such_module' in"),
+        ("math:Task", "unknown task of math 'Task'"),
+        ("math:", "expected MODULE:NAME"),
+        (":Task", "expected MODULE:NAME"),
+        ("a b:Task", "expected MODULE:NAME"),
+        ("/tmp/x.py:Task", "expected MODULE:NAME"),
+    ],
+)
+def test_what_names_no_task_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        get_task(name)
+
+
+def test_a_module_that_fails_says_what_it_lacks_itself(tmp_path, monkeypatch):
+    (tmp_path / "failing_module.py").write_text("import no_such_package\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        get_task("failing_module:Task")
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "message"),
+    [
+        (Cart, {"threshold": 0.0}, "threshold must be positive, got 0"),
+        (Cart, {"threshold": float("nan")}, "threshold must be positive"),
+        (Cart, {"horizon": 1}, "horizon must be at least 2, got 1"),
+        (Cart, {"name": "my task"}, "expected a name of letters"),
+        (Cart, {"name": "FetchReach"}, "there is a task 'FetchReach' already"),
+        (Cart, {"goals": None}, "has no goals: give goal_columns and goals"),
+        (Cart, {"goal_columns": None}, "has no goals: give goal_columns and goals"),
+        (Cart, {"goal_columns": [2]}, r"goal_columns must lie in \[0, 2\), got \[2\]"),
+        (Cart, {"goal_columns": [-1]}, r"goal_columns must lie in"),
+        (Cart, {"goals": ([0.0, 0.0], [1.0, 1.0])}, "goals must be 1 smallest and as many largest"),
+        (Cart, {"goals": ([1.0], [0.0])}, "goals must be 1 smallest"),
+        (Cart, {"goals": ([0.0], [np.inf])}, "goals must be 1 smallest"),
+        (Cart, {"goals": lambda generator: [0.0]}, r"imported by name in other processes \(no lambdas\)"),
+        (lambda: Cart(), {}, "no lambdas"),
+        (Cart, {"observation_names": ["a"]}, "observation_names: expected 2 names"),
+        (GoalCart, {}, "has its own goals: drop goal_columns and goals"),
+        (Forgetful, {}, "observation: two resets with one seed differ"),
+        (Discrete, {}, "expected an action space of vectors with bounds, got Discrete"),
+        (Unbounded, {}, "expected an action space of vectors with bounds"),
+        (Image, {}, "expected an observation that is a vector"),
+        (Broken, {}, "expected a vector of finite numbers"),
+        ("NoSuchEnv-v0", {}, "gymnasium cannot make 'NoSuchEnv-v0'"),
+    ],
+)
+def test_what_makes_no_task_is_refused_and_not_registered(env, options, message):
+    before = set(tasks.TASKS)
+    with pytest.raises(ValueError, match=message):
+        register_task(**{"name": "Cart", "env": env, **OPTIONS, **options})
+    assert set(tasks.TASKS) == before
+
+
+def test_a_registered_task_survives_pickling():
+    task = register_task("Cart", partial(Cart), **OPTIONS)
+    again = pickle.loads(pickle.dumps(task))
+    np.testing.assert_array_equal(
+        again.make_env().reset(seed=1)[0]["desired_goal"], task.make_env().reset(seed=1)[0]["desired_goal"]
+    )

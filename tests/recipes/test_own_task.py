@@ -1,0 +1,69 @@
+"""The example of docs/use.md: a task of one's own through the recipes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from torchrl_smore import TrajectoryStore, load_policy
+
+PAGE = Path(__file__).parents[2] / "docs" / "use.md"
+TASK = "task=my_module:MyTask"
+TINY = ("steps=3", "batch_size=8", "eval_interval=3", "eval_episodes=2", "threads=1", "device=cpu")
+
+
+@pytest.fixture(scope="module")
+def cwd(recipe, tmp_path_factory):
+    """A working directory with the module of the page and data of its expert."""
+    folder = tmp_path_factory.mktemp("own")
+    (code,) = re.findall(r"```python\n(# my_module.py.*?)```", PAGE.read_text(), re.DOTALL)
+    (folder / "my_module.py").write_text(code)
+    options = ("num_trajectories=20", "expert_fraction=0.5", "workers=2", "out=data")
+    done = recipe("collect_dataset.py", TASK, *options, cwd=folder)
+    assert done.status == 0, done.stderr
+    return folder
+
+
+def test_the_expert_of_the_page_does_what_random_actions_do_not(cwd):
+    store = TrajectoryStore.load(cwd / "data")
+    expert, random = store.meta["composition"]
+    assert (expert["behaviour"], random["behaviour"]) == ("expert", "random")
+    reached = store.data["next", "reward"].reshape(20, 150).amax(1)
+    assert reached[:10].mean() > 0.5 > reached[10:].mean()
+    assert store.meta["horizon"] == 150
+    assert float(store.data["action"].abs().max()) <= 1.0
+
+
+def test_a_task_of_ones_own_is_trained_resumed_evaluated_and_exported(recipe, cwd):
+    done = recipe("smore_offline.py", TASK, "dataset=data", *TINY, cwd=cwd)
+    assert done.status == 0, done.stderr
+    (run,) = (cwd / "runs").iterdir()
+    assert ":" not in run.name
+    assert "no rollout.gif" in done.stdout  # it is no MuJoCo simulation
+    assert recipe("smore_offline.py", f"resume=runs/{run.name}", cwd=cwd).status == 0
+    done = recipe("evaluate.py", f"run=runs/{run.name}", "episodes=3", "workers=2", f"out={cwd / 'found'}", cwd=cwd)
+    assert done.status == 0, done.stderr
+    assert json.loads((cwd / "found" / "evaluation.json").read_text())["task"] == "MyTask"
+    done = recipe("export_dataset.py", TASK, "dataset=data", "format=wgcsl", cwd=cwd)
+    assert done.status == 0, done.stderr
+    # loading asks for no task
+    assert load_policy(run).record.task == "my_module:MyTask"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("smore_offline.py", ("task=my_modul:MyTask",), "there is no module 'my_modul'"),
+        ("smore_offline.py", ("task=my_module:MyTsk",), "unknown task of my_module 'MyTsk'"),
+        ("smore_offline.py", (TASK, "dataset={store}"), "does not fit the task 'MyTask'"),
+        ("train_expert.py", (TASK,), "has a scripted expert; this recipe trains"),
+        ("evaluate.py", ("run=none", TASK), "none is no folder"),
+    ],
+)
+def test_a_task_that_is_not_there_is_refused_in_one_line(recipe, cwd, store_path, name, options, message):
+    done = recipe(name, *(text.format(store=store_path) for text in options), cwd=cwd)
+    assert (done.status, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert message in done.stderr

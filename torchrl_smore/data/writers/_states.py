@@ -1,0 +1,83 @@
+"""Trajectories as sequences of states, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.trajectories import TrajectoryStore
+
+
+@contextmanager
+def placing(path: str | Path) -> Iterator[Path]:
+    """Yields a path beside ``path`` to write a file or folder to, which takes its place if nothing fails.
+
+    Raises:
+        FileExistsError: if ``path`` exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; move it, or write to another place.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+
+
+def column(store: TrajectoryStore, *key: str) -> np.ndarray:
+    """A column of the store as an array ``[N, *]``; of one number a row ``[N]``."""
+    values: np.ndarray = store.data.get(key).cpu().numpy()
+    return values[:, 0] if key[0] == "next" and key[1] in ("reward", "done", "terminated", "truncated") else values
+
+
+def bounds(store: TrajectoryStore) -> list[tuple[int, int]]:
+    """First row and one past the last row of each trajectory."""
+    start, stop = store.trajectory_bounds
+    return list(zip(start.tolist(), stop.tolist()))
+
+
+def states(store: TrajectoryStore, name: str) -> np.ndarray:
+    """Observations or achieved goals of every state, those of a trajectory of ``T`` steps ``T + 1`` rows.
+
+    Args:
+        store: the trajectories.
+        name: ``"observation"`` or ``"achieved_goal"``.
+
+    Returns:
+        Shape ``[N + K, *]``, trajectories end to end.
+
+    Raises:
+        DatasetError: if a step does not begin where the one before it ended, so that no sequence of states says the
+            same; this is so where an episode was filled up with its last transition.
+    """
+    here, after = column(store, name), column(store, "next", name)
+    inside = np.ones(len(here) - 1, dtype=bool)
+    edges = bounds(store)
+    inside[[stop - 1 for _, stop in edges[:-1]]] = False
+    broken = inside & (here[1:] != after[:-1]).any(1)
+    if broken.any():
+        row = int(broken.argmax())
+        number = sum(stop <= row for _, stop in edges)
+        raise DatasetError(
+            f"{name!r}: trajectory {number} goes on in row {row + 1} elsewhere than where row {row} ended (as episodes "
+            "that ended early and were filled up do). This format holds sequences of states; d4rl holds such rows."
+        )
+    return np.concatenate([part for start, stop in edges for part in (here[start:stop], after[stop - 1 : stop])])
+
+
+def with_last_repeated(store: TrajectoryStore, values: np.ndarray) -> np.ndarray:
+    """Rows ``[N, *]`` with each trajectory's last row once more, ``[N + K, *]``."""
+    index = np.concatenate([np.append(np.arange(start, stop), stop - 1) for start, stop in bounds(store)])
+    return values[index]
