@@ -44,7 +44,7 @@ ALLOWED = {
         "_lock",
     },
     "trainers": {
-        *("torch", "tensordict", "torchrl", "numpy"),
+        *("torch", "tensordict", "torchrl", "numpy", "hydra", "omegaconf"),
         *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors", "_lock"),
     },
     "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors"},

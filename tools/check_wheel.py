@@ -96,8 +96,13 @@ class CheckError(RuntimeError):
     """Something that the wheel promises and does not keep."""
 
 
-def build_wheel(python: str, folder: Path) -> Path:
+def build_wheel(python: str, folder: Path, *options: str) -> Path:
     """The wheel, built by pip from a copy: a ``build/`` that an earlier one left would put deleted files into it.
+
+    Args:
+        python: interpreter with pip.
+        folder: where it is built and stays; must not be there.
+        options: of ``pip wheel``.
 
     Raises:
         CheckError: if it cannot be built.
@@ -111,7 +116,10 @@ def build_wheel(python: str, folder: Path) -> Path:
             shutil.copytree(path, source / name, ignore=skip)
         else:
             shutil.copy(path, source / name)
-    run([python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)], folder)
+    run(
+        [python, "-m", "pip", "wheel", "--quiet", "--no-deps", *options, "--wheel-dir", str(folder), str(source)],
+        folder,
+    )
     shutil.rmtree(source)
     (wheel,) = folder.glob("*.whl")
     return wheel
