@@ -13,6 +13,7 @@ import argparse
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -102,10 +103,13 @@ class SMORELossConfig(LossConfig):
 
 def formatted(text: str) -> str:
     """The text with sorted imports and TorchRL's line length."""
-    ruff = [str(Path(sys.executable).with_name("ruff"))]
+    beside = Path(sys.executable).with_name("ruff")
+    ruff = str(beside) if beside.exists() else shutil.which("ruff")
+    if ruff is None:
+        raise BuildError("ruff formats the module, and is not installed: pip install torchrl-smore[dev]")
     options = ["--isolated", "--line-length", "88", "--quiet"]
     for command in (["check", "--select", "F401,I", "--fix"], ["format"]):
-        done = subprocess.run([*ruff, *command, *options, "-"], input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run([ruff, *command, *options, "-"], input=text, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"ruff {command[0]}: {done.stdout or done.stderr}")
         text = done.stdout

@@ -297,7 +297,8 @@ def _reference_branch(text: str, starts: list[int], node: ast.FunctionDef) -> li
             continue
         if not isinstance(statement.body[-1], ast.Return):
             raise FlattenError(f"{node.name}: the reference is not all of its branch.")
-        first = _offset(starts, statement.body[0].lineno, 0)
+        # with comments above the first statement
+        first = _offset(starts, (statement.test.end_lineno or statement.lineno) + 1, 0)
         last = _offset(starts, *_end(statement.body[-1]))
         indent = statement.body[0].col_offset - statement.col_offset
         body = "\n".join(line[indent:] if line.startswith(" ") else line for line in text[first:last].split("\n"))
