@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diagnosis import (
+from methods import METHODS
+from parts.cli import option, read_config, run_recipe
+from parts.diagnosis import (
     Groups,
     Row,
     along_trajectories,
@@ -39,9 +41,7 @@ from diagnosis import (
     steps_to_goal,
     weight_classes,
 )
-from methods import METHODS
-from recipe_cli import option, read_config, run_recipe
-from recipe_utils import dataset_folder, write_json, write_text
+from parts.shared import dataset_folder, write_json, write_text
 from smore_offline import Config as RunConfig
 from smore_offline import identity, make_dataset, make_loss, make_sampler
 from torch import Tensor

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from recipe_cli import nearest, option, run_recipe
-from recipe_utils import commit_of_library, write_json
+from parts.cli import nearest, option, run_recipe
+from parts.shared import commit_of_library, write_json
 from torch import nn
 
 from torchrl_smore import load_policy

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_card import dataset_card
-from recipe_cli import nearest, option, run_recipe
-from recipe_utils import load_dataset, recognise_dataset, write_text
+from parts.cli import nearest, option, run_recipe
+from parts.dataset_card import dataset_card
+from parts.shared import load_dataset, recognise_dataset, write_text
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.data import writers

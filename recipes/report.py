@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe_cli import option, run_recipe
+from parts.cli import option, run_recipe
 from tqdm import tqdm
 
 from torchrl_smore.reports import SignificanceTest, Source, newest_benchmark, read_benchmark, read_files, write_report

@@ -25,9 +25,9 @@ import torch
 import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
-from recipe_cli import check_range, option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json, write_text
-from sac import Sac
+from parts.cli import check_range, option, resumed_config, run_recipe
+from parts.sac import Sac
+from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json, write_text
 from tqdm import tqdm
 
 from torchrl_smore.envs import Task, get_task, task_names

@@ -86,7 +86,7 @@ def test_a_file_imports_only_from_the_layers_below_it(path):
 
 
 def test_recipes_use_public_names_only():
-    for path in (ROOT / "recipes").glob("*.py"):
+    for path in (ROOT / "recipes").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torchrl_smore"):
                 names = [*node.module.split("."), *(alias.name for alias in node.names)]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from recipe_utils import commit_of_library, write_text
 
+from parts.shared import commit_of_library, write_text
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import Task, get_task
 from torchrl_smore.trainers import KeepBest, OfflineTrainer, record_policy

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark_jobs import run_job
+from parts.benchmark_jobs import run_job
 
 #: Times that a run is begun again after its worker was lost.
 RETRIES = 3
 _PATIENCE_S = 10.0
-_RECIPES = Path(__file__).resolve().parent
+_RECIPES = Path(__file__).resolve().parents[1]
 
 
 def worker_environment() -> dict[str, str]:
@@ -32,7 +32,7 @@ def run_on_ray(
     """Yields the number of each job, and its result or why it failed, in the order in which they end.
 
     Args:
-        jobs: see :func:`benchmark_jobs.run_job`.
+        jobs: see :func:`parts.benchmark_jobs.run_job`.
         address: of a running cluster; ``None`` starts Ray on this machine.
         num_jobs: runs at a time on this machine; 0: one for each core.
         gpu_share: GPUs that a run takes.

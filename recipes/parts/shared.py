@@ -19,15 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# torchrl imports mujoco, which fails to import where MUJOCO_GL names a library that is not there. Only filming needs
-# it, in a process of its own.
-# what the user names wins over what a process that started this one has kept
-os.environ["SMORE_MUJOCO_GL"] = os.environ.pop("MUJOCO_GL", os.environ.get("SMORE_MUJOCO_GL", "egl"))
-
 import numpy as np
 import torch
 
 import torchrl_smore
+from parts import OPENGL
 from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
 from torchrl_smore.envs import (
     SCRIPTED,
@@ -457,8 +453,8 @@ def film_episode(
             actions.append(disturb(action, action_noise, noise) if action_noise > 0 else action)
             observation, _ = pool.step(actions[-1][None])
     try:
-        opengl: Any = os.environ["SMORE_MUJOCO_GL"]
-        write_gif(render_episode(task, seed, np.stack(actions), opengl=opengl, own_process=True), out)
+        film = render_episode(task, seed, np.stack(actions), opengl=OPENGL, own_process=True)  # type: ignore[arg-type]
+        write_gif(film, out)
     except (RenderError, ValueError) as error:
         return f"no {out.name}: {error}"
     return f"rollout: {out}"

@@ -85,7 +85,7 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any]) -> None:
-    from recipe_utils import write_json
+    from parts.shared import write_json
 
     versions = ";".join(f"{name}={value}" for name, value in summary["versions"].items())
     common = {**identity, "versions": versions, "episodes": summary["runs"][0]["eval"]["episodes"]}

@@ -61,7 +61,7 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
     ConfigStore.instance().store(name="schema", node=config)
 
     # a folder of its own: Hydra would take configs/task and configs/method for groups of options
-    folder = Path(__file__).parent / "configs" / "cli"
+    folder = Path(__file__).parents[1] / "configs" / "cli"
 
     @hydra.main(version_base=None, config_path=str(folder), config_name="recipe")
     def run(composed: Any) -> None:

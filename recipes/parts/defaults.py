@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from recipe_cli import nearest, typed
 
-CONFIGS = Path(__file__).parent / "configs"
+from parts.cli import nearest, typed
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = ("quick", "paper")
 #: Sections that a file of each kind may have, beside options.
 _SECTIONS = {"task": ("methods", "presets"), "method": ("presets",), "preset": ()}
