@@ -29,6 +29,7 @@ ALLOWED = {
         "data",
         "_errors",
         "_falls",
+        "_files",
     },
     "envs": {
         "numpy",
@@ -41,15 +42,17 @@ ALLOWED = {
         "envs",
         "_errors",
         "_falls",
+        "_files",
         "_lock",
     },
     "trainers": {
         *("torch", "tensordict", "torchrl", "numpy"),
-        *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors", "_lock"),
+        *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors", "_files", "_lock"),
     },
-    "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors"},
+    "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors", "_files"},
     "_errors": set(),
     "_falls": set(),
+    "_files": set(),
     "_lock": set(),
     "__init__": {"data", "functional", "modules", "objectives", "trainers"},
 }

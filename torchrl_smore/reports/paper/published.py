@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.reports.results import Cell, Sample, canonical_setting
+from torchrl_smore.reports.numbers import Cell, Sample, canonical_setting
 
 NUM_SEEDS = 10  # of every table (App. C.1)
 # steps of an episode: not in the paper, but of the environments of the official code
@@ -120,7 +120,7 @@ def _canonical(cell: Cell) -> Cell:
 
 @functools.cache
 def _read_paper() -> tuple[PaperCell, ...]:
-    text = resources.files("torchrl_smore.reports").joinpath("paper_tables.csv").read_text(encoding="utf-8")
+    text = resources.files("torchrl_smore.reports.paper").joinpath("paper_tables.csv").read_text(encoding="utf-8")
     entries = []
     for row in csv.DictReader(text.splitlines()):
         mean, std = (float(row[name]) if row[name] else None for name in ("mean", "std"))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_smore.reports.aggregates import Estimate
-from torchrl_smore.reports.style import draw_legend, method_styles, panels, say_empty
+from torchrl_smore.reports.figures.style import draw_legend, method_styles, panels, say_empty
+from torchrl_smore.reports.numbers import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

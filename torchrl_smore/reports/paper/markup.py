@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torchrl_smore.reports.results import Sample
+from torchrl_smore.reports.numbers import Sample
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchrl_smore.reports.results import Result, ResultsError, read_curves, read_results
+from torchrl_smore.reports.numbers.results import Result, ResultsError, read_curves, read_results
 
 RESULTS, CURVES, GRID = "results.csv", "curves.csv", "grid.json"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchrl_smore.reports.files import needing_plots, replacing
-from torchrl_smore.reports.scores import method_order
+from torchrl_smore._files import replacing
+from torchrl_smore.reports.numbers import method_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,10 +49,26 @@ class Style:
         return {"color": self.color, "linestyle": self.linestyle, "linewidth": self.linewidth}
 
 
+@contextlib.contextmanager
+def needing_plots(what: str) -> Iterator[None]:
+    """Turns the lack of a package of the extra ``plots`` into an error that says so.
+
+    Args:
+        what: what is drawn or written, for the error.
+
+    Raises:
+        ImportError: if an import inside fails for a module that is missing; says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{what} needs {error.name}: pip install "torchrl-smore[plots]"') from error
+
+
 def method_styles(methods: Sequence[str]) -> dict[str, Style]:
     """The style of each method in the fixed order; it does not depend on which others are shown.
 
-    Methods that are not :data:`~torchrl_smore.reports.results.METHODS` share the colours with dash-dotted lines, in
+    Methods that are not :data:`~torchrl_smore.reports.numbers.METHODS` share the colours with dash-dotted lines, in
     alphabetical order among themselves.
     """
     styles = {}

@@ -7,12 +7,19 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.reports.aggregates import RESAMPLES, estimate_iqm
-from torchrl_smore.reports.markup import Entry, Row, Table, to_html, to_latex, to_markdown
-from torchrl_smore.reports.paper import HORIZONS, Paper, PaperCell
-from torchrl_smore.reports.results import Cell, Result, RunSet, Sample, canonical_setting
-from torchrl_smore.reports.scores import BASE_SETTING, View, our_sample, task_order
-from torchrl_smore.reports.statistics import SignificanceTest
+from torchrl_smore.reports.numbers import (
+    RESAMPLES,
+    Cell,
+    Result,
+    RunSet,
+    Sample,
+    SignificanceTest,
+    canonical_setting,
+    estimate_iqm,
+)
+from torchrl_smore.reports.paper.markup import Entry, Row, Table, to_html, to_latex, to_markdown
+from torchrl_smore.reports.paper.published import HORIZONS, Paper, PaperCell
+from torchrl_smore.reports.paper.scores import BASE_SETTING, View, our_sample, task_order
 
 Markup = Literal["markdown", "latex", "html"]
 

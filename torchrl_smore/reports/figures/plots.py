@@ -1,16 +1,19 @@
-"""Pictures of one run: learning curves and rollouts."""
+"""Pictures of one run: learning curves, rollouts, and where goals lie that it reaches."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from torchrl_smore.reports.files import needing_plots, replacing
+from torchrl_smore._files import replacing
+from torchrl_smore.reports.figures.style import needing_plots
 
+#: Goals of more columns are places of many parts, which two axes do not show.
+MAX_COLUMNS = 3
 # panel title -> columns of metrics.csv and their labels
 _PANELS: dict[str, dict[str, str]] = {
     "return": {
@@ -140,3 +143,38 @@ def write_gif(frames: np.ndarray, out: str | Path, *, fps: int = 12) -> Path:
     with replacing(out) as beside:
         imageio.imwrite(beside, np.asarray(frames, dtype=np.uint8), extension=".gif", duration=1000 / fps, loop=0)
     return Path(out)
+
+
+def plot_goals(
+    goals: np.ndarray, success: np.ndarray, columns: Sequence[str], out: str | Path, *, title: str = ""
+) -> bool:
+    """Draws goals over their two columns of largest extent, coloured by how often they were reached.
+
+    Args:
+        goals: shape ``[n, G]``.
+        success: share of attempts that reached the goal, in ``[0, 1]``, shape ``[n]``.
+        columns: meaning of each column of ``goals``.
+        out: the PNG file.
+        title: of the figure.
+
+    Returns:
+        Whether there is something to see: goals of at most :data:`MAX_COLUMNS` columns, two of which vary. If not,
+        nothing is written.
+    """
+    extent = np.ptp(goals, axis=0)
+    if goals.shape[1] > MAX_COLUMNS or (extent > 0).sum() < 2:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    x, y = sorted(np.argsort(extent)[-2:])
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    order = np.argsort(-success, kind="stable")  # failures above the rest
+    drawn = axes.scatter(goals[order, x], goals[order, y], c=success[order], cmap="RdYlGn", vmin=0, vmax=1, s=18)
+    axes.set(xlabel=columns[x], ylabel=columns[y], title=title)
+    figure.colorbar(drawn, ax=axes, label="success at the last step")
+    with replacing(out) as beside:
+        figure.savefig(beside, format="png", dpi=120)
+    return True

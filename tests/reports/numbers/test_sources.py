@@ -16,7 +16,7 @@ from torchrl_smore.reports import (
     write_curves,
     write_results,
 )
-from torchrl_smore.reports.results import ResultsError, RunSet
+from torchrl_smore.reports.numbers.results import ResultsError, RunSet
 
 
 @pytest.fixture

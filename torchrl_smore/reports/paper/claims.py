@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.reports.claim_rules import CLAIMS, NotEnoughRuns, Numbers, View
-from torchrl_smore.reports.markup import escape_markdown
-from torchrl_smore.reports.paper import HORIZONS, Paper
-from torchrl_smore.reports.results import Result, RunSet
-from torchrl_smore.reports.statistics import SignificanceTest
+from torchrl_smore.reports.numbers import Result, RunSet, SignificanceTest
+from torchrl_smore.reports.paper.claim_rules import CLAIMS, NotEnoughRuns, Numbers, View
+from torchrl_smore.reports.paper.markup import escape_markdown
+from torchrl_smore.reports.paper.published import HORIZONS, Paper
 
 Verdict = Literal["holds", "fails", "not enough runs"]
 
@@ -46,7 +45,7 @@ def evaluate_claim(
     """Evaluates one claim.
 
     Args:
-        claim: a key of :data:`~torchrl_smore.reports.claim_rules.CLAIMS`, ``"C1"`` to ``"C13"``.
+        claim: a key of :data:`~torchrl_smore.reports.paper.claim_rules.CLAIMS`, ``"C1"`` to ``"C13"``.
         results: ours, or the paper's printed means.
         tasks: evaluates the claim on these tasks alone; by default on all that the paper's table has.
         min_seeds: of every cell that the claim needs.

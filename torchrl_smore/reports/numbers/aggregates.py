@@ -1,10 +1,10 @@
 """Aggregates over tasks with stratified bootstrap intervals, by rliable where it can.
 
 rliable (Agarwal et al. 2021, arXiv:2108.13264; extra ``[statistics]``) gives values and intervals. What it evaluates on
-each resample are the functions of :mod:`~torchrl_smore.reports.statistics`: they equal its own, which run a test or
-check for NaN each time and take 10 to 50 times as long. It takes as many seeds of every task. For unequal
-numbers of seeds, and where it is not installed, :mod:`~torchrl_smore.reports.statistics` computes the same quantities;
-:attr:`Estimate.source` says which it was. It gives no exact Mann-Whitney test, which is always our own.
+each resample are the functions of ``statistics.py`` beside this: they equal its own, which run a test or check for NaN
+each time and take 10 to 50 times as long. It takes as many seeds of every task. For unequal numbers of seeds, and where
+it is not installed, ``statistics.py`` computes the same quantities; :attr:`Estimate.source` says which it was. It gives
+no exact Mann-Whitney test, which is always our own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from torchrl_smore.reports.statistics import (
+from torchrl_smore.reports.numbers.statistics import (
     bootstrap_interval,
     interquartile_mean,
     performance_profile,
@@ -50,7 +50,7 @@ class Estimate:
 
 
 def estimate_iqm(groups: Groups, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Interquartile mean; see :func:`~torchrl_smore.reports.statistics.interquartile_mean`.
+    """Interquartile mean; see :func:`~torchrl_smore.reports.interquartile_mean`.
 
     Args:
         groups: values ``[n_k]`` of one method for each task, in one unit.
@@ -71,7 +71,7 @@ def estimate_iqm(groups: Groups, *, resamples: int = RESAMPLES, seed: int = 0) -
 def estimate_improvement(groups: Groups, rivals: Groups, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Probability that a run of ours is above one of the rival's, averaged over tasks.
 
-    See :func:`~torchrl_smore.reports.statistics.probability_of_improvement`.
+    See :func:`~torchrl_smore.reports.probability_of_improvement`.
 
     Args:
         groups: ours, ``[n_k]`` for each task.
@@ -95,7 +95,7 @@ def estimate_improvement(groups: Groups, rivals: Groups, *, resamples: int = RES
 
 
 def estimate_profile(groups: Groups, thresholds: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Share of runs above each threshold; see :func:`~torchrl_smore.reports.statistics.performance_profile`.
+    """Share of runs above each threshold; see :func:`~torchrl_smore.reports.performance_profile`.
 
     Args:
         groups: values ``[n_k]`` of one method for each task.

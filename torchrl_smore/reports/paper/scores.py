@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from torchrl_smore.reports.paper import HORIZONS, Paper, max_return
-from torchrl_smore.reports.results import METHODS, Cell, RunSet, Sample, canonical_setting
+from torchrl_smore.reports.numbers import Cell, RunSet, Sample, canonical_setting, method_order
+from torchrl_smore.reports.paper.published import HORIZONS, Paper, max_return
 
 View = Literal["discounted_return_0.98", "discounted_return_0.99", "return_over_max", "success_rate", "final_distance"]
 Scores = dict[str, dict[str, np.ndarray]]
@@ -20,7 +20,7 @@ BASE_SETTING = "expert=0.1"
 def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
     """What our runs say of a cell, in the unit of a view, or ``None``.
 
-    ``return_over_max`` divides the return at 0.99 by :func:`~torchrl_smore.reports.paper.max_return`; of tasks that are
+    ``return_over_max`` divides the return at 0.99 by :func:`~torchrl_smore.reports.max_return`; of tasks that are
     not the paper's it is the metric of that name.
     """
     if view == "return_over_max" and cell.task not in HORIZONS:
@@ -37,12 +37,6 @@ def over_max(result_value: float, task: str, metric: str) -> float | None:
     if task in HORIZONS:
         return result_value / max_return(task, 0.99) if metric == "discounted_return_0.99" else None
     return result_value if metric == "return_over_max" else None
-
-
-def method_order(names: Iterable[str]) -> list[str]:
-    """Each name once: :data:`~torchrl_smore.reports.results.METHODS` in their order, then others by alphabet."""
-    found = set(names)
-    return [name for name in METHODS if name in found] + sorted(found - set(METHODS))
 
 
 def task_order(names: Iterable[str]) -> list[str]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from torchrl_smore.reports.aggregates import Estimate
-from torchrl_smore.reports.results import METHODS
-from torchrl_smore.reports.run_figures import (
+from torchrl_smore.reports.figures.aggregates import improvement_figure, profile_figure
+from torchrl_smore.reports.figures.returns import (
     coverage_figure,
     curve_settings,
     learning_figure,
     mean_curves,
     noise_figure,
 )
-from torchrl_smore.reports.score_figures import improvement_figure, profile_figure
-from torchrl_smore.reports.style import method_styles, save_figure
+from torchrl_smore.reports.figures.style import method_styles, save_figure
+from torchrl_smore.reports.numbers.aggregates import Estimate
+from torchrl_smore.reports.numbers.results import METHODS
 
 pytest.importorskip("matplotlib")
 imageio = pytest.importorskip("imageio.v3")

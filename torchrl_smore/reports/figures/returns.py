@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_smore.reports.paper import HORIZONS, Paper
-from torchrl_smore.reports.results import Cell, Result, RunSet, Sample, canonical_setting
-from torchrl_smore.reports.scores import BASE_SETTING, main_setting, method_order, our_sample, over_max, task_order
-from torchrl_smore.reports.statistics import mean_and_std
-from torchrl_smore.reports.style import draw_legend, method_styles, panels, say_empty
+from torchrl_smore.reports.figures.style import draw_legend, method_styles, panels, say_empty
+from torchrl_smore.reports.numbers import Cell, Result, RunSet, Sample, canonical_setting, mean_and_std, method_order
+from torchrl_smore.reports.paper import BASE_SETTING, HORIZONS, Paper, main_setting, our_sample, over_max, task_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from torchrl_smore.reports import plot_curves, write_gif
-from torchrl_smore.reports.plots import read_metrics
+from torchrl_smore.reports.figures.plots import read_metrics
 
 pytest.importorskip("matplotlib")
 imageio = pytest.importorskip("imageio.v3")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_smore.reports.diagnosis_findings import COSINE, FARTHEST, PREFERENCE, Diagnosis
-from torchrl_smore.reports.style import panels
+from torchrl_smore.reports.figures.style import panels
+from torchrl_smore.reports.numbers import COSINE, FARTHEST, PREFERENCE, Diagnosis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 A rule gets a :class:`View` of results and returns whether the claim holds and the numbers that this rests on. The paper
 gives few thresholds; where it says "small", "no gain" or "insensitive", a tenth is meant here, and a "collapse" is a
 loss of more than half. Averages are over tasks, of the discounted return: at 0.99 for our runs, as printed for the
-paper. The latter most likely mixes two discounts (:attr:`~torchrl_smore.reports.paper.PaperCell.discount`): as shares
+paper. The latter most likely mixes two discounts (:attr:`~torchrl_smore.reports.PaperCell.discount`): as shares
 of the largest return, SMORe's mean in Table 1 is the best on 6 of 8 manipulation tasks and not on all 8.
 """
 
@@ -15,9 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from torchrl_smore.reports.paper import Paper
-from torchrl_smore.reports.results import Cell, RunSet, Sample
-from torchrl_smore.reports.statistics import SignificanceTest
+from torchrl_smore.reports.numbers import Cell, RunSet, Sample, SignificanceTest
+from torchrl_smore.reports.paper.published import Paper
 
 Numbers = dict[str, float | str]
 Lines = dict[str, dict[str, Sample]]

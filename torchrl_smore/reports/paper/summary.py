@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchrl_smore.reports.aggregates import (
+from torchrl_smore.reports.numbers import (
     RESAMPLES,
     Estimate,
+    RunSet,
     estimate_improvement,
     estimate_iqm,
     estimate_profile,
 )
-from torchrl_smore.reports.markup import escape_markdown
-from torchrl_smore.reports.results import RunSet
-from torchrl_smore.reports.scores import Scores, groups_of, main_scores, shared_tasks
+from torchrl_smore.reports.paper.markup import escape_markdown
+from torchrl_smore.reports.paper.scores import Scores, groups_of, main_scores, shared_tasks
 
 METHOD = "SMORe"
 THRESHOLDS = np.linspace(0.0, 1.0, 101)

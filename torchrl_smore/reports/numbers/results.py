@@ -36,14 +36,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torchrl_smore.reports.files import replacing
-from torchrl_smore.reports.statistics import mean_and_std
+from torchrl_smore._files import replacing
+from torchrl_smore.reports.numbers.statistics import mean_and_std
 
 SCHEMA = 1
 METHODS = ("SMORe", "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL", "GC-SQL", "GC-EQL", "GC-XQL", "GC-BC")
 # parts of a setting that say what is so anyway (Table 4; App. C.1)
 _DEFAULT_PARTS = {"default", "", "beta=0.5", "her_ratio=0.8"}
 _SPELLINGS = {name.lower().replace("-", ""): name for name in METHODS}
+
+
+def method_order(names: Iterable[str]) -> list[str]:
+    """Each name once: :data:`METHODS` in their order, then others by alphabet."""
+    found = set(names)
+    return [name for name in METHODS if name in found] + sorted(found - set(METHODS))
 
 
 class ResultsError(ValueError):
