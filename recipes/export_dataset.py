@@ -18,12 +18,13 @@ from typing import Any
 
 from parts.cli import nearest, option, run_recipe
 from parts.dataset_card import dataset_card
-from parts.shared import load_dataset, recognise_dataset, write_text
+from parts.shared import load_dataset, recognise_dataset
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.data import writers
 from torchrl_smore.data.readers import Goals
 from torchrl_smore.envs import Task, get_task, task_names
+from torchrl_smore.trainers import write_text
 
 FILES: dict[str, tuple[str, Callable[[TrajectoryStore, Path], None]]] = {
     "d4rl": ("hdf5", writers.d4rl.write),

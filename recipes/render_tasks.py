@@ -6,7 +6,6 @@ python recipes/render_tasks.py task=SawyerDoor gif=true out=here   one task, and
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from torchrl_smore.envs import EnvPool, Task, begin_episodes, get_task, render_episode, task_names
 from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.reports import write_gif
+from torchrl_smore.trainers import replacing
 
 _DRAWN = tuple(name for name in task_names() if get_task(name).scripted or get_task(name).bundled_actors)
 _COLOURS = 192  # of a palette that keeps a strip under 60 kB
@@ -74,11 +74,10 @@ def expert_episode(task: Task, seed: int, steps: int) -> tuple[NDArray[Any], int
 
 
 def write_strip(frames: NDArray[np.uint8], path: Path) -> None:
-    """Writes frames ``[k, H, W, 3]`` side by side as a PNG file that is whole or absent."""
+    """Writes frames ``[k, H, W, 3]`` side by side as a PNG file, atomically."""
     picture = Image.fromarray(np.concatenate(list(frames), axis=1))
-    beside = path.with_name(f".{path.name}.partial")
-    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(beside, format="PNG", optimize=True)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(beside, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+_BESIDE = re.compile(r"\..+\.(\d+)\.partial", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -15,13 +19,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     What was written is on the disk before it has its name, so that a power cut leaves the old file or the new one. A
     file that was there stays as it is until then, and after an exception; a folder that was there must be empty. The
-    path beside it is ``.NAME.PID.partial``: what a killed process leaves there can be told by that name. The parent
-    folder must exist.
+    parent folder must exist.
+
+    The path beside it is ``.NAME.PID.partial``. What a killed process left there is removed by the next one that writes
+    the same file.
 
     Raises:
         OSError: what the body or the system raises; where it would name the path beside, or nothing, it names ``path``.
     """
     path = Path(path)
+    remove_leftovers(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield beside
@@ -30,14 +37,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         # of a full disk Python does not say which file it was
         if error.errno is not None and error.filename in (None, str(beside), beside):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
+        _remove(beside)
     sync_names(path.parent)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what :func:`replacing` of processes that are no longer there left in a folder.
+
+    Args:
+        folder: may be missing.
+        name: of the file that was written; ``None``: any.
+    """
+    for left in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
+        if (match := _BESIDE.fullmatch(left.name)) and not _is_running(int(match[1])):
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -60,17 +95,18 @@ def put_in_place(new: Path, path: Path, aside: Path) -> None:
     Raises:
         OSError: if a name cannot be changed; what was at ``path`` is there again.
     """
-    if not path.exists():
-        os.replace(new, path)
-        return
-    os.replace(path, aside)
+    replaced = path.exists()
+    if replaced:
+        os.replace(path, aside)
     try:
         os.replace(new, path)
     except BaseException:
-        os.replace(aside, path)
+        if replaced:
+            os.replace(aside, path)
         raise
     sync_names(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    if replaced:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

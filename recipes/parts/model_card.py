@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from parts.shared import commit_of_library, write_text
+from parts.shared import commit_of_library
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import Task, get_task
-from torchrl_smore.trainers import KeepBest, OfflineTrainer, record_policy
+from torchrl_smore.trainers import KeepBest, OfflineTrainer, record_policy, write_text
 
 # what says where a run ran and not what it is
 _LOCAL = ("run_root", "data_dir", "resume", "device", "threads", "env_workers", "logger", "rollout", "log_interval")

@@ -1,4 +1,4 @@
-"""What the recipes share: datasets, run folders, Ctrl-C, files that are whole or absent."""
+"""What the recipes share: datasets, run folders, Ctrl-C, films."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import signal
@@ -39,7 +38,7 @@ from torchrl_smore.envs import (
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.wrappers import disturb, noise_generator
 from torchrl_smore.reports import write_gif
-from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, locked, mean_metrics
+from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, locked, mean_metrics, write_text
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -301,19 +300,6 @@ def new_run_folder(root: str, *parts: object, config: str) -> Path:
     raise FileExistsError(f"{root} holds a thousand runs of this second.")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole or absent."""
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        beside.write_text(text)
-        os.replace(beside, path)
-    except OSError as error:
-        # of a full disk Python does not say which file it was
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def without_nan(value: Any) -> Any:
     """Nested plain values with ``None`` in place of every number that JSON does not have."""
     if isinstance(value, Mapping):
@@ -324,13 +310,13 @@ def without_nan(value: Any) -> Any:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes what :func:`write_text` and others of a killed process left half written in a folder of its own."""
+    """Removes what a killed process left half written in a folder that nobody else writes to."""
     for left in folder.glob(".*.partial"):
         left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as JSON, whole or not at all."""
+    """Writes ``value`` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
