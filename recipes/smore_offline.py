@@ -22,11 +22,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import yaml
-from defaults import PRESETS, resolve
 from methods import METHODS, Setting
-from model_card import make_loadable, write_model_card
-from recipe_cli import check_range, nearest, option, resumed_config, run_recipe
-from recipe_utils import (
+from parts.cli import check_range, nearest, option, resumed_config, run_recipe
+from parts.defaults import PRESETS, resolve
+from parts.model_card import make_loadable, write_model_card
+from parts.shared import (
     ProgressLines,
     collect_or_load,
     finite_or_none,
