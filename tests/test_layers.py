@@ -46,7 +46,7 @@ ALLOWED = {
         "_lock",
     },
     "trainers": {
-        *("torch", "tensordict", "torchrl", "numpy"),
+        *("torch", "tensordict", "torchrl", "numpy", "hydra", "omegaconf"),
         *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors", "_files", "_lock"),
     },
     "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors", "_files"},

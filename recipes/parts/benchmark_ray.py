@@ -70,7 +70,9 @@ def _connect(ray: Any, address: str | None, num_jobs: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         os.environ.update(worker_environment())
-        ray.init(num_cpus=num_jobs or len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        allowed = getattr(os, "sched_getaffinity", None)  # which macOS and Windows lack: there Ray counts cores itself
+        cores = None if allowed is None else len(allowed(0))
+        ray.init(num_cpus=num_jobs or cores, include_dashboard=False, **quiet)
         return
     _check_reachable(address)
     try:

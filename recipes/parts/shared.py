@@ -354,7 +354,8 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
             print(f"\n{signal.Signals(signum).name}: stopping with a checkpoint; again stops at once", file=sys.stderr)
 
     before = {signal.SIGINT: signal.signal(signal.SIGINT, note)}
-    for each in (signal.SIGTERM, signal.SIGHUP):
+    ends = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
+    for each in filter(None, ends):
         if signal.getsignal(each) is signal.SIG_DFL:
             before[each] = signal.signal(each, note)
     try:
