@@ -117,8 +117,9 @@ def _weights(d: Diagnosis) -> list[Finding]:
             f"{batch:.0f}); temperature times the advantage's standard deviation is "
             f"{d.numbers['temperature'] * d.numbers['advantage_std']:.1f}.",
             effective < EFFECTIVE,
-            "a lower temperature; a smaller gamma, which makes a step worth more of the score; and "
-            "method=hindsight_bc, the same regression without weights, as the control to beat",
+            "weight_clip=1, with which weights leave rows out and no row dominates; a lower temperature; a smaller "
+            "gamma, which makes a step worth more of the score; and method=hindsight_bc, the same regression without "
+            "weights, as the control to beat",
         )
     ]
     if 0.0 < rows < 1.0:
@@ -129,8 +130,8 @@ def _weights(d: Diagnosis) -> list[Finding]:
                 f"at least {LIFT:g} times their share of the rows",
                 f"{experts} have {rows:.1%} of the rows and {weight:.1%} of the weight ({lift:.2f} times).",
                 lift < LIFT,
-                "the upper tail of the advantage is other rows, so it is noise: a smaller gamma, a lower temperature, "
-                "anchors=moving or reaching",
+                "the upper tail of the advantage is other rows, so it is noise: weight_clip=1, a smaller gamma, "
+                "anchors=arriving",
             )
         )
     return found
@@ -161,7 +162,7 @@ def _score(d: Diagnosis) -> list[Finding]:
                 f"Along trajectories ({d.about['experts']}) the score has a rank correlation of {ranks[0]:.2f} with "
                 f"nearness to the goal (the value {ranks[1]:.2f}).",
                 ranks[0] < RANK,
-                "more updates, anchors=moving or reaching, input_clip=5, a larger learning_rate; target_rate=0.02 if "
+                "more updates, anchors=arriving, goals=away, input_clip=5, a larger learning_rate; target_rate=0.02 if "
                 "the score still grows",
             )
         )
