@@ -19,6 +19,7 @@ from torchrl_smore.reports.plots import read_metrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Names of the tables that a diagnosis may have.
 DIAGNOSIS_TABLES = ("weights", "quantiles", "scores", "phases", "inputs", "episodes", "distances")
 _LONG = ("distances", "quantiles")  # drawn, not printed
 _FEWEST_ROWS = 10  # of metrics.csv, to tell growth from noise

@@ -84,7 +84,7 @@ class Result:
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
-        """What a file holds at most one row of: task, method, setting, seed, metric."""
+        """Task, method, setting, seed and metric, of which a file holds at most one row."""
         return self.task, self.method, canonical_setting(self.setting), self.seed, self.metric
 
 
