@@ -9,7 +9,7 @@ OUT ?= outputs/gpu
 STAGES ?= check bench learn
 MINUTES ?= 0
 
-.PHONY: demo test lint smoke docs check clean gpu gpu-wheels gpu-dry-run
+.PHONY: demo test lint smoke docs check check-wheel clean gpu gpu-wheels gpu-dry-run
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -34,6 +34,10 @@ docs: $(STAMP)
 	@echo "build/docs/html/index.html"
 
 check: lint smoke docs test
+
+# the wheel in clean environments of every Python that is found here
+check-wheel: $(STAMP)
+	$(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
 
 # on a machine with a GPU and its own PyTorch, without a network: docs/gpu.md
 gpu:
