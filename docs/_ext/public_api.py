@@ -24,7 +24,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-_TRAINING = ("checkpoint", "evaluation", "fused", "logging", "stacked", "step_graph", "update")
+_TRAINING = ("checkpoint", "configs", "evaluation", "fused", "logging", "stacked", "step_graph", "update")
 # besides everything below `functional`; a module stands before those that hand its names on
 _MODULES = (
     "torchrl_smore.objectives",
@@ -42,6 +42,7 @@ _MODULES = (
     "torchrl_smore.trainers",
     *(f"torchrl_smore.trainers.{name}" for name in _TRAINING),
     "torchrl_smore.reports",
+    *(f"torchrl_smore.reports.{name}" for name in ("numbers", "paper", "figures")),
     "smore_kernels",
     "torchrl_smore",
 )
