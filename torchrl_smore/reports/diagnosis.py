@@ -27,7 +27,7 @@ _DPI = 110
 
 
 def write_diagnosis(folder: str | Path, metrics: str | Path | None = None) -> list[Finding]:
-    """Writes the figures and ``index.html`` of a diagnosis into its folder, each whole or not at all.
+    """Writes the figures and ``index.html`` of a diagnosis into its folder, each atomically.
 
     Args:
         folder: has ``diagnosis.json`` and those of :data:`DIAGNOSIS_TABLES` that apply, as CSV files. Figures of

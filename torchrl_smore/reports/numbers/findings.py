@@ -154,7 +154,7 @@ def _score(d: Diagnosis) -> list[Finding]:
                 f"{n['score_noise']:.3g} among expert rows with equally many steps to go.",
                 ratio < STEP,
                 f"a smaller gamma (now {d.about.get('gamma')}): a step is worth 1 - gamma of the score; 0.9 suits "
-                "goals some 10 to 20 steps away",
+                "goals about 10 to 20 steps away",
             )
         )
     if "score_rank_correlation" in n:
