@@ -1,4 +1,4 @@
-"""Trains the running experts of CheetahTgtVel and AntTgtVel by soft actor-critic; resumes after a kill.
+"""Trains the locomotion experts of CheetahTgtVel and AntTgtVel by soft actor-critic; resumes after a kill.
 
 python recipes/train_expert.py task=CheetahTgtVel-m-e steps=1000000
 python recipes/train_expert.py resume=runs/NAME                      resume after a kill
