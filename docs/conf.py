@@ -38,5 +38,7 @@ python_use_unqualified_type_names = True
 html_theme = "furo"
 html_title = "torchrl_smore"
 html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
