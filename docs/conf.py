@@ -22,9 +22,9 @@ nitpicky = True
 # other packages' names: their inventories would have to be downloaded
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|contextlib|gymnasium|logging|numpy|os|pathlib|tensordict|torch|torchrl|types)(\..*)?"),
-    ("py:.*", r"(Path|Tensor|optional)"),
+    ("py:.*", r"(Figure|Path|Tensor|optional)"),
     # types in signatures and base classes that are nobody's to import
-    ("py:class", r"torchrl_smore\.(.*\._.*|.*\.Array|reports\.markup\.Row)"),
+    ("py:class", r"torchrl_smore\.(.*\._.*|.*\.Array|reports\..*markup\.Row)"),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
@@ -33,6 +33,7 @@ myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "private-members": "_AcceptedKeys", "show-inheritance": True}
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+add_module_names = False
 python_use_unqualified_type_names = True
 
 html_theme = "furo"

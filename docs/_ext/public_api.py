@@ -53,7 +53,8 @@ _LONGEST_VALUE = 100
 def documented_modules() -> tuple[str, ...]:
     """Names of all modules in the reference."""
     package = importlib.import_module("torchrl_smore.functional")
-    found = sorted(info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
+    found = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    found.sort(key=lambda name: (".baselines" in name, name))
     return (*(name for name in found if "._" not in name and public_names(name)), *_MODULES)
 
 

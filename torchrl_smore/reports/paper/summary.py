@@ -43,7 +43,7 @@ class Summary:
 
     @property
     def sources(self) -> list[str]:
-        """Who computed: rliable, or our own code and why."""
+        """Who computed, which is rliable, or our own code and why."""
         every = [*self.iqm.values(), *self.profiles.values(), *self.improvement.values()]
         return list(dict.fromkeys(estimate.source for estimate in every))
 
