@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _USAGE = 2  # exit status
-_LONGEST_CONFIG = 65_536  # bytes of a config.yaml, of which ours have some 2,000
+_LONGEST_CONFIG = 65_536  # bytes of a config.yaml, of which ours have about 2,000
 _DEEPEST_CONFIG = 8  # nested lists and mappings in it
 _LONGEST_NUMBER = 30  # characters of one, in messages
 _INTERPOLATION, _PLAIN = "${", "$\0{"  # YAML cannot hold a NUL

@@ -132,7 +132,7 @@ def setting_options(setting: str) -> dict[str, Any]:
 
 
 def _compositions(setting: str) -> set[str]:
-    """The parts that name what a running task's dataset is made of, which is no option: ``mix=m-e``."""
+    """The parts that name what a locomotion task's dataset is made of, which is no option: ``mix=m-e``."""
     return {part for part in setting.split(";") if part.startswith("mix=") or part.endswith("_episodes")}
 
 
@@ -248,7 +248,7 @@ def with_actors(plan: Plan, folders: Sequence[str]) -> Plan:
 
 
 def _own_composition(name: str) -> set[str]:
-    """What the paper's setting says of the dataset that a running task's name stands for."""
+    """What the paper's setting says of the dataset that a locomotion task's name stands for."""
     task = get_task(name)
     return set() if task.scripted else {f"expert={task.expert_episodes}_episodes", f"mix={task.rest[0]}-e"}
 
