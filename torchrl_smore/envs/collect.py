@@ -153,6 +153,7 @@ def collect(
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
+        NotImplementedError: for several workers on a system without ``select.poll``, which is Windows.
         OSError: if the disk is full. Finished chunks are kept.
     """
     task = get_task(task)
