@@ -220,6 +220,20 @@ def select(plan: Plan, tasks: Sequence[str], methods: Sequence[str], settings: S
     return Plan(tuple(cells), tuple(missing))
 
 
+def beside(plan: Plan, methods: Sequence[str]) -> Plan:
+    """A plan with further methods on its tasks and settings, as far as they have options for these."""
+    there = {cell.method for cell in plan.cells}
+    settings = dict.fromkeys((cell.task, cell.setting, cell.tables) for cell in plan.cells)
+    more = [
+        GridCell(task, name, setting, tables, tuple(setting_options(setting).items()))
+        for name in map(recipe_name, methods)
+        if name not in there
+        for task, setting, tables in settings
+        if applies(name, setting_options(setting))
+    ]
+    return merge([plan, Plan(tuple(more))])
+
+
 def with_actors(plan: Plan, folders: Sequence[str]) -> Plan:
     """Gives tasks without a scripted expert a trained one, or that of the package; else a cell is unavailable.
 
