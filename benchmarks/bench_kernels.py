@@ -92,7 +92,7 @@ def objective_case(rows: int, seeds: int, device: str, dtype: torch.dtype = torc
 
     def loss(kernels: str, next_value: Tensor, q_next_value: Tensor, score: Tensor, q_score: Tensor) -> Tensor:
         tensors = {"score": score, "next_value": next_value, "q_score": q_score, "q_next_value": q_next_value}
-        return _dispatch.mean_score_objective(objective, **tensors, bounds=(-2.0, 200.0), kernels=kernels)
+        return _dispatch.score_objective(objective, **tensors, bounds=(-2.0, 200.0), kernels=kernels)
 
     # forward reads scores and values and writes gradients, backward reads and writes gradients
     elements = 2 * seeds * rows * (MEMBERS + 1 + MEMBERS + 2 * MEMBERS)

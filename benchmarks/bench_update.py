@@ -39,7 +39,6 @@ from torchrl_smore.trainers import FusedUpdate, Update, adam
 FORMULATIONS: dict[str, dict[str, Any]] = {
     "in_sample": {"formulation": "in_sample"},
     "dual_eq10": {"formulation": "dual", "residual_coef": 1.0},
-    "dual_eq8": {"formulation": "dual", "bootstrap": "policy"},
     "official": {"formulation": "official"},
     "official_stable": {"formulation": "official_stable"},
 }
