@@ -30,7 +30,7 @@ if "--interpret" in sys.argv:
 import torch
 from torch import Tensor
 
-from torchrl_smore import _dispatch
+from torchrl_smore import _dispatch, _experimental
 from torchrl_smore.functional.score import ScoreObjective
 
 Call = Callable[[], list[Tensor]]
@@ -156,7 +156,7 @@ def network_case(rows: int, seeds: int, width: int, precision: str, device: str)
         x, next_value, q_x, q_next_value, *layers = tensors
         rows = {"x": x, "next_value": next_value, "q_x": q_x, "q_next_value": q_next_value}
         layers = list(zip(layers[::2], layers[1::2]))
-        return _dispatch.score_mlp_objective(objective, **rows, layers=layers, precision=precision, kernels=kernels)
+        return _experimental.score_mlp_objective(objective, **rows, layers=layers, precision=precision, kernels=kernels)
 
     parameters = seeds * MEMBERS * sum(weight[(0,) * (len(lead) + 1)].numel() for weight in weights)
     products = width * INPUTS + width * width + width

@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--formulations", nargs="*", default=["in_sample", "official_stable"], choices=FORMULATIONS)
     parser.add_argument("--compile", nargs="+", default=["off", "fused"], choices=MODES)
     parser.add_argument("--precision", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
-    parser.add_argument("--matmul", default="auto", choices=["auto", "torch", "onednn"], help="see functional.linear")
+    parser.add_argument("--matmul", default="auto", choices=["auto", "torch", "onednn"], help="see modules.linear")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=1, help="seeds in one update; rates count updates of all of them")

@@ -26,7 +26,7 @@ from gpu_rows import Skipped, Wrong
 from harness import ACTION, GOAL, OBSERVATION
 from torch import Tensor
 
-from torchrl_smore import GoalBatchSampler, SMORELoss, _dispatch, goal_specs, make_networks
+from torchrl_smore import GoalBatchSampler, SMORELoss, _dispatch, _experimental, goal_specs, make_networks
 from torchrl_smore.functional.score import ScoreObjective
 from torchrl_smore.trainers import FusedUpdate
 
@@ -284,7 +284,7 @@ def score_mlp(
                 scores = {"score": score, "q_score": q_score}
                 out = _dispatch.score_objective(objective, **scores, **values, bounds=BOUNDS, kernels="reference")
                 return out, score, q_score
-            return _dispatch.score_mlp_objective(
+            return _experimental.score_mlp_objective(
                 objective,
                 **{name: named[name] for name in batch},
                 layers=pairs,

@@ -12,7 +12,6 @@ from torchrl_smore._dispatch import (
     adam_polyak_,
     expectile_awr,
     resolve_kernels,
-    score_mlp_objective,
     score_objective,
 )
 from torchrl_smore.functional.score import ScoreObjective
@@ -184,38 +183,3 @@ def test_value_loss_and_actor_weights_agree_for_rows_of_any_shape(temperature, i
         results.append((out._asdict(), value.grad))
     assert (results[0][0]["weight"] is None) == (temperature is None)
     torch.testing.assert_close(results[1], results[0])
-
-
-@pytest.mark.parametrize("formulation", ["in_sample", "official"])
-def test_the_score_network_agrees_with_the_reference_and_with_its_scores_alone(formulation, interpreted_triton):
-    objective = ScoreObjective(formulation, "kl", beta=0.3, max_ratio=3.0)
-    rows = {
-        "x": torch.randn(5, 3),
-        "next_value": torch.randn(5),
-        "q_x": torch.randn(4, 3),
-        "q_next_value": torch.randn(4),
-    }
-    shapes = [(2, 16, 3), (2, 16), (2, 16, 16), (2, 16), (2, 1, 16), (2, 1)]
-    weights, results = [0.3 * torch.randn(shape) for shape in shapes], []
-    for kernels in ("reference", "triton"):
-        leaves = [weight.clone().requires_grad_() for weight in weights]
-        layers = list(zip(leaves[::2], leaves[1::2]))
-        loss, score, q_score = score_mlp_objective(
-            objective, **rows, layers=layers, bounds=(-0.5, 0.5), precision="fp32", kernels=kernels
-        )
-        (3.0 * loss).backward()
-        results.append((loss.detach(), score, q_score, [leaf.grad for leaf in leaves]))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
-    of_scores = score_objective(
-        objective, score=score, q_score=q_score, next_value=rows["next_value"], q_next_value=rows["q_next_value"],
-        bounds=(-0.5, 0.5), kernels="reference",
-    )  # fmt: skip
-    torch.testing.assert_close(of_scores, loss.detach())
-
-
-def test_the_score_network_refuses_the_formulation_that_asks_for_the_policy():
-    row, value = torch.zeros(1, 3), torch.zeros(1)
-    with pytest.raises(ValueError, match="formulation='dual' needs scores at the policy's actions"):
-        score_mlp_objective(
-            ScoreObjective("dual"), x=row, next_value=value, q_x=row, q_next_value=value, layers=[], kernels="reference"
-        )

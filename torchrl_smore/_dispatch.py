@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,6 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional import losses, optim
 from torchrl_smore.functional.divergences import get_divergence
 from torchrl_smore.functional.losses import ActorWeight, ExpectileAWR
-from torchrl_smore.functional.mlp import score_mlp
 from torchrl_smore.functional.score import Bounds, ScoreObjective, score_rows
 
 Implementation = Literal["triton", "reference"]
@@ -133,72 +132,8 @@ def score_objective(
         bounds=bounds,
         policy_score=rows,
         q_next_policy_score=q_rows,
-        **_constants(objective),
+        **kernel_constants(objective),
     )
-
-
-def runs_score_mlp(layers: Sequence[tuple[Tensor, Tensor]], precision: Literal["float32", "bf16"]) -> bool:
-    """Whether the kernel of :func:`score_mlp_objective` is made for a network, given that kernels run at all.
-
-    Args:
-        layers: see :func:`score_mlp_objective`.
-        precision: of the network's hidden layers. Products in full float32 have no tensor cores and gain nothing: a
-            float32 network is for the kernel where ``torch.set_float32_matmul_precision`` is not ``"highest"``.
-    """
-    import smore_kernels
-
-    return (precision == "bf16" or _tf32_allowed()) and smore_kernels.takes_layers(layers)
-
-
-def score_mlp_objective(
-    objective: ScoreObjective,
-    *,
-    x: Tensor,
-    next_value: Tensor,
-    q_x: Tensor,
-    q_next_value: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    bounds: tuple[float, float] | None = None,
-    precision: Literal["fp32", "tf32", "bf16"] = "tf32",
-    kernels: Kernels = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`score_objective` of a plain ensemble of two-hidden-layer networks given by its weights.
-
-    Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once, with respect to the weights.
-
-    Args:
-        objective: formulation and constants; ``"dual"``, which needs the policy's actions, is not computed.
-        x: inputs of the network on offline rows (observation, goal, action side by side), ``[B, D]``; a constant.
-        next_value: ``M(s', g)`` there, shape ``[B]``, taken as a constant.
-        q_x: inputs on goal transitions, shape ``[Q, D]``.
-        q_next_value: ``M(s', g)`` there, shape ``[Q]``, taken as a constant.
-        layers: see :func:`~torchrl_smore.functional.mlp.score_mlp`, without seeds; the kernel takes hidden widths that
-            are one multiple of 16 up to 256.
-        bounds: interval to which both next values are clipped; either end may be infinite.
-        precision: of the hidden layers' products; the reference leaves the choice between ``"tf32"`` and ``"fp32"`` to
-            ``torch.set_float32_matmul_precision``.
-        kernels: see :func:`resolve_kernels`.
-
-    Returns:
-        The loss, a scalar, and the detached scores, ``[M, B]`` and ``[M, Q]``.
-
-    Raises:
-        RuntimeError: see :func:`resolve_kernels`.
-        ValueError: for ``formulation="dual"``, or what the kernel cannot compute.
-    """
-    if objective.needs_policy:
-        raise ValueError("formulation='dual' needs scores at the policy's actions; call score_objective.")
-    if resolve_kernels(kernels, x.device) == "triton":
-        import smore_kernels
-
-        return smore_kernels.score_mlp(
-            x, next_value, q_x, q_next_value, layers, bounds=bounds, precision=precision, **_constants(objective)
-        )
-    hidden_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    score, q_score = (score_mlp(rows.detach(), layers, hidden_dtype) for rows in (x, q_x))
-    scores = {"score": score, "q_score": q_score, "next_value": next_value, "q_next_value": q_next_value}
-    loss = score_objective(objective, **scores, bounds=bounds, kernels="reference")
-    return loss, score.detach(), q_score.detach()
 
 
 def expectile_awr(
@@ -278,7 +213,7 @@ def adam_polyak_(
     run(param, grad, exp_avg, exp_avg_sq, step, **options)
 
 
-def _constants(objective: ScoreObjective) -> dict[str, Any]:
+def kernel_constants(objective: ScoreObjective) -> dict[str, Any]:
     """The objective as keyword arguments of the kernels, which know a divergence by its name."""
     divergence = get_divergence(objective.divergence).name
     return {**objective.constants(), "formulation": objective.formulation, "divergence": divergence}
@@ -305,12 +240,6 @@ def _missing_for_triton(device_type: str) -> str | None:
             "environment before the process starts, or move the tensors to a CUDA device"
         )
     return None
-
-
-# constant in a compiled graph, which cannot hold a string
-@torch.compiler.assume_constant_result
-def _tf32_allowed() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"
 
 
 @cache

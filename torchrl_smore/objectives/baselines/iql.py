@@ -39,7 +39,7 @@ class GCIQLLoss(OfflineLoss):
         gamma: discount, in ``(0, 1)``.
         weight_clip: largest actor weight.
         advantage_unit: see :class:`~torchrl_smore.objectives.SMORELoss`.
-        use_terminated: see :class:`~torchrl_smore.objectives.qvalue.QValueLoss`.
+        use_terminated: whether ``tensor_keys.terminated`` stops the bootstrap.
         kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`~torchrl_smore.objectives.ScoreLoss`.
         reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
