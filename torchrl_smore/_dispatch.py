@@ -165,7 +165,7 @@ def expectile_awr(
         RuntimeError: see :func:`resolve_kernels`.
         ValueError: see :func:`resolve_kernels`.
     """
-    options = {"expectile": expectile, "weight_clip": weight_clip}
+    options: dict[str, Any] = {"expectile": expectile, "weight_clip": weight_clip}
     if resolve_kernels(kernels, value.device, reduce) == "reference":
         rows = losses.expectile_awr(score, value, temperature=temperature, advantage_scale=advantage_scale, **options)
         return rows._replace(loss=reduce(rows.loss))

@@ -32,3 +32,4 @@ class Networks:
     expectile: Tensor
     temperature: Tensor
     weight_clip: float
+    tensor_keys: Any

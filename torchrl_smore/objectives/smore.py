@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -223,7 +223,7 @@ class SMORELoss(OfflineLoss):
             score = self._call_ensemble("score_network", inputs, keys.score, params).amin(0)
             return self._reducer(own)(-score), {"policy_score": score.detach().mean()}
         with torch.no_grad():
-            weight = fit.weight if fit is not None and own is rows else self._fit(own).weight
+            weight: Any = (fit if fit is not None and own is rows else self._fit(own)).weight
         return regression_term(self._distribution(own).log_prob(own[keys.action]), weight, self._reducer(own))
 
     def _score_term(self, rows: TensorDictBase) -> Term:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -200,7 +200,7 @@ class ContrastiveRLLoss(OfflineLoss):
         own = self._draw_action(dist) if self.sample_action else dist.mean.clamp(-1.0, 1.0)
         inputs = inputs_of(rows, self.critic_network.in_keys, {self.tensor_keys.action: own})
         energy = self._energy("critic_network", inputs, constant(self.critic_network_params))
-        coefficients = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
+        coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
         return energy_term(energy, log_prob, self._row_weight(rows, energy), reduce, **coefficients)
 
     def _draw_action(self, dist: torch.distributions.Distribution) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -164,7 +164,7 @@ class ContrastiveTDLoss(OfflineLoss):
         inputs = inputs_of(rows, self.critic_network.in_keys, {self.tensor_keys.action: self._own_action(dist)})
         pair = self._embeddings("critic_network", inputs, constant(self.critic_network_params))
         energy = pair_energy(*pair, self.energy).amin(0)
-        coefficients = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
+        coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
         return energy_term(energy, log_prob, self._row_weight(rows, energy), self._reducer(rows), **coefficients)
 
     def _own_action(self, dist: torch.distributions.Distribution) -> Tensor:

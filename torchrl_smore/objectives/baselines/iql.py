@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -183,7 +183,7 @@ class GCIQLLoss(OfflineLoss):
         """Regression with the weights of ``fit``, unless the actor has goals of its own."""
         own = at_actor_goal(rows, self.tensor_keys)
         with torch.no_grad():
-            weight = fit.weight if fit is not None and own is rows else self._fit(own).weight
+            weight: Any = (fit if fit is not None and own is rows else self._fit(own)).weight
         log_prob = self._distribution(own).log_prob(own[self.tensor_keys.action])
         return regression_term(log_prob, weight, self._reducer(own))
 
