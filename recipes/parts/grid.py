@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from methods import METHODS
 from smore_offline import Config as RunConfig
+from smore_offline import method_options
 
 from parts.cli import nearest, typed
 from torchrl_smore.envs import ACTION_NOISES, get_task, task_names
@@ -138,9 +139,8 @@ def _compositions(setting: str) -> set[str]:
 
 def applies(method: str, options: dict[str, Any]) -> bool:
     """Whether a method has all options of the loss that a setting sets."""
-    given = {"score_bounds" if name == "clip_bootstrap" else name for name in options}
-    losses = {name for known in METHODS.values() for name in known.accepts}
-    return given & losses <= set(METHODS[method].accepts)
+    of_losses = {name for known in METHODS for name in method_options(known)}
+    return of_losses & set(options) <= set(method_options(method))
 
 
 def table_plan(number: str) -> Plan:
