@@ -9,7 +9,7 @@ OUT ?= outputs/gpu
 STAGES ?= check bench learn
 MINUTES ?= 0
 
-.PHONY: demo test lint smoke check clean gpu gpu-wheels gpu-dry-run
+.PHONY: demo test lint smoke check check-wheel clean gpu gpu-wheels gpu-dry-run
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -29,6 +29,10 @@ smoke: $(STAMP)
 	$(BIN)/python recipes/report.py benchmark=build/smoke
 
 check: lint smoke test
+
+# the wheel in clean environments of every Python that is found here
+check-wheel: $(STAMP)
+	$(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
 
 # on a machine with a GPU and its own PyTorch, without a network: docs/gpu.md
 gpu:

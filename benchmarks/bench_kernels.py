@@ -27,6 +27,7 @@ if "--interpret" in sys.argv:
     # before triton is imported, which torch and tensordict may do
     os.environ["TRITON_INTERPRET"] = "1"
 
+import pages
 import torch
 from torch import Tensor
 
@@ -275,18 +276,17 @@ def measure(case: Case, blocks: int, copy: Callable[[], None]) -> list[dict[str,
 
 
 def write(rows: list[dict[str, object]], folder: Path, title: str) -> None:
-    """``kernels.csv`` and ``kernels.png``, each written beside and renamed."""
+    """``kernels.csv`` and ``kernels.png``, each written atomically."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "kernels.csv.part", "w", newline="") as file:
+    with pages.replacing(folder / "kernels.csv") as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(folder / "kernels.csv.part", folder / "kernels.csv")
     fused = [row for row in rows if row["implementation"] == "triton"]
     figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(fused)), layout="constrained")
     axes.barh([f"{row['kernel']}, {row['size']}" for row in fused], [row["over_compile"] for row in fused])
@@ -294,9 +294,9 @@ def write(rows: list[dict[str, object]], folder: Path, title: str) -> None:
     axes.set_xlabel("time of torch.compile over time of the kernel")
     axes.set_title(title, fontsize=8)
     axes.invert_yaxis()
-    figure.savefig(folder / "kernels.part.png", dpi=150)
+    with pages.replacing(folder / "kernels.png") as beside:
+        figure.savefig(beside, dpi=150, format="png")
     plt.close(figure)
-    os.replace(folder / "kernels.part.png", folder / "kernels.png")
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gpu_rows
+import pages
 from gpu_plan import STAGES, TASKS, Item, Options, plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -386,29 +387,25 @@ def conclude(out: Path, environment: dict[str, str], stage: str) -> None:
 
 
 def pack_learning(out: Path, folder: Path) -> None:
-    """Puts results, curves and logs of the runs into one file, without checkpoints; whole or not at all."""
+    """Puts results, curves and logs of the runs into one file, without checkpoints; atomically."""
     names = (*LEARN_FILES, "*/result.json", "*/log.txt", "*/run/*/config.yaml", "*/run/*/metrics.csv")
     files = sorted({path for name in (*names, "*/run/*/summary.json") for path in folder.glob(name)})
     if not files:
         return
-    beside = out / f"{LEARN}.partial"
-    with tarfile.open(beside, "w:gz") as archive:
+    with pages.replacing(out / LEARN) as beside, tarfile.open(beside, "w:gz") as archive:
         for path in files:
             archive.add(path, path.relative_to(folder))
-    beside.replace(out / LEARN)
 
 
 def unpack_learning(out: Path, folder: Path) -> None:
     """On a new machine, puts the finished runs of earlier calls where they were."""
     if (out / LEARN).is_file() and not folder.exists():
-        beside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        with tarfile.open(out / LEARN) as archive:
-            archive.extractall(beside, filter="data")
-        # a run without its checkpoint begins anew
-        for run in [path.parent for path in beside.glob("*/run") if not (path.parent / "result.json").is_file()]:
-            shutil.rmtree(run)
-        beside.rename(folder)
+        with pages.replacing(folder) as beside:
+            with tarfile.open(out / LEARN) as archive:
+                archive.extractall(beside, filter="data")
+            # a run without its checkpoint begins anew
+            for run in [path.parent for path in beside.glob("*/run") if not (path.parent / "result.json").is_file()]:
+                shutil.rmtree(run)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grid
-from benchmark_jobs import read_result, run_job
-from benchmark_ray import run_on_ray
-from grid import GridCell, Plan, paper_name
 from methods import METHODS
-from recipe_cli import check_range, nearest, option, run_recipe
-from recipe_utils import (
+from parts import grid
+from parts.benchmark_jobs import read_result, run_job
+from parts.benchmark_ray import run_on_ray
+from parts.cli import check_range, nearest, option, run_recipe
+from parts.grid import GridCell, Plan, paper_name
+from parts.shared import (
     collect_or_load,
     commit_of_library,
     dataset_folder,
@@ -379,7 +379,7 @@ def order(config: Config, job: Job, commit: str, session: str) -> dict[str, Any]
 
 
 def run_here(orders: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
-    """One after another in this process; as :func:`benchmark_ray.run_on_ray`."""
+    """One after another in this process; as :func:`parts.benchmark_ray.run_on_ray`."""
     for number, job in enumerate(orders):
         try:
             yield number, run_job(job)

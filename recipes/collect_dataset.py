@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe_cli import check_range, option, run_recipe
-from recipe_utils import dataset_folder
+from parts.cli import check_range, option, run_recipe
+from parts.shared import dataset_folder
 
 from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
 

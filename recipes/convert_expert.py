@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from recipe_cli import option, run_recipe
-from recipe_utils import new_run_folder, versions_of, write_json
+from parts.cli import option, run_recipe
+from parts.shared import new_run_folder, versions_of, write_json
 from train_expert import PACKAGES, RUNNING, measure
 
 from torchrl_smore.envs import Task, get_task, task_actor

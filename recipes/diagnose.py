@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diagnosis import (
+from methods import METHODS
+from parts.cli import option, read_config, run_recipe
+from parts.diagnosis import (
     Groups,
     Row,
     along_trajectories,
@@ -39,9 +41,7 @@ from diagnosis import (
     steps_to_goal,
     weight_classes,
 )
-from methods import METHODS
-from recipe_cli import option, read_config, run_recipe
-from recipe_utils import dataset_folder, write_json, write_text
+from parts.shared import dataset_folder, write_json
 from smore_offline import Config as RunConfig
 from smore_offline import identity, make_dataset, make_loss, make_sampler
 from torch import Tensor
@@ -49,7 +49,7 @@ from torch import Tensor
 from torchrl_smore import SMORELoss, TrajectoryStore
 from torchrl_smore.envs import Task, get_task
 from torchrl_smore.reports import DIAGNOSIS_TABLES, effective_sample_size, write_diagnosis
-from torchrl_smore.trainers import ActorPolicy, CheckpointError, latest_checkpoint, load_checkpoint
+from torchrl_smore.trainers import ActorPolicy, CheckpointError, latest_checkpoint, load_checkpoint, write_text
 
 FOLDER = "diagnosis"
 _FIRST_EPISODE = 10_000  # the seeds of every evaluation

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from recipe_cli import option, run_recipe
-from recipe_utils import new_run_folder, versions_of, write_json
+from parts.cli import option, run_recipe
+from parts.shared import new_run_folder, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
 

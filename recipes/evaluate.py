@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipe_cli import option, run_recipe
-from recipe_utils import commit_of_library, film_episode, write_json
+from parts.cli import option, run_recipe
+from parts.shared import commit_of_library, film_episode, write_json
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, Task, get_task, task_names

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_card import dataset_card
-from recipe_cli import nearest, option, run_recipe
-from recipe_utils import load_dataset, recognise_dataset, write_text
+from parts.cli import nearest, option, run_recipe
+from parts.dataset_card import dataset_card
+from parts.shared import load_dataset, recognise_dataset
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.data import writers
 from torchrl_smore.data.readers import Goals
 from torchrl_smore.envs import Task, get_task, task_names
+from torchrl_smore.trainers import write_text
 
 FILES: dict[str, tuple[str, Callable[[TrajectoryStore, Path], None]]] = {
     "d4rl": ("hdf5", writers.d4rl.write),

@@ -2,7 +2,7 @@
 
 python recipes/report.py                                           the newest folder of benchmark.py
 python recipes/report.py benchmark=runs/benchmark/NAME
-python recipes/report.py results=docs/results/methods_FetchReach.csv out=runs/report
+python recipes/report.py results=docs/results/easy_tasks/results.csv out=runs/report
 python recipes/report.py results=a.csv,b.csv curves=c.csv tasks=FetchReach,FetchPush
 """
 
@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe_cli import option, run_recipe
+from parts.cli import option, run_recipe
 from tqdm import tqdm
 
 from torchrl_smore.reports import SignificanceTest, Source, newest_benchmark, read_benchmark, read_files, write_report

@@ -22,11 +22,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import yaml
-from defaults import PRESETS, resolve
 from methods import METHODS, Setting
-from model_card import make_loadable, write_model_card
-from recipe_cli import check_range, nearest, option, resumed_config, run_recipe
-from recipe_utils import (
+from parts.cli import check_range, nearest, option, resumed_config, run_recipe
+from parts.defaults import PRESETS, resolve
+from parts.model_card import make_loadable, write_model_card
+from parts.shared import (
     ProgressLines,
     collect_or_load,
     finite_or_none,
@@ -72,7 +72,7 @@ LOSS_OPTIONS = (
     *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight", "weight_clip"),
     "advantage_unit",
 )
-#: ``reaching`` where a trajectory reaches its goal, else ``uniform``, with a warning.
+#: ``arriving`` where a trajectory comes to its goal, else ``uniform``, with a warning.
 AUTO_ANCHORS = "auto"
 ON_DIVERGENCE = ("stop", "continue")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
@@ -142,7 +142,7 @@ class Config:
     divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
     beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
     expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (10 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (30 SMORe)")
     gamma: float | None = option(
         None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
     )
@@ -157,21 +157,25 @@ class Config:
     advantage_unit: str | None = option(
         None, "what the temperature multiplies advantages in: score, horizon (1/(1 - gamma) of it); none: the method's"
     )
-    weight_clip: float | None = option(None, "largest weight of a row in the regression; none: the loss's (100)")
+    weight_clip: float | None = option(
+        None, "largest weight of a row in the regression; none: the method's (1 SMORe), or the loss's (100)"
+    )
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
     her_ratio: float | None = option(None, "probability of relabelling a goal, in [0, 1]; none: the method's (1 SMORe)")
     anchors: str | None = option(
         None,
         f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, such as moving+reaching, or auto, which is "
-        "reaching where any trajectory does; none: the preset's (auto; uniform)",
+        "arriving where any trajectory does; none: the preset's (auto; uniform)",
     )
     anchor_share: float = option(0.8, "share of samples that start from those rows, the others from any, in [0, 1]")
     goals: str | None = option(
         None,
         f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; none: "
-        "the method's (future SMORe)",
+        "the method's (away SMORe)",
     )
-    actor_goals: str | None = option(None, "the same for the actor; none: those of score and value")
+    actor_goals: str | None = option(
+        None, "the same for the actor; none: the method's (future SMORe), or those of score and value"
+    )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
@@ -510,7 +514,7 @@ def make_sampler(
 def make_anchors(config: Config, task: Task, store: TrajectoryStore) -> torch.Tensor | None:
     """Weights of the rows that samples start from."""
     auto = config.anchors == AUTO_ANCHORS
-    rule = "reaching" if auto else config.anchors
+    rule = "arriving" if auto else config.anchors
     # a rule that was asked for and chooses nothing is an error; "auto" says what it does
     return anchor_weights(rule, store.data, threshold=task.threshold, share=config.anchor_share, or_uniform=auto)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shlex
 import shutil
 import sys
@@ -25,16 +24,25 @@ import torch
 import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
-from recipe_cli import check_range, option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json, write_text
-from sac import Sac
+from parts.cli import check_range, option, resumed_config, run_recipe
+from parts.sac import Sac
+from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
 from tqdm import tqdm
 
 from torchrl_smore.envs import Task, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert, Expert, write_actor
 from torchrl_smore.modules import Precision
 from torchrl_smore.reports import plot_curves, read_metrics
-from torchrl_smore.trainers import Compile, clear_leftovers, latest_checkpoint, load_checkpoint, locked, save_checkpoint
+from torchrl_smore.trainers import (
+    Compile,
+    clear_leftovers,
+    latest_checkpoint,
+    load_checkpoint,
+    locked,
+    replacing,
+    save_checkpoint,
+    write_text,
+)
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 from torchrl_smore.trainers.logging import MetricsFile
 
@@ -369,7 +377,8 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
     }
     for name, step in choose(*metrics["return"]).items():
         path = run_dir / f"{name}.npz"
-        copy_whole(actor_path(run_dir, step), path)
+        with replacing(path) as beside:
+            shutil.copyfile(actor_path(run_dir, step), beside)
         found = measure(task, ActorExpert(path), config.measure_episodes, _MEASURE_SEED, config.reward)
         meta[name] = {
             "step": step,
@@ -395,13 +404,6 @@ def command(config: Config) -> str:
         if field.name in ("task", "seed") or getattr(given, field.name) != field.default
     ]
     return shlex.join(["python", "recipes/train_expert.py", *options])
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file that is then whole or absent."""
-    beside = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, beside)
-    os.replace(beside, target)
 
 
 if __name__ == "__main__":

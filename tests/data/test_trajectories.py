@@ -408,14 +408,14 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_store_whole(
 
 def test_a_rename_that_fails_puts_the_old_store_back(store, make_store, tmp_path, monkeypatch):
     store.save(tmp_path / "store")
-    rename = os.rename
+    replace = os.replace
 
     def fail_to_publish(source, target):
         if ".partial-" in str(source):
             raise OSError("refused")
-        rename(source, target)
+        replace(source, target)
 
-    monkeypatch.setattr(os, "rename", fail_to_publish)
+    monkeypatch.setattr(os, "replace", fail_to_publish)
     with pytest.raises(OSError, match="refused"):
         make_store(seed=1).save(tmp_path / "store", overwrite=True)
     assert os.listdir(tmp_path) == ["store"]
@@ -429,19 +429,19 @@ KILLED = """
 
     store = TrajectoryStore.load(sys.argv[1])
     store.data["action"].zero_()
-    publish, rename = _disk._write_file, os.rename
+    publish, replace = _disk._write_file, os.replace
 
     def write_file(file, content):
         if file.name == "desired_goal.memmap" and sys.argv[2] == "writing":
             os.kill(os.getpid(), signal.SIGKILL)
         publish(file, content)
 
-    def rename_and_die(source, target):
-        rename(source, target)
+    def replace_and_die(source, target):
+        replace(source, target)
         if sys.argv[2] == "renaming":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _disk._write_file, os.rename = write_file, rename_and_die
+    _disk._write_file, os.replace = write_file, replace_and_die
     store.save(sys.argv[1], overwrite=True)
 """
 

@@ -24,9 +24,9 @@ QUICK = (
 def recipes():
     """The modules of the recipes, imported as they import each other."""
     sys.path.insert(0, str(RECIPES))
-    import defaults
     import methods
     import smore_offline
+    from parts import defaults
 
     yield defaults, methods, smore_offline
     sys.path.remove(str(RECIPES))

@@ -22,7 +22,7 @@ import numpy as np
 from torchrl_smore._lock import locked
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
-from torchrl_smore.envs._worker import Worker
+from torchrl_smore.envs._worker import HAS_WORKERS, Worker
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import check_noise
@@ -250,7 +250,7 @@ def _digest(behaviour: Behaviour) -> str:
 
 def _num_workers(workers: int | str, request: _Request) -> int:
     if workers == "auto":
-        return 1 if request.task.make_batch is not None else _num_cores()
+        return 1 if request.task.make_batch is not None or not HAS_WORKERS else _num_cores()
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f'workers must be "auto" or an integer of at least 1, got {workers!r}.')
     return workers

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -74,14 +74,12 @@ def render_episode(
     backend = opengl or os.environ.get("MUJOCO_GL") or {"darwin": "cgl", "win32": "glfw"}.get(sys.platform, "egl")
     if not own_process:
         return _film(task, seed, actions, size, backend)
-    worker = Worker(f"the process that films {task.name}")
     try:
-        worker.send(_film_apart, task, seed, actions, size, backend)
-        frames = worker.receive()
+        with closing(Worker(f"the process that films {task.name}")) as worker:
+            worker.send(_film_apart, task, seed, actions, size, backend)
+            frames = worker.receive()
     except RuntimeError as error:
         raise _render_error(backend, str(error).strip().splitlines()[0]) from error
-    finally:
-        worker.close()
     if isinstance(frames, Exception):
         raise frames
     return frames

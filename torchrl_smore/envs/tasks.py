@@ -74,8 +74,8 @@ class Task:
         gammas: discounts whose returns an evaluation reports.
         expert_episodes: expert trajectories in the paper's dataset; ``None`` where it names a share of them instead.
         rest: the behaviour of the dataset's other trajectories.
-        actors: folder below ``assets/actors`` with the trained expert, and a medium actor where ``rest`` says so, that
-            come with this package.
+        actors: folder below ``assets/actors`` with the trained expert (of FetchSlide the landing model of one), and a
+            medium actor where ``rest`` says so, that come with this package.
         expert_noise: standard deviation of the noise on the actions of that expert in a dataset, where none is asked
             for: the published experts were networks with noise on their actions.
         expert_random_prob: probability in each step that a uniform action replaces that expert's, likewise.
@@ -573,6 +573,7 @@ TASKS: dict[str, Task] = {
             FetchSlideExpert,
             "puck",
             "Strike a puck so that it slides to a point on a long table, out of the robot's reach.",
+            actors="FetchSlide",
             make_teacher=FetchSlideReactiveExpert,
         ),
         _HAND_REACH,

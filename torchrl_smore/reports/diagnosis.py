@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_smore.reports import diagnosis_figures as figures
-from torchrl_smore.reports.diagnosis_findings import Diagnosis, Finding, find
-from torchrl_smore.reports.files import replacing, write_text
+from torchrl_smore._files import replacing, write_text
+from torchrl_smore.reports.figures import diagnosis as figures
+from torchrl_smore.reports.figures import read_metrics
+from torchrl_smore.reports.numbers import Diagnosis, Finding, find
 from torchrl_smore.reports.page import Section, build_page, details, embedded_image, paragraph, text_table
-from torchrl_smore.reports.plots import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

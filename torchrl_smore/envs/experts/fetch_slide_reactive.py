@@ -14,7 +14,7 @@ from torchrl_smore.envs.experts._base import Array, length, within_unit_box
 from torchrl_smore.envs.experts.actor_file import Actor, read_actor
 
 _FORM = (19, 5, "relu", "clip")  # columns of strike_inputs, outputs, activation and output of a landing model
-_LANDING = Path(__file__).parents[1] / "assets" / "actors" / "FetchSlide" / "landing.npz"
+_LANDING = Path(__file__).parents[1] / "assets" / "actors" / "FetchSlide" / "expert.npz"
 _MOVES = 0.004  # speed from which the puck was met, in m/step
 _GOAL_RADIUS = 0.05
 _FINEST = -4.4  # logarithm of the smallest standard deviation (m) that the points of the disc resolve

@@ -1,0 +1,12 @@
+"""Figures: of one run, of all runs, of aggregates over tasks and of a diagnosis."""
+
+from torchrl_smore.reports.figures.plots import plot_curves, plot_goals, read_metrics, write_gif
+from torchrl_smore.reports.figures.style import save_figure
+
+__all__ = [
+    "plot_curves",
+    "plot_goals",
+    "read_metrics",
+    "save_figure",
+    "write_gif",
+]
