@@ -97,6 +97,23 @@ def test_twenty_updates_equal_those_of_the_plain_update(make_fused, plain, seeds
     assert {"actor_network", "value_network", "score_network", "target_score_network"} <= moved
 
 
+def test_four_seeds_are_four_runs_with_weighted_anchors_and_goals_of_the_actor_own(make_loss, data):
+    weights = torch.arange(len(data), dtype=torch.float64)
+
+    def train(*seeds):
+        losses = [make_loss(seed, weight_clip=1.0, advantage_unit="horizon", temperature=30.0) for seed in seeds]
+        for loss in losses:
+            loss.set_keys(actor_goal="actor_goal")
+        sampler = GoalBatchSampler(
+            data, 16, her_ratio=1.0, strategy="away", threshold=0.1, actor_strategy="future", anchors=weights
+        )
+        return run(FusedUpdate(losses, sampler, seeds=seeds, lr=1e-3, total_steps=10, tau=0.05), 10)[1]
+
+    for seed, together in enumerate(train(0, 1, 2, 3)):
+        (alone,) = train(seed)
+        assert_close(together, alone, rtol=0.0, atol=0.0)
+
+
 @pytest.fixture
 def graphs(monkeypatch):
     """Compiles for real, but for the last stage, which takes minutes; counts graphs."""
