@@ -43,7 +43,7 @@ for name in ("FetchReach", "PointReach", "SawyerReach", "Reacher", "AntTgtVel-r-
 """
 PLOTS = """
 import numpy as np
-from torchrl_smore.reports.plots import plot_curves, write_gif
+from torchrl_smore.reports.figures.plots import plot_curves, write_gif
 for call in (lambda: write_gif(np.zeros((1, 2, 2, 3)), "a.gif"), lambda: plot_curves("metrics.csv", "a.png")):
     try:
         call()

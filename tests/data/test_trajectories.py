@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -408,14 +406,14 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_store_whole(
 
 def test_a_rename_that_fails_puts_the_old_store_back(store, make_store, tmp_path, monkeypatch):
     store.save(tmp_path / "store")
-    rename = os.rename
+    replace = os.replace
 
     def fail_to_publish(source, target):
         if ".partial-" in str(source):
             raise OSError("refused")
-        rename(source, target)
+        replace(source, target)
 
-    monkeypatch.setattr(os, "rename", fail_to_publish)
+    monkeypatch.setattr(os, "replace", fail_to_publish)
     with pytest.raises(OSError, match="refused"):
         make_store(seed=1).save(tmp_path / "store", overwrite=True)
     assert os.listdir(tmp_path) == ["store"]
@@ -429,40 +427,39 @@ KILLED = """
 
     store = TrajectoryStore.load(sys.argv[1])
     store.data["action"].zero_()
-    publish, rename = _disk._write_file, os.rename
+    publish, replace = _disk._write_file, os.replace
 
     def write_file(file, content):
         if file.name == "desired_goal.memmap" and sys.argv[2] == "writing":
             os.kill(os.getpid(), signal.SIGKILL)
         publish(file, content)
 
-    def rename_and_die(source, target):
-        rename(source, target)
+    def replace_and_die(source, target):
+        replace(source, target)
         if sys.argv[2] == "renaming":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _disk._write_file, os.rename = write_file, rename_and_die
+    _disk._write_file, os.replace = write_file, replace_and_die
     store.save(sys.argv[1], overwrite=True)
 """
 
 
-def run_killed(path, moment):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path), moment]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == -signal.SIGKILL, result.stderr
+def run_killed(python, path, moment):
+    done = python("-c", textwrap.dedent(KILLED), path, moment)
+    assert done.status == -signal.SIGKILL, done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_process_killed_while_writing_leaves_the_old_store_whole(store, tmp_path):
+def test_a_process_killed_while_writing_leaves_the_old_store_whole(python, store, tmp_path):
     store.save(tmp_path / "store")
-    run_killed(tmp_path / "store", "writing")
+    run_killed(python, tmp_path / "store", "writing")
     assert equal(TrajectoryStore.load(tmp_path / "store"), store)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_says_where(store, tmp_path):
+def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_says_where(python, store, tmp_path):
     store.save(tmp_path / "store")
-    run_killed(tmp_path / "store", "renaming")
+    run_killed(python, tmp_path / "store", "renaming")
     with pytest.raises(DatasetError, match=r"interrupted overwrite left .*\.store\.replaced-") as error:
         TrajectoryStore.load(tmp_path / "store")
     previous = next(tmp_path.glob(".store.replaced-*"))
@@ -473,9 +470,9 @@ def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 @pytest.mark.parametrize("moment", ["writing", "renaming"])
-def test_the_next_save_removes_what_a_killed_process_left(store, make_store, tmp_path, moment):
+def test_the_next_save_removes_what_a_killed_process_left(python, store, make_store, tmp_path, moment):
     store.save(tmp_path / "store")
-    run_killed(tmp_path / "store", moment)
+    run_killed(python, tmp_path / "store", moment)
     (tmp_path / ".store.partial-notes").write_text("somebody's own")
     (tmp_path / ".other.partial-0123456789ab").mkdir()
     assert list(tmp_path.glob(".store.partial-" + "[0-9a-f]" * 12))

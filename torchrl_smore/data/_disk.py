@@ -1,4 +1,4 @@
-"""The trajectory store on disk: a TensorDict memmap folder and a manifest, published whole or not at all."""
+"""The trajectory store on disk: a TensorDict memmap folder and a manifest, published atomically."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from torchrl_smore._files import put_in_place, sync_names
 from torchrl_smore.data._files import quoted, read_bounded, shortened
 from torchrl_smore.data._schema import SCHEMA, Key
 from torchrl_smore.data.errors import DatasetError
@@ -216,23 +217,14 @@ def _published(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for folder in (partial / _FOLDER / "next", partial / _FOLDER, partial):
-            _sync_folder(folder)
-        if path.exists():
-            os.rename(path, replaced)
-        try:
-            os.rename(partial, path)
-        except BaseException:
-            if replaced.exists():
-                os.rename(replaced, path)
-            raise
+            sync_names(folder)
+        put_in_place(partial, path, replaced)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
         if lock is not None:
             os.close(lock)
-    _sync_folder(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _locked_folder(path: Path) -> tuple[Path, int | None]:
@@ -300,16 +292,6 @@ def _write_file(file: Path, content: bytes | memoryview) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened, and renames need no help
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _combined(data: TensorDictBase, digests: dict[Key, str]) -> str:
