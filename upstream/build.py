@@ -37,9 +37,9 @@ CONFIGS = "torchrl/trainers/algorithms/configs"
 BENCHMARKS = "benchmarks/test_objectives_benchmarks.py"
 # what the docstrings say of parts of this package that stay behind
 REWORDED = (
+    # of score (Eq. 10), value (Eq. 9) and actor (Eq. 11)
     (
-        r", which ``ScoreLoss`` (\(Eq\. 10\)), ``ExpectileValueLoss`` (\(Eq\. 9\)) and\s+``AWRActorLoss`` (\(Eq\. 11\)) give "
-        r"alone",
+        r", which ``ScoreLoss`` (.*), ``ExpectileValueLoss`` (.*) and\s+``AWRActorLoss`` (.*) give alone",
         r": of score \1, value \2 and\n    actor \3",
     ),
     (r", as ``HindsightGoalTransform`` makes it", ""),
