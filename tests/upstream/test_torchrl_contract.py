@@ -84,7 +84,7 @@ class TestLoss:
 
     def test_tensordict_keys(self, case, build, upstream_base):
         loss = build(case)
-        upstream_base.tensordict_keys_test(upstream_base, loss, dict(vars(loss.default_keys())))
+        upstream_base.tensordict_keys_test(loss, dict(vars(loss.default_keys())))
 
     def test_tensordict(self, case, build, batch_for, total):
         loss = build(case)
