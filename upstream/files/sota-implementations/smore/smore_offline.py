@@ -121,7 +121,9 @@ def main(cfg: DictConfig):  # noqa: F821
             pbar.set_description(f"success {metrics_to_log['success']:.2f}")
         if logger is not None:
             metrics_to_log.update(timeit.todict(prefix="time"))
-            metrics_to_log["time/speed"] = pbar.format_dict["rate"]
+            # there is none before the second update
+            if pbar.format_dict["rate"] is not None:
+                metrics_to_log["time/speed"] = pbar.format_dict["rate"]
             log_metrics(logger, metrics_to_log, i)
 
     pbar.close()
