@@ -121,7 +121,7 @@ def collect(
     the log says so.
 
     Args:
-        task: the task or its name.
+        task: the task or its name; where it has a :attr:`Task.data_task`, episodes of that one are collected.
         expert_episodes: number of expert trajectories, at least 0.
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.
@@ -153,9 +153,10 @@ def collect(
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
+        NotImplementedError: for several workers on a system without ``select.poll``, which is Windows.
         OSError: if the disk is full. Finished chunks are kept.
     """
-    task = get_task(task)
+    task = get_task(task).data_source
     behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
     request = _checked_request(
         task,

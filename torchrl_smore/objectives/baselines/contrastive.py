@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams, dispatch
 from torch import Tensor
 
-from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.baselines.contrastive import (
     Contrast,
     Energy,
     contrastive_loss,
     energy_matrix,
     pair_energy,
-    policy_energy_loss,
 )
-from torchrl_smore.objectives.actor import AWRActorLoss
+from torchrl_smore.functional.losses import actor_weight
+from torchrl_smore.objectives._construction import add_weighted_actor, check_choice, require_stochastic
+from torchrl_smore.objectives._inputs import constant, inputs_of
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.goal_loss import GoalLoss, require_stochastic
+from torchrl_smore.objectives.terms import Term, energy_term, regression_term
 
 ContrastiveActor = Literal["ddpgbc", "awr"]
+_CONTRAST_KEYS = ["logit_positive", "logit_negative", "accuracy"]
+_AWR_KEYS = ["mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
 
 
-class ContrastiveRLLoss(GoalLoss, AWRActorLoss):
+@final
+class ContrastiveRLLoss(OfflineLoss):
     r"""Contrastive RL (Eysenbach et al., 2022, arXiv:2206.07568): no reward, no bootstrap.
 
     The critic's embeddings ``phi(s, a)``, ``psi(g)`` tell the goal of each row from those of the other rows of the
@@ -67,30 +70,26 @@ class ContrastiveRLLoss(GoalLoss, AWRActorLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(AWRActorLoss._AcceptedKeys):
+    class _AcceptedKeys:
         """Keys of :class:`ContrastiveRLLoss`.
 
         Attributes:
             action: dataset action, ``[*B, A]``.
             desired_goal: a goal from the row's future, ``[*B, G]``.
             embedding: written by critic and value, ``[*B, 2, D]``.
-            advantage: internal, for ``"awr"``.
             priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
         """
 
+        action: NestedKey = "action"
         desired_goal: NestedKey = "desired_goal"
         embedding: NestedKey = "embedding"
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys  # type: ignore[assignment] # the parts' keys, a subclass of each
-    contrast_keys = ("logit_positive", "logit_negative", "accuracy")
-
-    critic_network: TensorDictModule
-    critic_network_params: TensorDictParams
-    target_critic_network_params: TensorDictParams
-    value_network: TensorDictModule
-    value_network_params: TensorDictParams
-    target_value_network_params: TensorDictParams
+    default_keys = _AcceptedKeys
+    out_keys = ["loss_critic", "loss_actor", *_CONTRAST_KEYS, "policy_energy", "log_prob"]
+    ensembles = ("critic_network",)
+    _schedulable_buffers = frozenset({"temperature"})
 
     def __init__(
         self,
@@ -112,16 +111,8 @@ class ContrastiveRLLoss(GoalLoss, AWRActorLoss):
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
-        OfflineLoss.__init__(
-            self, reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode
-        )
-        for name, chosen, valid in (
-            ("contrast", contrast, Contrast),
-            ("energy", energy, Energy),
-            ("actor", actor, ContrastiveActor),
-        ):
-            if chosen not in get_args(valid):
-                raise unknown_name(name, chosen, get_args(valid))
+        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
+        check_choice(contrast=(contrast, Contrast), energy=(energy, Energy), actor=(actor, ContrastiveActor))
         if (value_network is None) != (actor == "ddpgbc"):
             given = "none" if value_network is None else "one"
             raise ValueError(f"actor='awr' needs a value_network and 'ddpgbc' none, got {given}.")
@@ -131,57 +122,43 @@ class ContrastiveRLLoss(GoalLoss, AWRActorLoss):
         self.bc_coef, self.q_coef = bc_coef, q_coef
         self.normalize_q, self.sample_action = normalize_q, sample_action
         if value_network is not None:
-            self._add_actor_term(actor_network, temperature, weight_clip)
+            add_weighted_actor(self, actor_network, temperature, weight_clip)
             self._add_network("value_network", value_network)
         else:
             require_stochastic(actor_network)
             self._add_network("actor_network", actor_network)
-        self._add_critic(critic_network)
-        self.out_keys = self._kept(self._output_names())
-        self._make_vmap()
-        self._set_in_keys()
-
-    def _add_critic(self, critic_network: TensorDictModule | Sequence[TensorDictModule]) -> None:
         self._add_network("critic_network", critic_network)
-
-    def _output_names(self) -> list[str]:
-        if self.actor == "awr":
-            own = ["loss_value", *self.contrast_keys, "mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
-        else:
-            own = [*self.contrast_keys, "policy_energy", "log_prob"]
-        return ["loss_critic", "loss_actor", *own]
-
-    def _ensembles(self) -> tuple[str, ...]:
-        return ("critic_network",)
+        own = [*_CONTRAST_KEYS, *_AWR_KEYS] if actor == "awr" else [*_CONTRAST_KEYS, "policy_energy", "log_prob"]
+        self._ready(["loss_critic", "loss_actor", *(["loss_value"] if actor == "awr" else []), *own])
 
     def _read_keys(self) -> Iterable[NestedKey]:
         value = self.value_network.in_keys if self.actor == "awr" else []
         return [*self.critic_network.in_keys, *self.actor_network.in_keys, *value, self.tensor_keys.action]
 
-    def critic_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """Compute the losses at the same parameters; see the class."""
+        rows = self._rows(tensordict)
+        losses: dict[str, Tensor] = {}
+        losses["loss_critic"], critic_metadata = self._contrast("critic_network", rows)
+        losses["loss_actor"], actor_metadata = self._actor_term(rows)
+        if self.actor == "awr":
+            losses["loss_value"], _ = self._contrast("value_network", rows)
+        return self._finish(losses, {**critic_metadata, **actor_metadata}, rows)
+
+    def critic_loss(self, tensordict: TensorDictBase) -> Term:
         """Reduced contrastive loss, and its detached scalar diagnostics as metadata."""
-        return self._critic_term(self._rows(tensordict))
+        return self._contrast("critic_network", self._rows(tensordict))
 
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, tensordict: TensorDictBase) -> Term:
         """Reduced actor loss at the current critic, and its metadata."""
-        return self._policy_term(self._rows(tensordict))
+        return self._actor_term(self._rows(tensordict))
 
-    def contrastive_value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def contrastive_value_loss(self, tensordict: TensorDictBase) -> Term:
         """Contrastive loss of the value, and its metadata; for ``actor="awr"``."""
         if self.actor != "awr":
             raise ValueError(f"only actor='awr' has a value, got {self.actor!r}.")
         return self._contrast("value_network", self._rows(tensordict))
-
-    @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Compute the losses at the same parameters; see the class."""
-        batch = self._rows(tensordict)
-        losses: dict[str, Tensor] = {}
-        losses["loss_critic"], critic_metadata = self._critic_term(batch)
-        losses["loss_actor"], actor_metadata = self._policy_term(batch)
-        if self.actor == "awr":
-            losses["loss_value"], _ = self._contrast("value_network", batch)
-        return self._finish(losses, {**critic_metadata, **actor_metadata}, batch)
 
     def _embeddings(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> tuple[Tensor, Tensor]:
         """Both embeddings of every member, ``[M, *B, D]`` each."""
@@ -190,47 +167,41 @@ class ContrastiveRLLoss(GoalLoss, AWRActorLoss):
         phi, psi = pair.reshape(pair.shape[0], *inputs.batch_size, 2, -1).unbind(-2)
         return phi, psi
 
-    def _energies(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> Tensor:
-        """Energy of every row with its own goal, ``[M, *B]``."""
-        return pair_energy(*self._embeddings(name, inputs, params), self.energy)
+    def _energy(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> Tensor:
+        """Smallest energy of every row with its own goal, ``[*B]``."""
+        return pair_energy(*self._embeddings(name, inputs, params), self.energy).amin(0)
 
-    def _critic_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._contrast("critic_network", batch)
-
-    def _contrast(self, name: str, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        phi, psi = self._embeddings(name, batch, getattr(self, f"{name}_params"))
+    def _contrast(self, name: str, rows: TensorDictBase) -> Term:
+        """Which goal of the batch belongs to which row: the contrastive loss of a network's embeddings."""
+        phi, psi = self._embeddings(name, rows, getattr(self, f"{name}_params"))
         logits = energy_matrix(phi.flatten(1, -2), psi.flatten(1, -2), self.energy)
-        weight = self._row_weight(batch, logits).flatten()
-        rows = contrastive_loss(logits, weight, self.contrast, self.logsumexp_coef)
+        weight = self._row_weight(rows, logits).flatten()
+        loss = contrastive_loss(logits, weight, self.contrast, self.logsumexp_coef)
         detached = logits.detach().mean(0)
         diagonal = detached.diagonal()
         others = detached.shape[0] * (detached.shape[0] - 1)
-        metadata = {
+        return self._reducer(rows)(loss.reshape(rows.batch_size)), {
             "logit_positive": diagonal.mean(),
             "logit_negative": (detached.sum() - diagonal.sum()) / max(others, 1),
             "accuracy": (diagonal >= detached.amax(-1)).to(logits.dtype).mean(),
         }
-        return self._reduce_row_loss(rows.reshape(batch.batch_size), batch), metadata
 
-    def _policy_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.actor == "ddpgbc":
-            return self._gradient_term(batch)
-        with torch.no_grad():
-            energy = self._energies("critic_network", batch, self.critic_network_params).amin(0)
-            value = self._energies("value_network", batch, self.value_network_params).amin(0)
-        return self._actor_term(batch.set(self.tensor_keys.advantage, (energy - value).unsqueeze(-1)))
-
-    def _gradient_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Policy gradient through the critic, whose parameters are constants, plus imitation."""
-        dist = self._distribution(batch)
-        log_prob = dist.log_prob(batch[self.tensor_keys.action])
-        action = self._draw_action(dist) if self.sample_action else dist.mean.clamp(-1.0, 1.0)
-        inputs = self._inputs(batch, self.critic_network.in_keys, {self.tensor_keys.action: action})
-        energy = self._energies("critic_network", inputs, self._constant("critic_network_params")).amin(0)
-        weight = self._row_weight(batch, energy)
-        rows = self.q_coef * policy_energy_loss(energy, weight, self.normalize_q) - self.bc_coef * log_prob
-        metadata = {"policy_energy": energy.detach().mean(), "log_prob": log_prob.detach().mean()}
-        return self._reduce_row_loss(rows, batch), metadata
+    def _actor_term(self, rows: TensorDictBase) -> Term:
+        """Policy gradient through the critic, whose parameters are constants, plus imitation; or regression."""
+        action, reduce = rows[self.tensor_keys.action], self._reducer(rows)
+        if self.actor == "awr":
+            with torch.no_grad():
+                advantage = self._energy("critic_network", rows, self.critic_network_params)
+                advantage = advantage - self._energy("value_network", rows, self.value_network_params)
+            weight = actor_weight(advantage, self.temperature, self.weight_clip)
+            return regression_term(self._distribution(rows).log_prob(action), weight, reduce)
+        dist = self._distribution(rows)
+        log_prob = dist.log_prob(action)
+        own = self._draw_action(dist) if self.sample_action else dist.mean.clamp(-1.0, 1.0)
+        inputs = inputs_of(rows, self.critic_network.in_keys, {self.tensor_keys.action: own})
+        energy = self._energy("critic_network", inputs, constant(self.critic_network_params))
+        coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
+        return energy_term(energy, log_prob, self._row_weight(rows, energy), reduce, **coefficients)
 
     def _draw_action(self, dist: torch.distributions.Distribution) -> Tensor:
         """Reparametrised sample, from the global generator."""

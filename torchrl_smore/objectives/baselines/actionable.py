@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -12,13 +12,16 @@ from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
 from torch import Tensor
 
 from torchrl_smore.functional.baselines.actionable import chained, softmax_choice
-from torchrl_smore.functional.baselines.iql import td_loss
+from torchrl_smore.functional.baselines.iql import return_bounds, td_loss, td_target
 from torchrl_smore.functional.baselines.rows import successor
+from torchrl_smore.objectives._construction import check_bounds, check_discount
+from torchrl_smore.objectives._inputs import constant, inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.qvalue import QValueLoss, return_bounds
+from torchrl_smore.objectives.terms import Term
 
 
-class ActionableModelsLoss(QValueLoss):
+@final
+class ActionableModelsLoss(OfflineLoss):
     r"""Actionable Models (Chebotar et al., 2021, arXiv:2104.07749), as in GoFAR's port (``actionablemodel_agent.py``).
 
     Q is fitted to ``clip(r + gamma Q_target(s', pi_target(s', g), g))`` and pushed down at one of ten uniform actions,
@@ -51,26 +54,27 @@ class ActionableModelsLoss(QValueLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(QValueLoss._AcceptedKeys):
+    class _AcceptedKeys:
         """Keys of :class:`ActionableModelsLoss`.
 
         Attributes:
             action: dataset action, ``[*B, A]``; also what the actor writes.
             desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
             qvalue: written by the Q networks, ``[*B, 1]``.
-            next_value: internal, ``Q(s', pi(s', g), g)`` of the target networks.
             reward: ``[*B, 1]``, -1 away from the goal and 0 at it.
-            terminated: not read.
             priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
         """
+
+        action: NestedKey = "action"
+        desired_goal: NestedKey = "desired_goal"
+        qvalue: NestedKey = "score"
+        reward: NestedKey = ("next", "reward")
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     out_keys = ["loss_qvalue", "loss_actor", "qvalue", "td_error", "random_qvalue", "policy_qvalue"]
-
-    actor_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
+    ensembles = ("qvalue_network",)
 
     def __init__(
         self,
@@ -86,9 +90,8 @@ class ActionableModelsLoss(QValueLoss):
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
-        OfflineLoss.__init__(
-            self, reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode
-        )
+        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
+        check_discount(gamma)
         if not 0.0 <= chain_ratio <= 1.0:
             raise ValueError(f"chain_ratio must lie in [0, 1], got {chain_ratio}.")
         if not conservative_coef >= 0.0:
@@ -97,81 +100,89 @@ class ActionableModelsLoss(QValueLoss):
             raise ValueError(f"num_random_actions must be positive, got {num_random_actions}.")
         self.chain_ratio, self.conservative_coef = chain_ratio, conservative_coef
         self.num_random_actions = num_random_actions
-        bounds = return_bounds(gamma) if target_bounds == "auto" else target_bounds
-        self._add_network("actor_network", actor_network, create_target_params=True)
-        self._add_qvalue_term(qvalue_network, gamma, target_bounds=bounds, use_terminated=False)
-        self._make_vmap()
-        self._set_in_keys()
+        self.gamma = gamma
+        self.target_bounds = check_bounds(return_bounds(gamma) if target_bounds == "auto" else target_bounds)
+        self._add_network("actor_network", actor_network, delay=True)
+        self._add_network("qvalue_network", qvalue_network, delay=True)
+        self._ready(self.out_keys)
 
     def _read_keys(self) -> Iterable[NestedKey]:
-        inputs = [*self.qvalue_network.in_keys, *self.actor_network.in_keys, self.tensor_keys.action]
-        return [*inputs, *self._next_keys(inputs), *self._reward_keys()]
-
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Conservative TD loss, and its metadata."""
-        return self._conservative_term(*self._goals(self._rows(tensordict)))
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the policy gradient through the current Q, and its metadata."""
-        return self._policy_term(*self._goals(self._rows(tensordict)))
+        keys = self.tensor_keys
+        inputs = [*self.qvalue_network.in_keys, *self.actor_network.in_keys, keys.action]
+        return [*inputs, *next_keys(inputs, keys), keys.reward]
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute both losses at the same parameters; see the class."""
         goals = self._goals(self._rows(tensordict))
-        loss_qvalue, qvalue_metadata = self._conservative_term(*goals)
-        loss_actor, actor_metadata = self._policy_term(*goals)
+        loss_qvalue, qvalue_metadata = self._qvalue_term(goals)
+        loss_actor, actor_metadata = self._actor_term(goals)
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
         return self._finish(losses, {**qvalue_metadata, **actor_metadata}, goals[0])
 
+    def qvalue_loss(self, tensordict: TensorDictBase) -> Term:
+        """Conservative TD loss, and its metadata."""
+        return self._qvalue_term(self._goals(self._rows(tensordict)))
+
+    def actor_loss(self, tensordict: TensorDictBase) -> Term:
+        """Loss of the policy gradient through the current Q, and its metadata."""
+        return self._actor_term(self._goals(self._rows(tensordict)))
+
     @torch.no_grad()
-    def _goals(self, batch: TensorDictBase) -> tuple[TensorDictBase, ...]:
-        """The batch and, with chaining, the batch with every goal of the next row and the reward that belongs to it."""
+    def _goals(self, rows: TensorDictBase) -> list[TensorDictBase]:
+        """The rows and, with chaining, the rows with every goal of the next one and the reward that belongs to it."""
         if self.chain_ratio == 0.0:
-            return (self._with_next_value(batch),)
+            return [rows]
         keys = self.tensor_keys
-        goal = batch[keys.desired_goal]
-        following = successor(self._row_weight(batch, goal).flatten() > 0.0)
-        other = batch.copy().set(keys.desired_goal, goal.flatten(0, -2)[following].reshape(goal.shape))
-        reward = self._qvalues(other, self.qvalue_network_params).amin(0)
-        other.set(keys.reward, reward.unsqueeze(-1))
-        return self._with_next_value(batch), self._with_next_value(other)
+        goal = rows[keys.desired_goal]
+        following = successor(self._row_weight(rows, goal).flatten() > 0.0)
+        other = rows.copy().set(keys.desired_goal, goal.flatten(0, -2)[following].reshape(goal.shape))
+        reward = self._qvalues(other).amin(0)
+        return [rows, other.set(keys.reward, reward.unsqueeze(-1))]
 
-    def _with_next_value(self, batch: TensorDictBase) -> TensorDictBase:
-        action = self._policy_action(
-            self._after_step(batch, self.actor_network.in_keys), self.target_actor_network_params
-        )
-        inputs = self._after_step(batch, self.qvalue_network.in_keys, {self.tensor_keys.action: action})
+    def _qvalues(self, inputs: TensorDictBase, params: TensorDictParams | None = None) -> Tensor:
+        """Q of every member, ``[M, *B]``."""
+        return self._call_ensemble("qvalue_network", inputs, self.tensor_keys.qvalue, params)
+
+    @torch.no_grad()
+    def _target(self, rows: TensorDictBase) -> Tensor:
+        """``r + gamma Q_target(s', pi_target(s', g), g)`` within the bounds, ``[*B]``."""
+        keys = self.tensor_keys
+        after = inputs_after(rows, self.actor_network.in_keys, keys)
+        action = self._policy_action(after, self.target_actor_network_params)
+        inputs = inputs_after(rows, self.qvalue_network.in_keys, keys, {keys.action: action})
         value = self._qvalues(inputs, self.target_qvalue_network_params).amin(0)
-        return batch.set(self.tensor_keys.next_value, value.unsqueeze(-1))
+        return td_target(rows[keys.reward].squeeze(-1).to(value.dtype), value, self.gamma, bounds=self.target_bounds)
 
-    def _mixed(self, rows: list[Tensor]) -> Tensor:
-        return rows[0] if len(rows) == 1 else chained(rows[0], rows[1], self.chain_ratio)
+    def _mixed(self, losses: list[Tensor]) -> Tensor:
+        """Losses of rows with their own goals and, with chaining, with those of the next row."""
+        return losses[0] if len(losses) == 1 else chained(losses[0], losses[1], self.chain_ratio)
 
-    def _conservative_term(self, *goals: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        rows: list[Tensor] = []
+    def _qvalue_term(self, goals: list[TensorDictBase]) -> Term:
+        """Q fitted to its target and pushed down at a uniform action; diagnostics with the rows' own goals."""
+        losses: list[Tensor] = []
         metadata: dict[str, Tensor] = {}
-        for batch in reversed(goals):  # the metadata that stays is that of the rows' own goals
-            qvalue = self._qvalues(batch, self.qvalue_network_params)
-            error = qvalue - self._td_target(batch)
-            random = self._random_qvalue(batch)
-            rows.insert(0, (td_loss(error) + self.conservative_coef * random).sum(0))
+        for rows in reversed(goals):
+            qvalue = self._qvalues(rows)
+            error = qvalue - self._target(rows)
+            random = self._random_qvalue(rows)
+            losses.insert(0, (td_loss(error) + self.conservative_coef * random).sum(0))
             metadata = {
                 "qvalue": qvalue.detach().mean(),
                 "td_error": error.detach().square().mean().sqrt(),
                 "random_qvalue": random.detach().mean(),
             }
-        return self._reduce_row_loss(self._mixed(rows), goals[0]), metadata
+        return self._reducer(goals[0])(self._mixed(losses)), metadata
 
-    def _random_qvalue(self, batch: TensorDictBase) -> Tensor:
+    def _random_qvalue(self, rows: TensorDictBase) -> Tensor:
         """Q of one uniform action per row, ``[M, *B]``."""
-        action, uniform = self._draw(batch[self.tensor_keys.action])
+        action, uniform = self._draw(rows[self.tensor_keys.action])
         num = self.num_random_actions
-        inputs = TensorDict({}, batch_size=[num, *batch.batch_size])
+        inputs = TensorDict({}, batch_size=[num, *rows.batch_size])
         for key in self.qvalue_network.in_keys:
-            entry = batch[key]
+            entry = rows[key]
             inputs.set(key, action if key == self.tensor_keys.action else entry.expand(num, *entry.shape))
-        return softmax_choice(self._qvalues(inputs, self.qvalue_network_params), uniform)
+        return softmax_choice(self._qvalues(inputs), uniform)
 
     def _draw(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """Uniform actions in ``[-1, 1]``, ``[K, *B, A]``, and the numbers that choose among them, ``[K, *B]``."""
@@ -179,11 +190,10 @@ class ActionableModelsLoss(QValueLoss):
         uniform = torch.rand(size[:-1], dtype=action.dtype, device=action.device)
         return torch.rand(size, dtype=action.dtype, device=action.device) * 2.0 - 1.0, uniform
 
-    def _policy_term(self, *goals: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        params = self._constant("qvalue_network_params")
-        rows = []
-        for batch in goals:
-            action = self._policy_action(batch, self.actor_network_params)
-            inputs = self._inputs(batch, self.qvalue_network.in_keys, {self.tensor_keys.action: action})
-            rows.append(-self._qvalues(inputs, params).amin(0))
-        return self._reduce_row_loss(self._mixed(rows), goals[0]), {"policy_qvalue": -rows[0].detach().mean()}
+    def _actor_term(self, goals: list[TensorDictBase]) -> Term:
+        """Ascent of the smallest Q at the policy's action; the parameters of Q are constants."""
+        params, losses = constant(self.qvalue_network_params), []
+        for rows in goals:
+            replaced = {self.tensor_keys.action: self._policy_action(rows)}
+            losses.append(-self._qvalues(inputs_of(rows, self.qvalue_network.in_keys, replaced), params).amin(0))
+        return self._reducer(goals[0])(self._mixed(losses)), {"policy_qvalue": -losses[0].detach().mean()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, final, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -12,19 +12,22 @@ from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.functional.baselines.iql import td_target
+from torchrl_smore.functional.baselines.iql import return_bounds, td_target
 from torchrl_smore.functional.baselines.wgcsl import best_advantage_weight, offset_weight, percentile, push
 from torchrl_smore.functional.losses import awr_weight
+from torchrl_smore.objectives._construction import check_bounds, check_choice, check_discount, require_stochastic
+from torchrl_smore.objectives._inputs import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.gcsl import GCSLLoss, Regression
-from torchrl_smore.objectives.qvalue import QValueLoss, return_bounds
+from torchrl_smore.objectives.baselines.gcsl import Regression
+from torchrl_smore.objectives.terms import Term, imitation_term, td_term
 
 Threshold = Literal["none", "percentile"]
 Advantage = Literal["target", "online"]
 TargetBounds = Literal["auto", "symmetric"]
 
 
-class WGCSLLoss(QValueLoss, GCSLLoss):
+@final
+class WGCSLLoss(OfflineLoss):
     r"""Imitation weighted by discount, advantage and, in the original, the best-advantage threshold.
 
     .. math:: w = \gamma^{\text{offset}} \, \min(e^A, 10) \, (1 \text{ if } A \ge \text{threshold else } 0.05)
@@ -46,7 +49,7 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
     Args:
         actor_network: writes ``tensor_keys.action`` from state and goal.
         qvalue_network: ``Q(s, a, g)``, one network or a sequence, of which the smallest counts.
-        regression: see :class:`~torchrl_smore.objectives.gcsl.GCSLLoss`.
+        regression: see :class:`~torchrl_smore.objectives.GCSLLoss`.
         threshold: ``"none"`` or ``"percentile"``.
         advantage: ``"target"`` (target networks at the next state, both parts within the bounds) or ``"online"``
             (online networks, no bounds).
@@ -69,25 +72,29 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(QValueLoss._AcceptedKeys, GCSLLoss._AcceptedKeys):
+    class _AcceptedKeys:
         """Keys of :class:`WGCSLLoss`.
 
         Attributes:
             action: dataset action, ``[*B, A]``; also what the actor writes.
             desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
             qvalue: written by the Q networks, ``[*B, 1]``.
-            next_value: internal, ``Q(s', pi(s', g), g)`` of the target networks.
             reward: ``[*B, 1]``, -1 away from the goal and 0 at it (port), or 0 and 1 (original).
-            terminated: not read.
             goal_offset: steps from the transition to its goal, ``[*B, 1]``, integer, negative for a kept goal.
             priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
         """
 
+        action: NestedKey = "action"
+        desired_goal: NestedKey = "desired_goal"
+        qvalue: NestedKey = "score"
+        reward: NestedKey = ("next", "reward")
         goal_offset: NestedKey = "goal_offset"
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys  # type: ignore[assignment] # the parts' keys, a subclass of each
+    default_keys = _AcceptedKeys
     out_keys = ["loss_qvalue", "loss_actor", "qvalue", "td_error", "mean_advantage", "actor_weight", "below_threshold"]
+    ensembles = ("qvalue_network",)
 
     advantage_memory: Tensor
     num_updates: Tensor
@@ -112,90 +119,94 @@ class WGCSLLoss(QValueLoss, GCSLLoss):
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
-        OfflineLoss.__init__(
-            self, reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode
-        )
-        for name, chosen, valid in (("threshold", threshold, Threshold), ("advantage", advantage, Advantage)):
-            if chosen not in get_args(valid):
-                raise unknown_name(name, chosen, get_args(valid))
+        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
+        check_choice(threshold=(threshold, Threshold), advantage=(advantage, Advantage))
+        check_choice(regression=(regression, Regression))
+        check_discount(gamma)
+        if regression == "nll":
+            require_stochastic(actor_network)
         self.threshold, self.advantage = threshold, advantage
         self.discount_offset = discount_offset
         self.weight_clip, self.low_weight = weight_clip, low_weight
         self.threshold_step, self.threshold_max = threshold_step, threshold_max
-        bounds = _bounds(target_bounds, gamma) if isinstance(target_bounds, str) else target_bounds
-        self._add_regression_term(actor_network, regression, delay_actor=True)
-        self._add_qvalue_term(qvalue_network, gamma, target_bounds=bounds, use_terminated=False)
+        self.regression, self.gamma = regression, gamma
+        self.target_bounds = check_bounds(
+            _bounds(target_bounds, gamma) if isinstance(target_bounds, str) else target_bounds
+        )
+        self._add_network("actor_network", actor_network, delay=True)
+        self._add_network("qvalue_network", qvalue_network, delay=True)
         if threshold == "percentile":
             self.register_buffer("advantage_memory", torch.full((memory_size,), torch.nan))
             self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        self.out_keys = self._kept([*self.out_keys, "action_error" if regression == "mse" else "log_prob"])
-        self._make_vmap()
-        self._set_in_keys()
+        self._ready([*self.out_keys, "action_error" if regression == "mse" else "log_prob"])
 
     def _read_keys(self) -> Iterable[NestedKey]:
-        inputs = [*self.qvalue_network.in_keys, *self.actor_network.in_keys]
-        after = self._next_keys(inputs)
-        offset = [self.tensor_keys.goal_offset] if self.discount_offset else []
-        return [*inputs, self.tensor_keys.action, *after, *self._reward_keys(), *offset]
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted regression loss, and its metadata; in training mode the threshold moves on."""
-        return self._actor_term(self._with_next_value(self._rows(tensordict)))
-
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Temporal-difference loss with the target actor's action, and its metadata."""
-        return self._qvalue_term(self._with_next_value(self._rows(tensordict)))
+        keys, inputs = self.tensor_keys, [*self.qvalue_network.in_keys, *self.actor_network.in_keys]
+        offset = [keys.goal_offset] if self.discount_offset else []
+        return [*inputs, keys.action, *next_keys(inputs, keys), keys.reward, *offset]
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute both losses at the same parameters; see the class."""
-        batch = self._with_next_value(self._rows(tensordict))
-        loss_qvalue, qvalue_metadata = self._qvalue_term(batch)
-        loss_actor, actor_metadata = self._actor_term(batch)
+        rows = self._rows(tensordict)
+        target = self._target(rows)
+        loss_qvalue, qvalue_metadata = self._qvalue_term(rows, target)
+        loss_actor, actor_metadata = self._actor_term(rows, target)
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
-        return self._finish(losses, {**qvalue_metadata, **actor_metadata}, batch)
+        return self._finish(losses, {**qvalue_metadata, **actor_metadata}, rows)
 
-    def _policy_qvalue(
-        self, batch: TensorDictBase, actor: TensorDictParams, qvalue: TensorDictParams, *, after: bool
-    ) -> Tensor:
-        """Smallest ``Q(s, pi(s, g), g)``, here or after the step, ``[*B]``."""
-        gather = self._after_step if after else self._inputs
-        action = self._policy_action(gather(batch, self.actor_network.in_keys, {}), actor)
-        return self._qvalues(
-            gather(batch, self.qvalue_network.in_keys, {self.tensor_keys.action: action}), qvalue
-        ).amin(0)
+    def actor_loss(self, tensordict: TensorDictBase) -> Term:
+        """Weighted regression loss, and its metadata; in training mode the threshold moves on."""
+        rows = self._rows(tensordict)
+        return self._actor_term(rows, self._target(rows))
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> Term:
+        """Temporal-difference loss with the target actor's action, and its metadata."""
+        rows = self._rows(tensordict)
+        return self._qvalue_term(rows, self._target(rows))
+
+    def _next_qvalue(self, rows: TensorDictBase, actor: TensorDictParams, qvalue: TensorDictParams) -> Tensor:
+        """Smallest ``Q(s', pi(s', g), g)``, ``[*B]``."""
+        keys = self.tensor_keys
+        action = self._policy_action(inputs_after(rows, self.actor_network.in_keys, keys), actor)
+        inputs = inputs_after(rows, self.qvalue_network.in_keys, keys, {keys.action: action})
+        return self._call_ensemble("qvalue_network", inputs, keys.qvalue, qvalue).amin(0)
 
     @torch.no_grad()
-    def _with_next_value(self, batch: TensorDictBase) -> TensorDictBase:
-        value = self._policy_qvalue(
-            batch, self.target_actor_network_params, self.target_qvalue_network_params, after=True
-        )
-        return batch.set(self.tensor_keys.next_value, value.unsqueeze(-1))
+    def _target(self, rows: TensorDictBase) -> Tensor:
+        """``r + gamma Q_target(s', pi_target(s', g), g)`` within the bounds, ``[*B]``."""
+        after = self._next_qvalue(rows, self.target_actor_network_params, self.target_qvalue_network_params)
+        reward = rows[self.tensor_keys.reward].squeeze(-1).to(after.dtype)
+        return td_target(reward, after, self.gamma, bounds=self.target_bounds)
+
+    def _qvalue_term(self, rows: TensorDictBase, target: Tensor) -> Term:
+        qvalue = self._call_ensemble("qvalue_network", rows, self.tensor_keys.qvalue)
+        return td_term(qvalue, target, self._reducer(rows))
 
     @torch.no_grad()
-    def _advantage(self, batch: TensorDictBase) -> Tensor:
-        params = (self.actor_network_params, self.qvalue_network_params)
-        here = self._policy_qvalue(batch, *params, after=False)
+    def _advantage(self, rows: TensorDictBase, target: Tensor) -> Tensor:
+        """TD target less ``Q(s, pi(s, g), g)``, ``[*B]``, both with the networks and bounds of ``self.advantage``."""
+        keys = self.tensor_keys
+        inputs = inputs_of(rows, self.qvalue_network.in_keys, {keys.action: self._policy_action(rows)})
+        here = self._call_ensemble("qvalue_network", inputs, keys.qvalue).amin(0)
         if self.advantage == "target":
-            target = self._td_target(batch)
-            here = here if self.target_bounds is None else here.clamp(*self.target_bounds)
-        else:
-            after = self._policy_qvalue(batch, *params, after=True)
-            target = td_target(batch[self.tensor_keys.reward].squeeze(-1).to(after.dtype), after, self.gamma)
-        return target - here
+            return target - (here if self.target_bounds is None else here.clamp(*self.target_bounds))
+        after = self._next_qvalue(rows, self.actor_network_params, self.qvalue_network_params)
+        return td_target(rows[keys.reward].squeeze(-1).to(after.dtype), after, self.gamma) - here
 
-    def _actor_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        advantage = self._advantage(batch)
+    def _actor_term(self, rows: TensorDictBase, target: Tensor) -> Term:
+        advantage = self._advantage(rows, target)
         weight = awr_weight(advantage, 1.0, self.weight_clip)
         if self.discount_offset:
-            offset = batch[self.tensor_keys.goal_offset].squeeze(-1)
+            offset = rows[self.tensor_keys.goal_offset].squeeze(-1)
             weight = weight * offset_weight(offset, self.gamma, weight.dtype)
         below = torch.zeros_like(advantage)
         if self.threshold == "percentile":
-            threshold = self._best_advantage(advantage, self._row_weight(batch, advantage) > 0.0)
+            threshold = self._best_advantage(advantage, self._row_weight(rows, advantage) > 0.0)
             weight = weight * best_advantage_weight(advantage, threshold, self.low_weight)
             below = (advantage < threshold).to(advantage.dtype)
-        loss, metadata = self._regression_term(batch, weight)
+        policy = self._distribution(rows) if self.regression == "nll" else self._policy_action(rows)
+        loss, metadata = imitation_term(policy, rows[self.tensor_keys.action], self._reducer(rows), weight)
         own = {"mean_advantage": advantage.mean(), "actor_weight": weight.mean(), "below_threshold": below.mean()}
         return loss, {**own, **metadata}
 

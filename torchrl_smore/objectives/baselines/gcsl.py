@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, final
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
-from torch import Tensor
+from tensordict.nn import TensorDictModule, dispatch
 
-from torchrl_smore._errors import unknown_name
-from torchrl_smore.functional.baselines.wgcsl import action_error
-from torchrl_smore.functional.losses import awr_loss
-from torchrl_smore.objectives.base import Reduction, ScalarOutputMode
-from torchrl_smore.objectives.goal_loss import GoalLoss, require_stochastic
+from torchrl_smore.objectives._construction import check_choice, require_stochastic
+from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
+from torchrl_smore.objectives.terms import Term, imitation_term
 
 Regression = Literal["mse", "nll"]
 
 
-class GCSLLoss(GoalLoss):
+@final
+class GCSLLoss(OfflineLoss):
     """Imitation of the dataset actions given a goal (Ghosh et al., 2019, arXiv:1912.06088).
 
     On relabelled data (ratio 1) this is GCSL, on the stored goals goal-conditioned behaviour cloning. Defaults of
@@ -54,10 +52,6 @@ class GCSLLoss(GoalLoss):
     default_keys = _AcceptedKeys
     out_keys = ["loss_actor", "action_error"]
 
-    actor_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-
     def __init__(
         self,
         actor_network: TensorDictModule,
@@ -68,48 +62,27 @@ class GCSLLoss(GoalLoss):
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
-        self._add_regression_term(actor_network, regression)
-        if regression == "nll":
-            self.out_keys = self._kept(["loss_actor", "log_prob"])
-        self._make_vmap()
-        self._set_in_keys()
-
-    def _add_regression_term(
-        self, actor_network: TensorDictModule, regression: Regression, *, delay_actor: bool = False
-    ) -> None:
-        if regression not in get_args(Regression):
-            raise unknown_name("regression", regression, get_args(Regression))
+        check_choice(regression=(regression, Regression))
         if regression == "nll":
             require_stochastic(actor_network)
         self.regression = regression
-        self._add_network("actor_network", actor_network, create_target_params=delay_actor)
+        self._add_network("actor_network", actor_network)
+        self._ready(["loss_actor", "action_error" if regression == "mse" else "log_prob"])
 
     def _read_keys(self) -> Iterable[NestedKey]:
         return [*self.actor_network.in_keys, self.tensor_keys.action]
 
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, tensordict: TensorDictBase) -> Term:
         """Reduced regression loss, and its detached scalar diagnostics as metadata."""
-        return self._regression_term(self._rows(tensordict))
-
-    def _regression_term(
-        self, tensordict: TensorDictBase, weight: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of every row times its weight (``[*B]``, a constant), reduced."""
-        action = tensordict[self.tensor_keys.action]
-        if self.regression == "nll":
-            log_prob = self._distribution(tensordict).log_prob(action)
-            rows = awr_loss(log_prob, log_prob.new_ones(()) if weight is None else weight)
-            metadata = {"log_prob": log_prob.detach().mean()}
-        else:
-            rows = action_error(self._policy_action(tensordict, self.actor_network_params), action)
-            metadata = {"action_error": rows.detach().mean()}
-            if weight is not None:
-                rows = weight.detach() * rows
-        return self._reduce_row_loss(rows, tensordict), metadata
+        return self._actor_term(self._rows(tensordict))
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss on a batch; see the class."""
-        tensordict = self._rows(tensordict)
-        loss, metadata = self._regression_term(tensordict)
-        return self._finish({"loss_actor": loss}, metadata, tensordict)
+        rows = self._rows(tensordict)
+        loss, metadata = self._actor_term(rows)
+        return self._finish({"loss_actor": loss}, metadata, rows)
+
+    def _actor_term(self, rows: TensorDictBase) -> Term:
+        policy = self._distribution(rows) if self.regression == "nll" else self._policy_action(rows)
+        return imitation_term(policy, rows[self.tensor_keys.action], self._reducer(rows))
