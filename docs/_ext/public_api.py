@@ -29,8 +29,10 @@ _TRAINING = ("checkpoint", "configs", "evaluation", "fused", "logging", "stacked
 _MODULES = (
     "torchrl_smore.objectives",
     "torchrl_smore.objectives.base",
+    "torchrl_smore.objectives.terms",
     "torchrl_smore.modules",
     "torchrl_smore.modules.precision",
+    "torchrl_smore.modules.linear",
     *(f"torchrl_smore.data.readers.{name}" for name in ("csv", "d4rl", "minari", "ogbench", "wgcsl")),
     "torchrl_smore.data.readers",
     *(f"torchrl_smore.data.writers.{name}" for name in ("d4rl", "minari", "ogbench", "wgcsl")),
