@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -140,17 +137,16 @@ def test_in_keys_are_an_ordered_list_without_repetition(case, build):
     assert dotted(keys) == IN_KEYS.get(name, dotted(keys))
 
 
-def test_in_keys_do_not_depend_on_the_hash_seed(build):
+def test_in_keys_do_not_depend_on_the_hash_seed(python, build):
     script = (
         "import json, torchrl_smore.objectives as o; from torchrl_smore.modules import goal_specs, make_networks;"
         "n = make_networks(*goal_specs(3, 2, 2), hidden=(6,));"
         "l = o.SMORELoss(n.actor, n.score, n.value, formulation='dual');"
         "print(json.dumps([l.in_keys, l.out_keys]))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "1"}
-    printed = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    done = python("-c", script)
+    assert done.status == 0, done.stderr
+    printed = done.stdout
     loss = build("smore", formulation="dual")
     assert json.loads(printed.splitlines()[-1]) == json.loads(json.dumps([loss.in_keys, loss.out_keys]))
 

@@ -100,7 +100,7 @@ def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
 class GaussianHead(nn.Module):
     """Mean ``tanh(trunk(inputs))`` and a state-independent standard deviation, as in the official code.
 
-    The log standard deviation is a parameter, initially 0, clipped to :data:`LOG_STD_RANGE`. Samples are not squashed.
+    The log standard deviation is a parameter, initially 0, clipped to ``[-5, 2]``. Samples are not squashed.
     Bounds other than ``[-1, 1]`` move and stretch both, so that the mean covers the box.
 
     Args:
@@ -218,7 +218,8 @@ def goal_specs(observation_dim: int, goal_dim: int, action_dim: int) -> tuple[Co
     """Observation and action specs of a goal-conditioned task with actions in ``[-1, 1]``.
 
     Returns:
-        A :class:`Composite` with ``observation``, ``achieved_goal`` and ``desired_goal``, and a :class:`Bounded`.
+        A :class:`~torchrl.data.Composite` with ``observation``, ``achieved_goal`` and ``desired_goal``, and a
+        :class:`~torchrl.data.Bounded`.
     """
     observation = Composite(
         observation=Unbounded((observation_dim,)),

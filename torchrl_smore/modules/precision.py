@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.linear import Matmul, linear
 
+#: Precision of the hidden layers; parameters are float32 in both.
 Precision = Literal["float32", "bf16"]
 
 
