@@ -23,6 +23,7 @@ from torchrl_smore.modules import (
     make_contrastive_networks,
     make_discriminator,
     make_networks,
+    make_pixel_networks,
 )
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
@@ -54,9 +55,12 @@ class Setting:
     precision: Precision = "float32"
     kernels: str = "auto"
     clip: float | None = STANDARDIZED_CLIP
+    pixels: int = 0
 
     def networks(self) -> Any:
-        """Score (or Q), value and actor networks."""
+        """Score (or Q), value and actor networks: of states, or of pictures of ``pixels`` by ``pixels``."""
+        if self.pixels:
+            return make_pixel_networks(self.specs[1], pixels=self.pixels, precision=self.precision)
         options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision, "clip": self.clip}
         return make_networks(*self.specs, **options)  # type: ignore[arg-type]
 
