@@ -68,11 +68,10 @@ from torchrl_smore.trainers import (
 
 KERNELS = ("auto", "reference", "triton")
 LOGGERS = ("tensorboard", "wandb")
-LOSS_OPTIONS = (
-    *("formulation", "divergence", "beta", "residual_coef", "expectile", "temperature", "gamma", "actor"),
-    *("value_target", "contrast", "energy", "bc_coef", "reward", "actor_weight", "weight_clip"),
-    "advantage_unit",
-)
+#: Options that losses know by another name.
+LOSS_NAMES = {"clip_bootstrap": "score_bounds"}
+#: What the options of SMORe's loss are by default, which its signature says.
+SMORE = METHODS["smore"].accepts
 #: ``arriving`` where a trajectory comes to its goal, else ``uniform``, with a warning.
 AUTO_ANCHORS = "auto"
 ON_DIVERGENCE = ("stop", "continue")
@@ -139,15 +138,19 @@ class Config:
     )
     seed: int = option(0, "of data collection, networks and sampling; evaluation episodes are always the same")
     seeds: int = option(1, "seeds trained together on one dataset: seed, seed + 1, ...")
-    formulation: str = option("in_sample", "in_sample, dual, official, official_stable")
-    divergence: str = option("pearson_chi2", "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon")
-    beta: float = option(0.5, "weight of goal transitions in the mixture, in (0, 1]")
+    formulation: str = option(SMORE["formulation"], "in_sample, dual, official, official_stable")
+    divergence: str = option(
+        SMORE["divergence"], "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon"
+    )
+    beta: float = option(SMORE["beta"], "weight of goal transitions in the mixture, in (0, 1]")
     expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
     temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (30 SMORe)")
     gamma: float | None = option(
         None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
     )
-    residual_coef: float = option(0.25, "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed")
+    residual_coef: float = option(
+        SMORE["residual_coef"], "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed"
+    )
     actor: str | None = option(None, "SMORe: awr, score (Table 16); contrastive RL: ddpgbc, awr")
     value_target: str | None = option(None, "SMORe: whose action the value is fitted at: dataset, policy (Table 16)")
     contrast: str | None = option(None, "contrastive RL: binary, balanced, infonce, symmetric_infonce")
@@ -308,7 +311,7 @@ def check_name(config: Config, name: str, valid: list[str | None]) -> None:
 
 def identity(config: Config) -> dict[str, Any]:
     """What names a run; methods without formulations have ``None``."""
-    formulation = config.formulation if "formulation" in METHODS[config.method].accepts else None
+    formulation = config.formulation if "formulation" in method_options(config.method) else None
     return {"task": config.task, "method": config.method, "formulation": formulation}
 
 
@@ -433,28 +436,31 @@ def make_goals(config: Config) -> Goals | None:
     return Goals(config.goal_columns, "final" if config.desired_goal is None else config.desired_goal)
 
 
+def method_options(method: str) -> list[str]:
+    """The options of the recipe that a method has: those that its loss takes."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    return [name for name in names if LOSS_NAMES.get(name, name) in METHODS[method].accepts]
+
+
 def loss_options(config: Config) -> dict[str, Any]:
     """Keyword arguments for the loss of the chosen method.
 
     Raises:
         ValueError: if an option was given that the method does not have.
     """
-    accepts = METHODS[config.method].accepts
-    options = {name: getattr(config, name) for name in LOSS_OPTIONS}
-    options["score_bounds"] = "auto" if config.clip_bootstrap else None
+    accepts = method_options(config.method)
+    others = {name for method in METHODS for name in method_options(method)} - set(accepts)
     for field in dataclasses.fields(Config):
-        name = "score_bounds" if field.name == "clip_bootstrap" else field.name
-        if name in options and name not in accepts and getattr(config, field.name) != field.default:
+        if field.name in others and getattr(config, field.name) != field.default:
             raise ValueError(
                 f"method={config.method} has no option {field.name}; it has {', '.join(accepts) or 'none'}."
             )
     if config.target_rate is not None and not METHODS[config.method].target_network:
         raise ValueError(f"method={config.method} has no target network, so no target_rate.")
-    return {
-        name: value
-        for name, value in options.items()
-        if name in accepts and (value is not None or name == "score_bounds")
-    }
+    options = {LOSS_NAMES.get(name, name): getattr(config, name) for name in accepts}
+    if "score_bounds" in options:
+        options["score_bounds"] = "auto" if config.clip_bootstrap else None
+    return {name: value for name, value in options.items() if value is not None or name == "score_bounds"}
 
 
 def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device: torch.device) -> LossModule:

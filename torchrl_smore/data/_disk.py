@@ -1,4 +1,4 @@
-"""The trajectory store on disk: a TensorDict memmap folder and a manifest, published whole or not at all."""
+"""The trajectory store on disk: a TensorDict memmap folder and a manifest, published atomically."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ class TrajectoryStore:
         return TensorStorage(data, device=data.get("action").device)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes the store to a folder, whole or not at all.
+        """Writes the store to a folder, atomically.
 
         The columns form a TensorDict memmap folder, ``path/data``; ``path/meta.json`` holds ``meta``, the SHA-256 of
         each file and that of its own content; frames are in ``path/frames.memmap``. Everything is written to a hidden

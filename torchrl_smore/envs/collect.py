@@ -116,7 +116,7 @@ def collect(
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
-    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
+    resumes from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
     ``out`` and the folder removed. A second process with the same ``out`` waits until the first has ended; a line of
     the log says so.
 
@@ -153,6 +153,7 @@ def collect(
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
+        NotImplementedError: for several workers on a system without ``select.poll``, which is Windows.
         OSError: if the disk is full. Finished chunks are kept.
     """
     task = get_task(task).data_source

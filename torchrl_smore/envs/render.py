@@ -23,7 +23,7 @@ _WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
 _TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.15)
 _AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
 
-_FLOOR = 800.0  # half the length of a running robot's floor, in metres
+_FLOOR = 800.0  # half the length of the floor of a locomotion task, in metres
 
 
 def render_episode(

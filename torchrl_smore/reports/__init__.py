@@ -55,6 +55,7 @@ from torchrl_smore.reports.paper import (
     views,
 )
 from torchrl_smore.reports.report import write_report
+from torchrl_smore.reports.table_page import write_table_page
 
 __all__ = [
     "DIAGNOSIS_TABLES",
@@ -112,4 +113,5 @@ __all__ = [
     "write_gif",
     "write_report",
     "write_results",
+    "write_table_page",
 ]

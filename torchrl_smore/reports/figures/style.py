@@ -126,7 +126,7 @@ def say_empty(axis: Axes, text: str = "no runs") -> None:
 
 
 def save_figure(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
-    """Writes ``<stem>.png`` and ``<stem>.pdf``, each whole or not at all, and makes their folder.
+    """Writes ``<stem>.png`` and ``<stem>.pdf``, each atomically, and makes their folder.
 
     The same figure gives the same bytes.
     """

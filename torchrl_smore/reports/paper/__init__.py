@@ -9,7 +9,7 @@ from torchrl_smore.reports.paper.claims import (
     grounds,
 )
 from torchrl_smore.reports.paper.markup import Table, escape_markdown, to_html, to_latex, to_markdown
-from torchrl_smore.reports.paper.published import HORIZONS, Paper, PaperCell, max_return
+from torchrl_smore.reports.paper.published import HORIZONS, NUM_TRAJECTORIES, NUM_UPDATES, Paper, PaperCell, max_return
 from torchrl_smore.reports.paper.scores import BASE_SETTING, main_setting, our_sample, over_max, task_order
 from torchrl_smore.reports.paper.summary import (
     METHOD,
@@ -26,6 +26,8 @@ __all__ = [
     "BASE_SETTING",
     "HORIZONS",
     "METHOD",
+    "NUM_TRAJECTORIES",
+    "NUM_UPDATES",
     "THRESHOLDS",
     "Outcome",
     "Paper",

@@ -12,12 +12,16 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.reports.numbers import Cell, Sample, canonical_setting
 
 NUM_SEEDS = 10  # of every table (App. C.1)
-# steps of an episode: not in the paper, but of the environments of the official code
+#: Steps of an episode by task: not in the paper, but of the environments of the official code.
 HORIZONS = {
     **dict.fromkeys(("Reacher", "SawyerReach", "SawyerDoor"), 50),
     **dict.fromkeys(("FetchReach", "FetchPick", "FetchPush", "FetchSlide", "HandReach"), 50),
     **dict.fromkeys(("CheetahTgtVel-m-e", "CheetahTgtVel-r-e", "AntTgtVel-m-e", "AntTgtVel-r-e"), 1000),
 }
+# App. C.1: updates of batch 512, and trajectories of the published datasets, which for locomotion follow from a million
+# transitions of D4RL and 30 experts
+NUM_UPDATES = {task: 400_000 if task in ("FetchReach", "FetchPick", "FetchSlide") else 1_000_000 for task in HORIZONS}
+NUM_TRAJECTORIES = {task: 40_000 if steps == 50 else 1_030 for task, steps in HORIZONS.items()}
 _FLAGS = {"significant", "missing"}
 
 
