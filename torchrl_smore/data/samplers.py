@@ -197,7 +197,8 @@ class GoalTransition(SampleUnit):
         rows = goal_transition_rows(
             uniform,
             known.stop,
-            known.reached,
+            # all are relabelled, so none is drawn from those
+            known.reached[:0],
             her_ratio=1.0,
             strategy=self.strategy,
             gamma=self.gamma,
