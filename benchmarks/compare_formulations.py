@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pages
 import torch
 from torchrl.objectives import SoftUpdate
 
@@ -161,12 +162,10 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for number, new in enumerate(pool.imap_unordered(run, jobs), 1):
             rows += new
-            beside = file.with_suffix(".partial")
-            with beside.open("w", newline="") as handle:
+            with pages.replacing(file) as beside, beside.open("w", newline="") as handle:
                 writer = csv.DictWriter(handle, COLUMNS)
                 writer.writeheader()
                 writer.writerows(rows)
-            beside.replace(file)
             last = new[-1]
             print(
                 f"[{number}/{len(jobs)}, {time.perf_counter() - started:.0f} s] {last['variant']} seed {last['seed']}: "

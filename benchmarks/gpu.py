@@ -8,7 +8,7 @@
 Needs Python and a PyTorch with CUDA; no network, and no installed package of ours. What else is missing is installed
 from the wheels that ``make gpu-wheels`` gathered beforehand into a folder of its own: nothing that the machine has is
 replaced. Items run in a process that is watched: one that crashes or hangs costs its own row and no other. Rows are
-written as they come, and a second call goes on behind the last one. ``docs/gpu.md`` says what each stage does.
+written as they come, and a second call resumes after the last one. ``docs/gpu.md`` says what each stage does.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gpu_rows
+import pages
 from gpu_plan import STAGES, TASKS, Item, Options, plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,8 +69,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="learn: tasks")
     parser.add_argument("--seeds", type=int, default=5, help="learn: seeds, trained together")
-    parser.add_argument("--steps", type=int, default=None, help="learn: updates; none: the paper's")
-    parser.add_argument("--num-trajectories", type=int, default=None, help="learn: none: the paper's")
+    parser.add_argument("--steps", type=int, default=None, help="learn: updates; default: the paper's")
+    parser.add_argument("--num-trajectories", type=int, default=None, help="learn: default: the paper's")
     args = parser.parse_args(arguments)
     if args.minutes < 0 or 0 < 60 * args.minutes <= RESERVE:
         parser.error(f"--minutes must be 0, for no limit, or more than {RESERVE / 60:.2g}, got {args.minutes:g}.")
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = [item for item in items if item.key in rows and rows[item.key]["status"] in gpu_rows.FAILED]
     print(f"\n{len(items) - len(left)} of {len(items)} items done, {len(failed)} of them failed: {args.out}")
     if left:
-        print(f"{len(left)} are left; the same command goes on with {left[0].key}")
+        print(f"{len(left)} are left; the same command resumes with {left[0].key}")
     print(f"then: python benchmarks/gpu_report.py {args.out}")
     return 1 if failed else 0
 
@@ -386,29 +387,25 @@ def conclude(out: Path, environment: dict[str, str], stage: str) -> None:
 
 
 def pack_learning(out: Path, folder: Path) -> None:
-    """Puts results, curves and logs of the runs into one file, without checkpoints; whole or not at all."""
+    """Puts results, curves and logs of the runs into one file, without checkpoints; atomically."""
     names = (*LEARN_FILES, "*/result.json", "*/log.txt", "*/run/*/config.yaml", "*/run/*/metrics.csv")
     files = sorted({path for name in (*names, "*/run/*/summary.json") for path in folder.glob(name)})
     if not files:
         return
-    beside = out / f"{LEARN}.partial"
-    with tarfile.open(beside, "w:gz") as archive:
+    with pages.replacing(out / LEARN) as beside, tarfile.open(beside, "w:gz") as archive:
         for path in files:
             archive.add(path, path.relative_to(folder))
-    beside.replace(out / LEARN)
 
 
 def unpack_learning(out: Path, folder: Path) -> None:
     """On a new machine, puts the finished runs of earlier calls where they were."""
     if (out / LEARN).is_file() and not folder.exists():
-        beside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        with tarfile.open(out / LEARN) as archive:
-            archive.extractall(beside, filter="data")
-        # a run without its checkpoint begins anew
-        for run in [path.parent for path in beside.glob("*/run") if not (path.parent / "result.json").is_file()]:
-            shutil.rmtree(run)
-        beside.rename(folder)
+        with pages.replacing(folder) as beside:
+            with tarfile.open(out / LEARN) as archive:
+                archive.extractall(beside, filter="data")
+            # a run without its checkpoint begins anew
+            for run in [path.parent for path in beside.glob("*/run") if not (path.parent / "result.json").is_file()]:
+                shutil.rmtree(run)
 
 
 if __name__ == "__main__":

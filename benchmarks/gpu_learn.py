@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import commit_of_library
-from benchmark_jobs import read_result, run_job
-from recipe_utils import collect_or_load
+from parts.benchmark_jobs import read_result, run_job
+from parts.shared import collect_or_load
 from smore_offline import Config, with_defaults
 
 from torchrl_smore.envs import get_task
@@ -56,7 +56,7 @@ def data(device: str, folder: str, **chosen: Any) -> dict[str, Any]:
 
 
 def learn(device: str, folder: str, **chosen: Any) -> dict[str, Any]:
-    """Trains and evaluates; goes on where an earlier call was stopped. Leaves ``results.csv`` and ``curves.csv``."""
+    """Trains and evaluates; resumes where an earlier call was stopped. Leaves ``results.csv`` and ``curves.csv``."""
     config = options_of(device, **chosen)
     names = ("task", "method", "preset", "steps", "batch_size", "seeds", "device", "num_trajectories", "data_dir")
     names += ("compile", "env_workers", "rollout", "eval_episodes", "eval_interval", "log_interval", "save_interval")

@@ -175,9 +175,8 @@ def draw(results: Results, stage: str, path: Path) -> None:
     drawn = {"check": _draw_check, "bench": _draw_bench, "learn": _draw_learn}[stage](results)
     drawn.suptitle(results.title, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial.png")
-    drawn.savefig(beside, dpi=110)
-    beside.replace(path)
+    with pages.replacing(path) as beside:
+        drawn.savefig(beside, dpi=110, format="png")
 
 
 def _draw_check(results: Results) -> Any:
@@ -269,7 +268,7 @@ def main(arguments: Sequence[str]) -> int:
     """Writes the page, or one figure; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what gpu.py left")
-    parser.add_argument("--out", type=Path, default=None, help=f"page to write; none: {PAGE.name} of the docs")
+    parser.add_argument("--out", type=Path, default=None, help=f"page to write; default: {PAGE.name} of the docs")
     parser.add_argument("--figure", choices=STAGES, help="draw this stage's figure into the folder, and no page")
     args = parser.parse_args(arguments)
     try:
@@ -291,7 +290,7 @@ def main(arguments: Sequence[str]) -> int:
     if (args.folder / "learn.tar.gz").is_file():
         with tarfile.open(args.folder / "learn.tar.gz") as archive:
             archive.extractall(args.folder / "learn", filter="data")
-    gpu_rows.write_text(out, page(results))
+    pages.write_text(out, page(results))
     print(out)
     return 0
 

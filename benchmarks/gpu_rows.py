@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pages
+
 ROWS = "rows.jsonl"
 #: ``wrong``: ran, and the numbers are not those expected; ``error``: said why; ``crashed``: its process died;
 #: ``timeout``: took longer than its limit; ``skipped``: cannot run on this machine.
@@ -66,21 +68,14 @@ def of_stage(rows: Iterable[Row], stage: str) -> list[Row]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as a table, with a column for every value that one of them has; whole or not at all."""
+    """The rows as a table, with a column for every value that one of them has; atomically."""
     names = dict.fromkeys(name for row in rows for name in row["values"])
     text = io.StringIO()
     writer = csv.DictWriter(text, [*COLUMNS, *names], lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({**{name: row[name] for name in COLUMNS}, **row["values"]})
-    write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole or absent."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    pages.write_text(path, text.getvalue())
 
 
 def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_rows
+import pages
 
 #: Exit status of a process whose device is of no more use after an error.
 LOST_DEVICE = 3
@@ -71,7 +72,7 @@ def main() -> int:
     device = "cpu" if args.dry_run else "cuda"
     for item in json.loads(args.items.read_text()):
         started = time.time()
-        gpu_rows.write_text(args.progress, json.dumps({"key": item["key"], "started": started}))
+        pages.write_text(args.progress, json.dumps({"key": item["key"], "started": started}))
         status, values, detail = run(item["kind"], item["params"], device)
         row = {"key": item["key"], "kind": item["kind"], "params": item["params"], "status": status}
         row |= {"seconds": round(time.time() - started, 2), "device": args.device, "dry_run": args.dry_run}

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import markdown, subplots
+from pages import markdown, replacing, subplots
 from tensordict import TensorDict
 from tqdm import tqdm
 
-from torchrl_smore.functional.linear import linear
+from torchrl_smore.modules.linear import linear
 
 __all__ = ["markdown", "subplots"]  # of pages, which imports no package
 
@@ -178,14 +178,12 @@ class Peer:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows of equal keys, whole or not at all."""
+    """Writes rows of equal keys, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(path.suffix + ".partial")
-    with beside.open("w", newline="") as handle:
+    with replacing(path) as beside, beside.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    beside.replace(path)
 
 
 def plot_bars(path: Path, found: Mapping[str, Sequence[float]], title: str, unit: str) -> None:

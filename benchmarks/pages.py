@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+# the writer of the package without the package, which imports PyTorch
+_FILES = runpy.run_path(str(Path(__file__).parents[1] / "torchrl_smore" / "_files.py"))
+replacing, write_text = _FILES["replacing"], _FILES["write_text"]
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

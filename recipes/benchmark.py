@@ -4,8 +4,10 @@ python recipes/benchmark.py preset=smoke                          a tiny version
 python recipes/benchmark.py table=1 'tasks=[FetchReach]' seeds=5 preset=quick
 python recipes/benchmark.py 'tasks=[PointReach,FetchReach]' 'methods=[smore,gc_iql]' seeds=5 steps=4000
 python recipes/benchmark.py table=1 address=HOST:6379             on a cluster
+python recipes/benchmark.py manifest=benchmarks/table1.yaml          stage by stage, as a file says
+python recipes/benchmark.py manifest=benchmarks/table1.yaml status   what is done, running, missing; how long it takes
 
-The same command again goes on where it was stopped. Then: python recipes/report.py
+The same command again resumes where it was stopped. Then: python recipes/report.py
 """
 
 from __future__ import annotations
@@ -18,18 +20,20 @@ import re
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grid
-from benchmark_jobs import read_result, run_job
-from benchmark_ray import run_on_ray
-from grid import GridCell, Plan, paper_name
 from methods import METHODS
-from recipe_cli import check_range, nearest, option, run_recipe
-from recipe_utils import (
+from parts import grid
+from parts.benchmark_jobs import read_result, run_job
+from parts.benchmark_ray import run_on_ray
+from parts.cli import check_range, nearest, option, run_recipe
+from parts.grid import GridCell, Plan, paper_name
+from parts.manifest import Manifest, read_manifest
+from parts.shared import (
     collect_or_load,
     commit_of_library,
     dataset_folder,
@@ -38,6 +42,7 @@ from recipe_utils import (
     versions_of,
     write_json,
 )
+from parts.status import describe_status, status_of
 from smore_offline import MOST, PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig
 from tqdm import tqdm
@@ -52,45 +57,51 @@ _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
 _NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence")
+# what a manifest says of its runs, and what the command line may say beside one
+_OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
+_OF_RUNS += ("device", "compile", "precision", "seeds_together")
+_BESIDE_A_MANIFEST = ("manifest", "status", "expert_policy", "data_dir", "out", "jobs", "address", "gpu_share")
 
 
 @dataclass
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
+    manifest: str | None = option(None, "file that says what is run, in stages; the rest is then its business")
+    status: bool = option(False, "says what is done, running and missing, and how long the rest takes; runs nothing")
     preset: str | None = option(
-        None, "smoke (all tables, tiny), quick, paper; none: paper for tables, quick for others"
+        None, "smoke (all tables, tiny), quick, paper; default: paper for tables, quick for others"
     )
     table: str | None = option(None, "table of the paper: 1, 2, 6 to 16")
     figure: str | None = option(None, "figure of the paper: 2")
-    tasks: list[str] = field(default_factory=list, metadata={"help": "[FetchReach,...]; none: the table's"})
+    tasks: list[str] = field(default_factory=list, metadata={"help": "[FetchReach,...]; default: the table's"})
     methods: list[str] = field(
-        default_factory=list, metadata={"help": "[smore,gc_iql,...] or [all]; none: the table's, or all"}
+        default_factory=list, metadata={"help": "[smore,gc_iql,...] or [all]; default: the table's, or all"}
     )
     settings: list[str] = field(
         default_factory=list,
-        metadata={"help": "['expert=0.05','no_her',...]; none: the table's, or the default setting"},
+        metadata={"help": "['expert=0.05','no_her',...]; default: the table's, or the default setting"},
     )
-    seeds: int | None = option(None, "seeds of each cell; none: 10")
+    seeds: int | None = option(None, "seeds of each cell; default: 10")
     first_seed: int = option(0, "the first of them")
-    steps: int | None = option(None, "updates; none: the preset's and task's")
-    batch_size: int | None = option(None, "none: the preset's")
-    eval_episodes: int | None = option(None, "episodes of an evaluation; none: 50")
-    eval_interval: int | None = option(None, "updates between evaluations; none: a tenth of the updates")
-    num_trajectories: int | None = option(None, "trajectories in a dataset; none: the preset's and task's")
+    steps: int | None = option(None, "updates; default: the preset's and task's")
+    batch_size: int | None = option(None, "default: the preset's")
+    eval_episodes: int | None = option(None, "episodes of an evaluation; default: 50")
+    eval_interval: int | None = option(None, "updates between evaluations; default: a tenth of the updates")
+    num_trajectories: int | None = option(None, "trajectories in a dataset; default: the preset's and task's")
     expert_policy: list[str] = field(
         default_factory=list,
-        metadata={"help": "[runs/NAME,...] of train_expert.py, whose actors the running tasks need"},
+        metadata={"help": "[runs/NAME,...] of train_expert.py, whose actors the locomotion tasks need"},
     )
     data_seed: int = option(0, "of every dataset: all methods and seeds learn from the same one")
     data_dir: str = option("datasets", "where datasets are kept and found again")
-    out: str | None = option(None, "folder of the benchmark; none: runs/benchmark/<what it is>")
-    jobs: int | None = option(None, "runs at a time on this machine; none: one for each core; 0: one, without Ray")
-    address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); none: this machine alone")
+    out: str | None = option(None, "folder of the benchmark; default: runs/benchmark/<what it is>")
+    jobs: int | None = option(None, "runs at a time on this machine; default: one for each core; 0: one, without Ray")
+    address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); default: this machine")
     device: str = option("cpu", "auto, cpu, cuda")
     compile: str = option("off", "the update of each run, for long ones: off, default, max")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
-    seeds_together: int | None = option(None, "seeds trained in one run; none: 1 on a CPU, all on a GPU")
+    seeds_together: int | None = option(None, "seeds trained in one run; default: 1 on a CPU, all on a GPU")
     gpu_share: float = option(0.0, "GPUs that a run takes of a cluster, for example 0.5")
 
 
@@ -116,24 +127,92 @@ class Job:
         return f"{self.cell.words}, seed {', '.join(map(str, self.seeds))}"
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What is run before the next stage is begun; a benchmark without a manifest has one."""
+
+    name: str
+    plan: Plan
+    jobs: list[Job]
+
+
 def main(config: Config) -> None:
     """Runs the recipe."""
-    config, plan = read_request(config)
-    out = Path(config.out or f"runs/benchmark/{name_of(config)}").resolve()
-    jobs = make_jobs(config, plan, out)
+    manifest = None if config.manifest is None else read_manifest(config.manifest, Config, _OF_RUNS)
+    if manifest is None:
+        config, plan = read_request(config)
+        out = Path(config.out or f"runs/benchmark/{name_of(config)}").resolve()
+        stages = [Stage("", plan, make_jobs(config, plan, out))]
+    else:
+        config = of_manifest(config, manifest)
+        out = Path(config.out or manifest.out).resolve()
+        stages = make_stages(config, manifest, out)
+    jobs = [job for stage in stages for job in stage.jobs]
     check_folder(out, jobs)
+    results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
+    if config.status:
+        found = [status_of(stage.name, stage.jobs, results) for stage in stages]
+        at_a_time = max(sum(len(stage.running) for stage in found), config.jobs or 0, 1)
+        print(f"{out}: {describe_status(found, results, at_a_time)}")
+        return
+    commit = commit_of_library()
+    if manifest is not None:
+        manifest.check_commit(commit)
+    plan = grid.merge([stage.plan for stage in stages])
     with locked(out / ".lock", f"benchmark folder {out}"):
         remove_partial_files(out)
+        # another driver may have gone on until now
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
-        todo = [job for job in jobs if job.folder not in results]
-        print(describe(config, plan, jobs, todo, out), flush=True)
-        commit = commit_of_library()
-        write_json(out / "grid.json", grid_record(config, plan, jobs, commit))
+        print(describe(plan, jobs, [job for job in jobs if job.folder not in results], out), flush=True)
+        write_json(out / "grid.json", grid_record(config, plan, jobs, commit, manifest))
         write_tables(out, jobs, results)
-        failures = make_datasets(config, todo)
+        failures: dict[Path, str] = {}
         started = time.perf_counter()
-        run(config, [job for job in todo if job.folder not in failures], out, commit, (jobs, results, failures))
+        for stage in stages:
+            todo = [job for job in stage.jobs if job.folder not in results]
+            if stage.name and todo:
+                print(f"stage {stage.name}: {len(todo)} of {len(stage.jobs)} runs to do", flush=True)
+            failures |= make_datasets(config, todo)
+            run(config, [job for job in todo if job.folder not in failures], out, commit, (jobs, results, failures))
         summarise(out, jobs, results, failures, time.perf_counter() - started)
+
+
+def of_manifest(config: Config, manifest: Manifest) -> Config:
+    """The options of a manifest, and of the command line those that change no result.
+
+    Raises:
+        ValueError: if the command line has others.
+    """
+    default = dataclasses.asdict(Config())
+    given = [name for name, value in dataclasses.asdict(config).items() if value != default[name]]
+    others = [name for name in given if name not in _BESIDE_A_MANIFEST]
+    if others:
+        raise ValueError(
+            f"with manifest= the options of the runs are the manifest's: expected {', '.join(_BESIDE_A_MANIFEST)} "
+            f"beside it, got {', '.join(others)}."
+        )
+    return dataclasses.replace(config, **{"preset": "quick", **manifest.options})
+
+
+def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
+    """The stages of a manifest; a run that several ask for belongs to the first of them."""
+    stages = []
+    taken: dict[Path, set[int]] = {}
+    for stage in manifest.stages:
+        plans, jobs = [], []
+        for request in stage.requests:
+            asked, plan = read_request(dataclasses.replace(config, **request))
+            plans.append(plan)
+            for task in dict.fromkeys(cell.task for cell in plan.cells):
+                own = dataclasses.replace(asked, **manifest.tasks.get(task, {}))
+                jobs += make_jobs(own, grid.select(plan, [task], [], []), out, taken)
+        stages.append(Stage(stage.name, grid.merge(plans), sorted(jobs, key=lambda job: job.seeds)))
+    tasks = dict.fromkeys(cell.task for stage in stages for cell in stage.plan.cells)
+    for name in (*manifest.tasks, *manifest.differs):
+        if name not in tasks:
+            known = nearest(name, [*tasks])
+            raise ValueError(f"{config.manifest} says something of {name}, which is no task of its stages.{known}")
+    return stages
 
 
 def read_request(config: Config) -> tuple[Config, Plan]:
@@ -153,7 +232,7 @@ def read_request(config: Config) -> tuple[Config, Plan]:
     plans += [grid.figure_plan(config.figure)] if config.figure else []
     if plans or (preset == "smoke" and not config.tasks):
         whole = grid.merge(plans or [grid.smoke_plan()])
-        plan = grid.select(whole, config.tasks, methods, config.settings)
+        plan = grid.select(grid.beside(whole, methods), config.tasks, methods, config.settings)
     elif config.tasks:
         plan = grid.free_plan(config.tasks, methods or list(METHODS), config.settings or ["default"])
     else:
@@ -202,13 +281,18 @@ def name_of(config: Config) -> str:
     return "_".join([*what, *([] if config.preset == "paper" else [str(config.preset)])])
 
 
-def make_jobs(config: Config, plan: Plan, out: Path) -> list[Job]:
-    """The runs of a plan, options checked; nothing is begun if one of them cannot be."""
+def make_jobs(config: Config, plan: Plan, out: Path, taken: dict[Path, set[int]] | None = None) -> list[Job]:
+    """The runs of a plan, options checked; nothing is begun if one of them cannot be.
+
+    Args:
+        config: the options.
+        plan: the cells.
+        out: folder of the benchmark.
+        taken: by folder of a cell the seeds that other jobs run, which these join.
+    """
     assert config.seeds is not None
     together = config.seeds_together or (1 if config.device == "cpu" else config.seeds)
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    groups = [tuple(seeds[start : start + together]) for start in range(0, len(seeds), together)]
-    jobs, checked = [], set()
+    jobs, checked, taken = [], set(), {} if taken is None else taken
     for cell in plan.cells:
         run_config = run_options(config, cell)
         if (cell.method, cell.options) not in checked:
@@ -230,6 +314,10 @@ def make_jobs(config: Config, plan: Plan, out: Path) -> list[Job]:
         words = re.sub(r"[^\w.=-]+", "_", f"{cell.task}_{cell.method}_{cell.setting}")
         folder = out / "cells" / f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         options = {key: value for key, value in options.items() if key not in _DATA_OPTIONS}
+        others = taken.setdefault(folder, set())
+        seeds = [seed for seed in range(config.first_seed, config.first_seed + config.seeds) if seed not in others]
+        others.update(seeds)
+        groups = [tuple(seeds[start : start + together]) for start in range(0, len(seeds), together)]
         jobs += [Job(cell, group, options, dataset, folder) for group in groups]
     # the first seeds of all cells before the second ones: an early stop leaves a whole table
     return sorted(jobs, key=lambda job: job.seeds)
@@ -274,12 +362,14 @@ def check_folder(out: Path, jobs: Sequence[Job]) -> None:
             )
 
 
-def describe(config: Config, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], out: Path) -> str:
+def describe(plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], out: Path) -> str:
     """What is going to be run."""
+    counts = Counter(job.cell_folder for job in jobs for _ in job.seeds)
+    seeds = " to ".join(map(str, sorted({min(counts.values()), max(counts.values())})))
     tasks = dict.fromkeys(cell.task for cell in plan.cells)
     names = dict.fromkeys(paper_name(cell.method) for cell in plan.cells)
     lines = [
-        f"{len(plan.cells)} cells x {config.seeds} seeds: {len(jobs)} runs, {len(jobs) - len(todo)} of them finished",
+        f"{len(counts)} cells x {seeds} seeds: {len(jobs)} runs, {len(jobs) - len(todo)} of them finished",
         f"  tasks: {', '.join(tasks)}",
         f"  methods: {', '.join(names)}",
         f"  settings: {', '.join(dict.fromkeys(cell.setting for cell in plan.cells))}",
@@ -289,9 +379,13 @@ def describe(config: Config, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job
     return "\n".join(lines)
 
 
-def grid_record(config: Config, plan: Plan, jobs: Sequence[Job], commit: str) -> dict[str, Any]:
+def grid_record(
+    config: Config, plan: Plan, jobs: Sequence[Job], commit: str, manifest: Manifest | None = None
+) -> dict[str, Any]:
     """What ``grid.json`` holds."""
-    steps = {job.cell: job.options["steps"] for job in jobs}
+    cells: dict[Path, list[Job]] = {}
+    for job in jobs:
+        cells.setdefault(job.cell_folder, []).append(job)
     return {
         "command": " ".join(["python", "recipes/benchmark.py", *sys.argv[1:]]),
         "options": dataclasses.asdict(config),
@@ -299,12 +393,16 @@ def grid_record(config: Config, plan: Plan, jobs: Sequence[Job], commit: str) ->
         "versions": versions_of(PACKAGES),
         "cells": [
             {
-                **{"id": job.cell_folder.name, "task": job.cell.task, "method": paper_name(job.cell.method)},
-                **{"setting": job.cell.setting, "tables": list(job.cell.tables), "steps": steps[job.cell]},
-                **{"seeds": sorted(seed for other in jobs if other.cell == job.cell for seed in other.seeds)},
+                **{"id": folder.name, "task": own[0].cell.task, "method": paper_name(own[0].cell.method)},
+                "setting": own[0].cell.setting,
+                "tables": list(dict.fromkeys(table for job in own for table in job.cell.tables)),
+                **{name: own[0].options[name] for name in ("steps", "batch_size")},
+                "num_trajectories": own[0].dataset["num_trajectories"],
+                "seeds": sorted(seed for job in own for seed in job.seeds),
             }
-            for job in {job.cell: job for job in jobs}.values()
+            for folder, own in cells.items()
         ],
+        "differs": {} if manifest is None else manifest.differs,
         "unavailable": list(plan.unavailable),
         "registry": list(task_names()),
     }
@@ -379,7 +477,7 @@ def order(config: Config, job: Job, commit: str, session: str) -> dict[str, Any]
 
 
 def run_here(orders: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
-    """One after another in this process; as :func:`benchmark_ray.run_on_ray`."""
+    """One after another in this process; as :func:`parts.benchmark_ray.run_on_ray`."""
     for number, job in enumerate(orders):
         try:
             yield number, run_job(job)
@@ -425,4 +523,5 @@ def summarise(
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = ["status=true" if argument == "status" else argument for argument in sys.argv[1:]]
     run_recipe(Config, main, __doc__ or "")

@@ -1,4 +1,4 @@
-"""Makes an expert of a running task from an agent of Stable-Baselines3, and measures it; no code of the agent runs.
+"""Makes an expert of a locomotion task from an agent of Stable-Baselines3, and measures it; no code of the agent runs.
 
 python recipes/convert_expert.py task=AntTgtVel-m-e agent=Ant-v3.zip
 python recipes/collect_dataset.py task=AntTgtVel-m-e num_trajectories=1030 expert_policy=runs/NAME
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from recipe_cli import option, run_recipe
-from recipe_utils import new_run_folder, versions_of, write_json
+from parts.cli import option, run_recipe
+from parts.shared import new_run_folder, versions_of, write_json
 from train_expert import PACKAGES, RUNNING, measure
 
 from torchrl_smore.envs import Task, get_task, task_actor

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diagnosis import (
+from methods import METHODS
+from parts.cli import option, read_config, run_recipe
+from parts.diagnosis import (
     Groups,
     Row,
     along_trajectories,
@@ -39,9 +41,7 @@ from diagnosis import (
     steps_to_goal,
     weight_classes,
 )
-from methods import METHODS
-from recipe_cli import option, read_config, run_recipe
-from recipe_utils import dataset_folder, write_json, write_text
+from parts.shared import dataset_folder, write_json
 from smore_offline import Config as RunConfig
 from smore_offline import identity, make_dataset, make_loss, make_sampler
 from torch import Tensor
@@ -49,7 +49,7 @@ from torch import Tensor
 from torchrl_smore import SMORELoss, TrajectoryStore
 from torchrl_smore.envs import Task, get_task
 from torchrl_smore.reports import DIAGNOSIS_TABLES, effective_sample_size, write_diagnosis
-from torchrl_smore.trainers import ActorPolicy, CheckpointError, latest_checkpoint, load_checkpoint
+from torchrl_smore.trainers import ActorPolicy, CheckpointError, latest_checkpoint, load_checkpoint, write_text
 
 FOLDER = "diagnosis"
 _FIRST_EPISODE = 10_000  # the seeds of every evaluation
@@ -61,7 +61,7 @@ class Config:
 
     run: str | None = option(None, "run folder of smore_offline.py")
     position: int = option(0, "which of the seeds that were trained together")
-    dataset: str | None = option(None, "where the run's dataset lies now; none: where it lay then")
+    dataset: str | None = option(None, "where the run's dataset lies now; default: where it lay then")
     rows: int = option(50_000, "rows drawn as in training, for the weights")
     trajectories: int = option(200, "most expert trajectories that are looked at")
     episodes: int = option(50, "episodes of the policy")
@@ -301,7 +301,7 @@ def measure_experts(
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
-    """A CSV file, whole or not at all, with six significant digits."""
+    """A CSV file, written atomically, with six significant digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

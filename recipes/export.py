@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from recipe_cli import nearest, option, run_recipe
-from recipe_utils import commit_of_library, write_json
+from parts.cli import nearest, option, run_recipe
+from parts.shared import commit_of_library, write_json
 from torch import nn
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs.experts import Actor, ActorExpert, write_actor
 from torchrl_smore.modules import GELUMLP, ConcatMLP, GaussianHead, Standardize
-from torchrl_smore.trainers import TrainedPolicy
+from torchrl_smore.trainers import TrainedPolicy, replacing
 
 TOLERANCE = 1e-5  # largest difference of an action component from the run's
 ROWS = 1000  # that are compared
@@ -47,8 +46,8 @@ class Config:
     run: str | None = option(None, "run folder, or a checkpoint in it")
     format: str | None = option(None, "onnx, torchscript, torch_export, npz")
     which: str = option("last", "last, best: of the seed's evaluations while it was trained")
-    seed: int | None = option(None, "of a run of several seeds, which; none: the first")
-    out: str | None = option(None, "the file; none: policy_<which>_seed<seed>.<suffix> in the run folder")
+    seed: int | None = option(None, "of a run of several seeds, which; default: the first")
+    out: str | None = option(None, "the file; default: policy_<which>_seed<seed>.<suffix> in the run folder")
     overwrite: bool = option(False, "replace a file that is there")
 
 
@@ -70,19 +69,16 @@ def main(config: Config) -> None:
         if path.exists() and not config.overwrite:
             raise FileExistsError(f"{path} exists; overwrite=true replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.partial")
     try:
-        run = write(policy, beside)
-        difference = largest_difference(policy, run)
-        # first what describes: a file without its sidecar would look finished
-        write_json(sidecar, described(policy, config.format, difference))
-        os.replace(beside, out)
+        with replacing(out) as beside:
+            run = write(policy, beside)
+            difference = largest_difference(policy, run)
+            # first what describes: a file without its sidecar would look finished
+            write_json(sidecar, described(policy, config.format, difference))
     except BaseException:
         if not out.exists():
             sidecar.unlink(missing_ok=True)
         raise
-    finally:
-        beside.unlink(missing_ok=True)
     print(f"{out}: differs by at most {difference:.1e} from the run on {ROWS:,} rows\n{sidecar}: shapes, units, ranges")
 
 

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_card import dataset_card
-from recipe_cli import nearest, option, run_recipe
-from recipe_utils import load_dataset, recognise_dataset, write_text
+from parts.cli import nearest, option, run_recipe
+from parts.dataset_card import dataset_card
+from parts.shared import load_dataset, recognise_dataset
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.data import writers
 from torchrl_smore.data.readers import Goals
 from torchrl_smore.envs import Task, get_task, task_names
+from torchrl_smore.trainers import write_text
 
 FILES: dict[str, tuple[str, Callable[[TrajectoryStore, Path], None]]] = {
     "d4rl": ("hdf5", writers.d4rl.write),
@@ -39,12 +40,12 @@ class Config:
 
     dataset: str | None = option(None, "a store, or a file or folder of any format that smore_offline.py takes")
     format: str | None = option(None, ", ".join(FORMATS))
-    task: str | None = option(None, f"{', '.join(task_names())}; none: the store's")
-    dataset_format: str | None = option(None, "of the dataset; none: recognised")
+    task: str | None = option(None, f"{', '.join(task_names())}; default: the store's")
+    dataset_format: str | None = option(None, "of the dataset; default: recognised")
     goal_columns: tuple[int, ...] | None = option(None, "as in smore_offline.py")
     columns: Any = option(None, "as in smore_offline.py")  # noqa: RUF009 - nobody changes it
     out: str = option("exports", "folder that the dataset is written to")
-    name: str | None = option(None, "of the dataset, for minari its id; none: TASK/smore-v0, or TASK")
+    name: str | None = option(None, "of the dataset, for minari its id; default: TASK/smore-v0, or TASK")
     author: str | None = option(None, "for card and metadata")
     license: str | None = option(None, "for card and metadata")
 

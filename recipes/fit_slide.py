@@ -25,8 +25,8 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from recipe_cli import option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, versions_of, write_json
+from parts.cli import option, resumed_config, run_recipe
+from parts.shared import new_run_folder, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
 
@@ -38,6 +38,7 @@ from torchrl_smore.envs.experts import (
     strike_inputs,
     write_actor,
 )
+from torchrl_smore.trainers import replacing
 
 Array = NDArray[Any]
 
@@ -64,7 +65,7 @@ class Config:
     clip: float = option(5.0, "largest standardised input, in standard deviations")
     seed: int = option(0, "of everything")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to go on with, under its own options")
+    resume: str | None = option(None, "run folder to resume, under its own options")
 
 
 def main(config: Config) -> None:
@@ -263,11 +264,9 @@ class Table:
 
 
 def save(path: Path, trials: list[dict[str, Array]]) -> None:
-    """Writes trials, whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
+    """Writes trials atomically."""
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, **{key: np.array([trial[key] for trial in trials], np.float32) for key in _KEYS})
-    beside.replace(path)
 
 
 def load(folder: Path) -> dict[str, Array]:

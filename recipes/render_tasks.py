@@ -6,7 +6,6 @@ python recipes/render_tasks.py task=SawyerDoor gif=true out=here   one task, and
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from parts import OPENGL
+from parts.cli import option, run_recipe
+from parts.shared import seed_of_farthest_goal
 from PIL import Image
-from recipe_cli import option, run_recipe
-from recipe_utils import seed_of_farthest_goal
 from tqdm import tqdm
 
 from torchrl_smore.envs import EnvPool, Task, begin_episodes, get_task, render_episode, task_names
 from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.reports import write_gif
+from torchrl_smore.trainers import replacing
 
 _DRAWN = tuple(name for name in task_names() if get_task(name).scripted or get_task(name).bundled_actors)
 _COLOURS = 192  # of a palette that keeps a strip under 60 kB
@@ -44,13 +45,12 @@ def main(config: Config) -> None:
     tasks = [get_task(name) for name in (_DRAWN if config.task == "all" else (config.task,))]
     if not all(task.scripted or task.bundled_actors for task in tasks):
         raise ValueError(f"task={config.task} cannot be drawn: expected all, {', '.join(_DRAWN)}.")
-    opengl: Any = os.environ["SMORE_MUJOCO_GL"]  # set by recipe_utils
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for task in tqdm(tasks, unit="task", disable=not sys.stderr.isatty()):
         seed = seed_of_farthest_goal(task, config.seed)
         actions, arrival = expert_episode(task, seed, min(config.steps, task.horizon))
-        frames = render_episode(task, seed, actions, size=config.size, opengl=opengl, own_process=True)
+        frames = render_episode(task, seed, actions, size=config.size, opengl=OPENGL, own_process=True)  # type: ignore[arg-type]
         write_strip(frames[[0, max(1, arrival // 2), -1]], out / f"{task.name}.png")
         if config.gif:
             write_gif(frames, out / f"{task.name}.gif")
@@ -74,11 +74,10 @@ def expert_episode(task: Task, seed: int, steps: int) -> tuple[NDArray[Any], int
 
 
 def write_strip(frames: NDArray[np.uint8], path: Path) -> None:
-    """Writes frames ``[k, H, W, 3]`` side by side as a PNG file that is whole or absent."""
+    """Writes frames ``[k, H, W, 3]`` side by side as a PNG file, atomically."""
     picture = Image.fromarray(np.concatenate(list(frames), axis=1))
-    beside = path.with_name(f".{path.name}.partial")
-    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(beside, format="PNG", optimize=True)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(beside, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":

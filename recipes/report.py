@@ -2,8 +2,9 @@
 
 python recipes/report.py                                           the newest folder of benchmark.py
 python recipes/report.py benchmark=runs/benchmark/NAME
-python recipes/report.py results=docs/results/methods_FetchReach.csv out=runs/report
+python recipes/report.py results=docs/results/easy_tasks/results.csv out=runs/report
 python recipes/report.py results=a.csv,b.csv curves=c.csv tasks=FetchReach,FetchPush
+python recipes/report.py benchmark=runs/benchmark/table1 page=docs/results/table1.md     Table 1 alone, as one page
 """
 
 from __future__ import annotations
@@ -14,10 +15,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe_cli import option, run_recipe
+from parts.cli import option, run_recipe
 from tqdm import tqdm
 
-from torchrl_smore.reports import SignificanceTest, Source, newest_benchmark, read_benchmark, read_files, write_report
+from torchrl_smore.reports import (
+    SignificanceTest,
+    Source,
+    newest_benchmark,
+    read_benchmark,
+    read_files,
+    write_report,
+    write_table_page,
+)
 
 _LISTS = ("results", "curves", "tasks")
 
@@ -30,7 +39,8 @@ class Config:
     benchmark_root: str = option("runs/benchmark", "where the newest one is looked for if nothing is given")
     results: str | None = option(None, "result files instead, with commas between")
     curves: str | None = option(None, "curve files that go with results=, with commas between")
-    out: str | None = option(None, "folder to write to; none: <benchmark folder>/report, with results= runs/report")
+    out: str | None = option(None, "folder to write to; default: <benchmark folder>/report, with results= runs/report")
+    page: str | None = option(None, "writes Table 1 alone, to this Markdown file and a folder of its name beside it")
     tasks: str | None = option(None, "reports and judges these tasks alone, with commas between")
     alternative: str = option("two-sided", "of the Mann-Whitney test: two-sided, greater, less")
     correction: str = option("holm", "for several tests: holm, bonferroni, none")
@@ -46,10 +56,19 @@ def main(config: Config) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     test = SignificanceTest(config.alternative, config.correction, config.level)  # type: ignore[arg-type]
     source, out = read(config)
+    command = shlex.join(["python", "recipes/report.py", *_ARGUMENTS])
+    if config.page is not None:
+        if config.out is not None or config.tasks is not None:
+            raise ValueError("page= is a file of its own with every task of Table 1: give it without out= and tasks=.")
+        page = write_table_page(
+            source, config.page, command=command, min_seeds=config.min_seeds, resamples=config.resamples
+        )
+        print(f"page: {page}")
+        return
     page = write_report(
         source,
         config.out or out,
-        command=shlex.join(["python", "recipes/report.py", *_ARGUMENTS]),
+        command=command,
         tasks=None if config.tasks is None else split("tasks", config.tasks),
         test=test,
         min_seeds=config.min_seeds,

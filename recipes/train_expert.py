@@ -1,8 +1,8 @@
-"""Trains the running experts of CheetahTgtVel and AntTgtVel by soft actor-critic; resumes after a kill.
+"""Trains the locomotion experts of CheetahTgtVel and AntTgtVel by soft actor-critic; resumes after a kill.
 
 python recipes/train_expert.py task=CheetahTgtVel-m-e steps=1000000
-python recipes/train_expert.py resume=runs/NAME                      go on after a kill
-python recipes/train_expert.py resume=runs/NAME steps=3000000        go on for longer
+python recipes/train_expert.py resume=runs/NAME                      resume after a kill
+python recipes/train_expert.py resume=runs/NAME steps=3000000        train for longer
 python recipes/collect_dataset.py task=CheetahTgtVel-m-e expert_policy=runs/NAME
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shlex
 import shutil
 import sys
@@ -25,16 +24,25 @@ import torch
 import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
-from recipe_cli import check_range, option, resumed_config, run_recipe
-from recipe_utils import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json, write_text
-from sac import Sac
+from parts.cli import check_range, option, resumed_config, run_recipe
+from parts.sac import Sac
+from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
 from tqdm import tqdm
 
 from torchrl_smore.envs import Task, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert, Expert, write_actor
 from torchrl_smore.modules import Precision
 from torchrl_smore.reports import plot_curves, read_metrics
-from torchrl_smore.trainers import Compile, clear_leftovers, latest_checkpoint, load_checkpoint, locked, save_checkpoint
+from torchrl_smore.trainers import (
+    Compile,
+    clear_leftovers,
+    latest_checkpoint,
+    load_checkpoint,
+    locked,
+    replacing,
+    save_checkpoint,
+    write_text,
+)
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 from torchrl_smore.trainers.logging import MetricsFile
 
@@ -60,7 +68,7 @@ class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
     task: str = option(RUNNING[0], f"{', '.join(RUNNING)}; -m-e and -r-e share their expert")
-    steps: int | None = option(None, "steps of the robot; none: 2,000,000, and of a resumed run its own")
+    steps: int | None = option(None, "steps of the robot; default: 2,000,000, and of a resumed run its own")
     updates_per_step: float = option(0.5, "updates for each step after the random ones")
     reward: str = option("target", "target: the robot's own, its forward term largest at the goal; own: as it is")
     seed: int = option(0, "of networks, exploration and episodes")
@@ -79,7 +87,7 @@ class Config:
     log_interval: int = option(1000, "steps between rows of metrics.csv")
     save_interval: int = option(10_000, "steps between checkpoints")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to go on with, under its own options but steps")
+    resume: str | None = option(None, "run folder to resume, under its own options but steps")
 
     @property
     def length(self) -> int:
@@ -116,7 +124,7 @@ def main(config: Config) -> None:
         clear_leftovers(run_dir / "checkpoint")
         training = Training(config, task, agent, run_dir)
         write_text(run_dir / "config.yaml", text)
-        advice = f"Go on with: python recipes/train_expert.py resume={run_dir}"
+        advice = f"Resume with: python recipes/train_expert.py resume={run_dir}"
         with stopping_on_signals(training.request_stop, advice):
             training.run()
         report(config, task, run_dir)
@@ -126,7 +134,7 @@ def check(config: Config) -> None:
     """Refuses what can be refused before anything is written."""
     get_task(config.task)
     if config.task not in RUNNING:
-        other = "has a scripted expert" if get_task(config.task).scripted else "is no running task"
+        other = "has a scripted expert" if get_task(config.task).scripted else "is no locomotion task"
         raise ValueError(f"task={config.task} {other}; this recipe trains the experts of {', '.join(RUNNING)}.")
 
     def value(name: str) -> int:
@@ -369,7 +377,8 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
     }
     for name, step in choose(*metrics["return"]).items():
         path = run_dir / f"{name}.npz"
-        copy_whole(actor_path(run_dir, step), path)
+        with replacing(path) as beside:
+            shutil.copyfile(actor_path(run_dir, step), beside)
         found = measure(task, ActorExpert(path), config.measure_episodes, _MEASURE_SEED, config.reward)
         meta[name] = {
             "step": step,
@@ -395,13 +404,6 @@ def command(config: Config) -> str:
         if field.name in ("task", "seed") or getattr(given, field.name) != field.default
     ]
     return shlex.join(["python", "recipes/train_expert.py", *options])
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file that is then whole or absent."""
-    beside = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, beside)
-    os.replace(beside, target)
 
 
 if __name__ == "__main__":

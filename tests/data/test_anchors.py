@@ -29,6 +29,14 @@ def test_reaching_chooses_the_trajectories_that_reach_their_goal_at_some_time(da
     torch.testing.assert_close(weights, torch.tensor([0.0] * 4 + [1 / 3] * 3, dtype=torch.float64))
 
 
+def test_arriving_leaves_out_trajectories_that_begin_at_their_goal(make_store):
+    data = make_store((3, 3, 2), goal_dim=1).data
+    # one comes to its goal and leaves it, one is there from its first step, one never gets there
+    data["next", "reward"] = torch.tensor([[0.0], [1.0], [0.0], [1.0], [0.0], [1.0], [0.0], [0.0]])
+    expected = torch.tensor([1 / 3] * 3 + [0.0] * 5, dtype=torch.float64)
+    torch.testing.assert_close(anchor_weights("arriving", data, share=1.0), expected)
+
+
 def test_uniform_is_no_weights(data):
     assert anchor_weights("uniform", data) is None
 
@@ -54,6 +62,9 @@ def test_a_rule_that_chooses_nothing_may_fall_back_and_says_so(data, caplog):
     data["next", "reward"].zero_()
     with pytest.raises(ValueError, match="it needs a trajectory with a positive reward"):
         anchor_weights("reaching", data)
+    data["next", "reward"][4] = 1.0
+    with pytest.raises(ValueError, match="with its first positive reward after its first step"):
+        anchor_weights("arriving", data)
 
 
 def test_the_table_draws_anchors_of_rho_and_q_by_weights(data):

@@ -406,14 +406,14 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_store_whole(
 
 def test_a_rename_that_fails_puts_the_old_store_back(store, make_store, tmp_path, monkeypatch):
     store.save(tmp_path / "store")
-    rename = os.rename
+    replace = os.replace
 
     def fail_to_publish(source, target):
         if ".partial-" in str(source):
             raise OSError("refused")
-        rename(source, target)
+        replace(source, target)
 
-    monkeypatch.setattr(os, "rename", fail_to_publish)
+    monkeypatch.setattr(os, "replace", fail_to_publish)
     with pytest.raises(OSError, match="refused"):
         make_store(seed=1).save(tmp_path / "store", overwrite=True)
     assert os.listdir(tmp_path) == ["store"]
@@ -427,19 +427,19 @@ KILLED = """
 
     store = TrajectoryStore.load(sys.argv[1])
     store.data["action"].zero_()
-    publish, rename = _disk._write_file, os.rename
+    publish, replace = _disk._write_file, os.replace
 
     def write_file(file, content):
         if file.name == "desired_goal.memmap" and sys.argv[2] == "writing":
             os.kill(os.getpid(), signal.SIGKILL)
         publish(file, content)
 
-    def rename_and_die(source, target):
-        rename(source, target)
+    def replace_and_die(source, target):
+        replace(source, target)
         if sys.argv[2] == "renaming":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _disk._write_file, os.rename = write_file, rename_and_die
+    _disk._write_file, os.replace = write_file, replace_and_die
     store.save(sys.argv[1], overwrite=True)
 """
 
@@ -552,7 +552,8 @@ def edit_manifest(**changes):
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "meta.json is damaged: expected JSON"),
         (lambda path: path.write_text("[1]"), "does not name the format"),
         (edit_manifest(format="something"), "does not name the format"),
-        (edit_manifest(format_version=2), "expected format version 1, found 2"),
+        (edit_manifest(format_version=3), "expected format version 1, or 2 with frames, found 3"),
+        (edit_manifest(format_version=2), "expected size and digest of frames.memmap, found None"),
         (edit_manifest(sha256=None), "expected 'sha256' of type str"),
         (edit_manifest(sha256="0" * 64), "'sha256'"),
         (edit_manifest(files={}), "expected size and digest of data/meta.json, found None"),

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from torchrl_smore.envs import _partial
 from torchrl_smore.envs._partial import PartialFolder, chunk_path, write_chunk
 
 ARRAYS = {"observation": np.arange(600.0).reshape(20, 30), "reward": np.zeros((20, 5))}
@@ -61,7 +60,7 @@ def test_a_damaged_chunk_is_collected_anew_and_that_is_said(folder, damage, capl
 
 
 def test_bytes_are_on_disk_before_the_name_is(folder, monkeypatch):
-    done, fsync, replace = [], os.fsync, _partial.Path.replace
+    done, fsync, replace = [], os.fsync, os.replace
 
     def note_sync(descriptor):
         done.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
@@ -72,17 +71,17 @@ def test_bytes_are_on_disk_before_the_name_is(folder, monkeypatch):
         return replace(path, target)
 
     monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(_partial.Path, "replace", note_rename)
+    monkeypatch.setattr(os, "replace", note_rename)
     write_chunk(folder.path, 7, ARRAYS)
-    temporary = f".chunk_000007.npz.{os.getpid()}"
+    temporary = f".chunk_000007.npz.{os.getpid()}.partial"
     assert done == [("sync", temporary), ("rename", "chunk_000007.npz"), ("sync", "a.partial")]
 
 
 def test_what_a_killed_process_was_writing_is_removed_at_the_next_start(folder):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
-    left = folder.path / f".chunk_000003.npz.{ended.pid}"
-    own = folder.path / f".chunk_000004.npz.{os.getpid()}"
+    left = folder.path / f".chunk_000003.npz.{ended.pid}.partial"
+    own = folder.path / f".chunk_000004.npz.{os.getpid()}.partial"
     for path in (left, own, folder.path / "notes"):
         path.write_bytes(b"half")
     PartialFolder(folder.path, {"seed": 3})

@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def diagnosis(import_recipe):
-    return import_recipe("diagnosis")
+    return import_recipe("parts.diagnosis")
 
 
 def trajectory(positions, rewards, goal=9.0):

@@ -14,7 +14,7 @@ from torchrl_smore.reports import Paper, canonical_setting
 
 @pytest.fixture(scope="module")
 def grid(import_recipe):
-    return import_recipe("grid")
+    return import_recipe("parts.grid")
 
 
 @pytest.mark.parametrize(

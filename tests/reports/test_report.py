@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from torchrl_smore.reports import Paper, Source, evaluate_partly, write_report
+from torchrl_smore.reports.numbers.results import ResultsError
 from torchrl_smore.reports.provenance import ranges
-from torchrl_smore.reports.results import ResultsError
 
 pytest.importorskip("matplotlib")
 

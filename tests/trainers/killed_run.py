@@ -59,8 +59,8 @@ def main(run_dir, when):
         trainer.register_op("post_optim", lambda: kill() if trainer._optim_count == 9 else None)
     else:
         # the second checkpoint is written, and not yet in its place
-        place = checkpoint._put_in_place
-        checkpoint._put_in_place = lambda partial, final: kill() if "10" in final.name else place(partial, final)
+        place = checkpoint.put_in_place
+        checkpoint.put_in_place = lambda new, final, aside: kill() if "10" in final.name else place(new, final, aside)
     trainer.train()
 
 

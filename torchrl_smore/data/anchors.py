@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data.samplers import stored_goal_reached, stored_stop
-from torchrl_smore.functional.goals import first_row_away
+from torchrl_smore.functional.goals import first_row_away, trajectory_start
 
 _logger = logging.getLogger("torchrl_smore")
 
@@ -44,9 +44,12 @@ def _reaching(data: TensorDictBase, threshold: float) -> Tensor:
     stop = stored_stop(data)
     # as many rows reach their goal up to the end of a trajectory as up to its start where none of it does
     count = torch.cat([stop.new_zeros(1), stored_goal_reached(data).long().cumsum(0)])
-    start = torch.zeros_like(stop)
-    start[1:] = torch.where(stop[1:] != stop[:-1], torch.arange(1, len(stop), device=stop.device), 0)
-    return count[stop] > count[start.cummax(0).values]
+    return count[stop] > count[trajectory_start(stop)]
+
+
+def _arriving(data: TensorDictBase, threshold: float) -> Tensor:
+    starts_there = stored_goal_reached(data)[trajectory_start(stored_stop(data))]
+    return _reaching(data, threshold) & ~starts_there
 
 
 #: Rules by name; ``"uniform"``, the paper's, chooses every row.
@@ -64,6 +67,11 @@ ANCHOR_RULES: dict[str, AnchorRule] = {
         "rows of trajectories that reach their stored goal at some time",
         _reaching,
         "a trajectory with a positive reward",
+    ),
+    "arriving": AnchorRule(
+        "rows of trajectories that reach their stored goal, but not with their first step",
+        _arriving,
+        "a trajectory with its first positive reward after its first step",
     ),
 }
 

@@ -15,6 +15,8 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
 from torchrl_smore.data.samplers import (
     anchor_distribution,
+    check_away,
+    rows_away,
     stored_goal_reached,
     stored_stop,
     trajectory_order,
@@ -23,8 +25,8 @@ from torchrl_smore.data.samplers import (
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     Strategy,
+    check_her_ratio,
     check_strategy,
-    first_row_away,
     goal_transition_rows,
     trajectory_start,
 )
@@ -102,11 +104,9 @@ class GoalBatchSampler:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}.")
-        if not 0.0 <= her_ratio <= 1.0:
-            raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
+        check_her_ratio(her_ratio)
         used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
-        if "away" in used and threshold is None:
-            raise ValueError("the goal strategy 'away' needs a threshold.")
+        check_away(used, threshold)
         for name in extras:
             if name not in EXTRAS:
                 raise unknown_name("extra", name, EXTRAS)
@@ -141,10 +141,8 @@ class GoalBatchSampler:
             # by rows of the data as given, so they go the way of the rows
             anchors = anchors if order is None or anchors.shape != stop.shape else anchors[order.to(anchors.device)]
             self._anchors = anchor_distribution(anchors, stop.shape[0], device)
-        self._away = None
-        if "away" in used:
-            assert threshold is not None
-            self._away = first_row_away(data.get(("next", "achieved_goal")), stop, threshold).to(device)
+        away = rows_away(used, data, stop, threshold)
+        self._away = None if away is None else away.to(device)
         self._ends = [_flag(data, ("next", name)).to(device) for name in ("terminated", "truncated")]
         self._achieved = data.get("achieved_goal").contiguous().to(device) if "achieved_goal" in self.extras else None
         self._reached = stored_goal_reached(data).nonzero().squeeze(-1).to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,12 @@ from torchrl.data.replay_buffers import SampleUnit, Storage, TensorStorage
 
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
-    REACHED_UNIFORM,
     Strategy,
     check_strategy,
     cumulative_weights,
     first_row_away,
     goal_transition_rows,
     trajectory_stop,
-    uniform_index,
 )
 
 ReachedFn = Callable[[TensorDictBase], Tensor]
@@ -163,8 +161,7 @@ class GoalTransition(SampleUnit):
         threshold: float | None = None,
         trajectory_key: NestedKey | None = None,
     ) -> None:
-        if "away" in check_strategy(strategy) and threshold is None:
-            raise ValueError("the goal strategy 'away' needs a threshold.")
+        check_away(check_strategy(strategy), threshold)
         self.strategy = strategy
         self.gamma = gamma
         self.coupled = coupled
@@ -207,10 +204,7 @@ class GoalTransition(SampleUnit):
             anchors=known.anchors,
             away=known.away,
         )
-        arriving = rows.q_index
-        if known.reached.shape[0] > 0:
-            arriving = known.reached[uniform_index(uniform[:, REACHED_UNIFORM], 0, known.reached.shape[0])]
-        positions = torch.stack([rows.index, rows.goal_index, rows.q_index, arriving], -1)
+        positions = torch.stack([rows.index, rows.goal_index, rows.q_index, rows.reached_index], -1)
         return positions if known.order is None else known.order[positions], info
 
     def _rows(self, storage: Storage) -> _Rows:
@@ -273,10 +267,7 @@ class GoalTransition(SampleUnit):
             place[order] = torch.arange(size, device=order.device)
         weights = None if self.anchors is None else self.anchors(with_ends(stored, self.trajectory_key))
         anchors = None if weights is None else anchor_distribution(weights, size, stop.device)
-        away = None
-        if "away" in check_strategy(self.strategy):
-            assert self.threshold is not None
-            away = first_row_away(stored.get(("next", "achieved_goal")), stop, self.threshold)
+        away = rows_away(check_strategy(self.strategy), stored, stop, self.threshold)
         rows = _Rows(stop, reached.nonzero().squeeze(-1), order, place, anchors, away)
         return _Cache(weakref.ref(storage), rows, _Growing(rows.stop), _Growing(rows.reached))
 
@@ -327,6 +318,24 @@ class _Cache:
     reached: _Growing
     size: int = 0
     revision: int = -1
+
+
+def check_away(used: Collection[str], threshold: float | None) -> None:
+    """Checks that there is a threshold for the goal strategy ``"away"`` if it is used.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if "away" in used and threshold is None:
+        raise ValueError("the goal strategy 'away' needs a threshold.")
+
+
+def rows_away(used: Collection[str], data: TensorDictBase, stop: Tensor, threshold: float | None) -> Tensor | None:
+    """:func:`~torchrl_smore.functional.goals.first_row_away` of the data, int64 ``[N]``, if ``"away"`` is used."""
+    if "away" not in used:
+        return None
+    assert threshold is not None
+    return first_row_away(data.get(("next", "achieved_goal")), stop, threshold)
 
 
 def anchor_distribution(weights: Tensor, num_rows: int, device: torch.device | str) -> Tensor:

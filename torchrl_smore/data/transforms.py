@@ -13,6 +13,7 @@ from torchrl.envs.transforms import Transform
 
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
 from torchrl_smore.data.samplers import ReachedFn, checked_reached, stored_goal_reached
+from torchrl_smore.functional.goals import check_her_ratio
 
 
 class HindsightGoalTransform(Transform):
@@ -58,8 +59,7 @@ class HindsightGoalTransform(Transform):
         q_key: NestedKey = "q",
         stale: Sequence[NestedKey] = ("is_success", "success"),
     ) -> None:
-        if not 0.0 <= her_ratio <= 1.0:
-            raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
+        check_her_ratio(her_ratio)
         super().__init__(in_keys=[achieved_goal_key, desired_goal_key], out_keys=[desired_goal_key, q_key])
         self.her_ratio = her_ratio
         self.success = success

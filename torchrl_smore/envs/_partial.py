@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_smore._files import remove_leftovers, replacing, write_text
+
 _logger = logging.getLogger("torchrl_smore")
 _REQUEST = "request.json"
-_TEMPORARY = re.compile(r"\.(?:request\.json|chunk_\d+\.npz)\.(\d+)")
 _QUOTED = 200  # characters of a reason
 
 
 class PartialFolder:
-    """Chunks of episodes on disk, each written whole or not at all.
+    """Chunks of episodes on disk, each written atomically.
 
     Args:
         path: the folder; made if it is missing.
@@ -34,12 +32,12 @@ class PartialFolder:
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path)
         begun = path / _REQUEST
         if begun.exists():
             self._check_same(self._begun(begun), request)
             return
-        _write_whole(begun, lambda file: file.write_text(json.dumps(request, indent=1)))
+        write_text(begun, json.dumps(request, indent=1))
 
     def _begun(self, file: Path) -> dict[str, Any]:
         try:
@@ -99,54 +97,11 @@ def chunk_path(folder: Path, number: int) -> Path:
 
 
 def write_chunk(folder: Path, number: int, arrays: dict[str, NDArray[Any]]) -> None:
-    """Writes a chunk beside its place and renames it when whole.
+    """Writes a chunk atomically.
 
     Raises:
         OSError: if the disk is full or refuses; nothing is left behind.
     """
-    _write_whole(chunk_path(folder, number), lambda file: _save(file, arrays))
-
-
-def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:  # np.savez would append .npz to a name
+    # np.savez would append .npz to a name
+    with replacing(chunk_path(folder, number)) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        # the name must not survive a power cut that the bytes do not
-        _sync(temporary, os.O_RDWR)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        _sync(path.parent, os.O_RDONLY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Deletes what processes that are no longer there were writing when they were killed."""
-    for file in folder.iterdir():
-        if (match := _TEMPORARY.fullmatch(file.name)) and not _is_running(int(match[1])):
-            file.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -22,6 +22,8 @@ from typing import Any
 
 #: Seconds in which a worker must take a request, and in which it must answer it.
 TIMEOUT_S = 600.0
+#: Whether this system can wait for a worker; Windows cannot.
+HAS_WORKERS = hasattr(select, "poll")
 _LENGTH = struct.Struct("<Q")  # before each answer: its number of bytes
 _ERROR_LINES = 15  # of a dead worker's stderr, repeated in the exception
 # The top-level package imports torch, which a worker does not need and which takes seconds: it is put in place empty,
@@ -52,11 +54,17 @@ class Worker:
         name: how errors name this worker.
         timeout_s: seconds, positive, in which it must take a request, and in which it must answer it. One that does
             not, because it was stopped for example, is killed.
+
+    Raises:
+        ValueError: if ``timeout_s`` is not positive.
+        NotImplementedError: on a system without ``select.poll``, which is Windows.
     """
 
     def __init__(self, name: str, timeout_s: float = TIMEOUT_S) -> None:
         if not timeout_s > 0.0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}.")
+        if not HAS_WORKERS:
+            raise NotImplementedError(f"{name} cannot run: workers need select.poll, which this system does not have.")
         self.name = name
         self.timeout_s = timeout_s
         self._timed_out = False

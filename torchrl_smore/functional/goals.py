@@ -21,8 +21,6 @@ from torchrl_smore._errors import unknown_name
 
 #: Uniform numbers that :func:`goal_transition_rows` uses per sampled row.
 NUM_UNIFORMS = 8
-#: Which of them chooses among the rows that reach their stored goal.
-REACHED_UNIFORM = 6
 #: A relabelling strategy by name, or shares of several, which add up to 1.
 Strategy = str | Mapping[str, float]
 
@@ -217,6 +215,16 @@ def check_strategy(strategy: Strategy) -> dict[str, float]:
     return {name: share for name, share in shares.items() if share > 0.0}
 
 
+def check_her_ratio(her_ratio: float) -> None:
+    """Checks a probability of relabelling.
+
+    Raises:
+        ValueError: if it lies outside ``[0, 1]``.
+    """
+    if not 0.0 <= her_ratio <= 1.0:
+        raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
+
+
 _BELOW_ONE = 1.0 - 2.0**-53
 
 
@@ -252,8 +260,10 @@ class GoalTransitionRows:
 
     ``index`` (i) is the offline transition, ``goal_index`` (k) the row whose goal it is given where ``relabel_mask``
     holds (elsewhere it keeps its stored goal), ``q_index`` (m) the goal transition: it pursues the goal that it enters
-    itself where ``q_relabel_mask`` holds, and elsewhere its stored goal, which it reaches. ``actor_goal_index`` is the
-    row whose goal the actor is given where ``relabel_mask`` holds: ``goal_index`` unless it has a strategy of its own.
+    itself where ``q_relabel_mask`` holds, and elsewhere its stored goal, which it reaches. ``reached_index`` is the row
+    that ``q_index`` is in the latter case; where no row of the data reaches its stored goal it enters its own goal too.
+    ``actor_goal_index`` is the row whose goal the actor is given where ``relabel_mask`` holds: ``goal_index`` unless it
+    has a strategy of its own.
     """
 
     index: Tensor
@@ -261,6 +271,7 @@ class GoalTransitionRows:
     relabel_mask: Tensor
     q_index: Tensor
     q_relabel_mask: Tensor
+    reached_index: Tensor
     actor_goal_index: Tensor
 
 
@@ -308,8 +319,7 @@ def goal_transition_rows(
         ValueError: if ``her_ratio`` lies outside ``[0, 1]``, the dataset is empty, or ``uniform`` or ``index`` has
             another shape.
     """
-    if not 0.0 <= her_ratio <= 1.0:
-        raise ValueError(f"her_ratio must lie in [0, 1], got {her_ratio}.")
+    check_her_ratio(her_ratio)
     if uniform.ndim != 2 or uniform.shape[-1] != NUM_UNIFORMS:
         raise ValueError(f"expected uniforms of shape [B, {NUM_UNIFORMS}], got {tuple(uniform.shape)}.")
     num_rows = stop.shape[0]
@@ -317,7 +327,7 @@ def goal_transition_rows(
         raise ValueError(f"expected one index for each of the {uniform.shape[0]} rows, got {tuple(index.shape)}.")
     if num_rows == 0:
         raise ValueError("cannot sample goals from an empty dataset.")
-    u = uniform.unbind(-1)
+    u_anchor, u_goal, u_relabel, u_q_anchor, u_q_goal, u_q_relabel, u_reached, u_actor_goal = uniform.unbind(-1)
 
     def anchor_row(number: Tensor) -> Tensor:
         return uniform_index(number, 0, num_rows) if anchors is None else weighted_index(number, anchors)
@@ -327,21 +337,22 @@ def goal_transition_rows(
         return goal_row(chosen, rows, stop[rows], number, num_rows, gamma, first)
 
     if index is None:
-        index = anchor_row(u[0])
-    goal_index = goal_of(index, u[1], strategy)
-    actor_goal_index = goal_index if actor_strategy is None else goal_of(index, u[7], actor_strategy)
-    relabel_mask = u[2] < her_ratio
+        index = anchor_row(u_anchor)
+    goal_index = goal_of(index, u_goal, strategy)
+    actor_goal_index = goal_index if actor_strategy is None else goal_of(index, u_actor_goal, actor_strategy)
+    relabel_mask = u_relabel < her_ratio
 
     if coupled:
         entering, q_relabel_mask = goal_index, relabel_mask
     else:
-        entering = goal_of(anchor_row(u[3]), u[4], strategy)
-        q_relabel_mask = u[5] < her_ratio
+        entering = goal_of(anchor_row(u_q_anchor), u_q_goal, strategy)
+        q_relabel_mask = u_q_relabel < her_ratio
     if reached.shape[0] == 0:
-        q_index, q_relabel_mask = entering, torch.ones_like(q_relabel_mask)
+        reached_index, q_relabel_mask = entering, torch.ones_like(q_relabel_mask)
     else:
-        q_index = torch.where(q_relabel_mask, entering, reached[uniform_index(u[REACHED_UNIFORM], 0, reached.shape[0])])
-    return GoalTransitionRows(index, goal_index, relabel_mask, q_index, q_relabel_mask, actor_goal_index)
+        reached_index = reached[uniform_index(u_reached, 0, reached.shape[0])]
+    q_index = torch.where(q_relabel_mask, entering, reached_index)
+    return GoalTransitionRows(index, goal_index, relabel_mask, q_index, q_relabel_mask, reached_index, actor_goal_index)
 
 
 def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:

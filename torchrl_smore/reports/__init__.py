@@ -1,50 +1,52 @@
 """Plots, tables, statistics and whole reports from result files."""
 
-from torchrl_smore.reports.aggregates import Estimate, estimate_improvement, estimate_iqm, estimate_profile
-from torchrl_smore.reports.claims import (
-    Outcome,
-    claims_to_markdown,
-    evaluate_claim,
-    evaluate_claims,
-    evaluate_partly,
-)
 from torchrl_smore.reports.diagnosis import DIAGNOSIS_TABLES, write_diagnosis
-from torchrl_smore.reports.diagnosis_findings import Finding
-from torchrl_smore.reports.goals import plot_goals
-from torchrl_smore.reports.paper import Paper, PaperCell, max_return
-from torchrl_smore.reports.plots import plot_curves, read_metrics, write_gif
-from torchrl_smore.reports.report import write_report
-from torchrl_smore.reports.results import (
+from torchrl_smore.reports.figures import plot_curves, plot_goals, read_metrics, write_gif
+from torchrl_smore.reports.numbers import (
     Cell,
+    Comparison,
+    Estimate,
+    Finding,
     Result,
     ResultsError,
     RunSet,
     Sample,
-    canonical_setting,
-    merge_results,
-    read_curves,
-    read_results,
-    write_curves,
-    write_results,
-)
-from torchrl_smore.reports.sources import Source, newest_benchmark, read_benchmark, read_files
-from torchrl_smore.reports.statistics import (
-    Comparison,
     SignificanceTest,
+    Source,
     adjust_p_values,
     bootstrap_interval,
+    canonical_setting,
     effective_sample_size,
+    estimate_improvement,
+    estimate_iqm,
+    estimate_profile,
     interquartile_mean,
     mann_whitney,
     mean_and_std,
+    merge_results,
+    newest_benchmark,
     performance_profile,
     probability_of_improvement,
     rank_correlation,
+    read_benchmark,
+    read_curves,
+    read_files,
+    read_results,
     smallest_p,
+    write_curves,
+    write_results,
 )
-from torchrl_smore.reports.tables import (
+from torchrl_smore.reports.paper import (
+    Outcome,
+    Paper,
+    PaperCell,
     Table,
     build_table,
+    claims_to_markdown,
+    evaluate_claim,
+    evaluate_claims,
+    evaluate_partly,
+    max_return,
     render_table,
     table_tasks,
     to_html,
@@ -52,6 +54,8 @@ from torchrl_smore.reports.tables import (
     to_markdown,
     views,
 )
+from torchrl_smore.reports.report import write_report
+from torchrl_smore.reports.table_page import write_table_page
 
 __all__ = [
     "DIAGNOSIS_TABLES",
@@ -109,4 +113,5 @@ __all__ = [
     "write_gif",
     "write_report",
     "write_results",
+    "write_table_page",
 ]

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_smore.reports import diagnosis_figures as figures
-from torchrl_smore.reports.diagnosis_findings import Diagnosis, Finding, find
-from torchrl_smore.reports.files import replacing, write_text
+from torchrl_smore._files import replacing, write_text
+from torchrl_smore.reports.figures import diagnosis as figures
+from torchrl_smore.reports.figures import read_metrics
+from torchrl_smore.reports.numbers import Diagnosis, Finding, find
 from torchrl_smore.reports.page import Section, build_page, details, embedded_image, paragraph, text_table
-from torchrl_smore.reports.plots import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Names of the tables that a diagnosis may have.
 DIAGNOSIS_TABLES = ("weights", "quantiles", "scores", "phases", "inputs", "episodes", "distances")
 _LONG = ("distances", "quantiles")  # drawn, not printed
 _FEWEST_ROWS = 10  # of metrics.csv, to tell growth from noise
@@ -26,7 +27,7 @@ _DPI = 110
 
 
 def write_diagnosis(folder: str | Path, metrics: str | Path | None = None) -> list[Finding]:
-    """Writes the figures and ``index.html`` of a diagnosis into its folder, each whole or not at all.
+    """Writes the figures and ``index.html`` of a diagnosis into its folder, each atomically.
 
     Args:
         folder: has ``diagnosis.json`` and those of :data:`DIAGNOSIS_TABLES` that apply, as CSV files. Figures of

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torchrl_smore.reports.results import Result
-from torchrl_smore.reports.scores import method_order, task_order
-from torchrl_smore.reports.sources import Source
+from torchrl_smore.reports.numbers import Result, Source, method_order
+from torchrl_smore.reports.paper import task_order
 
 
 def facts(source: Source, command: str) -> list[tuple[str, str]]:

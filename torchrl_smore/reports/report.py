@@ -10,26 +10,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.reports import page, provenance, run_figures, score_figures
-from torchrl_smore.reports.aggregates import RESAMPLES
-from torchrl_smore.reports.claims import Outcome, claims_to_markdown, evaluate_claims, evaluate_partly, grounds
-from torchrl_smore.reports.files import write_text
-from torchrl_smore.reports.markup import Table, escape_markdown, to_html, to_latex, to_markdown
-from torchrl_smore.reports.paper import HORIZONS, Paper
-from torchrl_smore.reports.results import RunSet
-from torchrl_smore.reports.sources import Source
-from torchrl_smore.reports.statistics import SignificanceTest
-from torchrl_smore.reports.style import save_figure
-from torchrl_smore.reports.summary import (
+from torchrl_smore._files import write_text
+from torchrl_smore.reports import page, provenance
+from torchrl_smore.reports.figures import aggregates, returns, save_figure
+from torchrl_smore.reports.numbers import RESAMPLES, RunSet, SignificanceTest, Source
+from torchrl_smore.reports.paper import (
+    HORIZONS,
     METHOD,
     THRESHOLDS,
+    Outcome,
+    Paper,
     Summary,
+    Table,
+    build_table,
+    claims_to_markdown,
+    escape_markdown,
+    evaluate_claims,
+    evaluate_partly,
+    grounds,
     summarize,
     summary_notes,
     summary_rows,
     summary_to_markdown,
+    table_tasks,
+    to_html,
+    to_latex,
+    to_markdown,
+    views,
 )
-from torchrl_smore.reports.tables import build_table, table_tasks, views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,31 +167,31 @@ def _write_table(
 
 
 def _pictures(source: Source, summary: Summary) -> list[Picture]:
-    settings = run_figures.curve_settings(source.curves) or ["main"]
+    settings = returns.curve_settings(source.curves) or ["main"]
     names: list[str] = []
     for setting in settings:
-        name = "learning_curves" + ("" if setting == "main" else f"_{run_figures.slug(setting)}")
+        name = "learning_curves" + ("" if setting == "main" else f"_{returns.slug(setting)}")
         names.append(name if name not in names else f"{name}_{len(names)}")
     return [
         Picture(
             "interquartile_mean",
             "Interquartile mean over tasks",
             "Mean of the middle half of all runs, with 95% stratified bootstrap intervals.",
-            lambda: score_figures.iqm_figure(summary.iqm),
+            lambda: aggregates.iqm_figure(summary.iqm),
         ),
         Picture(
             "performance_profile",
             "Performance profile",
             "Share of runs above each threshold, averaged over tasks: a line above another is better. Bands: 95%, "
             "point by point.",
-            lambda: score_figures.profile_figure(THRESHOLDS, summary.profiles),
+            lambda: aggregates.profile_figure(THRESHOLDS, summary.profiles),
         ),
         Picture(
             "probability_of_improvement",
             f"Probability that {METHOD} is better",
             f"For a run of {METHOD} and one of the other method on the same task, ties counted as half; 95% intervals. "
             "An interval that includes 0.5 (dashed) shows no difference.",
-            lambda: score_figures.improvement_figure(METHOD, summary.improvement),
+            lambda: aggregates.improvement_figure(METHOD, summary.improvement),
         ),
         *(
             Picture(
@@ -191,7 +199,7 @@ def _pictures(source: Source, summary: Summary) -> list[Picture]:
                 "Learning curves" + (", data of Table 1" if setting == "main" else f", {setting}"),
                 f"Return over the largest possible one at discount 0.99. {_BAND} Only evaluations that all seeds of a "
                 "line have.",
-                lambda setting=setting: run_figures.learning_figure(source.curves, setting),  # type: ignore[misc]
+                lambda setting=setting: returns.learning_figure(source.curves, setting),  # type: ignore[misc]
             )
             for name, setting in zip(names, settings)
         ),
@@ -200,13 +208,13 @@ def _pictures(source: Source, summary: Summary) -> list[Picture]:
             "Return against expert coverage (Tables 1, 2, 6, 7, 8 and 14)",
             "Return over the largest possible one: ours at 0.99, the paper's at the discount that it was most likely "
             f"computed at. {_BAND} Methods are set apart sideways so that bars do not hide each other.",
-            lambda: run_figures.coverage_figure(source.results),
+            lambda: returns.coverage_figure(source.results),
         ),
         Picture(
             "noise",
             "Return against action noise (Figure 2)",
             f"Noise in the data and in evaluation, 10% expert data. {_BAND}",
-            lambda: run_figures.noise_figure(source.results),
+            lambda: returns.noise_figure(source.results),
         ),
     ]
 

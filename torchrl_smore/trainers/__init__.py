@@ -1,5 +1,6 @@
 """Offline training, evaluation and checkpoints."""
 
+from torchrl_smore._files import replacing, write_text
 from torchrl_smore._lock import LockedError, locked
 from torchrl_smore.trainers.best import KeepBest
 from torchrl_smore.trainers.checkpoint import (
@@ -52,6 +53,8 @@ __all__ = [
     "locked",
     "mean_metrics",
     "record_policy",
+    "replacing",
     "run_seeds",
     "save_checkpoint",
+    "write_text",
 ]

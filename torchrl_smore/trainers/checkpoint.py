@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_smore._files import put_in_place, sync
+
 #: Version of the layout of a checkpoint folder.
 FORMAT_VERSION = 3
 #: Versions that are read: 2 lacks ``meta_sha256``.
@@ -33,7 +35,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint goes on under other circumstances than it was saved in: not bit for bit."""
+    """A checkpoint is resumed under other circumstances than it was saved in: not bit for bit."""
 
 
 def save_checkpoint(
@@ -71,10 +73,9 @@ def save_checkpoint(
             "sha256": hashlib.sha256((partial / _STATE).read_bytes()).hexdigest(),
         }
         described[_META_DIGEST] = _meta_digest(described)
-        with (partial / _META).open("w") as file:
-            file.write(json.dumps(described, indent=2) + "\n")
-            _sync(file)
-        _put_in_place(partial, final)
+        (partial / _META).write_text(json.dumps(described, indent=2) + "\n")
+        sync(partial)
+        put_in_place(partial, final, final.with_name(f".partial_{final.name}{_REPLACED}"))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _without_room(error, final, state) from error
@@ -116,12 +117,6 @@ def _write_state(path: Path, state: Mapping[str, Any]) -> None:
             if keeper.error is None:
                 raise
             raise keeper.error from error
-        os.fsync(file.fileno())
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _without_room(error: OSError, final: Path, state: Mapping[str, Any]) -> OSError:
@@ -138,21 +133,6 @@ def _num_bytes(state: Any) -> int:
         return state.numel() * state.element_size()
     parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
     return sum(map(_num_bytes, parts))
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    """Renames, keeping an older checkpoint of the same step until the new one is there."""
-    if not final.exists():
-        os.replace(partial, final)
-        return
-    aside = final.with_name(f".partial_{final.name}{_REPLACED}")
-    os.replace(final, aside)
-    try:
-        os.replace(partial, final)
-    except BaseException:
-        os.replace(aside, final)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear_leftovers(root: str | Path) -> None:
@@ -290,7 +270,7 @@ def fitting_generators(saved: dict[str, Any], own: dict[str, Any], seed: int) ->
         if other.shape != state.shape:
             warnings.warn(
                 f"the random numbers of the sampler ({name}) were drawn on another kind of device: they begin anew, so "
-                "the run goes on with other batches than it would have had.",
+                "the run continues with other batches than it would have had.",
                 CheckpointWarning,
                 stacklevel=2,
             )

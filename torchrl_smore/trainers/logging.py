@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from torchrl_smore._files import replacing
 
 
 class MetricsFile:
     """Rows of metrics, one for each logged step, in a CSV file.
 
     A row is appended when its columns are known; a new column rewrites the file (beside its place, then renamed). An
-    existing file is read back first, so that a resumed run goes on in it.
+    existing file is read back first, so that a resumed run continues it.
 
     Args:
         path: the CSV file; its parents are made.
@@ -51,9 +52,7 @@ class MetricsFile:
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _rewrite(self) -> None:
-        beside = self.path.with_name(f".{self.path.name}.partial")
-        with beside.open("w", newline="") as file:
+        with replacing(self.path) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(beside, self.path)

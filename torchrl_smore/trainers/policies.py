@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torchrl.modules import IndependentNormal
 from torchrl.objectives import LossModule
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore._files import write_text
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy
 from torchrl_smore.modules import GaussianHead, PairEmbedding, Standardize, build_network, describe_network
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
@@ -65,13 +65,7 @@ def record_policy(
         "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
         "networks": _networks(loss),
     }
-    path = Path(run_dir) / POLICY_FILE
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        beside.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(Path(run_dir) / POLICY_FILE, json.dumps(written, indent=2, allow_nan=False) + "\n")
 
 
 def _action_range(actor: Any) -> list[Any]:

@@ -1,15 +1,14 @@
-"""Trajectories as sequences of states, and files that are whole or absent."""
+"""Trajectories as sequences of states, and files of others that do not replace anything."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from torchrl_smore._files import replacing
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.trajectories import TrajectoryStore
 
@@ -25,15 +24,8 @@ def placing(path: str | Path) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(f"{path} exists; move it, or write to another place.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as beside:
         yield beside
-        os.replace(beside, path)
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
 
 
 def column(store: TrajectoryStore, *key: str) -> np.ndarray:

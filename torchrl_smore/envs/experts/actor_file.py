@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from torchrl_smore._files import replacing
 from torchrl_smore.envs.experts._base import Array, Expert
 
 Layer = tuple[Array, Array]
@@ -121,15 +121,13 @@ def without_zero_columns(actor: Actor, count: int) -> Actor:
 
 
 def write_actor(path: str | Path, actor: Actor | Sequence[Layer]) -> None:
-    """Writes an actor, whole or not at all.
+    """Writes an actor atomically.
 
     Args:
         path: the ``.npz`` file.
         actor: the actor, or the layers of one with ReLU, tanh and raw observations.
     """
     actor = actor if isinstance(actor, Actor) else Actor(tuple(actor))
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.partial")
     arrays: dict[str, Array] = {}
     for number, (weight, bias) in enumerate(actor.layers):
         arrays |= {f"weight_{number}": np.asarray(weight, np.float32), f"bias_{number}": np.asarray(bias, np.float32)}
@@ -138,12 +136,8 @@ def write_actor(path: str | Path, actor: Actor | Sequence[Layer]) -> None:
     if actor.mean is not None:
         arrays |= {"mean": np.asarray(actor.mean, np.float32), "std": np.asarray(actor.std, np.float32)}
         arrays["clip"] = np.array(actor.clip, np.float32)
-    try:
-        with beside.open("wb") as file:  # np.savez would append .npz to a name
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, beside.open("wb") as file:  # np.savez would append .npz to a name
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_actor(path: str | Path) -> Actor:

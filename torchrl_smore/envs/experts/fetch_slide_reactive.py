@@ -14,7 +14,7 @@ from torchrl_smore.envs.experts._base import Array, length, within_unit_box
 from torchrl_smore.envs.experts.actor_file import Actor, read_actor
 
 _FORM = (19, 5, "relu", "clip")  # columns of strike_inputs, outputs, activation and output of a landing model
-_LANDING = Path(__file__).parents[1] / "assets" / "actors" / "FetchSlide" / "landing.npz"
+_LANDING = Path(__file__).parents[1] / "assets" / "actors" / "FetchSlide" / "expert.npz"
 _MOVES = 0.004  # speed from which the puck was met, in m/step
 _GOAL_RADIUS = 0.05
 _FINEST = -4.4  # logarithm of the smallest standard deviation (m) that the points of the disc resolve
@@ -24,8 +24,8 @@ _FINEST = -4.4  # logarithm of the smallest standard deviation (m) that the poin
 class FetchSlideReactiveExpert:
     """Drives behind the puck and strikes as a model of where pucks come to rest tells; lengths in metres.
 
-    In each step in which the gripper is behind the puck, or follows it closely, the model says of some hundred strikes
-    (and of none) how a puck that is struck so, and left alone from then on, would be spread where it comes to rest; the
+    In each step in which the gripper is behind the puck, or follows it closely, the model says of 108 strikes
+    and of none how a puck that is struck so, and left alone from then on, would be spread where it comes to rest; the
     expert takes the strike with which it most probably rests in the goal. So a second step corrects what the first has
     made of the puck, and no plan is kept. A puck that came to rest elsewhere within reach is struck again.
 

@@ -1,0 +1,124 @@
+"""One run of a benchmark: what happens in a worker, or in the driver without Ray.
+
+Everything of a run lies in its folder: ``run/`` is the run folder of ``smore_offline.py``, ``log.txt`` what it printed,
+``result.json`` its numbers, there once the run is finished and never before. A run that was killed resumes from its
+last checkpoint; one that is finished is read and not repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# those of the discounts that the task reports
+METRICS = (
+    *("discounted_return_0.98", "discounted_return_0.99", "discounted_return_0.999", "return_over_max"),
+    *("success_last", "success_any", "final_distance"),
+)
+_RESULT, _STARTS = "result.json", "starts.txt"
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a finished run gave: rows of ``results`` and ``curves``, ``starts`` by session; ``None`` before its end.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = folder / _RESULT
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {"results": result["results"], "curves": result["curves"], "starts": _starts(folder)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the run is read again.") from error
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Trains what a job says unless that is done, and returns what :func:`read_result` finds then.
+
+    Args:
+        job: ``folder``, ``session`` (of the driver), ``options`` of ``smore_offline.py``, and ``identity``: the
+            columns of its rows that are known beforehand.
+    """
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    from torchrl_smore.trainers import locked
+
+    # a worker that outlived its driver for a moment may still be writing
+    with locked(folder / ".lock", f"run {folder}", wait=True):
+        found = read_result(folder)
+        if found is not None:
+            return found
+        with (folder / _STARTS).open("a", encoding="utf-8") as file:
+            file.write(f"{job['session']} {os.getpid()}\n")
+        with _printing_to(folder / "log.txt"):
+            summary = _train(folder, job["options"])
+        _write_result(folder, job["identity"], summary)
+        found = read_result(folder)
+        assert found is not None
+        return found
+
+
+def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from smore_offline import Config, train
+
+    root = folder / "run"
+    root.mkdir(exist_ok=True)
+    begun = [path for path in sorted(root.iterdir()) if (path / "config.yaml").is_file()]
+    for path in set(root.iterdir()) - set(begun):
+        shutil.rmtree(path)  # killed before its first file was whole
+    if not begun:
+        return train(Config(**options, run_root=str(root)))
+    if (begun[0] / "summary.json").is_file():
+        summary = json.loads((begun[0] / "summary.json").read_text())
+        if summary.get("diverged") is None:
+            return {**summary, "run_dir": str(begun[0])}
+    # one that diverged ends so again, from its last good checkpoint, and says why
+    return train(Config(resume=str(begun[0])))
+
+
+def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any]) -> None:
+    from parts.shared import write_json
+
+    versions = ";".join(f"{name}={value}" for name, value in summary["versions"].items())
+    common = {**identity, "versions": versions, "episodes": summary["runs"][0]["eval"]["episodes"]}
+    results = [
+        {**common, "seed": run["seed"], "metric": metric, "value": run["eval"][metric], "steps": summary["steps"]}
+        for run in summary["runs"]
+        for metric in METRICS
+        if metric in run["eval"]
+    ]
+    curves = []
+    with (Path(summary["run_dir"]) / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            seed = int(row.get("seed") or summary["seeds"][0])
+            curves += [
+                {**common, "seed": seed, "metric": metric, "value": float(text), "steps": int(row["step"])}
+                for metric in METRICS
+                if (text := row.get(f"eval/{metric}"))
+            ]
+    write_json(folder / _RESULT, {"results": results, "curves": curves})
+
+
+def _starts(folder: Path) -> list[str]:
+    """The session of the driver, once for each time that the run was begun."""
+    path = folder / _STARTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line.split(" ")[0] for line in lines]
+
+
+@contextlib.contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    with (
+        path.open("a", encoding="utf-8", buffering=1) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield

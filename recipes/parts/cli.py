@@ -1,0 +1,246 @@
+"""The command line of the recipes: options as ``name=value`` by Hydra, and errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+_USAGE = 2  # exit status
+_LONGEST_CONFIG = 65_536  # bytes of a config.yaml, of which ours have about 2,000
+_DEEPEST_CONFIG = 8  # nested lists and mappings in it
+_LONGEST_NUMBER = 30  # characters of one, in messages
+_INTERPOLATION, _PLAIN = "${", "$\0{"  # YAML cannot hold a NUL
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a recipe's configuration with the text that ``--help`` shows."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def typed(config: type, name: str, value: Any, where: str) -> None:
+    """Checks that an option of a recipe can take a value.
+
+    Raises:
+        ValueError: if it is of another type; begins with ``where``.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        _try_value(config, name, value)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: {name}: {_first_line(error)}.") from error
+
+
+def _try_value(config: type, name: str, value: Any) -> None:
+    """Sets one option of a configuration that nobody else has, for what OmegaConf says to its type."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.update(_own_schema(config), name, value)
+
+
+@functools.cache
+def _own_schema(config: type) -> Any:
+    # made once, since that takes 20 ms: each option of each file of defaults is tried
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(config)
+
+
+def run_recipe(config: type, main: Callable[[Any], None], description: str) -> None:
+    """Parses the command line by Hydra and runs ``main``.
+
+    Faults of the user's become one line on stderr and exit status 2; Ctrl-C becomes exit status 130, and other signals
+    that a recipe stops on theirs, 128 + number.
+
+    Args:
+        config: dataclass whose fields are made by :func:`option`.
+        main: takes the composed configuration as an instance of ``config``.
+        description: first lines of ``--help``.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(_help(config, description))
+        return
+    _check_options(config, sys.argv[1:])
+    ConfigStore.instance().store(name="schema", node=config)
+
+    # a folder of its own: Hydra would take configs/task and configs/method for groups of options
+    folder = Path(__file__).parents[1] / "configs" / "cli"
+
+    @hydra.main(version_base=None, config_path=str(folder), config_name="recipe")
+    def run(composed: Any) -> None:
+        try:
+            main(OmegaConf.to_object(composed))
+        except KeyboardInterrupt as interrupt:
+            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+                print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
+            raise SystemExit(128 + getattr(interrupt, "signum", signal.SIGINT)) from None
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            # a traceback helps nobody who mistyped a name; HYDRA_FULL_ERROR=1 shows it
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            _exit(_one_line(error))
+
+    run()
+
+
+def read_config(config: type, path: Path) -> Any:
+    """Reads an instance of ``config`` from a YAML file of plain values.
+
+    Nothing in it is resolved: ``${oc.env:HOME}`` is a text like any other.
+
+    Raises:
+        ValueError: if the file is no YAML, larger or deeper nested than such a file can be, has aliases, or has an
+            option that ``config`` lacks or whose value has another type.
+        OSError: if it cannot be read.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_CONFIG + 1)
+        _check_plain(content)
+        loaded = yaml.safe_load(content)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"expected options by name, found {type(loaded).__name__}")
+        given = _replaced(loaded, _INTERPOLATION, _PLAIN)
+        read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(given)))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = _replaced(_first_line(error), _PLAIN, _INTERPOLATION)
+        key = getattr(error, "full_key", None)
+        reason = reason if not key or key in reason else f"{key}: {reason}"
+        raise ValueError(f"{path} is not a configuration of this recipe: {reason}.") from error
+    fields = {field.name: getattr(read, field.name) for field in dataclasses.fields(config)}
+    return config(**_replaced(fields, _PLAIN, _INTERPOLATION))
+
+
+def _check_plain(content: bytes) -> None:
+    """Refuses YAML that could become larger than it is, before anything of it is built."""
+    import yaml
+
+    if len(content) > _LONGEST_CONFIG:
+        raise ValueError(f"expected at most {_LONGEST_CONFIG:,} bytes")
+    depth = 0
+    for event in yaml.parse(content, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"expected plain values, found the alias *{event.anchor}")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST_CONFIG:
+            raise ValueError(f"expected values nested at most {_DEEPEST_CONFIG} deep")
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """Nested plain values with one text for another in all strings."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {_replaced(key, old, new): _replaced(each, old, new) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replaced(each, old, new) for each in value)
+    return value
+
+
+def check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """Refuses a number that is given and not in ``[least, most]``, both finite.
+
+    Raises:
+        ValueError: naming the option and its range.
+    """
+    if value is not None and not least <= value <= most:
+        shown = str(value) if len(str(value)) <= _LONGEST_NUMBER else f"{str(value)[:_LONGEST_NUMBER]}..."
+        raise ValueError(f"{name} must be at least {least:,} and at most {most:,}, got {shown}.")
+
+
+def resumed_config(config: Any, *free: str) -> Any:
+    """The options that the run ``config.resume`` was begun with.
+
+    Args:
+        config: what the user gave.
+        *free: options, ``None`` by default, that a resumed run may change.
+
+    Raises:
+        FileNotFoundError: if that is no run folder.
+        ValueError: if ``config`` has further options, or those of the run cannot be read.
+    """
+    path = Path(config.resume) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
+    fields = [field for field in dataclasses.fields(config) if field.name not in ("resume", *free)]
+    changed = [field.name for field in fields if getattr(config, field.name) != field.default]
+    if changed:
+        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
+    given = {name: getattr(config, name) for name in free if getattr(config, name) is not None}
+    return dataclasses.replace(read_config(type(config), path), resume=config.resume, **given)
+
+
+def _check_options(config: type, arguments: Sequence[str]) -> None:
+    """Finds unknown options and wrong types before Hydra does, which explains them in twelve lines."""
+    for before, argument in zip(["", *arguments], arguments):
+        is_flag = argument.startswith("-") or (before.startswith("-") and "=" not in argument)
+        if not is_flag and not argument.lstrip("+~").startswith("hydra"):
+            _check_option(config, argument, multirun=bool({"-m", "--multirun"} & set(arguments)))
+
+
+def _check_option(config: type, argument: str, multirun: bool) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    names = [field.name for field in dataclasses.fields(config)]
+    name, equals, value = argument.partition("=")
+    if not equals or name not in names:
+        _exit(f"unknown option {argument!r}: options are written name=value, see --help.{nearest(name, names)}")
+    quoted = f"""a value with special signs needs quotes of its own: '{name}="{value}"'"""
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+        if not parsed.is_sweep_override():
+            _try_value(config, name, parsed.value())
+        elif not multirun:
+            _exit(f"{argument}: several values need --multirun; {quoted}.")
+    except OmegaConfBaseException as error:
+        _exit(f"{argument}: {_first_line(error)}.")
+    except HydraException:
+        _exit(f"{argument} cannot be read; {quoted}.")
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """A question that proposes the valid name nearest to ``name``, or nothing."""
+    near = difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(_USAGE)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    # of a worker's traceback the first line says who failed, the last one why
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} [...] {lines[-1].strip()}"
+    return f"{type(error).__name__}: {text}"
+
+
+def _help(config: type, description: str) -> str:
+    lines = [description.strip(), "", "Options (name=value), with their defaults:", ""]
+    for field in dataclasses.fields(config):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        lines.append(f"  {field.name + '=' + str(default):<34} {field.metadata['help']}")
+    return "\n".join([*lines, "", "Hydra's own options (--multirun, --cfg job, ...) work too: --hydra-help."])

@@ -1,0 +1,31 @@
+"""SMORe, or another loss of this package, by TorchRL's config system: every part is of one of its config groups.
+
+python recipes/torchrl_trainer.py dataset=FOLDER                      of a saved dataset
+python recipes/torchrl_trainer.py dataset=FOLDER loss.beta=0.25 optimizer@optimizer=adamw
+python recipes/torchrl_trainer.py --config-dir . --config-name own    a file of one's own, with another loss
+python recipes/torchrl_trainer.py --help                              every group and option
+
+For datasets, evaluation and films see ``recipes/smore_offline.py``; this is for who has configs of TorchRL's trainers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hydra
+import torch
+import torchrl.trainers.algorithms.configs  # noqa: F401 - registers TorchRL's groups
+
+import torchrl_smore.trainers.configs  # noqa: F401 - registers ours
+
+
+@hydra.main(version_base="1.3", config_path="configs/torchrl", config_name="smore")
+def main(config: Any) -> None:
+    """Trains what the config describes."""
+    # before the networks are made
+    torch.manual_seed(config.seed)
+    hydra.utils.instantiate(config.trainer).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The manifest of a benchmark: run in stages, gone on with, looked at."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from torchrl_smore.reports import read_results
+from torchrl_smore.trainers import locked
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "out": "out",
+    "options": {
+        **{"preset": "quick", "steps": 4, "batch_size": 8, "num_trajectories": 20},
+        **{"eval_episodes": 1, "eval_interval": 4},
+    },
+    "tasks": {"PointRooms": {"steps": 6}},
+    "differs": {"PointReach": "a point"},
+    "stages": [
+        {"name": "first", "tasks": ["PointReach"], "methods": ["gcsl"], "seeds": 1, "first_seed": 100},
+        {"name": "more", "tasks": ["PointReach", "PointRooms"], "methods": ["gcsl"], "seeds": 2, "first_seed": 100},
+    ],
+}
+
+
+@pytest.fixture
+def benchmark(import_recipe):
+    return import_recipe("benchmark")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a manifest that differs from :data:`TINY` and returns its path."""
+
+    def make(**changes):
+        path = tmp_path / "manifest.yaml"
+        path.write_text(yaml.safe_dump({**TINY, **changes}))
+        return str(path)
+
+    return make
+
+
+def test_stages_are_run_in_their_order_gone_on_with_and_looked_at(recipe, write, tmp_path):
+    options = (f"manifest={write()}", "jobs=0")
+    before = recipe("benchmark.py", *options, "status", cwd=tmp_path)
+    assert before.status == 0, before.stderr
+    assert "0 of 4 runs done" in before.stdout
+    assert "left: nobody knows how long yet" in before.stdout
+    assert not (tmp_path / "out").exists()
+    done = recipe("benchmark.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith(("stage", "["))]
+    assert [line.split(":")[0].removesuffix(" min left)") for line in told] == [
+        *("stage first", "[1 of 1] PointReach, GCSL, expert=0.1, seed 100"),
+        *("stage more", "[1 of 3] PointRooms, GCSL, expert=0.1, seed 100"),
+        *("[2 of 3] PointReach, GCSL, expert=0.1, seed 101", "[3 of 3] PointRooms, GCSL, expert=0.1, seed 101"),
+    ]
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert {(row.task, row.seed, row.steps) for row in rows} == {
+        *(("PointReach", seed, 4) for seed in (100, 101)),
+        *(("PointRooms", seed, 6) for seed in (100, 101)),
+    }
+    grid = json.loads((tmp_path / "out" / "grid.json").read_text())
+    assert [
+        (cell["task"], cell["steps"], cell["batch_size"], cell["num_trajectories"], cell["seeds"])
+        for cell in grid["cells"]
+    ] == [("PointReach", 4, 8, 20, [100, 101]), ("PointRooms", 6, 8, 20, [100, 101])]
+    assert grid["differs"] == {"PointReach": "a point"}
+    assert {row.commit for row in rows} == {grid["commit"]}
+    (lost,) = (tmp_path / "out" / "cells").glob("PointRooms*/seed101/result.json")
+    lost.unlink()
+    after = recipe("benchmark.py", *options, "status=true", cwd=tmp_path)
+    assert "3 of 4 runs done" in after.stdout
+    assert "  first: 1 of 1 done, 0 running, 0 missing; nothing left" in after.stdout
+    assert "  more: 2 of 3 done, 0 running, 1 missing; about 1 min" in after.stdout
+    assert "missing: PointRooms, GCSL, expert=0.1, seed 101" in after.stdout
+    assert f"commits: {grid['commit'] or 'unknown'} (3)" in after.stdout
+    again = recipe("benchmark.py", *options, cwd=tmp_path)
+    assert again.status == 0, again.stderr
+    assert "stage first" not in again.stdout
+    assert "stage more: 1 of 3 runs to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"outt": "x"}, r"unknown 'outt': expected out, .* Did you mean out\?"),
+        ({"stages": []}, r"stages: expected a list of at least one stage, got \[\]"),
+        ({"stages": [{"name": "a"}]}, r"stage 1 lacks seeds"),
+        ({"stages": [{"name": "a", "seeds": 0}]}, r"stage 1: expected seeds from 1"),
+        ({"stages": [{"name": "a", "seeds": "many"}]}, r"stage 1: seeds: .*many"),
+        ({"stages": [{"name": "a", "seeds": 1, "tables": 1}]}, r"stage 1: tables: "),
+        ({"options": {"stepz": 1}}, r"options: unknown 'stepz': .* Did you mean steps\?"),
+        ({"options": {"steps": "long"}}, r"options: steps: .*long"),
+        ({"options": {"out": "x"}}, r"options: unknown 'out'"),
+        ({"tasks": {"PointReach": {"seeds": 1}}}, r"tasks: PointReach: unknown 'seeds'"),
+        ({"differs": {"PointReach": 1}}, r"PointReach: expected a text, got 1"),
+        ({"out": ""}, r"out: expected a text, got ''"),
+    ],
+)
+def test_faults_of_a_manifest_are_named(import_recipe, benchmark, write, changes, said):
+    read = import_recipe("parts.manifest").read_manifest
+    with pytest.raises(ValueError, match=said) as caught:
+        read(write(**changes), benchmark.Config, benchmark._OF_RUNS)
+    assert "manifest.yaml" in str(caught.value)
+
+
+def test_what_is_no_mapping_or_no_yaml_is_named(import_recipe, benchmark, tmp_path):
+    read = import_recipe("parts.manifest").read_manifest
+    for text, said in (("[1", "manifest.yaml is not YAML"), ("- a", "manifest.yaml: expected names with values")):
+        (tmp_path / "manifest.yaml").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read(tmp_path / "manifest.yaml", benchmark.Config, ())
+
+
+def test_the_command_line_says_where_and_not_what(benchmark, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"expected manifest, status, .* beside it, got steps, methods|got .*steps"):
+        benchmark.main(benchmark.Config(manifest=write(), steps=3))
+    with pytest.raises(ValueError, match=r"says something of PointRoms, which is no task .*Did you mean PointRooms\?"):
+        benchmark.main(benchmark.Config(manifest=write(differs={"PointRoms": "x"})))
+    with pytest.raises(ValueError, match=r"the manifest is of commit 0123abc, and this code of "):
+        benchmark.main(benchmark.Config(manifest=write(commit="0123abc")))
+    assert not (tmp_path / "out").exists()
+
+
+def job(folder, task="A", method="m", steps=100, seeds=(0,)):
+    cell = SimpleNamespace(task=task, method=method)
+    return SimpleNamespace(folder=folder, cell=cell, seeds=seeds, options={"steps": steps}, words=f"{task}, {method}")
+
+
+def finish(job, seconds, starts=1):
+    (job.folder / "run" / "x").mkdir(parents=True)
+    (job.folder / "run" / "x" / "summary.json").write_text(json.dumps({"seconds": seconds, "steps": 100}))
+    (job.folder / "starts.txt").write_text("session 1\n" * starts)
+
+
+def test_the_rest_takes_as_long_as_the_nearest_that_was_measured(import_recipe, tmp_path):
+    status = import_recipe("parts.status")
+    done = [job(tmp_path / "a", "A", "m"), job(tmp_path / "b", "A", "n"), job(tmp_path / "c", "B", "m", seeds=(0, 1))]
+    for each, seconds in zip(done, (10.0, 30.0, 100.0)):
+        finish(each, seconds)
+    interrupted = job(tmp_path / "d", "A", "m")
+    finish(interrupted, 1.0, starts=2)
+    measured = status.seconds_per_update([*done, interrupted])
+    assert measured == pytest.approx({("A", "m"): 0.1, ("A", "n"): 0.3, ("B", "m"): 0.5})
+
+    def left(*missing, running=()):
+        return status.seconds_left(status.Status("", (), running, missing), measured)
+
+    assert left() == 0.0
+    assert left(job(tmp_path, "A", "m", 1000)) == pytest.approx(100.0)
+    # others of the task, of the method, of any
+    assert left(job(tmp_path, "A", "o")) == pytest.approx(20.0)
+    assert left(job(tmp_path, "C", "m")) == pytest.approx(30.0)
+    assert left(job(tmp_path, "C", "o")) == pytest.approx(30.0)
+    assert left(job(tmp_path, "A", "m", seeds=(0, 1, 2))) == pytest.approx(30.0)
+    assert left(running=((job(tmp_path, "A", "m", 100), 75),)) == pytest.approx(2.5)
+    assert status.seconds_left(status.Status("", (), (), (done[0],)), {}) is None
+
+
+def test_a_run_whose_folder_is_held_is_running(import_recipe, tmp_path):
+    status = import_recipe("parts.status")
+    held, free = job(tmp_path / "held"), job(tmp_path / "free")
+    for each in (held, free):
+        (each.folder / "run" / "x").mkdir(parents=True)
+        (each.folder / "run" / "x" / "metrics.csv").write_text("step,loss\n10,1\n60,1\n")
+        (each.folder / ".lock").touch()
+    holding, end = threading.Event(), threading.Event()
+
+    def hold():
+        with locked(held.folder / ".lock", "run"):
+            holding.set()
+            end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holding.wait()
+    found = status.status_of("stage", [held, free, job(tmp_path / "absent")], {})
+    end.set()
+    thread.join()
+    assert found.running == ((held, 60),)
+    assert [each.folder.name for each in found.missing] == ["free", "absent"]
+    assert "running: A, m: update 60 of 100" in status.describe_status([found], {}, 2)
+
+
+def test_the_manifest_of_table_1_holds_what_it_says(benchmark, tmp_path):
+    config = benchmark.Config(manifest=str(ROOT / "benchmarks" / "table1.yaml"), data_dir=str(tmp_path))
+    manifest = benchmark.read_manifest(config.manifest, benchmark.Config, benchmark._OF_RUNS)
+    stages = benchmark.make_stages(benchmark.of_manifest(config, manifest), manifest, tmp_path)
+    first, others, seeds, _ = [stage.jobs for stage in stages]
+    # 12 tasks by 4 methods, by 7 others, and by all 11
+    assert [len(jobs) for jobs in (first, others, seeds)] == [12 * 4 * 3, 12 * 7 * 3, 12 * 11 * 2]
+    assert {job.cell.method for job in first[:48]} == {"smore", "hindsight_bc", "gc_iql", "gcsl"}
+    assert {job.seeds for job in first[:48]} == {(100,)}
+    steps = {(job.cell.task, job.options["steps"]) for job in first + others + seeds}
+    assert steps == {(task, 40_000 if "TgtVel" in task else 20_000) for task, _ in steps}
+    assert len(steps) == 12
+    every = [job for stage in stages for job in stage.jobs]
+    assert {(job.options["precision"], job.options["compile"], job.options["batch_size"]) for job in every} == {
+        ("bf16", "default", 256)
+    }
+    assert len({job.folder for job in every}) == len(every)
+    assert {table for job in every for table in job.cell.tables} >= {"1", "2", "9", "12", "13", "14", "16", "figure 2"}

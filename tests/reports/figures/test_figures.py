@@ -1,0 +1,125 @@
+"""Figures draw the numbers they are given, in one style, into files that others can read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrl_smore.reports.figures.aggregates import improvement_figure, profile_figure
+from torchrl_smore.reports.figures.returns import (
+    coverage_figure,
+    curve_settings,
+    learning_figure,
+    mean_curves,
+    noise_figure,
+)
+from torchrl_smore.reports.figures.style import method_styles, save_figure
+from torchrl_smore.reports.numbers.aggregates import Estimate
+from torchrl_smore.reports.numbers.results import METHODS
+
+pytest.importorskip("matplotlib")
+imageio = pytest.importorskip("imageio.v3")
+
+
+def texts(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def titled(figure, title):
+    (axis,) = [axis for axis in figure.axes if axis.get_title() == title]
+    return axis
+
+
+def points(axis, color):
+    """Markers of one colour: their heights, in order of drawing."""
+    lines = [line for line in axis.lines if line.get_color() == color and line.get_marker() not in ("None", None, "")]
+    return [line.get_ydata().astype(float) for line in lines if len(line.get_ydata())]
+
+
+def test_every_method_looks_different_and_the_same_in_all_company():
+    styles = method_styles(METHODS)
+    looks = {(style.color, style.linestyle) for style in styles.values()}
+    assert len(looks) == len({style.marker for style in styles.values()}) == len(METHODS)
+    assert method_styles(["AM", "SMORe"])["AM"] == styles["AM"]
+    # others come last, by alphabet
+    assert list(method_styles(["zeta", "AM", "eta", "SMORe"])) == ["SMORe", "AM", "eta", "zeta"]
+
+
+def test_a_learning_curve_is_the_mean_of_the_seeds_where_all_have_been(make_result):
+    rows = [
+        make_result(task="PointReach", metric="return_over_max", seed=seed, steps=steps, value=value)
+        for seed, line in enumerate([{0: 0.0, 10: 0.5, 20: 0.9}, {0: 0.2, 10: 0.7}])
+        for steps, value in line.items()
+    ]
+    steps, mean, std = mean_curves(rows)["PointReach"]["SMORe"]
+    np.testing.assert_array_equal(steps, [0, 10])
+    np.testing.assert_allclose(mean, [0.1, 0.6])
+    np.testing.assert_allclose(std, [0.2 / np.sqrt(2)] * 2)
+    axis = titled(learning_figure(rows), "PointReach")
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[0, 0.1], [10, 0.6]])
+    assert axis.get_xlabel() == "updates"
+
+
+def test_returns_of_the_papers_tasks_become_shares_of_the_largest(make_result):
+    rows = [make_result(value=39.4994 / 2), make_result(metric="return_over_max", value=0.1), make_result(metric="x")]
+    rows.append(make_result(task="PointReach", metric="success_last", value=0.3))
+    assert list(mean_curves(rows)) == ["FetchReach"]
+    (_, mean, std) = mean_curves(rows)["FetchReach"]["SMORe"]
+    assert mean == pytest.approx([0.5], abs=1e-5)
+    assert np.isnan(std).all()
+
+
+def test_curves_are_parted_by_setting_with_table_1_first(make_result):
+    ant = {"task": "AntTgtVel-m-e", "setting": "expert=30_episodes;mix=m-e"}
+    rows = [make_result(setting="beta=0.7"), make_result(), make_result(**ant), make_result(setting="z", metric="x")]
+    assert curve_settings(rows) == ["main", "beta=0.7;expert=0.1"]
+    assert list(mean_curves(rows)) == ["FetchReach", "AntTgtVel-m-e"]
+
+
+def test_coverage_shows_ours_and_the_papers_points(make_result):
+    runs = [
+        make_result(method="GoFAR", setting=f"expert={share}", seed=seed, value=39.4994 * level)
+        for share, level in (("0.01", 0.25), ("0.10", 0.75))
+        for seed in range(2)
+    ]
+    axis = titled(coverage_figure(runs), "FetchReach")
+    ours, paper = points(axis, method_styles(["GoFAR"])["GoFAR"].color)
+    np.testing.assert_allclose(ours, [0.25, 0.75], atol=1e-5)
+    # Tables 14, 2, 2, 2 and 1, over 31.79
+    np.testing.assert_allclose(paper[-1], 28.2 / 31.7915, atol=1e-5)
+    assert len(paper) == 5
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "1", "2.5", "5", "10"]
+
+
+def test_noise_is_drawn_where_there_are_runs_and_said_to_be_missing_where_not(make_result):
+    runs = [make_result(value=30.0), make_result(setting="noise=0.5", value=20.0)]
+    axis = titled(noise_figure(runs), "FetchReach")
+    assert texts(axis) == []
+    np.testing.assert_allclose(points(axis, method_styles(["SMORe"])["SMORe"].color), [[30.0, 20.0]])
+    assert texts(titled(noise_figure([]), "FetchReach")) == ["no runs"]
+
+
+def test_aggregates_are_drawn_with_their_intervals():
+    one = Estimate(np.array(0.6), np.array(0.4), np.array(0.7), "x")
+    axis = improvement_figure("SMORe", {"AM": one}).axes[0]
+    (interval,) = axis.collections
+    np.testing.assert_allclose(interval.get_segments()[0][:, 0], [0.4, 0.7])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["AM"]
+    levels = np.array([0.0, 1.0])
+    profile = profile_figure(levels, {"AM": Estimate(np.array([0.8, 0.1]), levels * 0, levels * 0 + 1, "x")}).axes[0]
+    np.testing.assert_allclose(profile.lines[0].get_ydata(), [0.8, 0.1])
+    assert texts(improvement_figure("SMORe", {}).axes[0]) == ["no task that SMORe and another method have"]
+
+
+def test_a_figure_becomes_a_png_and_a_pdf_of_the_same_bytes_each_time(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    paths = save_figure(learning_figure([]), tmp_path / "new" / "empty")
+    before = [path.read_bytes() for path in paths]
+    assert [path.name for path in paths] == ["empty.png", "empty.pdf"]
+    assert imageio.imread(paths[0]).ndim == 3
+    assert before[1].startswith(b"%PDF-")
+    assert before[1].rstrip().endswith(b"%%EOF")
+    save_figure(learning_figure([]), tmp_path / "new" / "empty")
+    assert [path.read_bytes() for path in paths] == before
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["empty.pdf", "empty.png"]
+    assert pyplot.get_fignums() == []

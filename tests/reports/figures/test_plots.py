@@ -1,0 +1,128 @@
+"""Curves and rollouts become files that others can read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrl_smore.reports import plot_curves, write_gif
+from torchrl_smore.reports.figures.plots import read_metrics
+
+pytest.importorskip("matplotlib")
+imageio = pytest.importorskip("imageio.v3")
+
+METRICS = """step,loss_score,eval/discounted_return_0.99,eval/success_last,weight_clipped,unknown
+10,0.5,,,0.1,3
+20,,1.5,0.2,,
+20,0.25,,,nan,
+40,,9.0,1,,
+"""
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(METRICS)
+    return path
+
+
+def test_columns_come_with_the_steps_where_they_have_a_value(metrics):
+    columns = read_metrics(metrics)
+    np.testing.assert_array_equal(columns["loss_score"], [[10, 20], [0.5, 0.25]])
+    np.testing.assert_array_equal(columns["eval/success_last"], [[20, 40], [0.2, 1]])
+    np.testing.assert_array_equal(columns["weight_clipped"], [[10, 20], [0.1, np.nan]])
+    assert "step" not in columns
+
+
+SEEDS = """step,seed,loss_score,eval/success_last
+10,0,1.0,
+10,3,3.0,
+20,0,,0.5
+20,3,,0.7
+30,0,5.0,
+30,3,7.0,
+40,0,9.0,
+"""
+
+
+def test_of_several_seeds_the_mean_is_read_or_one_of_them(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(SEEDS)
+    # seed 3 was killed before its last row
+    np.testing.assert_allclose(read_metrics(path)["loss_score"], [[10, 30], [2.0, 6.0]])
+    np.testing.assert_allclose(read_metrics(path)["eval/success_last"], [[20], [0.6]])
+    np.testing.assert_array_equal(read_metrics(path, seed=0)["loss_score"], [[10, 30, 40], [1.0, 5.0, 9.0]])
+    assert "seed" not in read_metrics(path)
+    with pytest.raises(ValueError, match="no rows of seed 1; its seeds: 0, 3"):
+        read_metrics(path, seed=1)
+
+
+def test_the_range_over_seeds_is_shaded(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    bands = []
+    monkeypatch.setattr(Axes, "fill_between", lambda self, *args, **kwargs: bands.append(args))
+    path = tmp_path / "metrics.csv"
+    path.write_text(SEEDS)
+    plot_curves(path, tmp_path / "curves.png")
+    assert [[list(values) for values in band] for band in bands] == [
+        [[20], [0.5], [0.7]],
+        [[10, 30], [1.0, 5.0], [3.0, 7.0]],
+    ]
+    bands.clear()
+    path.write_text(METRICS)
+    plot_curves(path, tmp_path / "curves.png")
+    assert not bands
+
+
+def test_curves_are_a_picture_with_something_on_it(metrics, tmp_path):
+    out = plot_curves(metrics, tmp_path / "curves.png", title="a run")
+    assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    image = imageio.imread(out)
+    # four panels: two rows of three, 4.2 by 2.8 inches each at 110 dots an inch
+    np.testing.assert_allclose(image.shape[:2], [2 * 2.8 * 110, 3 * 4.2 * 110], atol=1)
+    # axes, labels and lines; the panel that is not used is blank
+    assert (image[..., :3].min(-1) < 250).mean() > 0.01
+    assert image[400:, 950:, :3].min() == 255
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]
+
+
+def test_curves_leave_the_users_figures_and_backend_alone(metrics, tmp_path, monkeypatch):
+    import matplotlib
+
+    used = []
+    monkeypatch.setattr(matplotlib, "use", lambda *args, **kwargs: used.append(args))
+    plot_curves(metrics, tmp_path / "curves.png")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    assert not used
+    assert pyplot.get_fignums() == []
+
+
+def test_an_older_picture_is_replaced(metrics, tmp_path):
+    out = tmp_path / "curves.png"
+    out.write_bytes(b"old")
+    plot_curves(metrics, out)
+    assert imageio.imread(out).ndim == 3
+
+
+@pytest.mark.parametrize("text", ["step\n", "step,unknown\n1,2\n", "step,loss_score\n1,\n"])
+def test_without_a_known_column_the_file_is_named_and_nothing_is_drawn(tmp_path, text):
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"metrics\.csv has none of the columns"):
+        plot_curves(path, tmp_path / "curves.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_gif_is_read_back_frame_by_frame(tmp_path):
+    frames = np.zeros((5, 20, 30, 3), dtype=np.uint8)
+    for number in range(5):
+        frames[number, 4 * number : 4 * number + 4] = 255
+    out = write_gif(frames, tmp_path / "rollout.gif", fps=10)
+    back = imageio.imread(out, index=None)[..., :3]
+    assert back.shape == frames.shape
+    # black and white survive the palette
+    np.testing.assert_allclose(back.astype(int), frames.astype(int), atol=4)
+    meta = imageio.immeta(out)
+    assert (meta["duration"], meta["loop"]) == (100, 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["rollout.gif"]

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from torchrl_smore.reports import Source, read_benchmark, write_table_page
+from torchrl_smore.reports.numbers import ResultsError
+
+COMMAND = "python recipes/report.py benchmark=x page=table1.md"
+MIXED = "expert=30_episodes;mix=m-e"
+
+
+@pytest.fixture
+def source(make_result):
+    """Three seeds of SMORe and its control on FetchReach, two of SMORe on a locomotion task, and what is left out."""
+    reach = [
+        make_result(method=method, seed=seed, value=value, steps=20_000)
+        for method, values in (("SMORe", (35.55, 37.525, 39.5)), ("hindsight_bc", (31.6, 31.6, 31.6)))
+        for seed, value in enumerate(values, 100)
+    ]
+    cheetah = [
+        make_result(
+            **{"task": "CheetahTgtVel-m-e", "setting": MIXED, "seed": seed, "steps": 40_000},
+            **{"metric": metric, "value": value},
+        )
+        for seed in (100, 101)
+        for metric, value in (("discounted_return_0.99", 50.0), ("discounted_return_0.999", 140.0 + 20 * (seed - 100)))
+    ]
+    other = [make_result(setting="expert=0.05", value=1.0), make_result(task="PointReach", value=1.0)]
+    curves = [make_result(method=m, seed=100, steps=s, value=30.0) for m in ("SMORe", "hindsight_bc") for s in (1, 2)]
+    shared = {"steps": 20_000, "batch_size": 256, "num_trajectories": 1000, "seeds": [100, 101, 102]}
+    grid = {
+        "command": "from /a/place/of/one's own",
+        "commit": "abc",
+        "differs": {"FetchReach": "scripted expert"},
+        "cells": [
+            {"task": "FetchReach", "method": "SMORe", "setting": "expert=0.1", **shared},
+            {"task": "FetchReach", "method": "hindsight_bc", "setting": "expert=0.1", **shared},
+            {"task": "CheetahTgtVel-m-e", "method": "SMORe", "setting": MIXED, **shared, "num_trajectories": 1030},
+        ],
+    }
+    return Source((*reach, *cheetah, *other), tuple(curves), (), grid)
+
+
+@pytest.fixture
+def page(source, tmp_path):
+    return write_table_page(source, tmp_path / "table1.md", command=COMMAND, resamples=20)
+
+
+def cells(page, start):
+    (line,) = [line for line in page.read_text().splitlines() if line.startswith(start)]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_ours_stand_beside_the_papers_and_the_control(page):
+    assert cells(page, "| task | unit |") == [
+        *("task", "unit", "", "SMORe", "control (hindsight BC)", "differs from the paper in")
+    ]
+    # 35.55, 37.525 and 39.5 of (1 - 0.99^50) / 0.01 = 39.4994; 31.6 the same three times
+    assert cells(page, "| FetchReach |")[1:5] == [
+        *("return / largest at 0.99", "ours", "**0.950 ± 0.050** (3)", "0.800 ± 0.000 (3)")
+    ]
+    lines = page.read_text().splitlines()
+    below = lines[next(i for i, line in enumerate(lines) if line.startswith("| FetchReach |")) + 1]
+    # Table 1 prints 35.08 ± 0.54
+    assert below == "|  |  | paper | 0.888 ± 0.014 | – |  |"
+
+
+def test_locomotion_is_the_return_at_0_999_beside_the_number_as_printed(page):
+    assert cells(page, "| CheetahTgtVel-m-e |")[1:5] == ["return at 0.999", "ours", "**150.0 ± 14.1** (2)", "–"]
+
+
+def test_what_data_expert_and_budget_differ_in_is_said_in_the_line(page):
+    assert cells(page, "| FetchReach |")[-1] == (
+        "scripted expert; 1,000 trajectories, not 40,000; 20,000 updates, not 400,000; batch 256, not 512"
+    )
+    assert cells(page, "| CheetahTgtVel-m-e |")[-1] == "40,000 updates, not 1,000,000; batch 256, not 512"
+
+
+def test_what_is_missing_is_named_and_left_out(page):
+    text = page.read_text()
+    # 12 tasks by 7 methods of Table 1, 3 of Table 15 and the control
+    assert "**Incomplete**: 3 of 132 cells have runs." in text
+    assert "No run yet of GoFAR, WGCSL, GCSL, CRL, AM, GC-IQL, GC-SQL, GC-EQL, GC-XQL." in text
+    assert "No run yet on Reacher, SawyerReach, SawyerDoor, FetchPick," in text
+    assert "Seeds to come: CheetahTgtVel-m-e, SMORe (2 of 3)." in text
+    assert "| Reacher |" not in text
+    assert "PointReach" not in text
+
+
+def test_a_whole_table_says_so(make_result, tmp_path):
+    from torchrl_smore.reports.paper import HORIZONS, main_setting
+    from torchrl_smore.reports.table_page import CONTROL, MORE_METHODS
+
+    methods = ("SMORe", CONTROL, "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL", *MORE_METHODS)
+    rows = [
+        make_result(task=task, method=method, setting=main_setting(task), metric=metric)
+        for task in HORIZONS
+        for method in methods
+        for metric in ("discounted_return_0.99", "discounted_return_0.999")
+    ]
+    text = write_table_page(Source(tuple(rows)), tmp_path / "a.md", command=COMMAND, resamples=5).read_text()
+    assert "All 132 cells of 12 tasks and 11 methods have their runs." in text
+    assert "Incomplete" not in text
+
+
+def test_probability_of_improvement_and_curves_are_on_the_page(page):
+    text = page.read_text()
+    # every seed of SMORe is above every one of the control
+    assert "1.000 [1.000, 1.000]" in text
+    for name in ("learning_curves", "improvement"):
+        assert f"(table1/{name}.png)" in text
+        assert (page.parent / "table1" / f"{name}.png").stat().st_size > 5000
+    assert "| C1 |" in text
+
+
+def test_the_folder_beside_it_gives_the_same_page_and_tells_no_place(page, tmp_path):
+    assert "own" not in json.loads((tmp_path / "table1" / "grid.json").read_text())
+    assert "/a/place" not in (tmp_path / "table1" / "grid.json").read_text()
+    first = page.read_text()
+    again = write_table_page(read_benchmark(tmp_path / "table1"), page, command=COMMAND, resamples=20)
+    assert again.read_text() == first
+
+
+def test_nothing_is_written_of_what_cannot_be_a_page(source, make_result, tmp_path):
+    with pytest.raises(ValueError, match=r"ends with \.md, got table1\.html"):
+        write_table_page(source, tmp_path / "table1.html", command=COMMAND)
+    with pytest.raises(ValueError, match="no result is of a task of Table 1"):
+        write_table_page(Source((make_result(task="PointReach"),)), tmp_path / "a.md", command=COMMAND)
+    longer = make_result(seed=103, steps=1)
+    with pytest.raises(ResultsError, match="expected seeds of one length"):
+        write_table_page(Source((*source.results, longer)), tmp_path / "a.md", command=COMMAND)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,144 @@
+"""How every figure of a report looks: one style for each method, one way to be saved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchrl_smore._files import replacing
+from torchrl_smore.reports.numbers import CONTROL, method_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# colours of Okabe and Ito (2008), then of Tol's muted scheme, told apart under any colour blindness; marker and dash
+# tell methods apart without colour as well
+_STYLES: dict[str, tuple[str, str, Any]] = {
+    "SMORe": ("#D55E00", "o", "-"),
+    "GoFAR": ("#0072B2", "s", "-"),
+    "WGCSL": ("#009E73", "^", "-"),
+    "GCSL": ("#56B4E9", "v", "-"),
+    "CRL": ("#CC79A7", "D", "-"),
+    "AM": ("#E69F00", "P", "-"),
+    "GC-IQL": ("#000000", "X", "--"),
+    "GC-SQL": ("#882255", "<", "--"),
+    "GC-EQL": ("#999933", ">", "--"),
+    "GC-XQL": ("#332288", "*", "--"),
+    "GC-BC": ("#777777", "h", ":"),
+}
+_CONTROL = ("#444444", "d", (0, (4, 2)))
+_OTHERS = [(colour, marker, "-.") for colour, marker, _ in _STYLES.values()]
+_DPI = 120
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour, marker and dashes of one method, as keyword arguments of Matplotlib."""
+
+    color: str
+    marker: str
+    linestyle: Any
+    linewidth: float
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """For a line without markers."""
+        return {"color": self.color, "linestyle": self.linestyle, "linewidth": self.linewidth}
+
+
+@contextlib.contextmanager
+def needing_plots(what: str) -> Iterator[None]:
+    """Turns the lack of a package of the extra ``plots`` into an error that says so.
+
+    Args:
+        what: what is drawn or written, for the error.
+
+    Raises:
+        ImportError: if an import inside fails for a module that is missing; says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{what} needs {error.name}: pip install "torchrl-smore[plots]"') from error
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, Style]:
+    """The style of each method in the fixed order; it does not depend on which others are shown.
+
+    Methods that are not :data:`~torchrl_smore.reports.numbers.METHODS` share the colours with dash-dotted lines, in
+    alphabetical order among themselves.
+    """
+    styles = {}
+    others = 0
+    for method in method_order(methods):
+        look = _CONTROL if method == CONTROL else _STYLES.get(method)
+        if look is None:
+            look, others = _OTHERS[others % len(_OTHERS)], others + 1
+        styles[method] = Style(look[0], look[1], look[2], linewidth=2.4 if method == "SMORe" else 1.4)
+    return styles
+
+
+def panels(count: int, columns: int, *, width: float, height: float, legend: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` equal panels (inches each), and a last one for the legend.
+
+    Returns:
+        The figure and ``count`` axes, with the legend's, if any, as one more.
+    """
+    # a figure of its own and not pyplot, whose backend and open figures are the user's
+    with needing_plots("a figure"):
+        from matplotlib.figure import Figure
+
+    total = count + legend
+    columns = min(columns, total)
+    rows = -(-total // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[total:]:
+        axis.remove()
+    for axis in axes[:count]:
+        axis.grid(color="0.9", linewidth=0.7)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes[count].axis("off")
+    return figure, axes[:total]
+
+
+def draw_legend(axis: Axes, methods: Sequence[str], extra: Sequence[Any] = ()) -> None:
+    """Names of the methods in order, and further handles, in a panel of its own."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], **style.line, marker=style.marker, markersize=5, label=name)
+        for name, style in method_styles(methods).items()
+    ]
+    if handles or extra:
+        axis.legend(handles=[*handles, *extra], loc="center", fontsize=9, frameon=False, handlelength=3)
+
+
+def say_empty(axis: Axes, text: str = "no runs") -> None:
+    """Says in a panel that there is nothing to draw."""
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="0.45", fontsize=10)
+
+
+def save_figure(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
+    """Writes ``<stem>.png`` and ``<stem>.pdf``, each atomically, and makes their folder.
+
+    The same figure gives the same bytes.
+    """
+    from matplotlib import rc_context
+
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
+    # fonts as text that can be selected and searched
+    with rc_context({"pdf.fonttype": 42}):
+        for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None})):
+            with replacing(path) as beside:
+                figure.savefig(beside, dpi=_DPI, format=path.suffix[1:], metadata=metadata)
+    return paths

@@ -1,0 +1,87 @@
+"""Our runs in the units that tables and figures show."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from torchrl_smore.reports.numbers import Cell, RunSet, Sample, canonical_setting, method_order
+from torchrl_smore.reports.paper.published import HORIZONS, Paper, max_return
+
+View = Literal["discounted_return_0.98", "discounted_return_0.99", "return_over_max", "success_rate", "final_distance"]
+Scores = dict[str, dict[str, np.ndarray]]
+
+#: The setting that most of the paper's tables have: a tenth of the data are an expert's.
+BASE_SETTING = "expert=0.1"
+
+
+def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
+    """What our runs say of a cell, in the unit of a view, or ``None``.
+
+    ``return_over_max`` divides the return at 0.99 by :func:`~torchrl_smore.reports.max_return`; of tasks that are
+    not the paper's it is the metric of that name.
+    """
+    if view == "return_over_max" and cell.task not in HORIZONS:
+        return runs.sample(cell._replace(metric=view))
+    sample = runs.sample(cell, discount=0.98 if view == "discounted_return_0.98" else 0.99)
+    if sample is None or sample.values is None or view != "return_over_max":
+        return sample
+    most = max_return(cell.task, 0.99)
+    return Sample(sample.mean / most, sample.std / most, sample.num_seeds, sample.values / most)
+
+
+def over_max(result_value: float, task: str, metric: str) -> float | None:
+    """A row's value as a share of the largest return at 0.99, or ``None`` for a row that says something else."""
+    if task in HORIZONS:
+        return result_value / max_return(task, 0.99) if metric == "discounted_return_0.99" else None
+    return result_value if metric == "return_over_max" else None
+
+
+def task_order(names: Iterable[str]) -> list[str]:
+    """Each name once: the paper's tasks in the order of its Table 1, then others by alphabet."""
+    found = set(names)
+    return [name for name in HORIZONS if name in found] + sorted(found - set(HORIZONS))
+
+
+def main_setting(task: str) -> str:
+    """The data of Table 1: of tasks that it has not, 10% expert data."""
+    return _main_settings().get(task, BASE_SETTING)
+
+
+def main_scores(runs: RunSet) -> Scores:
+    """Return over maximum at 0.99 on the data of Table 1: method to task to values ``[n]`` in the order of seeds.
+
+    Methods and tasks come in the order of :func:`method_order` and :func:`task_order`.
+    """
+    keys = {(r.method, r.task) for r in runs.results if r.key[2] == main_setting(r.task)}
+    scores: Scores = {}
+    for method in method_order(method for method, _ in keys):
+        for task in task_order(task for name, task in keys if name == method):
+            sample = our_sample(
+                Cell("1", task, method, main_setting(task), "discounted_return"), runs, "return_over_max"
+            )
+            if sample is not None and sample.values is not None:
+                scores.setdefault(method, {})[task] = sample.values
+    return scores
+
+
+def shared_tasks(scores: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """The tasks that every method has, in order."""
+    return [
+        task
+        for task in task_order(t for line in scores.values() for t in line)
+        if all(task in line for line in scores.values())
+    ]
+
+
+def groups_of(scores: Mapping[str, Mapping[str, np.ndarray]], method: str, tasks: Sequence[str]) -> list[np.ndarray]:
+    """Values of one method, one array ``[n_k]`` for each task."""
+    return [scores[method][task] for task in tasks]
+
+
+@functools.cache
+def _main_settings() -> dict[str, str]:
+    return {entry.cell.task: canonical_setting(entry.cell.setting) for entry in Paper().table(1)}

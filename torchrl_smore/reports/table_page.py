@@ -1,0 +1,240 @@
+"""Table 1 as one Markdown page: our runs beside the paper's numbers, with what the two differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrl_smore._files import write_text
+from torchrl_smore.reports import provenance
+from torchrl_smore.reports.figures import improvement_figure, learning_figure, save_figure
+from torchrl_smore.reports.numbers import (
+    CONTROL,
+    RESAMPLES,
+    Cell,
+    RunSet,
+    Sample,
+    Source,
+    method_order,
+    write_curves,
+    write_results,
+)
+from torchrl_smore.reports.paper import (
+    HORIZONS,
+    METHOD,
+    NUM_TRAJECTORIES,
+    NUM_UPDATES,
+    Paper,
+    claims_to_markdown,
+    escape_markdown,
+    evaluate_claims,
+    main_setting,
+    our_sample,
+    summarize,
+    summary_to_markdown,
+    task_order,
+)
+
+#: Methods beside those of Table 1, from Table 15.
+MORE_METHODS = ("GC-SQL", "GC-EQL", "GC-XQL")
+_KEPT_OF_GRID = ("commit", "versions", "cells", "differs", "unavailable")
+_UNITS = {True: "return at 0.999", False: "return / largest at 0.99"}
+_NOTES = (
+    "Mean ± standard deviation over seeds (n - 1 in the denominator), number of seeds in parentheses; the paper's are "
+    "over 10. Bold: the best mean of ours in the line. A dash: no run yet, or not printed.",
+    "Return over the largest possible one at discount 0.99. The paper's: its printed return over the largest one at "
+    "the discount that it was most likely computed at, 0.99 for SMORe and the GC- methods, 0.98 for the others. Of "
+    "locomotion, whose printed returns no 0/1 reward at 0.99 can give, the return at 0.999 beside the number as it is "
+    "printed.",
+)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A task: samples of ours and of the paper by method, digits after the point, and what is not the paper's."""
+
+    task: str
+    ours: dict[str, Sample]
+    paper: dict[str, Sample]
+    digits: int
+    differs: str
+
+
+def write_table_page(
+    source: Source, path: str | Path, *, command: str, min_seeds: int = 5, resamples: int = RESAMPLES
+) -> Path:
+    """Writes the page, and beside it a folder of its name with its figures and the results that it is made of.
+
+    Tasks and methods of which there is no run are left out and named, so an unfinished benchmark gives a smaller table.
+    The folder holds ``results.csv``, ``curves.csv`` and ``grid.json`` of the runs on the data of Table 1, from which
+    the same page can be made again.
+
+    Args:
+        source: any results; those on other data than Table 1's are left out.
+        path: of the page, ``.md``.
+        command: the line that makes the page again.
+        min_seeds: of every cell that a claim is judged by.
+        resamples: of each bootstrap.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: if ``path`` is no Markdown file or no result is on the data of Table 1.
+        ResultsError: if the seeds of one cell differ in their number of updates.
+    """
+    path = Path(path)
+    if path.suffix != ".md":
+        raise ValueError(f"the page is a Markdown file: expected a name that ends with .md, got {path.name}.")
+    source = _of_table(source)
+    if not source.results:
+        raise ValueError("no result is of a task of Table 1 on its data: there is nothing to put on the page.")
+    runs = RunSet(source.results)
+    lines = [_line(task, runs, source) for task in task_order(row.task for row in source.results)]
+    summary = summarize(runs, resamples=resamples)
+    claims = evaluate_claims(runs, tasks=None, min_seeds=min_seeds)
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = []
+    if source.curves:
+        save_figure(learning_figure(source.curves), folder / "learning_curves")
+        figures += ["## Learning curves", "", f"![learning curves]({folder.name}/learning_curves.png)", ""]
+    if summary.improvement:
+        save_figure(improvement_figure(METHOD, summary.improvement), folder / "improvement")
+        title = f"Probability that {METHOD} is better"
+        figures += [f"## {title}", "", f"![{title}]({folder.name}/improvement.png)", ""]
+    write_results(folder / "results.csv", source.results)
+    write_curves(folder / "curves.csv", source.curves)
+    kept = {name: source.grid[name] for name in _KEPT_OF_GRID if name in source.grid}
+    write_text(folder / "grid.json", json.dumps(kept, indent=1) + "\n")
+    text = [
+        *(f"<!-- {command} -->", "# Table 1", ""),
+        *(*_extent(lines, source), ""),
+        *(*_table(lines), ""),
+        *(f"{escape_markdown(note)}\n" for note in _NOTES),
+        *("## Over tasks", "", summary_to_markdown(summary, min_seeds)),
+        *figures,
+        *("## Claims", "", claims_to_markdown(claims)),
+        *("## Runs", "", *_facts(source, command, folder.name), ""),
+    ]
+    return write_text(path, "\n".join(text))
+
+
+def _of_table(source: Source) -> Source:
+    """The rows of the paper's tasks on the data of its Table 1."""
+    results, curves = (
+        tuple(row for row in rows if row.task in HORIZONS and row.key[2] == main_setting(row.task))
+        for rows in (source.results, source.curves)
+    )
+    return Source(results, curves, source.files, source.grid)
+
+
+def _columns() -> list[str]:
+    """Every method that the whole table has, SMORe and its control first."""
+    printed = {entry.cell.method for entry in Paper().table(1)} | {*MORE_METHODS}
+    first, *others = method_order(printed)
+    return [first, CONTROL, *others]
+
+
+def _line(task: str, runs: RunSet, source: Source) -> _Line:
+    locomotion = HORIZONS[task] > 50
+    ours, theirs = {}, {}
+    for method in _columns():
+        cell = Cell("", task, method, main_setting(task), "discounted_return")
+        sample = runs.sample(cell, discount=0.999) if locomotion else our_sample(cell, runs, "return_over_max")
+        if sample is not None:
+            ours[method] = sample
+        entry = Paper().find(cell)
+        printed = None if entry is None else entry.sample if locomotion else entry.return_over_max
+        if printed is not None:
+            theirs[method] = printed
+    return _Line(task, ours, theirs, 1 if locomotion else 3, _differences(task, source))
+
+
+def _differences(task: str, source: Source) -> str:
+    """What data, expert and budget differ in from the paper's."""
+    parts = [str(source.grid["differs"][task])] if task in source.grid.get("differs", {}) else []
+    cells = [cell for cell in source.grid.get("cells", ()) if cell["task"] == task]
+    counts = sorted({cell["num_trajectories"] for cell in cells if "num_trajectories" in cell})
+    if counts and counts != [NUM_TRAJECTORIES[task]]:
+        parts.append(f"{_either(counts)} trajectories, not {NUM_TRAJECTORIES[task]:,}")
+    updates = sorted({row.steps for row in source.results if row.task == task})
+    if updates != [NUM_UPDATES[task]]:
+        parts.append(f"{_either(updates)} updates, not {NUM_UPDATES[task]:,}")
+    sizes = sorted({cell["batch_size"] for cell in cells if "batch_size" in cell})
+    if sizes and sizes != [512]:
+        parts.append(f"batch {_either(sizes)}, not 512")
+    return "; ".join(parts) or "nothing known"
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(f"{number:,}" for number in numbers)
+
+
+def _extent(lines: Sequence[_Line], source: Source) -> list[str]:
+    """Whether the table is whole, and what it lacks."""
+    columns, shown = _columns(), [line.task for line in lines]
+    asked: Mapping[tuple[str, str], int] = {
+        (cell["task"], cell["method"]): len(cell["seeds"])
+        for cell in source.grid.get("cells", ())
+        if cell["task"] in HORIZONS and cell["method"] in columns
+    }
+    filled = sum(len(line.ours) for line in lines)
+    whole = len(HORIZONS) * len(columns)
+    tasks = [task for task in HORIZONS if task not in shown]
+    methods = [method for method in columns if not any(method in line.ours for line in lines)]
+    few = [
+        f"{line.task}, {_name(method)} ({sample.num_seeds} of {asked[line.task, method]})"
+        for line in lines
+        for method, sample in line.ours.items()
+        if sample.num_seeds < asked.get((line.task, method), 0)
+    ]
+    if filled == whole and not few:
+        return [f"All {whole} cells of {len(HORIZONS)} tasks and {len(columns)} methods have their runs."]
+    told = [f"**Incomplete**: {filled} of {whole} cells have runs."]
+    told += [f"No run yet of {', '.join(map(_name, methods))}."] if methods else []
+    told += [f"No run yet on {', '.join(tasks)}."] if tasks else []
+    told += [f"Seeds to come: {'; '.join(few)}."] if few else []
+    return [" ".join(map(escape_markdown, told)).replace(r"\*\*", "**")]
+
+
+def _table(lines: Sequence[_Line]) -> list[str]:
+    """Two lines a task, ours and the paper's, a column for each method that has a run."""
+    methods = [method for method in _columns() if any(method in line.ours for line in lines)]
+    header = ["task", "unit", "", *map(_name, methods), "differs from the paper in"]
+    rows = [header, ["---"] * len(header)]
+    for line in lines:
+        best = max((sample.mean for sample in line.ours.values()), default=None)
+        ours = [_entry(line.ours.get(method), line.digits, best) for method in methods]
+        theirs = [_entry(line.paper.get(method), line.digits) for method in methods]
+        rows.append([line.task, _UNITS[HORIZONS[line.task] > 50], "ours", *ours, line.differs])
+        rows.append(["", "", "paper", *theirs, ""])
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], rows[1], *map(_escaped, rows[2:]))]
+
+
+def _escaped(row: Sequence[str]) -> list[str]:
+    return [escape_markdown(text).replace(r"\*\*", "**") for text in row]
+
+
+def _entry(sample: Sample | None, digits: int, best: float | None = None) -> str:
+    if sample is None:
+        return "–"
+    text = f"{sample.mean:.{digits}f}" + ("" if sample.std != sample.std else f" ± {sample.std:.{digits}f}")
+    if best is None:
+        return text
+    return f"{'**' + text + '**' if sample.mean == best else text} ({sample.num_seeds})"
+
+
+def _name(method: str) -> str:
+    return "control (hindsight BC)" if method == CONTROL else method
+
+
+def _facts(source: Source, command: str, folder: str) -> list[str]:
+    facts: list[tuple[str, Any]] = [
+        fact for fact in provenance.facts(source, command) if fact[0] not in ("files", "methods", "tasks")
+    ]
+    links = ", ".join(f"[{name}]({folder}/{name})" for name in ("results.csv", "curves.csv", "grid.json"))
+    return [*(f"- {name}: {escape_markdown(text)}" for name, text in facts), f"- numbers: {links}"]
