@@ -194,8 +194,7 @@ class GoalTransition(SampleUnit):
         rows = goal_transition_rows(
             uniform,
             known.stop,
-            # all are relabelled, so none is drawn from those
-            known.reached[:0],
+            known.reached,
             her_ratio=1.0,
             strategy=self.strategy,
             gamma=self.gamma,
