@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 import signal
 import sys
@@ -34,9 +35,17 @@ def typed(config: type, name: str, value: Any, where: str) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        OmegaConf.update(OmegaConf.structured(config), name, value)
+        OmegaConf.update(_structured(config), name, value)
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {name}: {_first_line(error)}.") from error
+
+
+@functools.cache
+def _structured(config: type) -> Any:
+    """What values are tried out in; to make it takes milliseconds, and a benchmark checks thousands."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(config)
 
 
 def run_recipe(config: type, main: Callable[[Any], None], description: str) -> None:
