@@ -26,13 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS
 from parts import grid
 from parts.benchmark_jobs import read_result, run_job
 from parts.benchmark_ray import run_on_ray
 from parts.cli import check_range, nearest, option, run_recipe
 from parts.grid import GridCell, Plan, paper_name
 from parts.manifest import Manifest, read_manifest
+from parts.methods import METHODS
 from parts.shared import (
     collect_or_load,
     commit_of_library,
