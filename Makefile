@@ -9,7 +9,7 @@ OUT ?= outputs/gpu
 STAGES ?= check bench learn
 MINUTES ?= 0
 
-.PHONY: demo test lint smoke check check-wheel clean gpu gpu-wheels gpu-dry-run
+.PHONY: demo test lint smoke docs check check-wheel upstream clean gpu gpu-wheels gpu-dry-run
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -28,11 +28,20 @@ smoke: $(STAMP)
 	$(BIN)/python recipes/benchmark.py preset=smoke out=build/smoke data_dir=build/datasets
 	$(BIN)/python recipes/report.py benchmark=build/smoke
 
-check: lint smoke test
+# the documentation site, without a network; any warning is an error
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
+
+check: lint smoke docs test
 
 # the wheel in clean environments of every Python that is found here
 check-wheel: $(STAMP)
 	$(BIN)/python tools/check_wheel.py $(WHEEL_ARGS)
+
+# the loss as one file in a clone of pytorch/rl, with its tests run there: make upstream TORCHRL=path
+upstream: $(STAMP)
+	$(BIN)/python upstream/build.py "$(TORCHRL)"
 
 # on a machine with a GPU and its own PyTorch, without a network: docs/gpu.md
 gpu:

@@ -31,7 +31,7 @@ import pages
 import torch
 from torch import Tensor
 
-from torchrl_smore import _dispatch
+from torchrl_smore import _dispatch, _experimental
 from torchrl_smore.functional.score import ScoreObjective
 
 Call = Callable[[], list[Tensor]]
@@ -93,7 +93,7 @@ def objective_case(rows: int, seeds: int, device: str, dtype: torch.dtype = torc
 
     def loss(kernels: str, next_value: Tensor, q_next_value: Tensor, score: Tensor, q_score: Tensor) -> Tensor:
         tensors = {"score": score, "next_value": next_value, "q_score": q_score, "q_next_value": q_next_value}
-        return _dispatch.mean_score_objective(objective, **tensors, bounds=(-2.0, 200.0), kernels=kernels)
+        return _dispatch.score_objective(objective, **tensors, bounds=(-2.0, 200.0), kernels=kernels)
 
     # forward reads scores and values and writes gradients, backward reads and writes gradients
     elements = 2 * seeds * rows * (MEMBERS + 1 + MEMBERS + 2 * MEMBERS)
@@ -108,9 +108,8 @@ def expectile_case(rows: int, seeds: int, device: str, dtype: torch.dtype = torc
     expectile, temperature = torch.tensor(0.8, device=device), torch.tensor(3.0, device=device)
 
     def loss(kernels: str, score: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            _dispatch.expectile_awr(score, value, expectile=expectile, temperature=temperature, kernels=kernels)
-        )
+        found = _dispatch.expectile_awr(score, value, expectile=expectile, temperature=temperature, kernels=kernels)
+        return found.loss, *(found.weight or ()), found.mean_value
 
     # forward reads two and writes two, backward reads one and writes one
     elements = 6 * seeds * rows
@@ -157,7 +156,7 @@ def network_case(rows: int, seeds: int, width: int, precision: str, device: str)
         x, next_value, q_x, q_next_value, *layers = tensors
         rows = {"x": x, "next_value": next_value, "q_x": q_x, "q_next_value": q_next_value}
         layers = list(zip(layers[::2], layers[1::2]))
-        return _dispatch.score_mlp_objective(objective, **rows, layers=layers, precision=precision, kernels=kernels)
+        return _experimental.score_mlp_objective(objective, **rows, layers=layers, precision=precision, kernels=kernels)
 
     parameters = seeds * MEMBERS * sum(weight[(0,) * (len(lead) + 1)].numel() for weight in weights)
     products = width * INPUTS + width * width + width

@@ -39,7 +39,6 @@ from torchrl_smore.trainers import FusedUpdate, Update, adam
 FORMULATIONS: dict[str, dict[str, Any]] = {
     "in_sample": {"formulation": "in_sample"},
     "dual_eq10": {"formulation": "dual", "residual_coef": 1.0},
-    "dual_eq8": {"formulation": "dual", "bootstrap": "policy"},
     "official": {"formulation": "official"},
     "official_stable": {"formulation": "official_stable"},
 }
@@ -226,7 +225,7 @@ def main() -> None:
     parser.add_argument("--formulations", nargs="*", default=["in_sample", "official_stable"], choices=FORMULATIONS)
     parser.add_argument("--compile", nargs="+", default=["off", "fused"], choices=MODES)
     parser.add_argument("--precision", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
-    parser.add_argument("--matmul", default="auto", choices=["auto", "torch", "onednn"], help="see functional.linear")
+    parser.add_argument("--matmul", default="auto", choices=["auto", "torch", "onednn"], help="see modules.linear")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=1, help="seeds in one update; rates count updates of all of them")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchrl_smore import SMORELoss
 from torchrl_smore.functional.goals import NUM_UNIFORMS, goal_transition_rows
-from torchrl_smore.functional.linear import linear
+from torchrl_smore.modules.linear import linear
 
 GAMMA, BETA, RESIDUAL_COEF, EXPECTILE, TEMPERATURE, MAX_WEIGHT = 0.99, 0.5, 0.25, 0.8, 3.0, 100.0
 Network = list[Tensor]  # weight, bias, weight, bias, ...

@@ -8,7 +8,7 @@
 Needs Python and a PyTorch with CUDA; no network, and no installed package of ours. What else is missing is installed
 from the wheels that ``make gpu-wheels`` gathered beforehand into a folder of its own: nothing that the machine has is
 replaced. Items run in a process that is watched: one that crashes or hangs costs its own row and no other. Rows are
-written as they come, and a second call goes on behind the last one. ``docs/gpu.md`` says what each stage does.
+written as they come, and a second call resumes after the last one. ``docs/gpu.md`` says what each stage does.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="learn: tasks")
     parser.add_argument("--seeds", type=int, default=5, help="learn: seeds, trained together")
-    parser.add_argument("--steps", type=int, default=None, help="learn: updates; none: the paper's")
-    parser.add_argument("--num-trajectories", type=int, default=None, help="learn: none: the paper's")
+    parser.add_argument("--steps", type=int, default=None, help="learn: updates; default: the paper's")
+    parser.add_argument("--num-trajectories", type=int, default=None, help="learn: default: the paper's")
     args = parser.parse_args(arguments)
     if args.minutes < 0 or 0 < 60 * args.minutes <= RESERVE:
         parser.error(f"--minutes must be 0, for no limit, or more than {RESERVE / 60:.2g}, got {args.minutes:g}.")
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = [item for item in items if item.key in rows and rows[item.key]["status"] in gpu_rows.FAILED]
     print(f"\n{len(items) - len(left)} of {len(items)} items done, {len(failed)} of them failed: {args.out}")
     if left:
-        print(f"{len(left)} are left; the same command goes on with {left[0].key}")
+        print(f"{len(left)} are left; the same command resumes with {left[0].key}")
     print(f"then: python benchmarks/gpu_report.py {args.out}")
     return 1 if failed else 0
 

@@ -26,7 +26,7 @@ from gpu_rows import Skipped, Wrong
 from harness import ACTION, GOAL, OBSERVATION
 from torch import Tensor
 
-from torchrl_smore import GoalBatchSampler, SMORELoss, _dispatch, goal_specs, make_networks
+from torchrl_smore import GoalBatchSampler, SMORELoss, _dispatch, _experimental, goal_specs, make_networks
 from torchrl_smore.functional.score import ScoreObjective
 from torchrl_smore.trainers import FusedUpdate
 
@@ -179,18 +179,14 @@ Case = tuple[Results, Callable[[Results, str], Results], float]
 def bellman_residual(
     *, formulation: str, divergence: str, rows: int, q_rows: int, seeds: int, dtype: str, members: int = 2
 ) -> Case:
-    """``mean_score_objective``: loss and gradient of every score."""
-    bootstrap = "policy" if formulation == "dual_policy" else "value"
-    name: Any = formulation.removesuffix("_policy")
-    constants = {"beta": 0.3, "gamma": 0.9, "residual_coef": 0.5, "max_ratio": 5.0}
-    objective = ScoreObjective(name, divergence, bootstrap=bootstrap, **constants)
+    """``score_objective``: loss and gradient of every score."""
+    name: Any = formulation
+    objective = ScoreObjective(name, divergence, beta=0.3, gamma=0.9, residual_coef=0.5, max_ratio=5.0)
     lead = (seeds,) if seeds > 1 else ()
     on_rho, on_q = (*lead, members, rows), (*lead, members, q_rows)
     shapes = {"score": on_rho, "q_score": on_q}
     if objective.needs_policy:
         shapes |= {"policy_score": on_rho, "q_next_policy_score": on_q}
-    if objective.bootstrap == "policy":
-        shapes["next_policy_score"] = on_rho
     constant = {"next_value": (*lead, rows), "q_next_value": (*lead, q_rows)}
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     inputs = {name: torch.randn(shape).to(kind) for name, shape in (shapes | constant).items()}
@@ -201,7 +197,7 @@ def bellman_residual(
 
         def loss(*ordered: Tensor) -> Tensor:
             named = dict(zip(given, ordered))
-            return _dispatch.mean_score_objective(objective, **named, bounds=BOUNDS, kernels=_kernels(implementation))
+            return _dispatch.score_objective(objective, **named, bounds=BOUNDS, kernels=_kernels(implementation))
 
         return _differentiated(_mapped(loss, seeds, *given.values()), leaves, {})
 
@@ -227,7 +223,7 @@ def expectile_awr(*, rows: int, seeds: int, dtype: str, weights: bool) -> Case:
                 temperature=temperature if weights else None,
                 kernels=_kernels(implementation),
             )
-            return tuple(each for each in found if each is not None)
+            return found.loss, found.mean_value, *(found.weight or ())
 
         out, *extras = _mapped(loss, seeds, tensors["score"], value)
         return _differentiated(out, {"value": value}, {f"output {at}": each for at, each in enumerate(extras, 1)})
@@ -286,9 +282,9 @@ def score_mlp(
                 score, q_score = (rounded_scores(named[name], pairs, precision) for name in ("x", "q_x"))
                 values = {name: named[name] for name in ("next_value", "q_next_value")}
                 scores = {"score": score, "q_score": q_score}
-                out = _dispatch.mean_score_objective(objective, **scores, **values, bounds=BOUNDS, kernels="reference")
+                out = _dispatch.score_objective(objective, **scores, **values, bounds=BOUNDS, kernels="reference")
                 return out, score, q_score
-            return _dispatch.score_mlp_objective(
+            return _experimental.score_mlp_objective(
                 objective,
                 **{name: named[name] for name in batch},
                 layers=pairs,

@@ -56,7 +56,7 @@ def data(device: str, folder: str, **chosen: Any) -> dict[str, Any]:
 
 
 def learn(device: str, folder: str, **chosen: Any) -> dict[str, Any]:
-    """Trains and evaluates; goes on where an earlier call was stopped. Leaves ``results.csv`` and ``curves.csv``."""
+    """Trains and evaluates; resumes where an earlier call was stopped. Leaves ``results.csv`` and ``curves.csv``."""
     config = options_of(device, **chosen)
     names = ("task", "method", "preset", "steps", "batch_size", "seeds", "device", "num_trajectories", "data_dir")
     names += ("compile", "env_workers", "rollout", "eval_episodes", "eval_interval", "log_interval", "save_interval")

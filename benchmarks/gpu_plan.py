@@ -103,7 +103,6 @@ def kernel_items(dry_run: bool) -> Iterator[Item]:
     variants = [
         *({**main, "divergence": divergence} for divergence in DIVERGENCES[1:]),
         *({**main, "formulation": "dual", "divergence": divergence} for divergence in DIVERGENCES),
-        {**main, "formulation": "dual_policy"},
         {**main, "formulation": "official"},
         {**main, "formulation": "official_stable"},
         {**main, "seeds": 3},

@@ -268,7 +268,7 @@ def main(arguments: Sequence[str]) -> int:
     """Writes the page, or one figure; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what gpu.py left")
-    parser.add_argument("--out", type=Path, default=None, help=f"page to write; none: {PAGE.name} of the docs")
+    parser.add_argument("--out", type=Path, default=None, help=f"page to write; default: {PAGE.name} of the docs")
     parser.add_argument("--figure", choices=STAGES, help="draw this stage's figure into the folder, and no page")
     args = parser.parse_args(arguments)
     try:

@@ -21,7 +21,7 @@ from pages import markdown, replacing, subplots
 from tensordict import TensorDict
 from tqdm import tqdm
 
-from torchrl_smore.functional.linear import linear
+from torchrl_smore.modules.linear import linear
 
 __all__ = ["markdown", "subplots"]  # of pages, which imports no package
 

@@ -7,7 +7,7 @@ python recipes/benchmark.py table=1 address=HOST:6379             on a cluster
 python recipes/benchmark.py manifest=benchmarks/table1.yaml          stage by stage, as a file says
 python recipes/benchmark.py manifest=benchmarks/table1.yaml status   what is done, running, missing; how long it takes
 
-The same command again goes on where it was stopped. Then: python recipes/report.py
+The same command again resumes where it was stopped. Then: python recipes/report.py
 """
 
 from __future__ import annotations
@@ -70,38 +70,38 @@ class Config:
     manifest: str | None = option(None, "file that says what is run, in stages; the rest is then its business")
     status: bool = option(False, "says what is done, running and missing, and how long the rest takes; runs nothing")
     preset: str | None = option(
-        None, "smoke (all tables, tiny), quick, paper; none: paper for tables, quick for others"
+        None, "smoke (all tables, tiny), quick, paper; default: paper for tables, quick for others"
     )
     table: str | None = option(None, "table of the paper: 1, 2, 6 to 16")
     figure: str | None = option(None, "figure of the paper: 2")
-    tasks: list[str] = field(default_factory=list, metadata={"help": "[FetchReach,...]; none: the table's"})
+    tasks: list[str] = field(default_factory=list, metadata={"help": "[FetchReach,...]; default: the table's"})
     methods: list[str] = field(
-        default_factory=list, metadata={"help": "[smore,gc_iql,...] or [all]; none: the table's, or all"}
+        default_factory=list, metadata={"help": "[smore,gc_iql,...] or [all]; default: the table's, or all"}
     )
     settings: list[str] = field(
         default_factory=list,
-        metadata={"help": "['expert=0.05','no_her',...]; none: the table's, or the default setting"},
+        metadata={"help": "['expert=0.05','no_her',...]; default: the table's, or the default setting"},
     )
-    seeds: int | None = option(None, "seeds of each cell; none: 10")
+    seeds: int | None = option(None, "seeds of each cell; default: 10")
     first_seed: int = option(0, "the first of them")
-    steps: int | None = option(None, "updates; none: the preset's and task's")
-    batch_size: int | None = option(None, "none: the preset's")
-    eval_episodes: int | None = option(None, "episodes of an evaluation; none: 50")
-    eval_interval: int | None = option(None, "updates between evaluations; none: a tenth of the updates")
-    num_trajectories: int | None = option(None, "trajectories in a dataset; none: the preset's and task's")
+    steps: int | None = option(None, "updates; default: the preset's and task's")
+    batch_size: int | None = option(None, "default: the preset's")
+    eval_episodes: int | None = option(None, "episodes of an evaluation; default: 50")
+    eval_interval: int | None = option(None, "updates between evaluations; default: a tenth of the updates")
+    num_trajectories: int | None = option(None, "trajectories in a dataset; default: the preset's and task's")
     expert_policy: list[str] = field(
         default_factory=list,
-        metadata={"help": "[runs/NAME,...] of train_expert.py, whose actors the running tasks need"},
+        metadata={"help": "[runs/NAME,...] of train_expert.py, whose actors the locomotion tasks need"},
     )
     data_seed: int = option(0, "of every dataset: all methods and seeds learn from the same one")
     data_dir: str = option("datasets", "where datasets are kept and found again")
-    out: str | None = option(None, "folder of the benchmark; none: runs/benchmark/<what it is>")
-    jobs: int | None = option(None, "runs at a time on this machine; none: one for each core; 0: one, without Ray")
-    address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); none: this machine alone")
+    out: str | None = option(None, "folder of the benchmark; default: runs/benchmark/<what it is>")
+    jobs: int | None = option(None, "runs at a time on this machine; default: one for each core; 0: one, without Ray")
+    address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); default: this machine")
     device: str = option("cpu", "auto, cpu, cuda")
     compile: str = option("off", "the update of each run, for long ones: off, default, max")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
-    seeds_together: int | None = option(None, "seeds trained in one run; none: 1 on a CPU, all on a GPU")
+    seeds_together: int | None = option(None, "seeds trained in one run; default: 1 on a CPU, all on a GPU")
     gpu_share: float = option(0.0, "GPUs that a run takes of a cluster, for example 0.5")
 
 

@@ -24,25 +24,26 @@ class Config:
 
     task: str = option("FetchReach", f"{', '.join(task_names())}, or one of your own as MODULE:NAME")
     mixture: str | None = option(
-        None, f"share of experts, by name: {', '.join(MIXTURES)}; none: expert10, or 30 experts for the running tasks"
+        None,
+        f"share of experts, by name: {', '.join(MIXTURES)}; default: expert10, or 30 experts for locomotion",
     )
     size: str = option("small", "small: 4,000 trajectories; paper: 40,000 (hard Fetch tasks and HandReach)")
     num_trajectories: int | None = option(None, "trajectories in all, instead of a size")
     expert_fraction: float | None = option(None, "share of expert trajectories, in [0, 1], instead of a mixture")
     expert_policy: str | None = option(
-        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; none: the task's"
+        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; default: the task's"
     )
-    medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
+    medium_policy: str | None = option(None, "the same for the medium trajectories; default: the folder expert_policy")
     seed: int = option(0, "decides every episode, for any number of workers")
     expert_noise: float | None = option(
-        None, "standard deviation of Gaussian noise on the expert's actions; none: the task's, of its own expert"
+        None, "standard deviation of Gaussian noise on the expert's actions; default: the task's, of its own expert"
     )
     expert_random_prob: float | None = option(
-        None, "probability in each step that a uniform action replaces the expert's; none: likewise"
+        None, "probability in each step that a uniform action replaces the expert's; default: likewise"
     )
     action_noise: float = option(0.0, "of the environment's own noise on executed actions (the paper: 0.5, 1.0, 1.5)")
     workers: int = option(0, "processes; 0: every core")
-    out: str | None = option(None, "folder of the store; none: datasets/<what it is>")
+    out: str | None = option(None, "folder of the store; default: datasets/<what it is>")
     overwrite: bool = option(False, "replace a store that is there")
 
 

@@ -1,4 +1,4 @@
-"""Makes an expert of a running task from an agent of Stable-Baselines3, and measures it; no code of the agent runs.
+"""Makes an expert of a locomotion task from an agent of Stable-Baselines3, and measures it; no code of the agent runs.
 
 python recipes/convert_expert.py task=AntTgtVel-m-e agent=Ant-v3.zip
 python recipes/collect_dataset.py task=AntTgtVel-m-e num_trajectories=1030 expert_policy=runs/NAME

@@ -61,7 +61,7 @@ class Config:
 
     run: str | None = option(None, "run folder of smore_offline.py")
     position: int = option(0, "which of the seeds that were trained together")
-    dataset: str | None = option(None, "where the run's dataset lies now; none: where it lay then")
+    dataset: str | None = option(None, "where the run's dataset lies now; default: where it lay then")
     rows: int = option(50_000, "rows drawn as in training, for the weights")
     trajectories: int = option(200, "most expert trajectories that are looked at")
     episodes: int = option(50, "episodes of the policy")
@@ -301,7 +301,7 @@ def measure_experts(
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
-    """A CSV file, whole or not at all, with six significant digits."""
+    """A CSV file, written atomically, with six significant digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

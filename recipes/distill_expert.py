@@ -70,7 +70,7 @@ class Config:
     learning_rate: float = option(1e-3, "of Adam")
     noise: float = option(0.2, "standard deviation of noise on the actions of every other episode")
     random_prob: float = option(0.1, "probability that such an episode takes a uniform action in a step")
-    landing: str | None = option(None, "of FetchSlide: model of fit_slide.py; none: the package's")
+    landing: str | None = option(None, "of FetchSlide: model of fit_slide.py; default: the package's")
     clip: float = option(5.0, "largest standardised input, in standard deviations")
     measure_episodes: int = option(200, "episodes of the last measurement")
     num_envs: int = option(50, "environments stepped together")

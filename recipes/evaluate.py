@@ -36,15 +36,15 @@ class Config:
 
     run: str | None = option(None, "run folder, or a checkpoint in it")
     versus: str | None = option(None, "another run, to compare with on the same episodes")
-    task: str | None = option(None, f"{', '.join(task_names())}; none: the run's")
+    task: str | None = option(None, f"{', '.join(task_names())}; default: the run's")
     which: str = option("last", "last, best: of each seed's evaluations while it was trained")
-    seed: int | None = option(None, "of a run of several seeds, which; none: all")
+    seed: int | None = option(None, "of a run of several seeds, which; default: all")
     episodes: int = option(200, "episodes of each seed")
     noise: float = option(0.0, "standard deviation of the environment's noise on actions")
     film: int = option(0, "successes, and as many failures, to film")
     first_seed: int = option(20_000, "episode e is reset with first_seed + e; training evaluates from 10,000")
     workers: int = option(0, "processes that step environments; 0: this one")
-    out: str | None = option(None, "folder; none: evaluation_<which>... in the run folder")
+    out: str | None = option(None, "folder; default: evaluation_<which>... in the run folder")
 
 
 def main(config: Config) -> None:

@@ -46,8 +46,8 @@ class Config:
     run: str | None = option(None, "run folder, or a checkpoint in it")
     format: str | None = option(None, "onnx, torchscript, torch_export, npz")
     which: str = option("last", "last, best: of the seed's evaluations while it was trained")
-    seed: int | None = option(None, "of a run of several seeds, which; none: the first")
-    out: str | None = option(None, "the file; none: policy_<which>_seed<seed>.<suffix> in the run folder")
+    seed: int | None = option(None, "of a run of several seeds, which; default: the first")
+    out: str | None = option(None, "the file; default: policy_<which>_seed<seed>.<suffix> in the run folder")
     overwrite: bool = option(False, "replace a file that is there")
 
 

@@ -40,12 +40,12 @@ class Config:
 
     dataset: str | None = option(None, "a store, or a file or folder of any format that smore_offline.py takes")
     format: str | None = option(None, ", ".join(FORMATS))
-    task: str | None = option(None, f"{', '.join(task_names())}; none: the store's")
-    dataset_format: str | None = option(None, "of the dataset; none: recognised")
+    task: str | None = option(None, f"{', '.join(task_names())}; default: the store's")
+    dataset_format: str | None = option(None, "of the dataset; default: recognised")
     goal_columns: tuple[int, ...] | None = option(None, "as in smore_offline.py")
     columns: Any = option(None, "as in smore_offline.py")  # noqa: RUF009 - nobody changes it
     out: str = option("exports", "folder that the dataset is written to")
-    name: str | None = option(None, "of the dataset, for minari its id; none: TASK/smore-v0, or TASK")
+    name: str | None = option(None, "of the dataset, for minari its id; default: TASK/smore-v0, or TASK")
     author: str | None = option(None, "for card and metadata")
     license: str | None = option(None, "for card and metadata")
 

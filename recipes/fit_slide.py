@@ -65,7 +65,7 @@ class Config:
     clip: float = option(5.0, "largest standardised input, in standard deviations")
     seed: int = option(0, "of everything")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to go on with, under its own options")
+    resume: str | None = option(None, "run folder to resume, under its own options")
 
 
 def main(config: Config) -> None:

@@ -39,7 +39,7 @@ class Config:
     benchmark_root: str = option("runs/benchmark", "where the newest one is looked for if nothing is given")
     results: str | None = option(None, "result files instead, with commas between")
     curves: str | None = option(None, "curve files that go with results=, with commas between")
-    out: str | None = option(None, "folder to write to; none: <benchmark folder>/report, with results= runs/report")
+    out: str | None = option(None, "folder to write to; default: <benchmark folder>/report, with results= runs/report")
     page: str | None = option(None, "writes Table 1 alone, to this Markdown file and a folder of its name beside it")
     tasks: str | None = option(None, "reports and judges these tasks alone, with commas between")
     alternative: str = option("two-sided", "of the Mann-Whitney test: two-sided, greater, less")

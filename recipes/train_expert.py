@@ -1,8 +1,8 @@
-"""Trains the running experts of CheetahTgtVel and AntTgtVel by soft actor-critic; resumes after a kill.
+"""Trains the locomotion experts of CheetahTgtVel and AntTgtVel by soft actor-critic; resumes after a kill.
 
 python recipes/train_expert.py task=CheetahTgtVel-m-e steps=1000000
-python recipes/train_expert.py resume=runs/NAME                      go on after a kill
-python recipes/train_expert.py resume=runs/NAME steps=3000000        go on for longer
+python recipes/train_expert.py resume=runs/NAME                      resume after a kill
+python recipes/train_expert.py resume=runs/NAME steps=3000000        train for longer
 python recipes/collect_dataset.py task=CheetahTgtVel-m-e expert_policy=runs/NAME
 """
 
@@ -68,7 +68,7 @@ class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
 
     task: str = option(RUNNING[0], f"{', '.join(RUNNING)}; -m-e and -r-e share their expert")
-    steps: int | None = option(None, "steps of the robot; none: 2,000,000, and of a resumed run its own")
+    steps: int | None = option(None, "steps of the robot; default: 2,000,000, and of a resumed run its own")
     updates_per_step: float = option(0.5, "updates for each step after the random ones")
     reward: str = option("target", "target: the robot's own, its forward term largest at the goal; own: as it is")
     seed: int = option(0, "of networks, exploration and episodes")
@@ -87,7 +87,7 @@ class Config:
     log_interval: int = option(1000, "steps between rows of metrics.csv")
     save_interval: int = option(10_000, "steps between checkpoints")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to go on with, under its own options but steps")
+    resume: str | None = option(None, "run folder to resume, under its own options but steps")
 
     @property
     def length(self) -> int:
@@ -124,7 +124,7 @@ def main(config: Config) -> None:
         clear_leftovers(run_dir / "checkpoint")
         training = Training(config, task, agent, run_dir)
         write_text(run_dir / "config.yaml", text)
-        advice = f"Go on with: python recipes/train_expert.py resume={run_dir}"
+        advice = f"Resume with: python recipes/train_expert.py resume={run_dir}"
         with stopping_on_signals(training.request_stop, advice):
             training.run()
         report(config, task, run_dir)
@@ -134,7 +134,7 @@ def check(config: Config) -> None:
     """Refuses what can be refused before anything is written."""
     get_task(config.task)
     if config.task not in RUNNING:
-        other = "has a scripted expert" if get_task(config.task).scripted else "is no running task"
+        other = "has a scripted expert" if get_task(config.task).scripted else "is no locomotion task"
         raise ValueError(f"task={config.task} {other}; this recipe trains the experts of {', '.join(RUNNING)}.")
 
     def value(name: str) -> int:

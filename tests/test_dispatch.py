@@ -11,9 +11,8 @@ from torchrl_smore import _dispatch
 from torchrl_smore._dispatch import (
     adam_polyak_,
     expectile_awr,
-    mean_score_objective,
     resolve_kernels,
-    score_mlp_objective,
+    score_objective,
 )
 from torchrl_smore.functional.score import ScoreObjective
 
@@ -39,14 +38,13 @@ def make_inputs(objective: ScoreObjective) -> dict[str, torch.Tensor]:
     inputs |= {"q_score": torch.randn(2, 7), "q_next_value": torch.randn(7)}
     if objective.needs_policy:
         inputs |= {"policy_score": torch.randn(2, 3, 5), "q_next_policy_score": torch.randn(2, 7)}
-        inputs["next_policy_score"] = torch.randn(2, 3, 5)
     return inputs
 
 
 def test_reference_equals_numbers_worked_by_hand():
     # values clipped to [-1, 1]; rho: y = 0.5 * 1 - 2 = -1.5 and 0.5 * 0 - 1 = -1, q: y = 0.5 * -1 - 3 = -3.5
     # rho terms 0.25 * score + 0.5 * 0.25 * y^2 = 0.78125, 0.375; q term 0.5 * (0.25 * 12.25 - 3) = 0.03125
-    loss = mean_score_objective(
+    loss = score_objective(
         ScoreObjective("in_sample", beta=0.5, gamma=0.5),
         score=torch.tensor([[2.0, 1.0]]),
         next_value=torch.tensor([4.0, 0.0]),
@@ -64,18 +62,18 @@ def test_reference_equals_numbers_worked_by_hand():
     [
         ScoreObjective("in_sample", "kl", beta=0.3, residual_coef=0.5, max_ratio=3.0),
         ScoreObjective("dual", "jensen_shannon", beta=0.3, max_ratio=3.0),
-        ScoreObjective("dual", "pearson_chi2", gamma=0.9, bootstrap="policy"),
+        ScoreObjective("dual", "pearson_chi2", gamma=0.9),
         ScoreObjective("official"),
         ScoreObjective("official_stable", gamma=0.9),
     ],
-    ids=lambda objective: f"{objective.formulation}-{objective.bootstrap}",
+    ids=lambda objective: f"{objective.formulation}-{objective.divergence.name}",
 )
 def test_both_implementations_agree_in_value_and_gradient(objective, bounds, interpreted_triton):
     inputs = make_inputs(objective)
     results = []
     for kernels in ("reference", "triton"):
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
-        loss = mean_score_objective(objective, **leaves, bounds=bounds, kernels=kernels)
+        loss = score_objective(objective, **leaves, bounds=bounds, kernels=kernels)
         (3.0 * loss).backward()
         results.append((loss, {name: leaf.grad for name, leaf in leaves.items()}))
     (expected, gradients), (ours, our_gradients) = results
@@ -95,7 +93,7 @@ def test_the_choice_is_made_inside_one_compiled_graph(kernels, interpreted_trito
     inputs = make_inputs(objective)
 
     def loss(inputs):
-        return mean_score_objective(objective, **inputs, kernels=kernels)
+        return score_objective(objective, **inputs, kernels=kernels)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(inputs), loss(inputs))
@@ -153,9 +151,7 @@ def test_an_unknown_choice_names_the_nearest():
 def test_missing_policy_scores_are_named():
     inputs = make_inputs(ScoreObjective())
     with pytest.raises(ValueError, match="needs policy_score and q_next_policy_score"):
-        mean_score_objective(ScoreObjective("dual"), **inputs)
-    with pytest.raises(ValueError, match="bootstrap='policy' needs next_policy_score"):
-        mean_score_objective(ScoreObjective("dual", bootstrap="policy"), **inputs)
+        score_objective(ScoreObjective("dual"), **inputs)
 
 
 def test_the_optimiser_step_is_the_reference_s_with_either_implementation(interpreted_triton, monkeypatch):
@@ -187,38 +183,3 @@ def test_value_loss_and_actor_weights_agree_for_rows_of_any_shape(temperature, i
         results.append((out._asdict(), value.grad))
     assert (results[0][0]["weight"] is None) == (temperature is None)
     torch.testing.assert_close(results[1], results[0])
-
-
-@pytest.mark.parametrize("formulation", ["in_sample", "official"])
-def test_the_score_network_agrees_with_the_reference_and_with_its_scores_alone(formulation, interpreted_triton):
-    objective = ScoreObjective(formulation, "kl", beta=0.3, max_ratio=3.0)
-    rows = {
-        "x": torch.randn(5, 3),
-        "next_value": torch.randn(5),
-        "q_x": torch.randn(4, 3),
-        "q_next_value": torch.randn(4),
-    }
-    shapes = [(2, 16, 3), (2, 16), (2, 16, 16), (2, 16), (2, 1, 16), (2, 1)]
-    weights, results = [0.3 * torch.randn(shape) for shape in shapes], []
-    for kernels in ("reference", "triton"):
-        leaves = [weight.clone().requires_grad_() for weight in weights]
-        layers = list(zip(leaves[::2], leaves[1::2]))
-        loss, score, q_score = score_mlp_objective(
-            objective, **rows, layers=layers, bounds=(-0.5, 0.5), precision="fp32", kernels=kernels
-        )
-        (3.0 * loss).backward()
-        results.append((loss.detach(), score, q_score, [leaf.grad for leaf in leaves]))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
-    of_scores = mean_score_objective(
-        objective, score=score, q_score=q_score, next_value=rows["next_value"], q_next_value=rows["q_next_value"],
-        bounds=(-0.5, 0.5), kernels="reference",
-    )  # fmt: skip
-    torch.testing.assert_close(of_scores, loss.detach())
-
-
-def test_the_score_network_refuses_the_formulation_that_asks_for_the_policy():
-    row, value = torch.zeros(1, 3), torch.zeros(1)
-    with pytest.raises(ValueError, match="formulation='dual' needs scores at the policy's actions"):
-        score_mlp_objective(
-            ScoreObjective("dual"), x=row, next_value=value, q_x=row, q_next_value=value, layers=[], kernels="reference"
-        )

@@ -15,6 +15,7 @@ ALLOWED = {
     "smore_kernels": {"torch", "triton", "smore_kernels"},
     "functional": {"torch", "functional", "_errors"},
     "_dispatch": {"torch", "functional", "smore_kernels", "_errors", "_dispatch"},
+    "_experimental": {"torch", "functional", "_dispatch", "smore_kernels"},
     "modules": {"torch", "tensordict", "torchrl", "functional", "modules", "_errors"},
     "objectives": {"torch", "tensordict", "torchrl", "functional", "_dispatch", "objectives", "_errors"},
     "data": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional import losses, optim
 from torchrl_smore.functional.divergences import get_divergence
-from torchrl_smore.functional.losses import ExpectileAWR
-from torchrl_smore.functional.mlp import score_mlp
-from torchrl_smore.functional.score import ScoreObjective, bellman_residual
+from torchrl_smore.functional.losses import ActorWeight, ExpectileAWR
+from torchrl_smore.functional.score import Bounds, ScoreObjective, score_rows
 
 Implementation = Literal["triton", "reference"]
 Kernels = Literal["auto", "triton", "reference"]
+Reduce = Callable[[Tensor], Tensor]
 
 #: What ``"auto"`` runs on CUDA tensors, and why. A kernel is the default only where it beats ``torch.compile`` of its
 #: reference on a GPU (``kernels/README.md``).
@@ -32,23 +32,31 @@ _logger = logging.getLogger("torchrl_smore")
 
 # constant in a compiled graph: neither the search for triton nor the log entry can be traced
 @torch.compiler.assume_constant_result
-def resolve_kernels(kernels: Kernels, device: torch.device | str) -> Implementation:
+def resolve_kernels(kernels: Kernels, device: torch.device | str, *reduce: Reduce) -> Implementation:
     """The implementation to run for tensors on ``device``; logs once what ``"auto"`` chose there, and why.
 
     Args:
         kernels: ``"reference"`` is the functional code on any device, ``"triton"`` the fused kernels or an error,
             ``"auto"`` the faster of the two as far as it has been measured.
         device: where the tensors are.
+        *reduce: what reduces losses of rows; the kernels add nothing but :func:`torch.mean`.
 
     Returns:
         ``"triton"`` or ``"reference"``; for ``"triton"`` the kernels have been imported.
 
     Raises:
         RuntimeError: if ``"triton"`` cannot run there.
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or ``"triton"`` with another reduction.
     """
     if kernels not in get_args(Kernels):
         raise unknown_name("kernels", kernels, get_args(Kernels))
+    if any(each is not torch.mean for each in reduce):
+        if kernels == "triton":
+            raise ValueError(
+                "kernels='triton' averages over all rows: it needs reduction='mean' and a batch without masks or "
+                "priority weights."
+            )
+        return "reference"
     device_type = torch.device(device).type
     if kernels == "reference":
         return "reference"
@@ -62,117 +70,70 @@ def resolve_kernels(kernels: Kernels, device: torch.device | str) -> Implementat
     return chosen
 
 
-def mean_score_objective(
+def score_objective(
     objective: ScoreObjective,
     *,
     score: Tensor,
     next_value: Tensor,
     q_score: Tensor,
-    q_next_value: Tensor,
+    q_next_value: Tensor | None,
     policy_score: Tensor | None = None,
     q_next_policy_score: Tensor | None = None,
-    next_policy_score: Tensor | None = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: Bounds | None = None,
+    reduce: tuple[Reduce, Reduce] = (torch.mean, torch.mean),
     kernels: Kernels = "auto",
 ) -> Tensor:
-    """Score objective averaged over rows and added over the members of an ensemble; see :class:`ScoreObjective`.
+    """Score objective, reduced over rows; see :func:`~torchrl_smore.functional.score.score_rows`.
 
-    Axes of seeds are mapped with ``torch.vmap``. The kernels are differentiable once.
+    Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once.
 
     Args:
         objective: formulation and constants.
-        score: ``S(s, a, g)`` on offline rows, shape ``[M, *B]``.
-        next_value: ``M(s', g)`` there, shape ``[*B]``, taken as a constant.
-        q_score: ``S(s, a, g)`` on goal transitions, shape ``[M, *Q]``.
-        q_next_value: ``M(s', g)`` there, shape ``[*Q]``, taken as a constant.
-        policy_score: ``S(s, pi(s, g), g)`` on offline rows, shape ``[M, *B]``; for ``"dual"``, else ignored.
-        q_next_policy_score: ``S(s', pi(s', g), g)`` after goal transitions, ``[M, *Q]``; for ``"dual"``, else ignored.
-        next_policy_score: ``S(s', pi(s', g), g)`` after offline rows, ``[M, *B]``; for ``bootstrap="policy"``, where it
-            and ``q_next_policy_score`` stand for the next values, else ignored.
-        bounds: interval to which both next values are clipped; either end may be infinite.
+        score: see :func:`~torchrl_smore.functional.score.score_rows`.
+        next_value: see :func:`~torchrl_smore.functional.score.score_rows`.
+        q_score: see :func:`~torchrl_smore.functional.score.score_rows`.
+        q_next_value: see :func:`~torchrl_smore.functional.score.score_rows`.
+        policy_score: see :func:`~torchrl_smore.functional.score.score_rows`.
+        q_next_policy_score: see :func:`~torchrl_smore.functional.score.score_rows`.
+        bounds: see :func:`~torchrl_smore.functional.score.score_rows`.
+        reduce: of the terms on offline rows and on goal transitions.
         kernels: see :func:`resolve_kernels`.
 
     Returns:
-        The loss, a scalar.
+        The loss, a scalar where ``reduce`` makes one.
 
     Raises:
         RuntimeError: see :func:`resolve_kernels`.
-        ValueError: if the objective lacks a score at the policy's actions.
+        ValueError: if the objective lacks a score at the policy's actions, or see :func:`resolve_kernels`.
     """
-    if objective.bootstrap == "policy" and next_policy_score is None:
-        raise ValueError("bootstrap='policy' needs next_policy_score.")
     if objective.needs_policy and (policy_score is None or q_next_policy_score is None):
         raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
-    if not objective.needs_policy:
-        policy_score = q_next_policy_score = None
-    if objective.bootstrap != "policy":
-        next_policy_score = None
-    tensors = (score, next_value, q_score, q_next_value, policy_score, q_next_policy_score, next_policy_score)
-    run = _fused if resolve_kernels(kernels, score.device) == "triton" else _reference
-    return run(objective, bounds, *tensors)
-
-
-def runs_score_mlp(layers: Sequence[tuple[Tensor, Tensor]], precision: Literal["float32", "bf16"]) -> bool:
-    """Whether the kernel of :func:`score_mlp_objective` is made for a network, given that kernels run at all.
-
-    Args:
-        layers: see :func:`score_mlp_objective`.
-        precision: of the network's hidden layers. Products in full float32 have no tensor cores and gain nothing: a
-            float32 network is for the kernel where ``torch.set_float32_matmul_precision`` is not ``"highest"``.
-    """
+    if resolve_kernels(kernels, score.device, *reduce) == "reference":
+        terms = score_rows(
+            objective,
+            score=score,
+            next_value=next_value,
+            q_score=q_score,
+            q_next_value=q_next_value,
+            policy_score=policy_score,
+            q_next_policy_score=q_next_policy_score,
+            bounds=bounds,
+        )
+        return reduce[0](terms[0]) + reduce[1](terms[1])
     import smore_kernels
 
-    return (precision == "bf16" or _tf32_allowed()) and smore_kernels.takes_layers(layers)
-
-
-def score_mlp_objective(
-    objective: ScoreObjective,
-    *,
-    x: Tensor,
-    next_value: Tensor,
-    q_x: Tensor,
-    q_next_value: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    bounds: tuple[float, float] | None = None,
-    precision: Literal["fp32", "tf32", "bf16"] = "tf32",
-    kernels: Kernels = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`mean_score_objective` of a plain ensemble of two-hidden-layer networks given by its weights.
-
-    Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once, with respect to the weights.
-
-    Args:
-        objective: formulation and constants; ``"dual"``, which needs the policy's actions, is not computed.
-        x: inputs of the network on offline rows (observation, goal, action side by side), ``[B, D]``; a constant.
-        next_value: ``M(s', g)`` there, shape ``[B]``, taken as a constant.
-        q_x: inputs on goal transitions, shape ``[Q, D]``.
-        q_next_value: ``M(s', g)`` there, shape ``[Q]``, taken as a constant.
-        layers: see :func:`~torchrl_smore.functional.mlp.score_mlp`, without seeds; the kernel takes hidden widths that
-            are one multiple of 16 up to 256.
-        bounds: interval to which both next values are clipped; either end may be infinite.
-        precision: of the hidden layers' products; the reference leaves the choice between ``"tf32"`` and ``"fp32"`` to
-            ``torch.set_float32_matmul_precision``.
-        kernels: see :func:`resolve_kernels`.
-
-    Returns:
-        The loss, a scalar, and the detached scores, ``[M, B]`` and ``[M, Q]``.
-
-    Raises:
-        RuntimeError: see :func:`resolve_kernels`.
-        ValueError: for ``formulation="dual"``, or what the kernel cannot compute.
-    """
-    if objective.needs_policy:
-        raise ValueError("formulation='dual' needs scores at the policy's actions; call mean_score_objective.")
-    if resolve_kernels(kernels, x.device) == "triton":
-        import smore_kernels
-
-        return smore_kernels.score_mlp(
-            x, next_value, q_x, q_next_value, layers, bounds=bounds, precision=precision, **_constants(objective)
-        )
-    hidden_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    score, q_score = (score_mlp(rows.detach(), layers, hidden_dtype) for rows in (x, q_x))
-    loss = _reference(objective, bounds, score, next_value, q_score, q_next_value, None, None, None)
-    return loss, score.detach(), q_score.detach()
+    at_policy = (policy_score, q_next_policy_score) if objective.needs_policy else (None, None)
+    rows, q_rows = (None if tensor is None else tensor.flatten(1) for tensor in at_policy)
+    return smore_kernels.mean_score_objective(
+        score.flatten(1),
+        next_value.flatten(),
+        q_score.flatten(1),
+        q_score.new_zeros(q_score[0].numel()) if q_next_value is None else q_next_value.flatten(),
+        bounds=bounds,
+        policy_score=rows,
+        q_next_policy_score=q_rows,
+        **kernel_constants(objective),
+    )
 
 
 def expectile_awr(
@@ -182,9 +143,11 @@ def expectile_awr(
     expectile: float | Tensor,
     temperature: float | Tensor | None = None,
     weight_clip: float = 100.0,
+    advantage_scale: float = 1.0,
+    reduce: Reduce = torch.mean,
     kernels: Kernels = "auto",
 ) -> ExpectileAWR:
-    """Value loss and actor weights of one advantage; see :func:`torchrl_smore.functional.losses.expectile_awr`.
+    """Value loss, reduced, and actor weights; see :func:`torchrl_smore.functional.losses.expectile_awr`.
 
     Axes of seeds are mapped with ``torch.vmap``. The kernel is differentiable once.
 
@@ -194,19 +157,28 @@ def expectile_awr(
         expectile: in ``(0, 1)``, dimensionless, a float or a 0-d tensor on the same device.
         temperature: in one over the unit of the score, non-negative, a float or a 0-d tensor; ``None`` has no weights.
         weight_clip: largest weight, dimensionless, positive.
+        advantage_scale: multiplies the advantage before the temperature does.
+        reduce: of the value loss of rows.
         kernels: see :func:`resolve_kernels`.
 
     Raises:
         RuntimeError: see :func:`resolve_kernels`.
+        ValueError: see :func:`resolve_kernels`.
     """
-    if resolve_kernels(kernels, value.device) == "reference":
-        return losses.expectile_awr(score, value, expectile=expectile, temperature=temperature, weight_clip=weight_clip)
+    options: dict[str, Any] = {"expectile": expectile, "weight_clip": weight_clip}
+    if resolve_kernels(kernels, value.device, reduce) == "reference":
+        rows = losses.expectile_awr(score, value, temperature=temperature, advantage_scale=advantage_scale, **options)
+        return rows._replace(loss=reduce(rows.loss))
     import smore_kernels
 
-    loss, weight, *means = smore_kernels.expectile_awr(
-        score.flatten(), value.flatten(), expectile=expectile, temperature=temperature, weight_clip=weight_clip
+    scaled = None if temperature is None else temperature * advantage_scale
+    loss, weight, mean_advantage, *means, mean_value = smore_kernels.expectile_awr(
+        score.flatten(), value.flatten(), temperature=scaled, **options
     )
-    return ExpectileAWR(loss, None if weight is None else weight.reshape(value.shape), *means)
+    if weight is None:
+        return ExpectileAWR(loss, value.detach(), mean_value, None)
+    weights = ActorWeight(weight.reshape(value.shape), mean_advantage * advantage_scale, *means)
+    return ExpectileAWR(loss, value.detach(), mean_value, weights)
 
 
 def adam_polyak_(
@@ -241,59 +213,7 @@ def adam_polyak_(
     run(param, grad, exp_avg, exp_avg_sq, step, **options)
 
 
-def _reference(
-    objective: ScoreObjective,
-    bounds: tuple[float, float] | None,
-    score: Tensor,
-    next_value: Tensor,
-    q_score: Tensor,
-    q_next_value: Tensor,
-    policy_score: Tensor | None,
-    q_next_policy_score: Tensor | None,
-    next_policy_score: Tensor | None,
-) -> Tensor:
-    after, q_after = next_value.detach(), q_next_value.detach()
-    if bounds is not None:
-        after, q_after = after.clamp(*bounds), q_after.clamp(*bounds)
-    if next_policy_score is not None and q_next_policy_score is not None:
-        after, q_after = next_policy_score, q_next_policy_score
-    residual = bellman_residual(score, after, objective.gamma)
-    q_residual = bellman_residual(q_score, q_after, objective.gamma)
-    terms = objective.terms(score, residual, q_score, q_residual, policy_score, q_next_policy_score)
-    loss, q_loss = (term.sum(0).mean() for term in terms)
-    return loss + q_loss
-
-
-def _fused(
-    objective: ScoreObjective,
-    bounds: tuple[float, float] | None,
-    score: Tensor,
-    next_value: Tensor,
-    q_score: Tensor,
-    q_next_value: Tensor,
-    policy_score: Tensor | None,
-    q_next_policy_score: Tensor | None,
-    next_policy_score: Tensor | None,
-) -> Tensor:
-    import smore_kernels
-
-    def rows(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.flatten(1)
-
-    return smore_kernels.mean_score_objective(
-        score.flatten(1),
-        next_value.flatten(),
-        q_score.flatten(1),
-        q_next_value.flatten(),
-        bounds=bounds,
-        policy_score=rows(policy_score),
-        q_next_policy_score=rows(q_next_policy_score),
-        next_policy_score=rows(next_policy_score),
-        **_constants(objective),
-    )
-
-
-def _constants(objective: ScoreObjective) -> dict[str, Any]:
+def kernel_constants(objective: ScoreObjective) -> dict[str, Any]:
     """The objective as keyword arguments of the kernels, which know a divergence by its name."""
     divergence = get_divergence(objective.divergence).name
     return {**objective.constants(), "formulation": objective.formulation, "divergence": divergence}
@@ -320,12 +240,6 @@ def _missing_for_triton(device_type: str) -> str | None:
             "environment before the process starts, or move the tensors to a CUDA device"
         )
     return None
-
-
-# constant in a compiled graph, which cannot hold a string
-@torch.compiler.assume_constant_result
-def _tf32_allowed() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"
 
 
 @cache

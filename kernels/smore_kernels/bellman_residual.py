@@ -4,8 +4,7 @@ Reference: ``torchrl_smore.functional.score.ScoreObjective.terms`` with residual
 ``torchrl_smore.functional.score.bellman_residual``, averaged over rows and added over the members of an ensemble.
 
 The expression and its letters are those of :mod:`smore_kernels.formulations`. The gradient with respect to ``P`` is a
-constant, and the one with respect to ``N``, which only ``dual`` asks for, is a multiple of the one with respect to
-``S``: so two gradients are written, whatever is asked.
+constant: one gradient is written for each batch, whatever is asked.
 """
 
 from __future__ import annotations
@@ -42,30 +41,23 @@ def _batch(
     DIVERGENCE: tl.constexpr,
     HAS_EXCESS: tl.constexpr,
     HAS_POLICY: tl.constexpr,
-    POLICY_BOOTSTRAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Mean of one block of rows over ``size``, all members of one seed; writes the gradient of each row's term."""
-    score, next_value, policy_score, next_policy_score = tensors
-    score_seed, score_member, next_seed, policy_seed, policy_member, next_policy_seed, next_policy_member = strides
+    score, next_value, policy_score = tensors
+    score_seed, score_member, next_seed, policy_seed, policy_member = strides
     gamma, lower, upper = bootstrap
 
     offset = block * BLOCK + tl.arange(0, BLOCK)
     mask = offset < size
     b_sum = tl.zeros([BLOCK], dtype=tl.float32)
     b_next = b_sum
-    if HAS_EXCESS and not POLICY_BOOTSTRAP:
+    if HAS_EXCESS:
         b_next = tl.load(next_value + seed * next_seed + offset, mask=mask, other=0.0).to(tl.float32)
         b_next = clip(b_next, lower, upper)
     for member in range(MEMBERS):
         b_score = tl.load(score + seed * score_seed + member * score_member + offset, mask=mask, other=0.0)
         b_score = b_score.to(tl.float32)
-        if HAS_EXCESS and POLICY_BOOTSTRAP:
-            b_next = tl.load(
-                next_policy_score + seed * next_policy_seed + member * next_policy_member + offset,
-                mask=mask,
-                other=0.0,
-            ).to(tl.float32)
         b_term, b_grad = score_term(b_score, b_next, weights, excess, gamma, DIVERGENCE, HAS_EXCESS)
         if HAS_POLICY:
             b_policy = tl.load(
@@ -97,7 +89,6 @@ def _score_objective_fwd_kernel(
     DIVERGENCE: tl.constexpr,
     Q_EXCESS: tl.constexpr,
     HAS_POLICY: tl.constexpr,
-    POLICY_BOOTSTRAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     block = tl.program_id(0).to(tl.int64)
@@ -108,13 +99,13 @@ def _score_objective_fwd_kernel(
     if block < rho_blocks:
         rho_sum = _batch(
             rho, rho_strides, rho_weights, excess, bootstrap, rho_grad, rho_size, seed, block,
-            MEMBERS, DIVERGENCE, True, HAS_POLICY, POLICY_BOOTSTRAP, BLOCK,
+            MEMBERS, DIVERGENCE, True, HAS_POLICY, BLOCK,
         )  # fmt: skip
         tl.store(at, rho_sum)
     else:
         q_sum = _batch(
             q, q_strides, q_weights, excess, bootstrap, q_grad, q_size, seed, block - rho_blocks,
-            MEMBERS, DIVERGENCE, Q_EXCESS, HAS_POLICY, POLICY_BOOTSTRAP, BLOCK,
+            MEMBERS, DIVERGENCE, Q_EXCESS, HAS_POLICY, BLOCK,
         )  # fmt: skip
         tl.store(at, q_sum)
 
@@ -125,11 +116,11 @@ def interpreted() -> bool:
     return not any(isinstance(function, triton.JITFunction) for function in (tl.sum, _score_objective_fwd_kernel))
 
 
-def _operands(score: Tensor, next_value: Tensor, policy: Tensor | None, next_policy: Tensor | None) -> tuple[Any, Any]:
+def _operands(score: Tensor, next_value: Tensor, policy: Tensor | None) -> tuple[Any, Any]:
     """Tensors of one batch with a contiguous last dimension, and their strides over seeds and members."""
     tensors = tuple(
         tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
-        for tensor in (score, next_value, policy, next_policy)
+        for tensor in (score, next_value, policy)
     )
     return tensors, tuple(s for tensor in tensors for s in ((0, 0) if tensor is None else tensor.stride()[:-1]))
 
@@ -141,12 +132,12 @@ def _operands(score: Tensor, next_value: Tensor, policy: Tensor | None, next_pol
     mutates_args=(),
     schema=(
         "(Tensor score, Tensor next_value, Tensor q_score, Tensor q_next_value, Tensor? policy_score, "
-        "Tensor? q_next_policy_score, Tensor? next_policy_score, str formulation, str divergence, float beta, "
-        "float gamma, float residual_coef, float max_ratio, float lower, float upper) -> (Tensor, Tensor, Tensor)"
+        "Tensor? q_next_policy_score, str formulation, str divergence, float beta, float gamma, "
+        "float residual_coef, float max_ratio, float lower, float upper) -> (Tensor, Tensor, Tensor)"
     ),
 )
 def _score_objective(
-    score, next_value, q_score, q_next_value, policy_score, q_next_policy_score, next_policy_score,
+    score, next_value, q_score, q_next_value, policy_score, q_next_policy_score,
     formulation, divergence, beta, gamma, residual_coef, max_ratio, lower, upper,
 ):  # fmt: skip
     seeds, members, rho_size = score.shape
@@ -155,9 +146,8 @@ def _score_objective(
     if official:
         divergence, residual_coef = "pearson_chi2", 1.0
     rho_weights, q_weights = formulation_weights(formulation, beta, gamma)
-    rho, rho_strides = _operands(score, next_value, policy_score, next_policy_score)
-    q_next_policy = None if next_policy_score is None else q_next_policy_score
-    q, q_strides = _operands(q_score, q_next_value, q_next_policy_score, q_next_policy)
+    rho, rho_strides = _operands(score, next_value, policy_score)
+    q, q_strides = _operands(q_score, q_next_value, q_next_policy_score)
     grad = torch.empty(score.shape, dtype=score.dtype, device=score.device)
     q_grad = torch.empty(q_score.shape, dtype=q_score.dtype, device=score.device)
     blocks = triton.cdiv(rho_size, _BLOCK) + triton.cdiv(q_size, _BLOCK)
@@ -169,7 +159,7 @@ def _score_objective(
             q, q_strides, tuple(q_weights), q_grad, q_size,
             excess_constants(divergence, residual_coef, max_ratio), (gamma, lower, upper), partial,
             MEMBERS=members, DIVERGENCE=divergence, Q_EXCESS=not official, HAS_POLICY=policy_score is not None,
-            POLICY_BOOTSTRAP=next_policy_score is not None, BLOCK=_BLOCK,
+            BLOCK=_BLOCK,
         )  # fmt: skip
     return partial.sum(-1), grad, q_grad
 
@@ -197,8 +187,7 @@ class _ScoreObjective(torch.autograd.Function):
         # undefined gradients of the saved gradients stay None, which is how a second derivative is recognised
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:])
-        ctx.formulation, _, ctx.beta, ctx.gamma = inputs[7:11]
-        ctx.policy_bootstrap = inputs[6] is not None
+        ctx.formulation, _, ctx.beta, ctx.gamma = inputs[6:10]
 
     @staticmethod
     def backward(
@@ -206,7 +195,7 @@ class _ScoreObjective(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if grad_grad is not None or grad_q_grad is not None:
             raise RuntimeError("the kernel is differentiable once; take the reference for second derivatives.")
-        out: list[Tensor | None] = [None] * 15
+        out: list[Tensor | None] = [None] * 14
         if grad_loss is None:
             return tuple(out)
         grad, q_grad = ctx.saved_tensors
@@ -218,10 +207,6 @@ class _ScoreObjective(torch.autograd.Function):
         if ctx.formulation == "dual":
             out[4] = (scale * rho_weights.policy).to(grad.dtype).expand_as(grad)
             out[5] = (q_scale * q_weights.policy).to(grad.dtype).expand_as(q_grad)
-        if ctx.policy_bootstrap:
-            # on q the weights fit: p + e gamma h'(y), with p = -gamma l
-            out[5] = (-ctx.gamma * q_scale * q_grad).to(grad.dtype)
-            out[6] = (-ctx.gamma * scale * grad).to(grad.dtype)
         return tuple(out)
 
 
@@ -246,7 +231,6 @@ def mean_score_objective(
     bounds: tuple[float, float] | None = None,
     policy_score: Tensor | None = None,
     q_next_policy_score: Tensor | None = None,
-    next_policy_score: Tensor | None = None,
 ) -> Tensor:
     r"""Mean over ``rho`` rows plus mean over ``q`` rows of the score objective, added over members; float32 inside.
 
@@ -267,8 +251,6 @@ def mean_score_objective(
         bounds: interval to which both next values are clipped; either end may be infinite.
         policy_score: ``S(s, pi(s, g), g)`` on offline rows, shape ``[*K, M, B]``; for ``"dual"`` only.
         q_next_policy_score: ``S(s', pi(s', g), g)`` after goal transitions, ``[*K, M, Q]``; for ``"dual"`` only.
-        next_policy_score: ``S(s', pi(s', g), g)`` after offline rows, ``[*K, M, B]``: given, ``"dual"`` bootstraps from
-            it and from ``q_next_policy_score``, with gradient, and the next values are not read.
 
     Returns:
         The loss, shape ``[*K]``, in the dtype of ``score + next_value``.
@@ -278,7 +260,7 @@ def mean_score_objective(
             lacks or has no use for.
         TypeError: for a dtype other than those above, or scores of several dtypes.
     """
-    _check_choice(formulation, divergence, policy_score, q_next_policy_score, next_policy_score)
+    _check_choice(formulation, divergence, policy_score, q_next_policy_score)
     if score.ndim < 2 or q_score.ndim < 2:
         raise ValueError(f"expected scores of shape [*K, M, B], got {list(score.shape)} and {list(q_score.shape)}.")
     lead, rho, q = score.shape[:-2], score.shape[-2:], (score.shape[-2], q_score.shape[-1])
@@ -303,7 +285,6 @@ def mean_score_objective(
         rows("q_next_value", q_next_value.detach(), q[1:], next_value.dtype),
         policy_rows("policy_score", policy_score, rho),
         policy_rows("q_next_policy_score", q_next_policy_score, q),
-        policy_rows("next_policy_score", next_policy_score, rho),
         formulation, divergence, beta, gamma, residual_coef, max_ratio, lower, upper,
     )  # fmt: skip
     return loss.reshape(lead).to(torch.promote_types(score.dtype, next_value.dtype))
@@ -314,7 +295,6 @@ def _check_choice(
     divergence: str,
     policy_score: Tensor | None,
     q_next_policy_score: Tensor | None,
-    next_policy_score: Tensor | None,
 ) -> None:
     for kind, name, valid in (
         ("formulation", formulation, get_args(Formulation)),
@@ -325,5 +305,5 @@ def _check_choice(
     missing = policy_score is None or q_next_policy_score is None
     if formulation == "dual" and missing:
         raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
-    if formulation != "dual" and not (policy_score is q_next_policy_score is next_policy_score is None):
+    if formulation != "dual" and not (policy_score is q_next_policy_score is None):
         raise ValueError(f"scores at the policy's actions belong to formulation='dual', got {formulation!r}.")

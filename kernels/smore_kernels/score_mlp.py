@@ -1,6 +1,8 @@
 r"""The score objective of a two-hidden-layer ReLU network and the gradient of its weights, in two launches.
 
-Reference: ``torchrl_smore.functional.mlp.score_mlp`` under the objective of :mod:`smore_kernels.bellman_residual`.
+EXPERIMENTAL: no loss runs it, see ``torchrl_smore/_experimental.py``.
+
+Reference: ``torchrl_smore._experimental.score_mlp`` under the objective of :mod:`smore_kernels.bellman_residual`.
 
 With :math:`h_1 = r(W_1 x + b_1)`, :math:`h_2 = r(W_2 h_1 + b_2)`, :math:`S = w_3 h_2 + b_3`, :math:`d` the derivative
 of the loss by a row's score and :math:`m_2` the mask of the second ReLU, everything that the second layer contributes

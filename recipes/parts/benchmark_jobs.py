@@ -1,7 +1,7 @@
 """One run of a benchmark: what happens in a worker, or in the driver without Ray.
 
 Everything of a run lies in its folder: ``run/`` is the run folder of ``smore_offline.py``, ``log.txt`` what it printed,
-``result.json`` its numbers, there once the run is finished and never before. A run that was killed goes on from its
+``result.json`` its numbers, there once the run is finished and never before. A run that was killed resumes from its
 last checkpoint; one that is finished is read and not repeated.
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _USAGE = 2  # exit status
-_LONGEST_CONFIG = 65_536  # bytes of a config.yaml, of which ours have some 2,000
+_LONGEST_CONFIG = 65_536  # bytes of a config.yaml, of which ours have about 2,000
 _DEEPEST_CONFIG = 8  # nested lists and mappings in it
 _LONGEST_NUMBER = 30  # characters of one, in messages
 _INTERPOLATION, _PLAIN = "${", "$\0{"  # YAML cannot hold a NUL
@@ -31,18 +31,24 @@ def typed(config: type, name: str, value: Any, where: str) -> None:
     Raises:
         ValueError: if it is of another type; begins with ``where``.
     """
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        OmegaConf.update(_structured(config), name, value)
+        _try_value(config, name, value)
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {name}: {_first_line(error)}.") from error
 
 
+def _try_value(config: type, name: str, value: Any) -> None:
+    """Sets one option of a configuration that nobody else has, for what OmegaConf says to its type."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.update(_own_schema(config), name, value)
+
+
 @functools.cache
-def _structured(config: type) -> Any:
-    """What values are tried out in; to make it takes milliseconds, and a benchmark checks thousands."""
+def _own_schema(config: type) -> Any:
+    # made once, since that takes 20 ms: each option of each file of defaults is tried
     from omegaconf import OmegaConf
 
     return OmegaConf.structured(config)
@@ -191,7 +197,6 @@ def _check_options(config: type, arguments: Sequence[str]) -> None:
 def _check_option(config: type, argument: str, multirun: bool) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     names = [field.name for field in dataclasses.fields(config)]
@@ -202,7 +207,7 @@ def _check_option(config: type, argument: str, multirun: bool) -> None:
     try:
         parsed = OverridesParser.create().parse_override(argument)
         if not parsed.is_sweep_override():
-            OmegaConf.update(OmegaConf.structured(config), name, parsed.value())
+            _try_value(config, name, parsed.value())
         elif not multirun:
             _exit(f"{argument}: several values need --multirun; {quoted}.")
     except OmegaConfBaseException as error:

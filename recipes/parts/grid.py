@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from smore_offline import Config as RunConfig
+from smore_offline import method_options
 
 from parts.cli import nearest, typed
 from parts.methods import METHODS
@@ -132,15 +133,14 @@ def setting_options(setting: str) -> dict[str, Any]:
 
 
 def _compositions(setting: str) -> set[str]:
-    """The parts that name what a running task's dataset is made of, which is no option: ``mix=m-e``."""
+    """The parts that name what a locomotion task's dataset is made of, which is no option: ``mix=m-e``."""
     return {part for part in setting.split(";") if part.startswith("mix=") or part.endswith("_episodes")}
 
 
 def applies(method: str, options: dict[str, Any]) -> bool:
     """Whether a method has all options of the loss that a setting sets."""
-    given = {"score_bounds" if name == "clip_bootstrap" else name for name in options}
-    losses = {name for known in METHODS.values() for name in known.accepts}
-    return given & losses <= set(METHODS[method].accepts)
+    of_losses = {name for known in METHODS for name in method_options(known)}
+    return of_losses & set(options) <= set(method_options(method))
 
 
 def table_plan(number: str) -> Plan:
@@ -262,7 +262,7 @@ def with_actors(plan: Plan, folders: Sequence[str]) -> Plan:
 
 
 def _own_composition(name: str) -> set[str]:
-    """What the paper's setting says of the dataset that a running task's name stands for."""
+    """What the paper's setting says of the dataset that a locomotion task's name stands for."""
     task = get_task(name)
     return set() if task.scripted else {f"expert={task.expert_episodes}_episodes", f"mix={task.rest[0]}-e"}
 

@@ -1,13 +1,15 @@
 """The methods that ``method=`` selects: how each builds its loss, and what it wants of sampler and optimiser.
 
-A new method is one function, one entry in ``METHODS`` and one file ``configs/method/NAME.yaml`` with its defaults: the
-constants of the public code of each method, see the docstring of its loss.
+A new method is one entry in ``METHODS`` and one file ``configs/method/NAME.yaml`` with what its defaults differ in from
+those of its loss: the constants of its public code. Its options, and the networks that it is built of, are those of the
+loss's constructor; only a loss of other networks needs a function that makes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensordict.nn import TensorDictModule
@@ -15,7 +17,6 @@ from torch import Tensor
 from torchrl.data import Composite, TensorSpec
 from torchrl.objectives import LossModule
 
-from torchrl_smore import SMORELoss
 from torchrl_smore.modules import (
     STANDARDIZED_CLIP,
     Precision,
@@ -23,6 +24,7 @@ from torchrl_smore.modules import (
     make_contrastive_networks,
     make_discriminator,
     make_networks,
+    make_pixel_networks,
 )
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
@@ -34,6 +36,7 @@ from torchrl_smore.objectives import (
     GCSQLLoss,
     GCXQLLoss,
     GoFARLoss,
+    SMORELoss,
     WGCSLLoss,
 )
 
@@ -54,11 +57,20 @@ class Setting:
     precision: Precision = "float32"
     kernels: str = "auto"
     clip: float | None = STANDARDIZED_CLIP
+    pixels: int = 0
 
-    def networks(self) -> Any:
-        """Score (or Q), value and actor networks."""
+    def networks(self) -> dict[str, Any]:
+        """Actor, score (or Q) and value networks by the names that losses give them.
+
+        They are of states, or of pictures of ``pixels`` by ``pixels``.
+        """
         options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision, "clip": self.clip}
-        return make_networks(*self.specs, **options)  # type: ignore[arg-type]
+        if self.pixels:
+            made = make_pixel_networks(self.specs[1], pixels=self.pixels, precision=self.precision)
+        else:
+            made = make_networks(*self.specs, **options)  # type: ignore[arg-type]
+        named = {"actor_network": made.actor, "value_network": made.value}
+        return {**named, "score_network": made.score, "qvalue_network": made.score}
 
     def standardized(self, module: TensorDictModule) -> TensorDictModule:
         """A network with standardised inputs, for builders that know no statistics."""
@@ -68,18 +80,35 @@ class Setting:
         return TensorDictModule(Standardize(module.module, scales, self.clip), module.in_keys, module.out_keys)
 
 
+#: Keyword arguments of losses that :class:`Setting` decides, beside those that are options of the recipe.
+_HANDED = ("kernels", "deactivate_vmap")
+
+
 @dataclass(frozen=True)
 class Method:
-    """One method: its loss, the options it takes, and what it wants of the sampler.
+    """One method: its loss and what it wants of the sampler.
 
-    ``accepts`` names the options of the recipe that ``build`` passes on; ``target_network`` says whether the loss has
-    one; ``rewards`` are those of a step off and at the goal; ``actor_goals`` says whether the actor may pursue goals
-    other than those of score and value.
+    Attributes:
+        loss: its class; what the constructor takes by keyword are the method's options.
+        networks: makes the networks, by the names of the constructor's other parameters.
+        fixed: keyword arguments that make this method of a loss that has several; they are no options.
+        options: turns the options of the recipe into those of the loss where they differ.
+        single_q: whether one Q network serves where the constructor takes a sequence too.
+        target_network: whether the loss has one.
+        cosine: whether the actor's learning rate is decayed.
+        rewards: those of a step off and at the goal, or ``None`` for a loss that reads none.
+        terminate_at_goal: whether reaching the goal ends the bootstrap.
+        goal_transitions: whether the loss reads goal transitions.
+        strategy: hindsight goals where none are chosen.
+        extras: further entries that the loss reads.
+        actor_goals: whether the actor may pursue goals other than those of score and value.
     """
 
-    text: str
-    build: Callable[[Setting], LossModule]
-    accepts: tuple[str, ...] = ()
+    loss: type[LossModule]
+    networks: Callable[[Setting], dict[str, Any]] = Setting.networks
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    options: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    single_q: bool = False
     target_network: bool = True
     cosine: bool = True
     rewards: tuple[float, float] | None = None
@@ -89,170 +118,96 @@ class Method:
     extras: tuple[str, ...] = ()
     actor_goals: bool = False
 
+    @property
+    def accepts(self) -> dict[str, Any]:
+        """Options of the loss by name, with their defaults."""
+        hidden = {*self.fixed, *_HANDED}
+        return {name: given.default for name, given in _parameters(self.loss, keyword=True) if name not in hidden}
 
-def smore(setting: Setting) -> LossModule:
-    """SMORe."""
-    networks = setting.networks()
-    options = {"deactivate_vmap": setting.deactivate_vmap, "kernels": setting.kernels, **setting.options}
-    return SMORELoss(networks.actor, networks.score, networks.value, **options)
-
-
-def in_sample(loss: type[LossModule], *, fused: bool = False) -> Callable[[Setting], LossModule]:
-    """GC-IQL and its relatives; ``fused`` says that the loss has kernels."""
-
-    def build(setting: Setting) -> LossModule:
-        networks = setting.networks()
-        options = {"deactivate_vmap": setting.deactivate_vmap, **setting.options}
-        if fused:
-            options["kernels"] = setting.kernels
-        return loss(networks.actor, networks.score, networks.value, **options)
-
-    return build
+    def build(self, setting: Setting) -> LossModule:
+        """Networks and loss."""
+        made = self.networks(setting)
+        if self.single_q:
+            made["qvalue_network"] = made["qvalue_network"][0]
+        handed = {"kernels": setting.kernels, "deactivate_vmap": setting.deactivate_vmap}
+        taken = {name for name, _ in _parameters(self.loss, keyword=True)}
+        options = {name: value for name, value in handed.items() if name in taken}
+        networks = {name: made.get(name) for name, _ in _parameters(self.loss, keyword=False)}
+        return self.loss(**networks, **options, **self.fixed, **self.options(setting.options))
 
 
-def gcsl(setting: Setting) -> LossModule:
-    """Goal-conditioned supervised learning."""
-    return GCSLLoss(setting.networks().actor, **setting.options)
+def _parameters(loss: type[LossModule], *, keyword: bool) -> list[tuple[str, inspect.Parameter]]:
+    """The parameters of a loss that are given by keyword alone, or all others."""
+    parameters = list(inspect.signature(loss.__init__).parameters.items())[1:]
+    return [item for item in parameters if (item[1].kind is inspect.Parameter.KEYWORD_ONLY) == keyword]
 
 
-def behaviour_cloning(setting: Setting) -> LossModule:
-    """Maximum likelihood of the dataset's actions for the goals they were taken for."""
-    return GCSLLoss(setting.networks().actor, regression="nll", **setting.options)
-
-
-def wgcsl(setting: Setting) -> LossModule:
-    """Weighted GCSL, GoFAR's port."""
-    networks = setting.networks()
-    return WGCSLLoss(networks.actor, networks.score[0], **setting.options)
-
-
-def wgcsl_original(setting: Setting) -> LossModule:
-    """Weighted GCSL with the best-advantage threshold, as in AWGCSL."""
-    networks = setting.networks()
-    original = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
-    return WGCSLLoss(networks.actor, networks.score[0], **{**original, **setting.options})
-
-
-def gofar(setting: Setting) -> LossModule:
-    """GoFAR with its discriminator, or with the sparse reward in its place."""
-    networks = setting.networks()
-    options = dict(setting.options)
-    # what SMORe calls Pearson's chi-squared is GoFAR's
-    divergence = options.pop("divergence", "pearson_chi2")
-    options["divergence"] = "chi2" if divergence == "pearson_chi2" else divergence
-    if options.get("reward") == "binary":
-        return GoFARLoss(networks.actor, networks.value, **options)
+def gofar_networks(setting: Setting) -> dict[str, Any]:
+    """GoFAR's, with its discriminator unless the sparse reward stands in its place."""
+    made = setting.networks()
+    if setting.options.get("reward") == "binary":
+        return made
     # both inputs of the discriminator are goals: one scale serves them
     goal = None if setting.statistics is None else setting.statistics["desired_goal"]
     discriminator = make_discriminator(setting.specs[0], precision=setting.precision)
     if goal is not None:
         scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys), setting.clip)
         discriminator = TensorDictModule(scaled, discriminator.in_keys, discriminator.out_keys)
-    return GoFARLoss(networks.actor, networks.value, discriminator, **options)
+    return {**made, "discriminator_network": discriminator}
 
 
-def contrastive(setting: Setting) -> LossModule:
-    """Contrastive RL; its networks are narrower than OGBench's 3 x 512, like those of the other methods here."""
-    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
-    critics = [setting.standardized(critic) for critic in networks.critic]
-    value = setting.standardized(networks.value) if setting.options.get("actor") == "awr" else None
-    actor = setting.networks().actor
-    return ContrastiveRLLoss(actor, critics, value, deactivate_vmap=setting.deactivate_vmap, **setting.options)
+def gofar_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What SMORe calls Pearson's chi-squared is GoFAR's chi-squared."""
+    if options.get("divergence") == "pearson_chi2":
+        return {**options, "divergence": "chi2"}
+    return options
 
 
-def contrastive_td(setting: Setting) -> LossModule:
-    """Stable contrastive RL on states, with the narrow networks of :func:`contrastive`."""
-    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=0.15)
-    critics = [setting.standardized(critic) for critic in networks.critic]
-    head = networks.actor.module[0]
+def contrastive_networks(setting: Setting) -> dict[str, Any]:
+    """Those of contrastive RL, narrower than OGBench's 3 x 512, like those of the other methods here."""
+    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
+    critics = [setting.standardized(critic) for critic in made.critic]
+    value = setting.standardized(made.value) if setting.options.get("actor") == "awr" else None
+    actor = setting.networks()["actor_network"]
+    return {"actor_network": actor, "critic_network": critics, "value_network": value}
+
+
+def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
+    """Those of stable contrastive RL on states, as narrow as :func:`contrastive_networks`."""
+    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=0.15)
+    critics = [setting.standardized(critic) for critic in made.critic]
+    head = made.actor.module[0]
     head.module = setting.standardized(head).module
-    return ContrastiveTDLoss(networks.actor, critics, deactivate_vmap=setting.deactivate_vmap, **setting.options)
-
-
-def actionable(setting: Setting) -> LossModule:
-    """Actionable Models."""
-    networks = setting.networks()
-    return ActionableModelsLoss(networks.actor, networks.score[0], **setting.options)
+    return {"actor_network": made.actor, "critic_network": critics}
 
 
 _SPARSE = (-1.0, 0.0)
-_SMORE_OPTIONS = ("formulation", "divergence", "beta", "residual_coef", "score_bounds", "actor", "value_target")
-_GOFAR_OPTIONS = ("divergence", "reward", "actor_weight", "expectile", "temperature", "gamma")
+_ORIGINAL_WGCSL = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
 
 METHODS: dict[str, Method] = {
-    "smore": Method(
-        "SMORe (Sikchi et al., 2024)",
-        smore,
-        accepts=(*_SMORE_OPTIONS, "expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
-        goal_transitions=True,
-        actor_goals=True,
-    ),
-    "gc_iql": Method(
-        "IQL with hindsight goals",
-        in_sample(GCIQLLoss, fused=True),
-        accepts=("expectile", "temperature", "gamma", "weight_clip", "advantage_unit"),
-        rewards=_SPARSE,
-        terminate_at_goal=True,
-        actor_goals=True,
-    ),
-    "gc_sql": Method(
-        "sparse Q-learning", in_sample(GCSQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
-    ),
-    "gc_eql": Method(
-        "exponential Q-learning", in_sample(GCEQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
-    ),
-    "gc_xql": Method(
-        "extreme Q-learning", in_sample(GCXQLLoss), accepts=("gamma",), rewards=_SPARSE, terminate_at_goal=True
-    ),
-    "gcsl": Method("GCSL", gcsl, target_network=False, cosine=False),
-    "hindsight_bc": Method(
-        "behaviour cloning of hindsight goals: SMORe's actor without weights, its control",
-        behaviour_cloning,
-        target_network=False,
-    ),
-    "gc_bc": Method("behaviour cloning of stored goals", behaviour_cloning, target_network=False),
-    "wgcsl": Method(
-        "weighted GCSL (GoFAR's port)",
-        wgcsl,
-        accepts=("gamma",),
-        cosine=False,
-        rewards=_SPARSE,
-        extras=("goal_offset",),
-    ),
+    "smore": Method(SMORELoss, goal_transitions=True, actor_goals=True),
+    "gc_iql": Method(GCIQLLoss, rewards=_SPARSE, terminate_at_goal=True, actor_goals=True),
+    "gc_sql": Method(GCSQLLoss, rewards=_SPARSE, terminate_at_goal=True),
+    "gc_eql": Method(GCEQLLoss, rewards=_SPARSE, terminate_at_goal=True),
+    "gc_xql": Method(GCXQLLoss, rewards=_SPARSE, terminate_at_goal=True),
+    "gcsl": Method(GCSLLoss, target_network=False, cosine=False),
+    # behaviour cloning of hindsight goals: SMORe's actor without weights, its control
+    "hindsight_bc": Method(GCSLLoss, fixed={"regression": "nll"}, target_network=False),
+    # of stored goals
+    "gc_bc": Method(GCSLLoss, fixed={"regression": "nll"}, target_network=False),
+    "wgcsl": Method(WGCSLLoss, single_q=True, cosine=False, rewards=_SPARSE, extras=("goal_offset",)),
     "wgcsl_original": Method(
-        "weighted GCSL with the best-advantage threshold",
-        wgcsl_original,
-        accepts=("gamma",),
+        WGCSLLoss,
+        fixed=_ORIGINAL_WGCSL,
+        single_q=True,
         cosine=False,
         rewards=(0.0, 1.0),
         extras=("goal_offset",),
     ),
     "gofar": Method(
-        "GoFAR, chi-squared with discriminator",
-        gofar,
-        accepts=_GOFAR_OPTIONS,
-        cosine=False,
-        extras=("achieved_goal", "initial_observation"),
+        GoFARLoss, gofar_networks, options=gofar_options, cosine=False, extras=("achieved_goal", "initial_observation")
     ),
-    "crl": Method(
-        "contrastive RL, DDPG+BC actor",
-        contrastive,
-        accepts=("contrast", "energy", "bc_coef", "actor", "temperature"),
-        target_network=False,
-        strategy="geometric",
-    ),
-    "crl_td": Method(
-        "stable contrastive RL, temporal differences",
-        contrastive_td,
-        accepts=("energy", "gamma"),
-        cosine=False,
-        strategy="geometric",
-    ),
-    "am": Method(
-        "Actionable Models",
-        actionable,
-        accepts=("gamma",),
-        cosine=False,
-        rewards=_SPARSE,
-    ),
+    "crl": Method(ContrastiveRLLoss, contrastive_networks, target_network=False, strategy="geometric"),
+    "crl_td": Method(ContrastiveTDLoss, contrastive_td_networks, cosine=False, strategy="geometric"),
+    "am": Method(ActionableModelsLoss, single_q=True, cosine=False, rewards=_SPARSE),
 }

@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -446,23 +444,22 @@ KILLED = """
 """
 
 
-def run_killed(path, moment):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path), moment]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == -signal.SIGKILL, result.stderr
+def run_killed(python, path, moment):
+    done = python("-c", textwrap.dedent(KILLED), path, moment)
+    assert done.status == -signal.SIGKILL, done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_process_killed_while_writing_leaves_the_old_store_whole(store, tmp_path):
+def test_a_process_killed_while_writing_leaves_the_old_store_whole(python, store, tmp_path):
     store.save(tmp_path / "store")
-    run_killed(tmp_path / "store", "writing")
+    run_killed(python, tmp_path / "store", "writing")
     assert equal(TrajectoryStore.load(tmp_path / "store"), store)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_says_where(store, tmp_path):
+def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_says_where(python, store, tmp_path):
     store.save(tmp_path / "store")
-    run_killed(tmp_path / "store", "renaming")
+    run_killed(python, tmp_path / "store", "renaming")
     with pytest.raises(DatasetError, match=r"interrupted overwrite left .*\.store\.replaced-") as error:
         TrajectoryStore.load(tmp_path / "store")
     previous = next(tmp_path.glob(".store.replaced-*"))
@@ -473,9 +470,9 @@ def test_a_process_killed_between_the_renames_leaves_both_stores_whole_and_load_
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 @pytest.mark.parametrize("moment", ["writing", "renaming"])
-def test_the_next_save_removes_what_a_killed_process_left(store, make_store, tmp_path, moment):
+def test_the_next_save_removes_what_a_killed_process_left(python, store, make_store, tmp_path, moment):
     store.save(tmp_path / "store")
-    run_killed(tmp_path / "store", moment)
+    run_killed(python, tmp_path / "store", moment)
     (tmp_path / ".store.partial-notes").write_text("somebody's own")
     (tmp_path / ".other.partial-0123456789ab").mkdir()
     assert list(tmp_path.glob(".store.partial-" + "[0-9a-f]" * 12))
@@ -555,7 +552,8 @@ def edit_manifest(**changes):
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "meta.json is damaged: expected JSON"),
         (lambda path: path.write_text("[1]"), "does not name the format"),
         (edit_manifest(format="something"), "does not name the format"),
-        (edit_manifest(format_version=2), "expected format version 1, found 2"),
+        (edit_manifest(format_version=3), "expected format version 1, or 2 with frames, found 3"),
+        (edit_manifest(format_version=2), "expected size and digest of frames.memmap, found None"),
         (edit_manifest(sha256=None), "expected 'sha256' of type str"),
         (edit_manifest(sha256="0" * 64), "'sha256'"),
         (edit_manifest(files={}), "expected size and digest of data/meta.json, found None"),

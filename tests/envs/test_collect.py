@@ -1,6 +1,7 @@
 import dataclasses
 import json
-import subprocess
+import os
+import signal
 import sys
 import time
 
@@ -133,15 +134,15 @@ def test_an_unfinished_collection_of_something_else_is_refused(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_killed_collection_is_resumed_to_the_same_store(tmp_path):
+def test_a_killed_collection_is_resumed_to_the_same_store(python, tmp_path):
     out = tmp_path / "store"
     request = "'FetchReach', expert_episodes=0, random_episodes=40, seed=1, workers=1, progress=False"
     code = f"from torchrl_smore.envs import collect; collect({request}, out={str(out)!r})"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as running:
+    with python.started("-c", code) as running:
         deadline = time.monotonic() + 60.0
         while not list(tmp_path.glob("store.partial/chunk_*.npz")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        running.kill()
+        os.kill(running.pid, signal.SIGKILL)
     survived = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("store.partial/chunk_*.npz")}
     assert len(survived) == 1
     assert not out.exists()

@@ -1,8 +1,6 @@
 import functools
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -121,7 +119,7 @@ def _echo(state, content):
     return content
 
 
-def test_a_task_of_the_users_own_script_is_explained(tmp_path):
+def test_a_task_of_the_users_own_script_is_explained(python, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import dataclasses\n"
@@ -130,8 +128,8 @@ def test_a_task_of_the_users_own_script_is_explained(tmp_path):
         "    return observation[..., 0] > 4\n"
         "EnvPool(dataclasses.replace(get_task('PointReach'), has_fallen=mine), 1, num_workers=1)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = python(script)
+    assert done.status == 1
     assert "does not run the script that started it" in done.stderr
     assert "module of their own" in done.stderr
 
@@ -142,7 +140,7 @@ def test_an_exception_in_a_worker_comes_back_with_its_traceback():
         pool.reset([0, -5])
 
 
-def test_workers_leave_when_their_parent_is_killed():
+def test_workers_leave_when_their_parent_is_killed(python):
     code = (
         "import os, signal\n"
         "from torchrl_smore.envs import EnvPool\n"
@@ -150,9 +148,7 @@ def test_workers_leave_when_their_parent_is_killed():
         "print(*[worker.pid for worker in pool._workers], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        # the output ends only when nobody holds it any more
-        pids = [int(pid) for pid in parent.stdout.read().split()]
+    pids = [int(pid) for pid in python("-c", code).stdout.split()]
     assert len(pids) == 2
     for pid in pids:
         _wait_until_gone(pid)

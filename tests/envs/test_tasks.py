@@ -9,14 +9,16 @@ from gymnasium.utils.env_checker import check_env
 from torchrl_smore.envs import TASKS, get_task, task_names
 
 ROBOTICS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
+TABLETOP = ("Tabletop", "Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open")
 RUNNING = ("CheetahTgtVel-m-e", "CheetahTgtVel-r-e", "AntTgtVel-m-e", "AntTgtVel-r-e")
 
 
 def test_the_registry_holds_the_tasks_in_order():
     others = ("PointReach", "PointRooms", "Reacher", "SawyerReach", "SawyerDoor")
-    assert task_names() == (*ROBOTICS, *others, *RUNNING)
+    assert task_names() == (*ROBOTICS, *others, *RUNNING, *TABLETOP)
     assert all(TASKS[name].name == name for name in task_names())
-    assert all(TASKS[name].horizon == (1000 if name in RUNNING else 50) for name in task_names())
+    horizons = dict.fromkeys(RUNNING, 1000) | dict.fromkeys(TABLETOP, 400) | {"Tabletop": 60}
+    assert all(TASKS[name].horizon == horizons.get(name, 50) for name in task_names())
     assert all(TASKS[name].scripted == (name not in RUNNING) for name in task_names())
 
 

@@ -304,8 +304,6 @@ def test_the_printed_action_free_bracket_is_the_capped_conjugate(name):
     [
         ({"formulation": "in_sampel"}, "unknown formulation 'in_sampel'.*Did you mean 'in_sample'"),
         ({"divergence": "chi2"}, "unknown divergence 'chi2'"),
-        ({"bootstrap": "values", "formulation": "dual"}, "unknown bootstrap 'values'"),
-        ({"bootstrap": "policy"}, "bootstrap='policy' belongs to formulation='dual', got 'in_sample'"),
         ({"beta": 0.0}, r"beta must lie in \(0, 1\], got 0.0"),
         ({"beta": 1.1}, "beta must lie"),
         ({"beta": math.nan}, "beta must lie"),

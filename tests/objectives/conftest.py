@@ -27,7 +27,6 @@ from torchrl_smore.objectives import (
     SMORELoss,
     WGCSLLoss,
 )
-from torchrl_smore.objectives.qvalue import QValueLoss
 
 OBSERVATION, GOAL, ACTION = 3, 2, 2
 HIDDEN = (6,)
@@ -156,13 +155,11 @@ CASES = {
     "smore_no_awr": (_smore, {"actor": "score"}),
     "smore_no_awr_no_expectile": (_smore, {"actor": "score", "value_target": "policy", "expectile": 0.5}),
     "smore_dual": (_smore, {"formulation": "dual", "divergence": "kl"}),
-    "smore_dual_policy": (_smore, {"formulation": "dual", "bootstrap": "policy"}),
     "smore_official": (_smore, {"formulation": "official"}),
     "smore_official_stable": (_smore, {"formulation": "official_stable"}),
     "action_free": (lambda keys, **kw: ActionFreeSMORELoss(value_net(keys), **kw), {}),
     "action_free_actor": (_action_free, {}),
     "action_free_corrected": (_action_free, {"constraint": "corrected"}),
-    "qvalue": (lambda keys, **kw: QValueLoss(score_nets(keys, 1), **kw), {}),
     "gciql": (_in_sample(GCIQLLoss), {}),
     "gciql_one_q": (_in_sample(GCIQLLoss), {"num": 1, "use_terminated": False}),
     "gcsql": (_in_sample(GCSQLLoss), {}),

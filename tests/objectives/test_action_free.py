@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from tensordict import TensorDict
@@ -101,12 +98,12 @@ def test_bad_options_are_refused():
         loss_of(divergence="chi")
 
 
-def test_outputs_can_be_selected_before_any_other_loss_was_built():
+def test_outputs_can_be_selected_before_any_other_loss_was_built(python):
     script = (
         "from torchrl_smore.modules import goal_specs, make_networks;"
         "from torchrl_smore.objectives import ActionFreeSMORELoss;"
         "n = make_networks(*goal_specs(3, 2, 1), hidden=(4,));"
         "loss = ActionFreeSMORELoss(n.value, n.actor); loss.select_out_keys('loss_value'); print(*loss.out_keys)"
     )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["loss_value"]
+    done = python("-c", script)
+    assert done.stdout.split() == ["loss_value"], done.stderr

@@ -18,7 +18,7 @@ def compiled_outputs(loss, batches, counter):
 
 
 QUICK = ("value", "actor", "score", "score_dual", "smore")
-SLOW = ("smore_one_score", "smore_no_target", "smore_dual", "smore_dual_policy", "smore_official")
+SLOW = ("smore_one_score", "smore_no_target", "smore_dual", "smore_official")
 SLOW += ("smore_official_stable", "action_free", "action_free_actor", "action_free_corrected")
 
 

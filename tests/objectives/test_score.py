@@ -162,28 +162,6 @@ def test_the_dual_reads_the_policy_action_at_the_root_and_after_q():
     assert out["loss_score"].item() == pytest.approx(0.46875 + 0.75)
 
 
-def test_the_policy_bootstrap_carries_gradient_through_the_next_score():
-    rho = rows(
-        [1.0, 1.0],
-        [0.0, 1.0],
-        [9.0, 9.0],
-        policy_action=[1.0, -3.0],
-        next__observation=[4.0, 0.0],
-        next__policy_action=[0.0, 0.0],
-    )
-    q = rows([3.0, -2.0], [0.0, 1.0], [9.0, 9.0], next__observation=[2.0, 2.0], next__policy_action=[0.0, 0.0])
-    loss = one(formulation="dual", bootstrap="policy")
-    out = loss(rho.set("q", q))
-    out["loss_score"].backward()
-    # the residuals are those of example(), M plays no part; q at the next state scores 2
-    expected = (0.4375 + 0.5) / 2 + (-0.5 + 0.25 + 0.5 + 0.25) / 2
-    assert out["loss_score"].item() == pytest.approx(expected)
-    # dy/dw = 0.5 s' - s = [1, -1] and [-2, 3]; dh/dw = y/2 dy/dw
-    rho_grad = (0.125 + 0.75 * 0.5 * 1 + 0.125 + 0.75 * -1.0 * -1) / 2
-    q_grad = (0.25 * (-1.0 * -2 - 3) + 0.125 * 2 + 0.25 * (1.0 * 3 + 2) + 0.125 * 2) / 2
-    assert loss.score_network_params["module", "weight"].grad.item() == pytest.approx(rho_grad + q_grad)
-
-
 def test_the_bootstrapped_value_is_a_constant():
     batch = example()
     batch["next", "state_value"].requires_grad_()

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 
 
 @pytest.mark.parametrize("deactivate_vmap", [False, True], ids=["nested_vmap", "loop"])
-@pytest.mark.parametrize("name", ["smore", "smore_no_target", "smore_dual_policy", "value", "actor", "score"])
+@pytest.mark.parametrize("name", ["smore", "smore_no_target", "smore_dual", "value", "actor", "score"])
 def test_stacked_parameters_under_vmap_equal_separate_losses(name, deactivate_vmap, build, batch_for, total):
     losses = [build(name, deactivate_vmap=deactivate_vmap) for _ in range(3)]
     if "temperature" in dict(losses[0].named_buffers()):

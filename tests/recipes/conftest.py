@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,71 +15,27 @@ import pytest
 from torchrl_smore.envs import collect
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-# Imports what recipes import, which takes seconds, once; then each run is a fork of this process.
-_SERVER = """
-import json, os, resource, runpy, sys, traceback
-import hydra, omegaconf, yaml, torchrl_smore.envs, torchrl_smore.reports, torchrl_smore.trainers
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.chdir(job["cwd"])
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(os.open(job["stdout"], os.O_WRONLY), 1)
-        os.dup2(os.open(job["stderr"], os.O_WRONLY), 2)
-        os.environ.update(job["env"])
-        sys.argv = job["argv"]
-        sys.path.insert(0, os.path.dirname(sys.argv[0]))
-        if job["file_limit"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], job["file_limit"]))
-        status = 0
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as exit:
-            status = exit.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run left behind."""
+class Recipes:
+    """Runs recipes as :class:`Python` runs scripts."""
 
-    status: int
-    stdout: str
-    stderr: str
+    def __init__(self, python: Any) -> None:
+        self._python = python
 
+    def started(self, name: str, *options: str, **how: Any) -> Any:
+        """A context in which the recipe in the file ``name`` goes on."""
+        return self._python.started(RECIPES / name, *options, **how)
 
-Recipe = Callable[..., Run]
+    def __call__(self, name: str, *options: str, **how: Any) -> Any:
+        """Status and output of the recipe in the file ``name``."""
+        return self._python(RECIPES / name, *options, **how)
 
 
 @pytest.fixture(scope="session")
-def recipe():
-    """``recipe(name, *options, cwd, env, file_limit) -> Run``; ``file_limit`` (bytes) acts as a full disk."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-
-    def run(name: str, *options: str, cwd: Path, env: dict[str, str] | None = None, file_limit: int = 0) -> Run:
-        with tempfile.TemporaryDirectory() as folder:
-            files = {key: Path(folder) / key for key in ("stdout", "stderr")}
-            for file in files.values():
-                file.touch()
-            job = {"argv": [str(RECIPES / name), *options], "cwd": str(cwd), "env": env or {}, "file_limit": file_limit}
-            server.stdin.write(json.dumps({**job, **{key: str(file) for key, file in files.items()}}) + "\n")
-            server.stdin.flush()
-            status = int(server.stdout.readline())
-            return Run(status, **{key: file.read_text() for key, file in files.items()})
-
-    yield run
-    server.stdin.close()
-    server.wait(10)
-    server.stdout.close()
+def recipe(python: Any) -> Recipes:
+    """``recipe(name, *options, cwd, env, file_limit, draw) -> Run``; ``file_limit`` (bytes) acts as a full disk."""
+    return Recipes(python)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -177,8 +176,32 @@ def test_an_option_that_a_method_has_not_is_refused(recipe, tmp_path, options, s
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_dataclass_is_the_only_home_of_option_names(recipes):
-    smore_offline = recipes[2]
-    names = {field.name for field in dataclasses.fields(smore_offline.Config)}
-    options = {"clip_bootstrap" if name == "score_bounds" else name for name in smore_offline.LOSS_OPTIONS}
-    assert options <= names
+def test_a_method_has_the_options_of_its_loss_and_no_list_of_them_is_kept(recipes):
+    methods, smore_offline = recipes[1:]
+    options = {name: set(smore_offline.method_options(name)) for name in methods.METHODS}
+    assert options["gc_iql"] == {"expectile", "temperature", "gamma", "weight_clip", "advantage_unit"}
+    assert options["gc_iql"] < options["smore"]
+    assert {"clip_bootstrap", "formulation", "value_target"} <= options["smore"]
+    # what makes a method is none of its options
+    assert options["gcsl"] == options["hindsight_bc"] == set()
+    assert "reward" in options["gofar"]
+    assert "kernels" not in set().union(*options.values())
+
+
+def test_an_option_of_a_new_loss_needs_no_second_declaration(recipes, monkeypatch):
+    methods, smore_offline = recipes[1:]
+
+    class Loss(methods.SMORELoss):
+        def __init__(self, actor_network, *, expectile=0.7, normalize=True):
+            raise AssertionError
+
+    monkeypatch.setitem(methods.METHODS, "new", methods.Method(Loss))
+    assert smore_offline.method_options("new") == ["expectile", "normalize"]
+    assert methods.METHODS["new"].accepts == {"expectile": 0.7, "normalize": True}
+
+
+def test_smores_defaults_are_its_losss(recipes):
+    methods, smore_offline = recipes[1:]
+    accepts = methods.METHODS["smore"].accepts
+    for name in ("formulation", "divergence", "beta", "residual_coef"):
+        assert getattr(smore_offline.Config(), name) == accepts[name]

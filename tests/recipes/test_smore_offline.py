@@ -8,17 +8,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smore_offline.py"
 SMALL = (
     "task=PointReach",
     "num_trajectories=20",
@@ -38,7 +34,7 @@ QUICK = (*SMALL, "steps=3", "rollout=false")
 def finished(recipe, tmp_path_factory):
     """Working directory, run folder and output of one uninterrupted run."""
     cwd = tmp_path_factory.mktemp("finished")
-    done = recipe("smore_offline.py", *SMALL, cwd=cwd)
+    done = recipe("smore_offline.py", *SMALL, cwd=cwd, draw=True)
     assert done.status == 0, done.stderr
     return cwd, only_run(cwd), done
 
@@ -321,17 +317,14 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_result(recipe, finished,
     shutil.copytree(finished[0] / "datasets", tmp_path / "datasets")
     # slow enough to be hit: there is a checkpoint every 4 updates and an evaluation after each
     options = (*SMALL, "steps=60", "eval_interval=4", "eval_episodes=50", "rollout=false")
-    process = subprocess.Popen([sys.executable, str(RECIPE), *options], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    try:
+    with recipe.started("smore_offline.py", *options, cwd=tmp_path) as run:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("runs/*/checkpoint/step_*8")):
-            assert process.poll() is None
+            assert run.status() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.wait(60).status == -signal.SIGKILL
     killed = only_run(tmp_path)
     assert not (killed / "summary.json").exists()
     at = max(int(path.name.removeprefix("step_")) for path in (killed / "checkpoint").glob("step_*"))
@@ -357,33 +350,21 @@ def test_a_finished_run_resumes_to_its_own_summary(recipe, finished, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, finished, signum):
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(recipe, tmp_path, finished, signum):
     shutil.copytree(finished[0] / "datasets", tmp_path / "datasets")
     options = (*SMALL, "steps=1000000", "save_interval=1000000", "eval_interval=1000000")
-    process = subprocess.Popen(
-        [sys.executable, str(RECIPE), *options],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a session without a terminal may have it ignored
-        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL) if signum == signal.SIGHUP else None,
-    )
-    try:
+    with recipe.started("smore_offline.py", *options, cwd=tmp_path) as run:
         deadline = time.monotonic() + 120
         while not any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.csv")):
-            assert process.poll() is None
+            assert run.status() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signum)
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 128 + signum
-    assert "Traceback" not in stderr
+        os.kill(run.pid, signum)
+        done = run.wait(60)
+    assert done.status == 128 + signum
+    assert "Traceback" not in done.stderr
     run_dir = only_run(tmp_path)
-    assert f"resume={run_dir.relative_to(tmp_path)}" in stderr.splitlines()[-1]
+    assert f"resume={run_dir.relative_to(tmp_path)}" in done.stderr.splitlines()[-1]
     assert len(list((run_dir / "checkpoint").glob("step_*"))) == 1
 
 

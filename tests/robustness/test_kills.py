@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,12 +19,9 @@ def kills():
     return module
 
 
-def test_a_kill_of_each_kind_of_run_by_each_signal_loses_nothing():
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "3"], capture_output=True, text=True, timeout=900, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_kill_of_each_kind_of_run_by_each_signal_loses_nothing(python):
+    done = python(SCRIPT, 3)
+    assert done.status == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in done.stdout.splitlines()[2:-2]]
     assert rows == [["collection", "SIGKILL"], ["grid", "SIGHUP"], ["training", "SIGTERM"]]
     assert done.stdout.endswith("3 kills, nothing lost.\n")

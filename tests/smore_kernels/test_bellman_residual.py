@@ -9,25 +9,22 @@ pytest.importorskip("triton")
 import smore_kernels
 from smore_kernels import bellman_residual as module
 from torchrl_smore.functional.divergences import DIVERGENCES
-from torchrl_smore.functional.score import ScoreObjective, bellman_residual
+from torchrl_smore.functional.score import ScoreObjective, score_rows
 
 CASES = [
     *[("in_sample", divergence) for divergence in DIVERGENCES],
     *[("dual", divergence) for divergence in DIVERGENCES],
-    *[("dual_policy", divergence) for divergence in DIVERGENCES],
     ("official", "pearson_chi2"),
     ("official", "kl"),
     ("official_stable", "pearson_chi2"),
 ]
 # one row, below a block, across blocks; members, rho rows, q rows
 SIZES = [(1, 1, 1), (2, 1023, 40), (3, 1025, 2049)]
-SCORES = ("score", "q_score", "policy_score", "q_next_policy_score", "next_policy_score")
+SCORES = ("score", "q_score", "policy_score", "q_next_policy_score")
 
 
 def make_objective(case: str, divergence: str, **constants) -> ScoreObjective:
     constants = {"beta": 0.3, "gamma": 0.9, "residual_coef": 0.5, "max_ratio": 5.0, **constants}
-    if case == "dual_policy":
-        return ScoreObjective("dual", divergence, bootstrap="policy", **constants)
     return ScoreObjective(case, divergence, **constants)
 
 
@@ -41,8 +38,6 @@ def make_inputs(objective, members, rows, q_rows, device, dtype=torch.float32, l
     }
     if objective.needs_policy:
         shapes |= {"policy_score": shapes["score"], "q_next_policy_score": shapes["q_score"]}
-    if objective.bootstrap == "policy":
-        shapes["next_policy_score"] = shapes["score"]
     return {name: torch.randn(shape, device=device).to(dtype) for name, shape in shapes.items()}
 
 
@@ -51,15 +46,9 @@ def kernel(objective, inputs, bounds=None):
     return smore_kernels.mean_score_objective(**inputs, formulation=objective.formulation, bounds=bounds, **constants)
 
 
-def reference(objective, inputs, bounds=(-math.inf, math.inf)):
-    after = {name: inputs[name].detach().clamp(*bounds) for name in ("next_value", "q_next_value")}
-    if objective.bootstrap == "policy":
-        after = {"next_value": inputs["next_policy_score"], "q_next_value": inputs["q_next_policy_score"]}
-    residual = bellman_residual(inputs["score"], after["next_value"], objective.gamma)
-    q_residual = bellman_residual(inputs["q_score"], after["q_next_value"], objective.gamma)
-    policy = [inputs.get("policy_score"), inputs.get("q_next_policy_score")]
-    rho, q = objective.terms(inputs["score"], residual, inputs["q_score"], q_residual, *policy)
-    return rho.mean(-1).sum() + q.mean(-1).sum()
+def reference(objective, inputs, bounds=None):
+    rho, q = score_rows(objective, **inputs, bounds=bounds)
+    return rho.mean() + q.mean()
 
 
 def loss_and_gradients(function, objective, inputs, factor=3.0, **kwargs):
@@ -151,7 +140,7 @@ def test_the_edge_of_the_domain_is_the_reference_s(divergence, max_ratio, kernel
 
 
 @pytest.mark.parametrize("bounds", [(-0.5, 0.3), (-math.inf, 0.3), (-0.5, math.inf)], ids=str)
-@pytest.mark.parametrize("case", ["in_sample", "dual", "dual_policy", "official", "official_stable"])
+@pytest.mark.parametrize("case", ["in_sample", "dual", "official", "official_stable"])
 def test_bootstrapped_values_are_clipped_and_constant(case, bounds, kernel_device):
     objective = make_objective(case, "pearson_chi2")
     inputs = make_inputs(objective, 2, 33, 21, kernel_device)
@@ -174,7 +163,7 @@ def test_a_nan_is_not_hidden_by_the_bounds(kernel_device):
 
 
 def test_slices_and_transposed_inputs_are_read_through_their_strides(kernel_device):
-    objective = make_objective("dual_policy", "pearson_chi2")
+    objective = make_objective("dual", "pearson_chi2")
     inputs = make_inputs(objective, 2, 33, 21, kernel_device)
     names = [name for name in inputs if name in SCORES]
     sliced = dict(zip(names, torch.cat([inputs[n] for n in names], 1).split([inputs[n].shape[1] for n in names], 1)))
@@ -194,7 +183,7 @@ def test_repeated_calls_agree_to_the_bit(kernel_device):
     assert_agree(first, second, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", ["in_sample", "dual", "dual_policy", "official_stable"])
+@pytest.mark.parametrize("case", ["in_sample", "dual", "official_stable"])
 def test_leading_axes_and_vmap_equal_one_call_per_seed(case, kernel_device):
     objective = make_objective(case, "jensen_shannon")
     inputs = make_inputs(objective, 2, 33, 21, kernel_device, lead=(3,))
@@ -215,7 +204,7 @@ def test_the_operator_maps_any_axis_of_a_tensor(kernel_device):
     objective = make_objective("in_sample", "kl")
     inputs = make_inputs(objective, 2, 33, 21, kernel_device, lead=(3, 1))
     tensors = [inputs[name] for name in ("score", "next_value", "q_score", "q_next_value")]
-    constants = (None, None, None, "in_sample", "kl", 0.3, 0.9, 0.5, 5.0, -math.inf, math.inf)
+    constants = (None, None, "in_sample", "kl", 0.3, 0.9, 0.5, 5.0, -math.inf, math.inf)
 
     def operator(score, next_value, q_score, q_next_value):
         return module._score_objective(score, next_value, q_score, q_next_value, *constants)
@@ -227,7 +216,7 @@ def test_the_operator_maps_any_axis_of_a_tensor(kernel_device):
 
 
 def test_vmap_shares_what_is_not_mapped_and_composes_with_func_grad(kernel_device):
-    objective = make_objective("dual_policy", "pearson_chi2")
+    objective = make_objective("dual", "pearson_chi2")
     inputs = make_inputs(objective, 2, 33, 21, kernel_device)
     scores = torch.randn(3, 2, 33, device=kernel_device)
 
@@ -242,7 +231,7 @@ def test_vmap_shares_what_is_not_mapped_and_composes_with_func_grad(kernel_devic
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", ["in_sample", "dual_policy"])
+@pytest.mark.parametrize("case", ["in_sample", "dual"])
 def test_compiles_in_one_graph(case, backend, kernel_device):
     objective = make_objective(case, "kl")
     inputs = make_inputs(objective, 2, 33, 21, kernel_device)
@@ -272,7 +261,7 @@ def test_vmap_and_func_grad_compile_in_one_graph(kernel_device):
 
 
 def test_the_operator_is_registered_as_torch_library_expects(kernel_device):
-    for case in ("in_sample", "dual_policy"):
+    for case in ("in_sample", "dual"):
         objective = make_objective(case, "kl")
         inputs = make_inputs(objective, 2, 33, 21, kernel_device, lead=(3,))
         policy = [inputs.get(name) for name in SCORES[2:]]

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 import smore_kernels
 from smore_kernels.score_mlp import _score_mlp
-from torchrl_smore.functional.mlp import score_mlp as network
+from torchrl_smore._experimental import score_mlp as network
 from torchrl_smore.functional.score import ScoreObjective, bellman_residual
 
 NAMES = ["W1", "b1", "W2", "b2", "w3", "b3"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,17 +19,12 @@ def load_script():
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_gloo_processes_get_the_parameters_that_one_process_gets(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT)]
+def test_two_gloo_processes_get_the_parameters_that_one_process_gets(python, tmp_path):
     places = [str(tmp_path / "store"), str(tmp_path / "out")]
-    processes = [
-        subprocess.Popen([*command, str(rank), *places], stderr=subprocess.PIPE, text=True, env=environment)
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, stderr = process.communicate(timeout=240)
-        assert process.returncode == 0, stderr
+    with python.started(SCRIPT, 0, *places) as first, python.started(SCRIPT, 1, *places) as second:
+        for process in (first, second):
+            done = process.wait(240)
+            assert done.status == 0, done.stderr
     script = load_script()
     loss = script.make_loss()
     want = script.train(loss, loss, script.make_batches())

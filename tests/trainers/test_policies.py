@@ -301,22 +301,17 @@ def test_an_actor_of_another_distribution_is_named(run):
         record_policy(run_dir, loss, columns={"observation": []})
 
 
-def test_loading_needs_no_simulator_no_command_line_and_no_plots(run):
+def test_a_loss_imports_no_trainers_and_loading_no_simulator_no_command_line_and_no_plots(run):
     blocked = ["gymnasium", "mujoco", "matplotlib", "hydra", "omegaconf", "imageio", "h5py", "tqdm"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked})); import numpy as np, torchrl_smore; "
+        "print('torchrl_smore.trainers' in sys.modules); "
         f"print(torchrl_smore.load_policy({str(run[0])!r})(np.zeros(3), np.zeros(2)).shape); "
         f"print(torchrl_smore.load_value({str(run[0])!r})(np.zeros(3), np.zeros(2)).shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "(2,)\n()\n", done.stderr
+    assert done.stdout == "False\n(2,)\n()\n", done.stderr
     assert torchrl_smore.load_policy is load_policy
-
-
-def test_a_loss_does_not_import_the_trainers():
-    code = "import sys, torchrl_smore; print('torchrl_smore.trainers' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "False\n", done.stderr
 
 
 def test_actions_of_a_stretched_actor_lie_in_its_own_bounds(tmp_path, data, rows):

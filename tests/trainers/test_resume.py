@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,14 +146,11 @@ def load_killed_run():
 
 
 @pytest.mark.parametrize("when", ["update", "save"])
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, when):
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(python, tmp_path, when):
     script = load_killed_run()
     script.make_trainer(tmp_path / "whole").train()
-    child = [sys.executable, script.__file__, str(tmp_path / "killed"), when]
-    done = subprocess.run(
-        child, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = python(script.__file__, tmp_path / "killed", when)
+    assert done.status == -signal.SIGKILL, done.stderr
     assert latest_checkpoint(tmp_path / "killed" / "checkpoint").name == "step_000000005"
     assert metrics(tmp_path / "killed")[-1]["step"] in ("8", "10")
     trainer = script.make_trainer(tmp_path / "killed")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs.sawyer import handle_point
+from torchrl_smore.envs.tabletop import CAN_HEIGHT, HANDLE
 
 Array = NDArray[Any]
 
@@ -31,6 +32,11 @@ def _above_the_torso(goal: Array) -> Array:
 
 def _above_the_handle(goal: Array) -> Array:
     return np.array([[*handle_point(goal[0], np.array(_DOOR_MARK_RADIUS)), _DOOR_MARK_HEIGHT]])
+
+
+def _handle_can_and_cube(goal: Array) -> Array:
+    handle = np.array(HANDLE) - (0.0, goal[0], 0.0)
+    return np.stack([handle, [*goal[1:3], CAN_HEIGHT], goal[3:6]])
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ _ANT = Stage(
     {"distance": 3.6, "azimuth": 90.0, "elevation": -25.0, "lookat": (0.0, 0.0, 0.1)}, _above_the_torso, 0.15, "torso"
 )
 
+_TABLETOP = Stage(
+    {"distance": 0.98, "azimuth": 90.0, "elevation": -45.6, "lookat": (0.0, 0.044, 0.0)}, _handle_can_and_cube, 0.03
+)
+
 FETCH = Stage({"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)})
 STAGES: dict[str, Stage] = {
     "FetchSlide": Stage({"distance": 1.45, "azimuth": 145.0, "elevation": -35.0, "lookat": (1.30, 0.75, 0.45)}),
@@ -76,5 +86,8 @@ STAGES: dict[str, Stage] = {
     "CheetahTgtVel-r-e": _CHEETAH,
     "AntTgtVel-m-e": _ANT,
     "AntTgtVel-r-e": _ANT,
+    **dict.fromkeys(
+        ("Tabletop", "Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open"), _TABLETOP
+    ),
 }
 """The stages of tasks that the view of Fetch does not do for, by name of the task."""

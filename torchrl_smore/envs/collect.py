@@ -116,12 +116,12 @@ def collect(
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
-    goes on from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
+    resumes from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
     ``out`` and the folder removed. A second process with the same ``out`` waits until the first has ended; a line of
     the log says so.
 
     Args:
-        task: the task or its name.
+        task: the task or its name; where it has a :attr:`Task.data_task`, episodes of that one are collected.
         expert_episodes: number of expert trajectories, at least 0.
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.
@@ -153,9 +153,10 @@ def collect(
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
+        NotImplementedError: for several workers on a system without ``select.poll``, which is Windows.
         OSError: if the disk is full. Finished chunks are kept.
     """
-    task = get_task(task)
+    task = get_task(task).data_source
     behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
     request = _checked_request(
         task,
@@ -300,10 +301,9 @@ def _fill(request: _Request, partial: PartialFolder, num_workers: int, progress:
 
 
 def _progress_bar(request: _Request, progress: bool) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(f'collecting needs tqdm ({error}): pip install "torchrl-smore[envs]"') from error
+    # here, since a loss does not need it
+    from tqdm import tqdm
+
     total = sum(len(part) for _, part in request.parts())
     return tqdm(total=total, desc=f"collecting {request.task.name}", unit=" episodes", disable=not progress)
 

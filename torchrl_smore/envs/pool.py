@@ -39,6 +39,7 @@ class EnvPool:
             positive.
         ImportError: if a package the simulator needs is missing and ``num_workers`` is 0.
         RuntimeError: if a worker fails or does not answer in time, naming it and the reason. The pool is then closed.
+        NotImplementedError: for workers on a system without ``select.poll``, which is Windows.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ def register_task(
 
     Args:
         name: letters, digits, ``.``, ``-``, ``_``; of no other task.
-        env: id of a gymnasium environment, or what builds one. It may go on after it has said ``terminated`` or
+        env: id of a gymnasium environment, or what builds one. It may continue after it has said ``terminated`` or
             ``truncated``, and must not reset itself. Its observation is a Dict of ``observation``, ``achieved_goal``
             and ``desired_goal``, or a vector, then with ``goal_columns`` and ``goals``.
         threshold: Euclidean distance that counts as reached, positive, in the unit of the goal.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -28,12 +30,15 @@ from torchrl_smore.envs.experts import (
     ReacherExpert,
     SawyerDoorExpert,
     SawyerReachExpert,
+    TabletopExpert,
 )
 from torchrl_smore.envs.experts.actor_file import refuse_to_act
 from torchrl_smore.envs.locomotion import make_ant, make_half_cheetah
+from torchrl_smore.envs.pixels import Painter, PointPainter, TabletopPainter
 from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
 from torchrl_smore.envs.reacher import make_reacher_env
 from torchrl_smore.envs.sawyer import DOOR, REACH, SawyerEnv, SawyerWorld
+from torchrl_smore.envs.tabletop import Kind, TabletopEnv
 from torchrl_smore.envs.wrappers import GoalTaskWrapper, make_robotics_env
 
 
@@ -75,6 +80,11 @@ class Task:
         expert_noise: standard deviation of the noise on the actions of that expert in a dataset, where none is asked
             for: the published experts were networks with noise on their actions.
         expert_random_prob: probability in each step that a uniform action replaces that expert's, likewise.
+        goal_parts: name and columns (first, one past the last) of each thing that the goal is about, if it is about
+            several: each must then be within ``threshold`` of its own goal.
+        make_painter: builds what draws its states as pictures of a given size; ``None``: its observation does not say
+            all that is seen.
+        data_task: name of the task whose episodes a dataset for this one consists of; ``None``: its own.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -101,6 +111,9 @@ class Task:
     actors: str | None = None
     expert_noise: float = 0.0
     expert_random_prob: float = 0.0
+    goal_parts: tuple[tuple[str, int, int], ...] = ()
+    data_task: str | None = None
+    make_painter: Callable[[int], Painter] | None = None
 
     @property
     def observation_dim(self) -> int:
@@ -122,6 +135,11 @@ class Task:
         """Whether the task has a scripted expert; collecting on one without takes a trained actor."""
         return getattr(self.make_expert, "func", None) is not refuse_to_act
 
+    @property
+    def data_source(self) -> Task:
+        """The task whose episodes a dataset for this one consists of."""
+        return self if self.data_task is None else get_task(self.data_task)
+
     def teacher(self) -> Expert | PlanningExpert:
         """What a network is taught by; see ``recipes/distill_expert.py``."""
         return self.make_expert() if self.make_teacher is None else self.make_teacher()
@@ -138,12 +156,14 @@ class Task:
     def success_rule(self) -> str:
         """The rule of :meth:`reached`, in words."""
         bound = "less than" if self.strict else "at most"
-        return f"Euclidean distance between achieved and desired goal of {bound} {self.threshold:g}"
+        what = "" if not self.goal_parts else f", for {', '.join(name for name, _, _ in self.goal_parts)} each"
+        return f"Euclidean distance between achieved and desired goal of {bound} {self.threshold:g}{what}"
 
     def reached(self, achieved: Any, goal: Any) -> Any:
         """Whether goals are reached: ``|achieved - goal| <= threshold``, as the simulators' sparse reward has it.
 
-        (Their ``is_success`` is strict; the two differ only at equality.) With ``strict`` it is ``<``.
+        (Their ``is_success`` is strict; the two differ only at equality.) With ``strict`` it is ``<``. With
+        :attr:`goal_parts` it has to hold for each of them.
 
         Args:
             achieved: shape ``[*, dg]``, a numpy array or a torch tensor on any device.
@@ -152,8 +172,23 @@ class Task:
         Returns:
             Booleans of shape ``[*]``, of the same kind and device.
         """
-        distance = ((achieved - goal) ** 2).sum(-1) ** 0.5
-        return distance < self.threshold if self.strict else distance <= self.threshold
+        parts = self.parts_reached(achieved, goal).values()
+        return functools.reduce(operator.and_, parts)
+
+    def parts_reached(self, achieved: Any, goal: Any) -> dict[str, Any]:
+        """Whether each part of goals is reached, by name; the whole as ``"goal"`` where there are no parts.
+
+        Args:
+            achieved: as in :meth:`reached`.
+            goal: as in :meth:`reached`.
+
+        Returns:
+            Booleans of shape ``[*]`` each.
+        """
+        squared = (achieved - goal) ** 2
+        parts = self.goal_parts or (("goal", 0, self.goal_dim),)
+        distance = {name: squared[..., first:stop].sum(-1) ** 0.5 for name, first, stop in parts}
+        return {name: own < self.threshold if self.strict else own <= self.threshold for name, own in distance.items()}
 
     def succeeded(self, observation: Any, achieved: Any, goal: Any) -> Any:
         """Whether goals are :meth:`reached` by a robot that has not fallen: what the reward of a step counts.
@@ -203,6 +238,17 @@ class Task:
             ImportError: if a package the simulator needs is missing; says what to install.
         """
         return GoalTaskWrapper(self.make_base_env(), self.reached)
+
+    def painter(self, size: int) -> Painter:
+        """What draws its states as pictures of ``size`` by ``size`` pixels.
+
+        Raises:
+            ValueError: if the task has none, or for a size out of range.
+            RenderError: if there is no OpenGL; says what to install.
+        """
+        if self.make_painter is None:
+            raise ValueError(f"{self.name} has no pictures: its observation does not say all that is seen.")
+        return self.make_painter(size)
 
     def make_batch_env(self, num_envs: int, action_noise: float = 0.0) -> BatchEnv:
         """Builds ``num_envs`` environments that are stepped together in this process."""
@@ -385,6 +431,7 @@ def _point(name: str, simulator: str, world: PointWorld, description: str) -> Ta
         make_base_env=partial(PointEnv, world),
         make_expert=partial(PointExpert, world),
         make_batch=partial(PointBatch, world),
+        make_painter=partial(PointPainter, world),
         description=description,
         paper_note=_POINT_NOTE.format(old=simulator),
     )
@@ -430,6 +477,32 @@ def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], 
         make_expert=expert,
         description=description,
         paper_note=_SAWYER_NOTE.format(old=simulator, more=more),
+    )
+
+
+_TABLETOP_GOAL = ("drawer opening [m]", *_axes("can position", "m", "xy"), *_axes("cube position", "m"))
+_TABLETOP_NOTE = (
+    "The paper's image tasks (Fig. 3, {original}) are those of stable contrastive RL in PyBullet; this is a scene of "
+    "our own with the same kinds of primitives, see torchrl_smore.envs.tabletop. Tolerances there: 0.065 and 0.08 m in "
+    "a larger scene."
+)
+
+
+def _tabletop(name: str, kind: Kind, original: str, description: str, horizon: int = 400) -> Task:
+    return Task(
+        name=name,
+        observation_columns=(*_GRIPPER, "distance of each finger from the middle [m]", *_TABLETOP_GOAL),
+        goal_columns=_TABLETOP_GOAL,
+        action_columns=(*_axes("gripper displacement", "0.04 m"), "finger opening [0.03 m each]"),
+        threshold=0.05,
+        make_base_env=partial(TabletopEnv, kind),
+        make_expert=TabletopExpert,
+        description=description,
+        paper_note=_TABLETOP_NOTE.format(original=original),
+        horizon=horizon,
+        goal_parts=(("drawer", 0, 1), ("can", 1, 3), ("cube", 3, 6)),
+        data_task=None if kind == "primitives" else "Tabletop",
+        make_painter=TabletopPainter,
     )
 
 
@@ -530,6 +603,19 @@ TASKS: dict[str, Task] = {
         _target_velocity("Cheetah", "random"),
         _target_velocity("Ant", "medium"),
         _target_velocity("Ant", "random"),
+        _tabletop(
+            "Tabletop",
+            "primitives",
+            "whose data are single primitives",
+            "One of moving a drawer, carrying a cube and pushing a can: what data for the other tabletop tasks hold.",
+            horizon=60,
+        ),
+        _tabletop("Tabletop-drawer", "drawer", "seed 49", "Open a drawer, or shut it."),
+        _tabletop("Tabletop-pick", "pick", "seed 12", "Carry a cube to a tray or to the top of a cabinet."),
+        _tabletop("Tabletop-pick-close", "pick-close", "seed 37", "Carry a cube into a drawer, then shut it."),
+        _tabletop(
+            "Tabletop-push-open", "push-open", "seed 31", "Push a can out from before a drawer, then open the drawer."
+        ),
     )
 }
 """Every task by name."""

@@ -66,15 +66,40 @@ def awr_weight(advantage: Tensor, temperature: float | Tensor, weight_clip: floa
     return torch.where(exponent >= limit, weight_clip, weight)
 
 
+class ActorWeight(NamedTuple):
+    """Weights of rows in the actor's regression, ``[*B]``, and means over rows, scalars; all of them constants.
+
+    Attributes:
+        weight: of each row, :func:`awr_weight`.
+        mean_advantage: in the unit that the temperature multiplies.
+        mean_weight: mean of ``weight``.
+        weight_clipped: fraction of rows whose weight is the largest.
+    """
+
+    weight: Tensor
+    mean_advantage: Tensor
+    mean_weight: Tensor
+    weight_clipped: Tensor
+
+
+def actor_weight(advantage: Tensor, temperature: float | Tensor, weight_clip: float = 100.0) -> ActorWeight:
+    """:func:`awr_weight` of a constant advantage, with its diagnostics."""
+    advantage = advantage.detach()
+    return weighed(advantage, awr_weight(advantage, temperature, weight_clip), weight_clip)
+
+
+def weighed(advantage: Tensor, weight: Tensor, weight_clip: float) -> ActorWeight:
+    """Given weights, with their diagnostics; those of at least ``weight_clip`` count as clipped."""
+    return ActorWeight(weight, advantage.mean(), weight.mean(), (weight >= weight_clip).to(weight.dtype).mean())
+
+
 class ExpectileAWR(NamedTuple):
     """What :func:`expectile_awr` computes; everything but ``loss`` is a constant."""
 
     loss: Tensor
-    weight: Tensor | None
-    mean_advantage: Tensor
-    mean_weight: Tensor
-    weight_clipped: Tensor
+    value: Tensor
     mean_value: Tensor
+    weight: ActorWeight | None
 
 
 def expectile_awr(
@@ -84,8 +109,9 @@ def expectile_awr(
     expectile: float | Tensor,
     temperature: float | Tensor | None = None,
     weight_clip: float = 100.0,
+    advantage_scale: float = 1.0,
 ) -> ExpectileAWR:
-    """Mean of :func:`expectile_loss` and the :func:`awr_weight` of one advantage ``score - value``.
+    """:func:`expectile_loss` and :func:`actor_weight` of one difference ``score - value``.
 
     Args:
         score: target of the value, shape ``[*B]``, taken as a constant.
@@ -93,19 +119,20 @@ def expectile_awr(
         expectile: see :func:`expectile_loss`.
         temperature: see :func:`awr_weight`; ``None`` computes no weights.
         weight_clip: see :func:`awr_weight`.
+        advantage_scale: multiplies the difference before the temperature does; the value loss does not see it.
 
     Returns:
-        The loss, a scalar; the weights, ``[*B]`` (``None`` without a temperature); and means over rows, scalars: of the
-        advantage, of the weights, of those at ``weight_clip`` (the last two 0 without a temperature), of the value.
+        The unreduced loss, ``[*B]``; the value, detached, and its mean; the weights, ``None`` without a temperature.
     """
     difference = score.detach() - value
-    advantage, weight = difference.detach(), None
-    mean_weight = weight_clipped = advantage.new_zeros(())
+    weight = None
     if temperature is not None:
-        weight = awr_weight(advantage, temperature, weight_clip)
-        mean_weight, weight_clipped = weight.mean(), (weight >= weight_clip).to(weight.dtype).mean()
-    loss = expectile_loss(difference, expectile).mean()
-    return ExpectileAWR(loss, weight, advantage.mean(), mean_weight, weight_clipped, value.detach().mean())
+        advantage = difference.detach()
+        if advantage_scale != 1.0:
+            advantage = advantage_scale * advantage
+        weight = actor_weight(advantage, temperature, weight_clip)
+    value = value.detach()
+    return ExpectileAWR(expectile_loss(difference, expectile), value, value.mean(), weight)
 
 
 def awr_loss(log_prob: Tensor, weight: Tensor) -> Tensor:

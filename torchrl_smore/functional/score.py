@@ -26,7 +26,7 @@ from torchrl_smore.functional.divergences import Divergence, get_divergence
 
 Pair = tuple[Tensor, Tensor]
 Formulation = Literal["in_sample", "dual", "official", "official_stable"]
-Bootstrap = Literal["value", "policy"]
+Bounds = tuple[float, float]
 
 #: Weight of the push-down on offline scores in the official code (``critic_gcrl.py``).
 OFFICIAL_PUSH_DOWN = 1e-4
@@ -124,8 +124,8 @@ def dual_objective(
     .. math:: \beta(1-\gamma) E_\rho[S(s,\pi)] + \beta E_q[\gamma S(s',\pi) - S] + E_{Mix}[h(y)]
 
     This is Eq. 8 for chi-squared with ``c = 0.25`` and residuals bootstrapped from ``S(s', pi(s'), g)``, and Eq. 10
-    with ``c = 1`` and residuals bootstrapped from ``M``. Either is unbounded below wherever the policy leaves the data
-    (erratum E5); it is here for fidelity and research.
+    with ``c = 1`` and residuals bootstrapped from ``M``, as the losses of this package do. Either is unbounded below
+    wherever the policy leaves the data (erratum E5); it is here for fidelity and research.
 
     Args:
         policy_score: ``S(s, pi(s, g), g)`` on offline states, shape ``[*B]``.
@@ -226,8 +226,6 @@ class ScoreObjective:
         gamma: discount, in ``(0, 1)``.
         residual_coef: see :func:`conjugate_excess`.
         max_ratio: see :func:`conjugate_excess`.
-        bootstrap: what the residual of ``"dual"`` bootstraps from: ``"value"`` is ``M(s', g)`` as in Eq. 10,
-            ``"policy"`` is ``S(s', pi(s', g), g)`` with gradient as in Eq. 8. The others always use ``M``.
 
     Raises:
         ValueError: for an unknown name or a constant outside its range.
@@ -239,14 +237,10 @@ class ScoreObjective:
     gamma: float = 0.99
     residual_coef: float = 0.25
     max_ratio: float = 100.0
-    bootstrap: Bootstrap = "value"
 
     def __post_init__(self) -> None:
-        for field, kind in (("formulation", Formulation), ("bootstrap", Bootstrap)):
-            if getattr(self, field) not in get_args(kind):
-                raise unknown_name(field, getattr(self, field), get_args(kind))
-        if self.bootstrap == "policy" and self.formulation != "dual":
-            raise ValueError(f"bootstrap='policy' belongs to formulation='dual', got {self.formulation!r}.")
+        if self.formulation not in get_args(Formulation):
+            raise unknown_name("formulation", self.formulation, get_args(Formulation))
         object.__setattr__(self, "divergence", get_divergence(self.divergence))
         if not 0.0 < self.beta <= 1.0:
             raise ValueError(f"beta must lie in (0, 1], got {self.beta}.")
@@ -342,6 +336,47 @@ _RANGE: dict[str, Callable[[ScoreObjective], tuple[float, float]]] = {
     "official": lambda o: (-OFFICIAL_PUSH_DOWN / (1.0 - o.gamma), math.inf),
     "official_stable": lambda o: (OFFICIAL_STEP_REWARD / (1.0 - o.gamma), -OFFICIAL_STEP_REWARD / (1.0 - o.gamma)),
 }
+
+
+def score_rows(
+    objective: ScoreObjective,
+    *,
+    score: Tensor,
+    next_value: Tensor,
+    q_score: Tensor,
+    q_next_value: Tensor | None,
+    policy_score: Tensor | None = None,
+    q_next_policy_score: Tensor | None = None,
+    bounds: Bounds | None = None,
+) -> Pair:
+    """Terms of every row on ``rho`` and on ``q``, added over the members of an ensemble.
+
+    Args:
+        objective: formulation and constants.
+        score: ``S(s, a, g)`` on offline rows, shape ``[M, *B]``.
+        next_value: ``M(s', g)`` there, shape ``[*B]``, taken as a constant.
+        q_score: ``S(s, a, g)`` on goal transitions, shape ``[M, *Q]``.
+        q_next_value: ``M(s', g)`` there, shape ``[*Q]``, taken as a constant; ``None`` where there is no residual.
+        policy_score: ``S(s, pi(s, g), g)`` on offline rows, shape ``[M, *B]``; for ``"dual"`` only.
+        q_next_policy_score: ``S(s', pi(s', g), g)`` after goal transitions, ``[M, *Q]``; for ``"dual"`` only.
+        bounds: interval to which both next values are clipped; either end may be infinite.
+
+    Returns:
+        Terms of shape ``[*B]`` and ``[*Q]``; the objective is the sum of their means.
+
+    Raises:
+        ValueError: see :meth:`ScoreObjective.terms`.
+    """
+    values = [None if value is None else value.detach() for value in (next_value, q_next_value)]
+    if bounds is not None:
+        values = [None if value is None else value.clamp(*bounds) for value in values]
+    residual, q_residual = (
+        None if value is None else bellman_residual(own, value, objective.gamma)
+        for own, value in zip((score, q_score), values)
+    )
+    assert residual is not None
+    terms = objective.terms(score, residual, q_score, q_residual, policy_score, q_next_policy_score)
+    return terms[0].sum(0), terms[1].sum(0)
 
 
 def action_free_objective(

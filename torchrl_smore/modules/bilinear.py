@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
-from torchrl_smore.functional.linear import Matmul
+from torchrl_smore.modules.linear import Matmul
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 
@@ -28,7 +28,7 @@ class GELUMLP(nn.Module):
         layer_norm: normalise each hidden layer after its GELU.
         output_scale: gain of the last layer's weights, in terms of their variance.
         precision: of the hidden layers, see :func:`~torchrl_smore.modules.precision.run_layers`.
-        matmul: see :func:`~torchrl_smore.functional.linear.linear`.
+        matmul: see :func:`~torchrl_smore.modules.linear.linear`.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.functional.linear import Matmul
+from torchrl_smore.modules.linear import Matmul
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 Preset = Literal["paper", "official"]
@@ -35,7 +35,7 @@ class ConcatMLP(nn.Module):
         orthogonal: orthogonal weights of gain sqrt(2) and zero biases, output layer included (official code), instead
             of PyTorch's default.
         precision: of the hidden layers, see :func:`~torchrl_smore.modules.precision.run_layers`.
-        matmul: see :func:`~torchrl_smore.functional.linear.linear`.
+        matmul: see :func:`~torchrl_smore.modules.linear.linear`.
     """
 
     def __init__(
@@ -75,19 +75,15 @@ class ConcatMLP(nn.Module):
                 for weight, bias in zip(weights, layer.bias.view(-1, layer.bias.shape[-1])):
                     _initialize(weight, bias, self.orthogonal)
 
-    def joined(self, *inputs: Tensor) -> Tensor:
-        """What the first layer sees of inputs of shape ``[*B, d_i]``: ``[*B, num_inputs]``."""
-        return torch.cat(inputs, -1)
-
     def plain_layers(self) -> list[tuple[Tensor, Tensor]] | None:
-        """Weight and bias of each linear layer where ReLU alone lies between them, else ``None``; as a kernel asks."""
+        """Weight and bias of each linear layer where ReLU alone lies between them, else ``None``; as an export asks."""
         if not all(isinstance(layer, (nn.Linear, nn.ReLU)) for layer in self.layers):
             return None
         return [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
-        return run_layers(self.layers, self.joined(*inputs), precision=self.precision, matmul=self.matmul)
+        return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision, matmul=self.matmul)
 
 
 def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
@@ -104,7 +100,7 @@ def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
 class GaussianHead(nn.Module):
     """Mean ``tanh(trunk(inputs))`` and a state-independent standard deviation, as in the official code.
 
-    The log standard deviation is a parameter, initially 0, clipped to :data:`LOG_STD_RANGE`. Samples are not squashed.
+    The log standard deviation is a parameter, initially 0, clipped to ``[-5, 2]``. Samples are not squashed.
     Bounds other than ``[-1, 1]`` move and stretch both, so that the mean covers the box.
 
     Args:
@@ -196,15 +192,6 @@ class Standardize(nn.Module):
         out: Tensor | tuple[Tensor, Tensor] = self.network(*self._scaled(*inputs))
         return out
 
-    def joined(self, *inputs: Tensor) -> Tensor:
-        """:meth:`ConcatMLP.joined` of the network, of standardised inputs."""
-        out: Tensor = self.network.joined(*self._scaled(*inputs))  # type: ignore[operator] # of a ConcatMLP
-        return out
-
-    def plain_layers(self) -> list[tuple[Tensor, Tensor]] | None:
-        """:meth:`ConcatMLP.plain_layers` of the network; ``None`` for one of another kind."""
-        return self.network.plain_layers() if isinstance(self.network, ConcatMLP) else None
-
     @property
     def precision(self) -> Precision:
         """Of the network."""
@@ -231,7 +218,8 @@ def goal_specs(observation_dim: int, goal_dim: int, action_dim: int) -> tuple[Co
     """Observation and action specs of a goal-conditioned task with actions in ``[-1, 1]``.
 
     Returns:
-        A :class:`Composite` with ``observation``, ``achieved_goal`` and ``desired_goal``, and a :class:`Bounded`.
+        A :class:`~torchrl.data.Composite` with ``observation``, ``achieved_goal`` and ``desired_goal``, and a
+        :class:`~torchrl.data.Bounded`.
     """
     observation = Composite(
         observation=Unbounded((observation_dim,)),
@@ -272,7 +260,7 @@ def make_networks(
             they become buffers of every network.
         clip: bound of standardised inputs, see :class:`Standardize`.
         precision: ``"float32"``, or ``"bf16"`` for the hidden layers; parameters are float32 in both.
-        matmul: see :func:`~torchrl_smore.functional.linear.linear`.
+        matmul: see :func:`~torchrl_smore.modules.linear.linear`.
 
     Returns:
         Networks with in_keys ``observation``, ``desired_goal`` (and ``action`` for the score) and out keys ``score``,

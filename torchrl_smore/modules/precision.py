@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.functional.linear import Matmul, linear
+from torchrl_smore.modules.linear import Matmul, linear
 
+#: Precision of the hidden layers; parameters are float32 in both.
 Precision = Literal["float32", "bf16"]
 
 
@@ -39,7 +40,7 @@ def run_layers(
         layers: linear layers, norms and activations; the last one is linear.
         x: input, shape ``[*B, I]``, float32.
         precision: of the hidden layers.
-        matmul: see :func:`~torchrl_smore.functional.linear.linear`.
+        matmul: see :func:`~torchrl_smore.modules.linear.linear`.
 
     Returns:
         Shape ``[*B, O]``, float32.

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor
 
-from torchrl_smore._errors import unknown_name
+from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.functional.score import ScoreObjective, action_free_objective, bellman_residual
-from torchrl_smore.objectives.actor import AWRActorLoss
+from torchrl_smore.objectives._construction import add_weighted_actor, check_choice
+from torchrl_smore.objectives._inputs import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
+from torchrl_smore.objectives.terms import Term, regression_term
 
 Constraint = Literal["printed", "corrected"]
+_ACTOR_KEYS = ["mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
 
 
-class ActionFreeSMORELoss(AWRActorLoss):
+@final
+class ActionFreeSMORELoss(OfflineLoss):
     r"""Learns ``S(s, g)`` without actions (Theorem 2, Eq. 63), and optionally a policy from it.
 
     See :func:`~torchrl_smore.functional.score.action_free_objective`. The theorem as printed solves a relaxation
@@ -38,10 +42,9 @@ class ActionFreeSMORELoss(AWRActorLoss):
         beta: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         gamma: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         residual_coef: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
-        max_ratio: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         constraint: ``"printed"`` or ``"corrected"``.
-        temperature: see :class:`AWRActorLoss`.
-        weight_clip: see :class:`AWRActorLoss`.
+        temperature: see :class:`~torchrl_smore.objectives.AWRActorLoss`.
+        weight_clip: see :class:`~torchrl_smore.objectives.AWRActorLoss`.
         reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
@@ -52,12 +55,11 @@ class ActionFreeSMORELoss(AWRActorLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(AWRActorLoss._AcceptedKeys):
+    class _AcceptedKeys:
         """Keys of :class:`ActionFreeSMORELoss`.
 
         Attributes:
             action: dataset action, ``[*B, A]``; read with an actor only.
-            advantage: internal, ``y``.
             desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
             q: nested TensorDict of goal transitions.
             value: written by the value network, ``[*B, 1]``.
@@ -65,17 +67,17 @@ class ActionFreeSMORELoss(AWRActorLoss):
             priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
         """
 
+        action: NestedKey = "action"
         desired_goal: NestedKey = "desired_goal"
         q: NestedKey = "q"
         value: NestedKey = "state_value"
         ratio: NestedKey = "mixture_ratio"
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-
-    value_network: TensorDictModule
-    value_network_params: TensorDictParams
-    target_value_network_params: TensorDictParams
+    out_keys = ["loss_value", "loss_actor", "value", "residual", *_ACTOR_KEYS]
+    _schedulable_buffers = frozenset({"temperature"})
 
     def __init__(
         self,
@@ -86,7 +88,6 @@ class ActionFreeSMORELoss(AWRActorLoss):
         beta: float = 0.5,
         gamma: float = 0.99,
         residual_coef: float = 0.25,
-        max_ratio: float = 100.0,
         constraint: Constraint = "printed",
         temperature: float = 3.0,
         weight_clip: float = 100.0,
@@ -94,85 +95,71 @@ class ActionFreeSMORELoss(AWRActorLoss):
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
-        OfflineLoss.__init__(
-            self, reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode
-        )
-        if constraint not in get_args(Constraint):
-            raise unknown_name("constraint", constraint, get_args(Constraint))
+        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
+        check_choice(constraint=(constraint, Constraint))
         self.constraint = constraint
         # the constants are those of the score objective and are checked there
-        self.objective = ScoreObjective("in_sample", divergence, beta, gamma, residual_coef, max_ratio)
+        self.objective = ScoreObjective("in_sample", divergence, beta, gamma, residual_coef)
         self.has_actor = actor_network is not None
         if actor_network is not None:
-            self._add_actor_term(actor_network, temperature, weight_clip)
-        self.convert_to_functional(value_network, "value_network")
-        actor_keys = (
-            ["loss_actor", "mean_advantage", "awr_weight", "weight_clipped", "log_prob"] if self.has_actor else []
-        )
-        self.out_keys = self._kept(["loss_value", *actor_keys[:1], "value", "residual", *actor_keys[1:]])
-        self._make_vmap()
-        self._set_in_keys()
+            add_weighted_actor(self, actor_network, temperature, weight_clip)
+        self._add_network("value_network", value_network)
+        self._ready(self.out_keys if self.has_actor else ["loss_value", "value", "residual"])
 
     def _batch_key(self) -> NestedKey:
         return self.tensor_keys.desired_goal
 
     def _read_keys(self) -> Iterable[NestedKey]:
-        keys = self.tensor_keys
-        here = [*self.value_network.in_keys]
-        here += [unravel_key(("next", key)) for key in here if key != keys.desired_goal]
-        if self.constraint == "corrected":
-            here.append(keys.ratio)
+        keys, inputs = self.tensor_keys, self.value_network.in_keys
+        here = [*inputs, *next_keys(inputs, keys), *([keys.ratio] if self.constraint == "corrected" else [])]
         actor = [*self.actor_network.in_keys, keys.action] if self.has_actor else []
         return [*here, *actor, *(unravel_key((keys.q, key)) for key in here)]
-
-    def _residual(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        keys = self.tensor_keys
-        entries = {
-            key: tensordict[key if key == keys.desired_goal else unravel_key(("next", key))]
-            for key in self.value_network.in_keys
-        }
-        after = TensorDict({}, batch_size=tensordict.batch_size)
-        for key, entry in entries.items():
-            after.set(key, entry)
-        both = torch.cat([tensordict.select(*self.value_network.in_keys), after], 0)
-        value, next_value = self._call("value_network", both, keys.value, self.value_network_params).chunk(2, 0)
-        return value, bellman_residual(value, next_value, self.objective.gamma)
-
-    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reduced score loss; metadata ``state_value`` and ``residual``, detached, ``[*B]``."""
-        return self._value_term(self._rows(tensordict))
-
-    def _value_term(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        q = tensordict[self.tensor_keys.q]
-        value, residual = self._residual(tensordict)
-        _, q_residual = self._residual(q)
-        ratio = q_ratio = None
-        if self.constraint == "corrected":
-            ratio, q_ratio = (rows[self.tensor_keys.ratio].squeeze(-1) for rows in (tensordict, q))
-        o = self.objective
-        rho_term, q_term = action_free_objective(
-            value, residual, q_residual, ratio=ratio, q_ratio=q_ratio, **o.constants()
-        )
-        loss = self._reduce_row_loss(rho_term, tensordict) + self._reduce_row_loss(q_term, q)
-        return loss, {"state_value": value.detach(), "residual": residual.detach()}
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Regression loss at the current residual, and its metadata."""
-        batch = self._rows(tensordict)
-        with torch.no_grad():
-            _, residual = self._residual(batch)
-        return self._actor_term(batch.set(self.tensor_keys.advantage, residual.unsqueeze(-1)))
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss on a batch; see the class."""
-        batch = self._rows(tensordict)
-        loss_value, metadata = self._value_term(batch)
-        losses = {"loss_value": loss_value}
-        residual = metadata["residual"]
-        diagnostics = {"value": metadata["state_value"].mean(), "residual": residual.square().mean().sqrt()}
+        rows = self._rows(tensordict)
+        loss, value, residual = self._value_term(rows)
+        losses, metadata = {"loss_value": loss}, {"value": value.mean(), "residual": residual.square().mean().sqrt()}
         if self.has_actor:
-            batch.set(self.tensor_keys.advantage, residual.unsqueeze(-1))
-            losses["loss_actor"], actor_metadata = self._actor_term(batch)
-            diagnostics.update(actor_metadata)
-        return self._finish(losses, diagnostics, batch)
+            losses["loss_actor"], actor_metadata = self._actor_term(rows, residual)
+            metadata |= actor_metadata
+        return self._finish(losses, metadata, rows)
+
+    def value_loss(self, tensordict: TensorDictBase) -> Term:
+        """Reduced score loss; metadata ``state_value`` and ``residual``, detached, ``[*B]``."""
+        loss, value, residual = self._value_term(self._rows(tensordict))
+        return loss, {"state_value": value, "residual": residual}
+
+    def actor_loss(self, tensordict: TensorDictBase) -> Term:
+        """Regression loss at the current residual, and its metadata."""
+        rows = self._rows(tensordict)
+        with torch.no_grad():
+            _, residual = self._residual(rows)
+        return self._actor_term(rows, residual)
+
+    def _residual(self, rows: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """``S(s, g)`` and ``y``, both ``[*B]``."""
+        inputs = self.value_network.in_keys
+        both = torch.cat([inputs_of(rows, inputs), inputs_after(rows, inputs, self.tensor_keys)], 0)
+        value, next_value = self._call("value_network", both, self.tensor_keys.value).chunk(2, 0)
+        return value, bellman_residual(value, next_value, self.objective.gamma)
+
+    def _value_term(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, and value and residual on offline rows, detached."""
+        q = rows[self.tensor_keys.q]
+        value, residual = self._residual(rows)
+        _, q_residual = self._residual(q)
+        ratio = q_ratio = None
+        if self.constraint == "corrected":
+            ratio, q_ratio = (part[self.tensor_keys.ratio].squeeze(-1) for part in (rows, q))
+        rho_term, q_term = action_free_objective(
+            value, residual, q_residual, ratio=ratio, q_ratio=q_ratio, **self.objective.constants()
+        )
+        loss = self._reducer(rows)(rho_term) + self._reducer(q)(q_term)
+        return loss, value.detach(), residual.detach()
+
+    def _actor_term(self, rows: TensorDictBase, advantage: Tensor) -> Term:
+        log_prob = self._distribution(rows).log_prob(rows[self.tensor_keys.action])
+        weight = actor_weight(advantage, self.temperature, self.weight_clip)
+        return regression_term(log_prob, weight, self._reducer(rows))

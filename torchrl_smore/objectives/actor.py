@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import final
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictParams, dispatch
-from torch import Tensor
+from tensordict.nn import ProbabilisticTensorDictSequential, dispatch
 
-from torchrl_smore.functional.losses import awr_loss, awr_weight
-from torchrl_smore.objectives._parameters import lent
+from torchrl_smore.functional.losses import actor_weight
+from torchrl_smore.objectives._construction import add_weighted_actor
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
+from torchrl_smore.objectives.terms import Term, regression_term
 
 
+@final
 class AWRActorLoss(OfflineLoss):
     """Weighted log-likelihood of the dataset actions; see :func:`~torchrl_smore.functional.losses.awr_weight`.
 
@@ -53,12 +55,6 @@ class AWRActorLoss(OfflineLoss):
     out_keys = ["loss_actor", "mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
     _schedulable_buffers = frozenset({"temperature"})
 
-    actor_network: ProbabilisticTensorDictSequential
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    temperature: Tensor
-    weight_clip: float
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -70,59 +66,25 @@ class AWRActorLoss(OfflineLoss):
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
-        self._add_actor_term(actor_network, temperature, weight_clip)
-        self._make_vmap()
-        self._set_in_keys()
-
-    def _add_actor_term(
-        self, actor_network: ProbabilisticTensorDictSequential, temperature: float, weight_clip: float
-    ) -> None:
-        if not hasattr(actor_network, "get_dist"):
-            raise TypeError(f"actor_network must be stochastic (have get_dist), got {type(actor_network).__name__}.")
-        if not weight_clip > 0.0:
-            raise ValueError(f"weight_clip must be positive, got {weight_clip}.")
-        self.convert_to_functional(actor_network, "actor_network")
-        self._set_coefficient("temperature", temperature, temperature >= 0.0, "not be negative")
-        self.weight_clip = weight_clip
-
-    def _batch_key(self) -> NestedKey:
-        return self.tensor_keys.action
+        add_weighted_actor(self, actor_network, temperature, weight_clip)
+        self._ready(self.out_keys)
 
     def _read_keys(self) -> Iterable[NestedKey]:
         return [*self.actor_network.in_keys, self.tensor_keys.action, self.tensor_keys.advantage]
 
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, tensordict: TensorDictBase) -> Term:
         """Reduced regression loss, and its detached scalar diagnostics as metadata."""
         return self._actor_term(self._rows(tensordict))
-
-    def _actor_term(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        advantage = tensordict[self.tensor_keys.advantage].squeeze(-1).detach()
-        weight = awr_weight(advantage, self.temperature, self.weight_clip)
-        metadata = {
-            "mean_advantage": advantage.mean(),
-            "awr_weight": weight.mean(),
-            "weight_clipped": (weight >= self.weight_clip).to(weight.dtype).mean(),
-        }
-        return self._regression_term(tensordict, weight, metadata)
-
-    def _regression_term(
-        self, tensordict: TensorDictBase, weight: Tensor, metadata: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reduced regression loss under given weights ``[*B]``, and ``metadata`` with ``log_prob`` added."""
-        with lent(self.actor_network, self.actor_network_params):
-            dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-        log_prob = dist.log_prob(tensordict[self.tensor_keys.action])
-        if log_prob.shape != weight.shape:
-            raise ValueError(
-                f"expected one log-probability for each advantage, got shapes {tuple(log_prob.shape)} and "
-                f"{tuple(weight.shape)}; the distribution must count the action as one event."
-            )
-        metadata = {**metadata, "log_prob": log_prob.detach().mean()}
-        return self._reduce_row_loss(awr_loss(log_prob, weight), tensordict), metadata
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss on a batch; see the class."""
-        tensordict = self._rows(tensordict)
-        loss, metadata = self._actor_term(tensordict)
-        return self._finish({"loss_actor": loss}, metadata, tensordict)
+        rows = self._rows(tensordict)
+        loss, metadata = self._actor_term(rows)
+        return self._finish({"loss_actor": loss}, metadata, rows)
+
+    def _actor_term(self, rows: TensorDictBase) -> Term:
+        keys = self.tensor_keys
+        weight = actor_weight(rows[keys.advantage].squeeze(-1), self.temperature, self.weight_clip)
+        log_prob = self._distribution(rows).log_prob(rows[keys.action])
+        return regression_term(log_prob, weight, self._reducer(rows))

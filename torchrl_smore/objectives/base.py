@@ -1,42 +1,42 @@
-"""What every loss of this package shares: ordered keys, functional calls, reductions and output."""
+"""What every loss of this package shares: ordered keys, functional calls of networks, reductions and output."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictParams
+from tensordict.nn import TensorDictModule
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import _vmap_func
 
-from torchrl_smore._dispatch import Kernels, resolve_kernels
+from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.objectives._networks import Networks
 from torchrl_smore.objectives._parameters import Entries, lent, members
+from torchrl_smore.objectives.terms import Reduce
 
 Reduction = Literal["none", "mean", "sum"]
 ScalarOutputMode = Literal["exclude", "non_tensor"]
-REDUCTIONS: tuple[Reduction, ...] = ("none", "mean", "sum")
 
 
-class OfflineLoss(LossModule):
-    """Base of the losses in this package.
+class OfflineLoss(Networks, LossModule):
+    """Base of the losses in this package, all of which are final: what two of them share is here or a function.
 
-    A subclass names the keys that it reads in :meth:`_read_keys` and calls :meth:`_set_in_keys` last in its
-    constructor (a lazy ``in_keys`` would cost a recompile on the second call). Networks are called through
-    :meth:`_call` and, for ensembles, :meth:`_call_ensemble`.
+    A loss names the keys that it reads in :meth:`_read_keys` and calls :meth:`_ready` last in its constructor; networks
+    are registered by :meth:`_add_network` and called by :meth:`_call` and, for ensembles, :meth:`_call_ensemble`.
 
     Args:
         reduction: how per-row losses become outputs; ``"none"`` keeps the batch shape.
         deactivate_vmap: evaluate ensembles one network after the other instead of by ``torch.vmap``. Faster on a CPU,
             where a batched matrix product is slower than two plain ones.
-        scalar_output_mode: what becomes of the scalar diagnostics under ``reduction="none"``, where they do not fit the
-            batch shape: ``"exclude"`` drops them, ``"non_tensor"`` keeps them as non-tensor entries; ``None`` warns and
-            drops them.
+        scalar_output_mode: of scalar diagnostics under ``reduction="none"``, where they do not fit the batch shape:
+            ``"exclude"`` drops them, ``"non_tensor"`` keeps them as non-tensor entries, ``None`` warns and drops them.
     """
 
     default_value_estimator = None
@@ -44,8 +44,8 @@ class OfflineLoss(LossModule):
     deactivate_vmap: bool
     reduction: Reduction
     scalar_output_mode: ScalarOutputMode | None
-    # a loss that has fused kernels says so in its constructor
-    kernels: Kernels = "reference"
+    #: Networks with stacked parameters.
+    ensembles: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,8 +64,8 @@ class OfflineLoss(LossModule):
         self._out_keys: list[NestedKey] | None = None
         super().__init__()
         reduction = reduction or "mean"
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+        if reduction not in get_args(Reduction):
+            raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}.")
         if reduction == "none" and scalar_output_mode is None:
             warnings.warn(
                 f"{type(self).__name__} drops its scalar diagnostics under reduction='none'; pass "
@@ -76,15 +76,21 @@ class OfflineLoss(LossModule):
         self.reduction = reduction
         self.deactivate_vmap = deactivate_vmap
         self.scalar_output_mode = scalar_output_mode
-        self.out_keys = self._kept(self.out_keys)
 
-    def _kept(self, out_keys: Iterable[str]) -> list[str]:
-        """Those of the outputs that the reduction does not drop."""
-        drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
-        return [key for key in out_keys if key.startswith("loss_") or not drop]
-
+    @abstractmethod
     def _read_keys(self) -> Iterable[NestedKey]:
-        raise NotImplementedError
+        """Every key that :meth:`forward` reads; repetitions do not matter."""
+
+    def _batch_key(self) -> NestedKey:
+        """Name an entry with exactly one feature dimension, from which the batch size is read."""
+        return self.tensor_keys.action
+
+    def _ready(self, out_keys: Iterable[str]) -> None:
+        """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), maps of ensembles."""
+        drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
+        self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
+        self._set_in_keys()
+        self._make_vmap()
 
     def _set_in_keys(self) -> None:
         # dict.fromkeys and not set: the order must not change with PYTHONHASHSEED
@@ -101,6 +107,24 @@ class OfflineLoss(LossModule):
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
 
+    def _add_network(
+        self,
+        name: str,
+        network: TensorDictModule | Sequence[TensorDictModule],
+        *,
+        size: int | None = None,
+        delay: bool = False,
+    ) -> None:
+        """Register a network, or an ensemble: a sequence keeps its initialisation, of one network ``size`` are made."""
+        if isinstance(network, Sequence):
+            given, kind = list(network), name.removesuffix("_network")
+            if size is not None and len(given) != size:
+                raise ValueError(f"expected {size} {kind} networks, got {len(given)}.")
+            if not given:
+                raise ValueError(f"{name} must be a network or a sequence of at least one, got an empty sequence.")
+            network, size = given[0] if len(given) == 1 else given, len(given)
+        self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
+
     def _set_coefficient(self, name: str, value: float, valid: bool, expected: str) -> None:
         """Register a schedulable coefficient after its one check."""
         if not valid:
@@ -110,20 +134,11 @@ class OfflineLoss(LossModule):
     def _set_kernels(self, kernels: Kernels) -> None:
         if kernels not in get_args(Kernels):
             raise unknown_name("kernels", kernels, get_args(Kernels))
-        self.kernels = kernels
-
-    def _runs_fused(self, *batches: TensorDictBase) -> bool:
-        """Whether fused kernels compute the losses: they average over all rows, so nothing may mask or weigh them."""
-        if resolve_kernels(self.kernels, batches[0][self._batch_key()].device) == "reference":
-            return False
-        marks = [self.tensor_keys.priority_weight, *self._loss_mask_keys()]
-        plain = self.reduction == "mean" and all(rows.get(key, None) is None for rows in batches for key in marks)
-        if not plain and self.kernels == "triton":
+        if kernels == "triton" and self.reduction != "mean":
             raise ValueError(
-                f"kernels='triton' averages over all rows: it needs reduction='mean', got {self.reduction!r}, and a "
-                "batch without masks or priority weights."
+                f"kernels='triton' averages over all rows: it needs reduction='mean', got {self.reduction!r}."
             )
-        return plain
+        self.kernels = kernels
 
     def _rows(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Shallow copy to write to, with its batch size, where the rows that a mask drops read 0."""
@@ -132,54 +147,50 @@ class OfflineLoss(LossModule):
             # a dispatched call comes without one: sizes alone do not tell a batch from features
             rows.batch_size = rows[self._batch_key()].shape[:-1]
         q_key = getattr(self.tensor_keys, "q", None)
-        if q_key is None:
-            self._blank_masked(rows)
-        else:
-            self._blank_masked(rows, q_key)
-            self._blank_masked(rows[q_key])
+        for part, exclude in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
+            masks = [mask for key in self._loss_mask_keys() if (mask := part.get(key, None)) is not None]
+            for key, entry in part.exclude(*filter(None, [exclude])).items(True, True) if masks else ():
+                if entry.is_floating_point():
+                    for mask in masks:
+                        # the reduction drops these rows, but a NaN there would still have gradient 0 * NaN
+                        entry = torch.where(self._expand_loss_mask(mask, entry), entry, torch.zeros_like(entry))
+                    part.set(key, entry)
         return rows
 
-    def _batch_key(self) -> NestedKey:
-        """Name an entry with exactly one feature dimension, from which the batch size is read."""
-        raise NotImplementedError
-
-    def _blank_masked(self, rows: TensorDictBase, *exclude: NestedKey) -> None:
-        found = [rows.get(key, None) for key in self._loss_mask_keys()]
-        masks = [mask for mask in found if mask is not None]
-        if not masks:
-            return
-        for key, entry in rows.exclude(*exclude).items(True, True):
-            if entry.is_floating_point():
-                for mask in masks:
-                    # the reduction drops these rows, but a NaN there would still have gradient 0 * NaN
-                    entry = torch.where(self._expand_loss_mask(mask, entry), entry, torch.zeros_like(entry))
-                rows.set(key, entry)
-
     def _call(
-        self, name: str, tensordict: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries
+        self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
     ) -> Tensor:
-        """``out_key`` of a network under given parameters, its trailing singleton dimension dropped."""
+        """``out_key`` of a network, by default under its current parameters, a trailing dimension of 1 dropped."""
         network: TensorDictModule = getattr(self, name)
-        with lent(network, params):
-            return network(tensordict.select(*network.in_keys))[out_key].squeeze(-1)
+        with lent(network, getattr(self, f"{name}_params") if params is None else params):
+            return network(inputs.select(*network.in_keys))[out_key].squeeze(-1)
 
     def _call_ensemble(
-        self, name: str, tensordict: TensorDictBase, out_key: NestedKey, params: TensorDictParams
+        self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | None = None
     ) -> Tensor:
         """:meth:`_call` for every member of an ensemble, shape ``[members, *B]``."""
+        params = getattr(self, f"{name}_params") if params is None else params
         if params.ndim == 0:
-            return self._call(name, tensordict, out_key, params).unsqueeze(0)
+            return self._call(name, inputs, out_key, params).unsqueeze(0)
         if self.deactivate_vmap:
             # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
-            return torch.stack([self._call(name, tensordict, out_key, member) for member in members(params)])
+            return torch.stack([self._call(name, inputs, out_key, member) for member in members(params)])
         network: TensorDictModule = getattr(self, name)
-        run = self._vmapped[name]
-        return run(tensordict.select(*network.in_keys), params)[out_key].squeeze(-1)
+        return self._vmapped[name](inputs.select(*network.in_keys), params)[out_key].squeeze(-1)
+
+    def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
+        """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
+        with lent(self.actor_network, self.actor_network_params if params is None else params):
+            return self.actor_network(inputs.select(*self.actor_network.in_keys))[self.tensor_keys.action]
+
+    def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
+        """Action distribution of the current policy."""
+        with lent(self.actor_network, self.actor_network_params):
+            return self.actor_network.get_dist(inputs.select(*self.actor_network.in_keys))
 
     def _make_vmap(self) -> None:
         self._vmapped = {
-            name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness)
-            for name in self._ensembles()
+            name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness) for name in self.ensembles
         }
 
     def train(self, mode: bool = True) -> OfflineLoss:
@@ -198,31 +209,40 @@ class OfflineLoss(LossModule):
         super().__setstate__(state)
         self._make_vmap()
 
-    def _ensembles(self) -> tuple[str, ...]:
-        """Names of the networks with stacked parameters."""
-        return ()
-
-    def _reduce_row_loss(self, loss: Tensor, tensordict: TensorDictBase) -> Tensor:
-        """Reduce in TorchRL's way: masks of ``loss_mask_key`` and priority weights are read from ``tensordict``."""
-        weights = None
+    def _reducer(self, rows: TensorDictBase) -> Reduce:
+        """Reduction in TorchRL's way, by the masks of ``loss_mask_key`` and the priority weights of ``rows``."""
+        weight = None
         # not _maybe_get_priority_weight, which fails for a nested key
         if self.use_prioritized_weights in (True, "auto"):
-            weights = tensordict.get(self.tensor_keys.priority_weight, None)
-            if weights is not None:
-                weights = weights.reshape(loss.shape)
-        return self._reduce_loss(loss, tensordict=tensordict, weights=weights)
+            weight = rows.get(self.tensor_keys.priority_weight, None)
+        marks = [weight, *(rows.get(key, None) for key in self._loss_mask_keys())]
+        if self.reduction == "mean" and all(mark is None for mark in marks):
+            return torch.mean
+        return lambda loss: self._reduce_loss(
+            loss, tensordict=rows, weights=None if weight is None else weight.reshape(loss.shape)
+        )
 
-    def _finish(
-        self, losses: dict[str, Tensor], diagnostics: dict[str, Tensor], tensordict: TensorDictBase
-    ) -> TensorDict:
+    def _row_weight(self, rows: TensorDictBase, like: Tensor) -> Tensor:
+        """Weight of each row where rows are coupled, ``[*B]``: 0 if a mask drops it, else its priority weight, or 1."""
+        weight = torch.ones(rows.batch_size, dtype=like.dtype, device=like.device)
+        if self.use_prioritized_weights in (True, "auto"):
+            given = rows.get(self.tensor_keys.priority_weight, None)
+            if given is not None:
+                weight = given.reshape(weight.shape).to(like.dtype)
+        for key in self._loss_mask_keys():
+            mask = rows.get(key, None)
+            if mask is not None:
+                weight = weight * mask.reshape(weight.shape).to(like.dtype)
+        return weight
+
+    def _finish(self, losses: dict[str, Tensor], diagnostics: dict[str, Tensor], rows: TensorDictBase) -> TensorDict:
         """Losses and detached scalar diagnostics as the output TensorDict."""
         if self.reduction == "none":
-            out = TensorDict(cast("dict[str, Any]", losses), batch_size=tensordict.batch_size)
+            out = TensorDict(cast("dict[str, Any]", losses), batch_size=rows.batch_size)
             if self.scalar_output_mode == "non_tensor":
                 for name, value in diagnostics.items():
                     out.set_non_tensor(name, value)
         else:
             out = TensorDict({**losses, **diagnostics})
-        params = [name for name in self._modules if name.endswith("_params")]
-        self._clear_weakrefs(tensordict, out, *params)
+        self._clear_weakrefs(rows, out, *(name for name in self._modules if name.endswith("_params")))
         return out

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import final
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictParams, dispatch
-from torch import Tensor, nn
+from tensordict.nn import TensorDictModule, dispatch
 
 from torchrl_smore._dispatch import Kernels, expectile_awr
-from torchrl_smore.functional.losses import expectile_loss
+from torchrl_smore.functional.losses import ExpectileAWR
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
+from torchrl_smore.objectives.terms import Term
 
 
+@final
 class ExpectileValueLoss(OfflineLoss):
     """Fits ``V(s, g)`` to an upper expectile of a score; see :func:`~torchrl_smore.functional.losses.expectile_loss`.
 
@@ -62,11 +64,6 @@ class ExpectileValueLoss(OfflineLoss):
     out_keys = ["loss_value", "value"]
     _schedulable_buffers = frozenset({"expectile"})
 
-    value_network: TensorDictModule
-    value_network_params: TensorDictParams
-    target_value_network_params: TensorDictParams
-    expectile: Tensor
-
     def __init__(
         self,
         value_network: TensorDictModule,
@@ -78,16 +75,10 @@ class ExpectileValueLoss(OfflineLoss):
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
-        self._add_value_term(value_network, expectile)
-        self._set_kernels(kernels)
-        self._make_vmap()
-        self._set_in_keys()
-
-    def _add_value_term(
-        self, value_network: TensorDictModule, expectile: float, compare_against: list[nn.Parameter] | None = None
-    ) -> None:
-        self.convert_to_functional(value_network, "value_network", compare_against=compare_against)
+        self._add_network("value_network", value_network)
         self._set_coefficient("expectile", expectile, 0.0 < expectile < 1.0, "lie in (0, 1)")
+        self._set_kernels(kernels)
+        self._ready(self.out_keys)
 
     def _batch_key(self) -> NestedKey:
         return self.tensor_keys.target_score
@@ -95,22 +86,21 @@ class ExpectileValueLoss(OfflineLoss):
     def _read_keys(self) -> Iterable[NestedKey]:
         return [*self.value_network.in_keys, self.tensor_keys.target_score]
 
-    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def value_loss(self, tensordict: TensorDictBase) -> Term:
         """Reduced expectile loss, and ``state_value`` (detached, ``[*B]``) as metadata."""
-        return self._value_term(self._rows(tensordict))
-
-    def _value_term(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        value = self._call("value_network", tensordict, self.tensor_keys.value, self.value_network_params)
-        score = tensordict[self.tensor_keys.target_score].squeeze(-1).detach()
-        metadata = {"state_value": value.detach()}
-        if self._runs_fused(tensordict):
-            return expectile_awr(score, value, expectile=self.expectile, kernels=self.kernels).loss, metadata
-        loss = expectile_loss(score - value, self.expectile)
-        return self._reduce_row_loss(loss, tensordict), metadata
+        fit = self._fit(self._rows(tensordict))
+        return fit.loss, {"state_value": fit.value}
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss on a batch; see the class."""
-        tensordict = self._rows(tensordict)
-        loss, metadata = self._value_term(tensordict)
-        return self._finish({"loss_value": loss}, {"value": metadata["state_value"].mean()}, tensordict)
+        rows = self._rows(tensordict)
+        fit = self._fit(rows)
+        return self._finish({"loss_value": fit.loss}, {"value": fit.mean_value}, rows)
+
+    def _fit(self, rows: TensorDictBase) -> ExpectileAWR:
+        keys = self.tensor_keys
+        value = self._call("value_network", rows, keys.value)
+        target = rows[keys.target_score].squeeze(-1)
+        reduce = self._reducer(rows)
+        return expectile_awr(target, value, expectile=self.expectile, reduce=reduce, kernels=self.kernels)

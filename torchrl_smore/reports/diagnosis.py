@@ -19,6 +19,7 @@ from torchrl_smore.reports.page import Section, build_page, details, embedded_im
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Names of the tables that a diagnosis may have.
 DIAGNOSIS_TABLES = ("weights", "quantiles", "scores", "phases", "inputs", "episodes", "distances")
 _LONG = ("distances", "quantiles")  # drawn, not printed
 _FEWEST_ROWS = 10  # of metrics.csv, to tell growth from noise
@@ -26,7 +27,7 @@ _DPI = 110
 
 
 def write_diagnosis(folder: str | Path, metrics: str | Path | None = None) -> list[Finding]:
-    """Writes the figures and ``index.html`` of a diagnosis into its folder, each whole or not at all.
+    """Writes the figures and ``index.html`` of a diagnosis into its folder, each atomically.
 
     Args:
         folder: has ``diagnosis.json`` and those of :data:`DIAGNOSIS_TABLES` that apply, as CSV files. Figures of

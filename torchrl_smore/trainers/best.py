@@ -17,7 +17,7 @@ class KeepBest:
     """A ``post_steps`` hook: after an evaluation, saves the networks of each seed that has not done better before.
 
     Better is a higher ``success_last`` and, where that is equal, a higher ``return_over_max``. Networks are kept in
-    ``run_dir/best/seed_<seed>``, a checkpoint without what only training needs; a resumed run goes on from there.
+    ``run_dir/best/seed_<seed>``, a checkpoint without what only training needs; a resumed run continues from there.
 
     Args:
         trainer: has a ``run_dir`` and an evaluator.

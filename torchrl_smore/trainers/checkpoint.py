@@ -35,7 +35,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint goes on under other circumstances than it was saved in: not bit for bit."""
+    """A checkpoint is resumed under other circumstances than it was saved in: not bit for bit."""
 
 
 def save_checkpoint(
@@ -270,7 +270,7 @@ def fitting_generators(saved: dict[str, Any], own: dict[str, Any], seed: int) ->
         if other.shape != state.shape:
             warnings.warn(
                 f"the random numbers of the sampler ({name}) were drawn on another kind of device: they begin anew, so "
-                "the run goes on with other batches than it would have had.",
+                "the run continues with other batches than it would have had.",
                 CheckpointWarning,
                 stacklevel=2,
             )

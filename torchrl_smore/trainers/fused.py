@@ -80,10 +80,8 @@ class FusedUpdate:
         sampler: draws and gathers batches.
         seeds: names of the seeds, and seeds of their samplers. ``None``, for one loss: seed 0 by name, and ``sampler``
             as it is.
-        lr: learning rate.
-        betas: see :func:`~torchrl_smore.functional.optim.adam_polyak_`.
-        eps: see :func:`~torchrl_smore.functional.optim.adam_polyak_`.
-        weight_decay: decoupled, see :func:`~torchrl_smore.functional.optim.adam_polyak_`.
+        lr: learning rate of Adam, whose other constants are those of
+            :func:`~torchrl_smore.functional.optim.adam_polyak_`.
         total_steps: length of the cosine decay in updates; ``None`` keeps every rate constant.
         cosine: prefixes of the networks whose rate is decayed.
         tau: Polyak rate of the target networks, in ``(0, 1]``; ``None`` leaves them alone.
@@ -110,9 +108,6 @@ class FusedUpdate:
         *,
         seeds: Sequence[int] | None = None,
         lr: float = 3e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
         total_steps: int | None = None,
         cosine: tuple[str, ...] = ("actor_network",),
         tau: float | None = None,
@@ -143,8 +138,7 @@ class FusedUpdate:
         self._moments = tuple({g: torch.zeros_like(p) for g, p in self.params.items()} for _ in range(2))
         self.device = next(iter(self.params.values())).device
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._adam: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self._adam["kernels"] = resolve_kernels(kernels, self.device)
+        self._adam: dict[str, Any] = {"lr": lr, "kernels": resolve_kernels(kernels, self.device)}
         self._decay_steps = {g: total_steps if g.startswith(cosine) else None for g in self.params}
         self._tau = tau
         self._vmap = self._choose_vmap(map_seeds)

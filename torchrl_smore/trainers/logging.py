@@ -13,7 +13,7 @@ class MetricsFile:
     """Rows of metrics, one for each logged step, in a CSV file.
 
     A row is appended when its columns are known; a new column rewrites the file (beside its place, then renamed). An
-    existing file is read back first, so that a resumed run goes on in it.
+    existing file is read back first, so that a resumed run continues it.
 
     Args:
         path: the CSV file; its parents are made.

@@ -416,7 +416,7 @@ class OfflineTrainer(Trainer):
         if self.on_divergence == "stop":
             raise error
         if not self._warned:
-            warnings.warn(f"{error} It goes on.", stacklevel=2)
+            warnings.warn(f"{error} Training continues.", stacklevel=2)
             self._warned = True
 
     def _write(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -491,7 +491,7 @@ class OfflineTrainer(Trainer):
         differing = [f"{name} {meta[name]} (now {now})" for name, now in here.items() if meta.get(name, now) != now]
         if differing:
             warnings.warn(
-                f"the checkpoint was saved under {' and '.join(differing)}: the run goes on, not bit for bit.",
+                f"the checkpoint was saved under {' and '.join(differing)}: the run continues, not bit for bit.",
                 CheckpointWarning,
                 stacklevel=3,
             )

@@ -14,6 +14,7 @@ from torchrl.objectives import HardUpdate, LossModule, TargetNetUpdater
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.trainers.checkpoint import check_fits, fitting_generators
 
+#: How :func:`torch.compile` is used: not at all, with its default mode, or with its slowest search.
 Compile = Literal["off", "default", "max"]
 #: Names of :func:`torch.compile` for ours.
 MODES: dict[str, str] = {"default": "default", "max": "max-autotune-no-cudagraphs"}

@@ -26,7 +26,7 @@ from torchrl_smore.data.errors import DatasetError
 _PLAIN_DTYPE = re.compile(r"f[248]|[iu][1248]|b1")
 _INTEGER = re.compile(rb"-?[0-9]+")
 _BYTE_ORDERS = ("<", ">", "=", "|")
-_MAX_INSTRUCTIONS: Final = 1 << 18  # a dictionary of arrays takes some hundred
+_MAX_INSTRUCTIONS: Final = 1 << 18  # a dictionary of arrays takes about a hundred
 _MAX_PROTOCOL: Final = 5
 _MAX_SHORT: Final = 1 << 10  # bytes of text that are kept in memory
 _MAX_TUPLE: Final = 16

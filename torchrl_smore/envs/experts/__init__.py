@@ -18,6 +18,7 @@ from torchrl_smore.envs.experts.point import PointExpert
 from torchrl_smore.envs.experts.policy import policy_files, read_policy
 from torchrl_smore.envs.experts.reacher import ReacherExpert
 from torchrl_smore.envs.experts.sawyer import SawyerDoorExpert, SawyerReachExpert
+from torchrl_smore.envs.experts.tabletop import TabletopExpert
 
 __all__ = [
     "Actor",
@@ -35,6 +36,7 @@ __all__ = [
     "ReacherExpert",
     "SawyerDoorExpert",
     "SawyerReachExpert",
+    "TabletopExpert",
     "begin_episodes",
     "is_landing_model",
     "policy_files",

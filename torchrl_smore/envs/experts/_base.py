@@ -31,7 +31,7 @@ class PlanningExpert(Protocol):
             seeds: what the n environments were reset with, so that a copy can be brought to the very same state.
 
         Returns:
-            A controller for these n rows and their episodes alone: it is called once in every step, in order. Plan and
+            A controller for these n rows and their episodes alone, called once in every step, in order. Plan and
             actions of row ``i`` depend on row ``i`` and its seed alone.
         """
 

@@ -30,7 +30,7 @@ class FetchSlideExpert(SimulatorOwner):
     Noise on the expert's actions, or in the environment, makes the strike another one than was tried, and ruins it.
 
     Attributes:
-        num_trials: trials for one episode, at most; each takes some 30 ms.
+        num_trials: trials for one episode, at most; each takes about 30 ms.
         precision: distance between puck and goal at which a trial is good enough.
         run_up: distance from which the gripper strikes, centre to centre; they touch at 0.046.
     """

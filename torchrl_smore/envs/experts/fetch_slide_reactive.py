@@ -24,8 +24,8 @@ _FINEST = -4.4  # logarithm of the smallest standard deviation (m) that the poin
 class FetchSlideReactiveExpert:
     """Drives behind the puck and strikes as a model of where pucks come to rest tells; lengths in metres.
 
-    In each step in which the gripper is behind the puck, or follows it closely, the model says of some hundred strikes
-    (and of none) how a puck that is struck so, and left alone from then on, would be spread where it comes to rest; the
+    In each step in which the gripper is behind the puck, or follows it closely, the model says of 108 strikes
+    and of none how a puck that is struck so, and left alone from then on, would be spread where it comes to rest; the
     expert takes the strike with which it most probably rests in the goal. So a second step corrects what the first has
     made of the puck, and no plan is kept. A puck that came to rest elsewhere within reach is struck again.
 

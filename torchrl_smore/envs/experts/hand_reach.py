@@ -20,7 +20,7 @@ class HandReachExpert(SimulatorOwner):
     r"""Solves for the joint angles that put all fingertips on the goal, in every step, and asks the actuators for them.
 
     The angles :math:`q^*` come from damped Gauss-Newton steps that start at the measured angles :math:`q`. The
-    actuators are springs of stiffness :math:`k_p`: a target equal to :math:`q^*` leaves the fingers hanging some 27 mm
+    actuators are springs of stiffness :math:`k_p`: a target equal to :math:`q^*` leaves the fingers hanging about 27 mm
     low, so the joint torque :math:`b(q^*)` that carries their weight is added, and the way to go is overdriven:
 
     .. math:: \mathrm{ctrl} = q^* + (K - 1)(q^* - q) + b(q^*) / k_p

@@ -42,6 +42,11 @@ def td_target(
     return target if bounds is None else target.clamp(*bounds)
 
 
+def return_bounds(gamma: float) -> tuple[float, float]:
+    """Range of the discounted return of rewards in {-1, 0}; ``gamma`` in ``(0, 1)``."""
+    return -1.0 / (1.0 - gamma), 0.0
+
+
 def td_loss(error: Tensor, huber_delta: float | None = None) -> Tensor:
     r"""Squared error ``e^2`` (without 1/2), or Huber's loss ``e^2 / 2`` for ``|e| < d``, ``d (|e| - d / 2)`` beyond.
 

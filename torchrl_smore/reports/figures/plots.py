@@ -158,8 +158,8 @@ def plot_goals(
         title: of the figure.
 
     Returns:
-        Whether there is something to see: goals of at most :data:`MAX_COLUMNS` columns, two of which vary. If not,
-        nothing is written.
+        Whether there is something to see, which are goals of at most three columns, two of which vary. If not, nothing
+        is written.
     """
     extent = np.ptp(goals, axis=0)
     if goals.shape[1] > MAX_COLUMNS or (extent > 0).sum() < 2:

@@ -27,6 +27,7 @@ from torchrl_smore.reports.numbers.statistics import (
 )
 
 CONFIDENCE = 0.95
+#: Resamples of a bootstrap.
 RESAMPLES = 2000
 
 Groups = Sequence[ArrayLike]

@@ -13,10 +13,14 @@ STEP = 0.5  # gain of the value with a step over the standard deviation of the a
 RANK = 0.7
 GROWTH = 0.1  # of what the score has changed in all
 OUTSIDE = 0.01  # of the rows
-PREFERENCE = 0.6  # of the states
+#: Smallest share of the states in which the score is to prefer the expert's action.
+PREFERENCE = 0.6
+#: Smallest mean cosine of the policy's action and the expert's.
 COSINE = 0.8
 IDLE = 0.5  # of the rows
-BEYOND, FARTHEST = 0.005, 20.0  # of the rows; standard deviations
+BEYOND = 0.005  # of the rows
+#: Largest standardised input, in standard deviations.
+FARTHEST = 20.0
 FAILED = 0.1  # of the episodes
 
 _PHASE_NAMES = {"before": "before the achieved goal moves", "moving": "while it moves", "at_goal": "at the goal"}
@@ -150,7 +154,7 @@ def _score(d: Diagnosis) -> list[Finding]:
                 f"{n['score_noise']:.3g} among expert rows with equally many steps to go.",
                 ratio < STEP,
                 f"a smaller gamma (now {d.about.get('gamma')}): a step is worth 1 - gamma of the score; 0.9 suits "
-                "goals some 10 to 20 steps away",
+                "goals about 10 to 20 steps away",
             )
         )
     if "score_rank_correlation" in n:

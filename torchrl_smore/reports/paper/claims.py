@@ -45,7 +45,7 @@ def evaluate_claim(
     """Evaluates one claim.
 
     Args:
-        claim: a key of :data:`~torchrl_smore.reports.paper.claim_rules.CLAIMS`, ``"C1"`` to ``"C13"``.
+        claim: ``"C1"`` to ``"C13"``.
         results: ours, or the paper's printed means.
         tasks: evaluates the claim on these tasks alone; by default on all that the paper's table has.
         min_seeds: of every cell that the claim needs.

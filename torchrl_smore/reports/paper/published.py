@@ -12,7 +12,7 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.reports.numbers import Cell, Sample, canonical_setting
 
 NUM_SEEDS = 10  # of every table (App. C.1)
-# steps of an episode: not in the paper, but of the environments of the official code
+#: Steps of an episode by task: not in the paper, but of the environments of the official code.
 HORIZONS = {
     **dict.fromkeys(("Reacher", "SawyerReach", "SawyerDoor"), 50),
     **dict.fromkeys(("FetchReach", "FetchPick", "FetchPush", "FetchSlide", "HandReach"), 50),

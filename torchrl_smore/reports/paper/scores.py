@@ -14,6 +14,7 @@ from torchrl_smore.reports.paper.published import HORIZONS, Paper, max_return
 View = Literal["discounted_return_0.98", "discounted_return_0.99", "return_over_max", "success_rate", "final_distance"]
 Scores = dict[str, dict[str, np.ndarray]]
 
+#: The setting that most of the paper's tables have: a tenth of the data are an expert's.
 BASE_SETTING = "expert=0.1"
 
 

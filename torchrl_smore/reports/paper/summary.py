@@ -17,7 +17,9 @@ from torchrl_smore.reports.numbers import (
 from torchrl_smore.reports.paper.markup import escape_markdown
 from torchrl_smore.reports.paper.scores import Scores, groups_of, main_scores, shared_tasks
 
+#: The method that a summary is about.
 METHOD = "SMORe"
+#: Shares of the largest return at which a performance profile is evaluated.
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
 
@@ -41,7 +43,7 @@ class Summary:
 
     @property
     def sources(self) -> list[str]:
-        """Who computed: rliable, or our own code and why."""
+        """Who computed, which is rliable, or our own code and why."""
         every = [*self.iqm.values(), *self.profiles.values(), *self.improvement.values()]
         return list(dict.fromkeys(estimate.source for estimate in every))
 

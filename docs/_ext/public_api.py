@@ -1,0 +1,201 @@
+"""The API reference: every public name of a module under the name that users import, and references that find it.
+
+``public-api:: package.module`` writes a table of the public names and then their documentation. A name that a package
+hands on from another documented module is documented in one of them and linked from the other; a module without
+``__all__`` shows what no package hands on.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+
+_TRAINING = ("checkpoint", "configs", "evaluation", "fused", "logging", "stacked", "step_graph", "update")
+# besides everything below `functional`; a module stands before those that hand its names on
+_MODULES = (
+    "torchrl_smore.objectives",
+    "torchrl_smore.objectives.base",
+    "torchrl_smore.objectives.terms",
+    "torchrl_smore.modules",
+    "torchrl_smore.modules.precision",
+    "torchrl_smore.modules.linear",
+    *(f"torchrl_smore.data.readers.{name}" for name in ("csv", "d4rl", "minari", "ogbench", "wgcsl")),
+    "torchrl_smore.data.readers",
+    *(f"torchrl_smore.data.writers.{name}" for name in ("d4rl", "minari", "ogbench", "wgcsl")),
+    "torchrl_smore.data.writers",
+    "torchrl_smore.data",
+    "torchrl_smore.envs.experts",
+    "torchrl_smore.envs",
+    *(f"torchrl_smore.envs.{name}" for name in ("batch", "point", "wrappers")),
+    "torchrl_smore.trainers",
+    *(f"torchrl_smore.trainers.{name}" for name in _TRAINING),
+    "torchrl_smore.reports",
+    *(f"torchrl_smore.reports.{name}" for name in ("numbers", "paper", "figures")),
+    "smore_kernels",
+    "torchrl_smore",
+)
+_LONGEST_VALUE = 100
+
+
+@cache
+def documented_modules() -> tuple[str, ...]:
+    """Names of all modules in the reference."""
+    package = importlib.import_module("torchrl_smore.functional")
+    found = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    found.sort(key=lambda name: (".baselines" in name, name))
+    return (*(name for name in found if "._" not in name and public_names(name)), *_MODULES)
+
+
+def public_names(module_name: str) -> list[str]:
+    """``__all__``, or what a module without it defines: functions, classes, and constants with a ``#:`` comment."""
+    module = importlib.import_module(module_name)
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    commented = {name for scope, name in _attribute_docs(module_name) if not scope}
+    own = {
+        name
+        for name, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isroutine(value)) and value.__module__ == module_name
+    }
+    return [name for name in vars(module) if not name.startswith("_") and name in own | commented]
+
+
+@cache
+def homes() -> dict[str, str]:
+    """Each public name, qualified by each module that has it, to the qualified name that it is documented under."""
+    found: dict[str, str] = {}
+    first: dict[tuple[str, int], str] = {}
+    for module_name in documented_modules():
+        module = importlib.import_module(module_name)
+        for name in public_names(module_name):
+            value = getattr(module, name)
+            full = value.__name__ if inspect.ismodule(value) else f"{module_name}.{name}"
+            home = first.setdefault((name, id(value)), full)
+            found[f"{module_name}.{name}"] = home
+            if inspect.isclass(value) or inspect.isroutine(value):
+                found[f"{value.__module__}.{value.__qualname__}"] = home
+    return found
+
+
+@cache
+def _attribute_docs(module_name: str) -> dict[tuple[str, str], list[str]]:
+    return ModuleAnalyzer.for_module(module_name).find_attr_docs()
+
+
+def constant_doc(module_name: str, name: str) -> list[str]:
+    """Lines of the ``#:`` comment of a constant, where it is defined or in the module that it comes from."""
+    docs = _attribute_docs(module_name)
+    if ("", name) in docs:
+        return docs["", name]
+    tree = ast.parse(inspect.getsource(importlib.import_module(module_name)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
+            return constant_doc(str(node.module), name)
+    return []
+
+
+def _constant(module_name: str, name: str, value: Any) -> list[str]:
+    text = repr(value)
+    lines = [f".. py:data:: {name}"]
+    if len(text) <= _LONGEST_VALUE and " object at " not in text:
+        lines.append(f"   :value: {text}")
+    return [*lines, "", *(f"   {line}" for line in constant_doc(module_name, name)), ""]
+
+
+def _entry(module_name: str, name: str, value: Any) -> list[str]:
+    if inspect.isclass(value):
+        return [f".. autoclass:: {name}", ""]
+    if inspect.isroutine(value):
+        return [f".. autofunction:: {name}", ""]
+    return _constant(module_name, name, value)
+
+
+def _summary(module_name: str, name: str, value: Any) -> str:
+    if inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value):
+        text = inspect.getdoc(value) or ""
+    else:
+        text = "\n".join(constant_doc(module_name, name))
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _role(value: Any) -> str:
+    if inspect.ismodule(value):
+        return "mod"
+    return "class" if inspect.isclass(value) else "func" if inspect.isroutine(value) else "data"
+
+
+class PublicApi(SphinxDirective):
+    """``public-api:: module``: docstring, table and entries; ``:below:`` a section for each module below it instead."""
+
+    required_arguments = 1
+    option_spec = {"below": directives.flag}
+
+    def run(self) -> list[nodes.Node]:
+        """Expands to reStructuredText."""
+        root = self.arguments[0]
+        if "below" not in self.options:
+            return self.parse_text_to_nodes("\n".join(self._module(root)))
+        lines = []
+        for name in documented_modules():
+            if name.startswith(f"{root}."):
+                title = f"``{name}``"
+                lines += [title, "=" * len(title), "", *self._module(name)]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+    def _module(self, module_name: str) -> list[str]:
+        module: ModuleType = importlib.import_module(module_name)
+        self.env.note_dependency(str(module.__file__))
+        table = [".. list-table::", "   :class: api-names", ""]
+        entries = []
+        for name in public_names(module_name):
+            value = getattr(module, name)
+            home = homes()[f"{module_name}.{name}"]
+            if home != f"{module_name}.{name}" and not hasattr(module, "__all__"):
+                continue
+            table += [f"   * - :py:{_role(value)}:`~{home}`", f"     - {_summary(module_name, name, value)}"]
+            if home == f"{module_name}.{name}" and not inspect.ismodule(value):
+                entries += _entry(module_name, name, value)
+        head = [f".. automodule:: {module_name}", "   :no-members:", ""]
+        return [*head, *table, "", f".. currentmodule:: {module_name}", "", *entries]
+
+
+def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Node | None:
+    """Finds a name that a reference gives by the module that defines it, or without a module."""
+    if node.get("refdomain") != "py":
+        return None
+    target = node["reftarget"]
+    candidates = {home for name, home in homes().items() if name == target or name.endswith(f".{target}")}
+    owner, _, member = target.rpartition(".")
+    candidates |= {f"{home}.{member}" for name, home in homes().items() if name == owner or name.endswith(f".{owner}")}
+    domain = env.domains.python_domain
+    known = sorted(candidate for candidate in candidates if candidate in domain.objects)
+    if len(known) != 1:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known[0], node, content)
+
+
+def _skip_field(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out fields of named tuples, which their class describes: by themselves they say their number alone."""
+    return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Adds the directive and the resolver."""
+    app.add_directive("public-api", PublicApi)
+    app.connect("autodoc-skip-member", _skip_field)
+    app.connect("missing-reference", _resolve)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

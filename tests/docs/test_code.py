@@ -1,0 +1,129 @@
+"""Every block of Python on the site runs as it stands, page by page, each in the names of those before it."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_smore import GoalBatchSampler, SMORELoss, goal_specs, make_networks
+from torchrl_smore.envs import EnvPool, collect, get_task
+from torchrl_smore.trainers import Evaluator, FusedUpdate, KeepBest, OfflineTrainer, record_policy
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+# blocks that are a file: what runs them
+FILES = {"use.md": "my_module.py"}  # tests/recipes/test_own_task.py
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python blocks of a page that are no file."""
+    found = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    name = FILES.get(page.name, "")
+    return [code for code in found if not name or not code.startswith(f"# {name}")]
+
+
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
+
+
+@contextmanager
+def _trained_run():
+    """A run of the seeds 0 and 3 at ``runs/NAME``, two rows of inputs, and the task as a TorchRL environment."""
+    from torchrl.envs import GymWrapper
+
+    store = collect("PointReach", expert_episodes=2, random_episodes=4, seed=0, progress=False)
+    networks = [make_networks(*goal_specs(2, 2, 2), hidden=(8,)) for _ in range(2)]
+    losses = [SMORELoss(own.actor, own.score, own.value) for own in networks]
+    update = FusedUpdate(losses, GoalBatchSampler(store.data, 8), seeds=(0, 3), lr=1e-3, total_steps=2, tau=0.005)
+    columns = {"observation": ["x", "y"], "desired_goal": ["x", "y"], "action": ["dx", "dy"]}
+    with EnvPool("PointReach", 2) as pool:
+        evaluator = Evaluator(pool, episodes=1, horizon=2)
+        options = {"total_steps": 2, "eval_interval": 2, "progress_bar": False}
+        trainer = OfflineTrainer(update=update, run_dir="runs/NAME", evaluator=evaluator, **options)
+        trainer.register_op("post_steps", KeepBest(trainer))
+        trainer.train()
+    record_policy("runs/NAME", losses[0], columns=columns)
+    yield {
+        "observation": np.zeros((2, 2), dtype=np.float32),
+        "goal": np.ones((2, 2), dtype=np.float32),
+        "action": np.zeros((2, 2), dtype=np.float32),
+        "env": GymWrapper(get_task("PointReach").make_env()),
+    }
+
+
+@contextmanager
+def _ant_files():
+    """Two D4RL files of the Ant with 30 episodes of three steps each, the second of which falls."""
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    for name in ("expert", "medium"):
+        observation = rng.normal(0, 0.1, (91, 111)).astype(np.float32)
+        observation[:, 0] = 0.6  # the height of the torso
+        row = np.arange(90)
+        with h5py.File(f"ant_{name}-v2.hdf5", "w") as file:
+            file["observations"], file["next_observations"] = observation[:-1], observation[1:]
+            file["actions"] = rng.uniform(-1, 1, (90, 8)).astype(np.float32)
+            file["rewards"] = np.zeros(90, dtype=np.float32)
+            file["terminals"], file["timeouts"] = row == 5, (row % 3 == 2) & (row != 5)
+    yield {}
+
+
+@contextmanager
+def _one_process():
+    """Networks, a batch, and a process group of this process alone."""
+    from torch import distributed
+
+    networks = make_networks(*goal_specs(2, 2, 2), hidden=(8,))
+    rows = {key: torch.randn(4, 2) for key in ("observation", "action", "desired_goal")}
+    batch = TensorDict({**rows, ("next", "observation"): torch.randn(4, 2)}, [4])
+    distributed.init_process_group("gloo", init_method=f"file://{Path.cwd() / 'group'}", rank=0, world_size=1)
+    try:
+        yield {"networks": networks, "batch": batch.set("q", batch.clone())}
+    finally:
+        distributed.destroy_process_group()
+
+
+PREPARED: dict[str, Callable[[], AbstractContextManager[dict[str, object]]]] = {
+    "datasets.md": _ant_files,
+    "runs.md": _one_process,
+    "use.md": _trained_run,
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with PREPARED.get(page.name, lambda: nullcontext({}))() as prepared:
+        names = {"__name__": page.stem, **prepared}
+        for number, code in enumerate(blocks(page)):
+            exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+
+
+EXAMPLES = [path for path in sorted((ROOT / "torchrl_smore").rglob("*.py")) if ">>> " in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_of_docstrings_give_what_they_show(path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_the_blocks_that_are_files_are_there():
+    for page, name in FILES.items():
+        assert f"```python\n# {name}" in (DOCS / page).read_text(encoding="utf-8")
+
+
+def test_no_page_shows_python_in_another_way():
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"^``` ?(py|python3|pycon)$|^>>> ", text, re.MULTILINE), page

@@ -1,0 +1,119 @@
+"""oneDNN's linear layer gives what PyTorch's gives, under every transform."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchrl_smore.modules import linear as module
+from torchrl_smore.modules.linear import linear, onednn_is_faster
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+
+
+def inputs(*batch, num_inputs=5, num_outputs=7):
+    x = torch.randn(*batch, num_inputs, requires_grad=True)
+    weight = torch.randn(num_outputs, num_inputs, requires_grad=True)
+    return x, weight, torch.randn(num_outputs, requires_grad=True)
+
+
+def loss(x, weight, bias, relu, matmul):
+    # its gradient is not 0 where a ReLU is
+    return (linear(x, weight, bias, relu=relu, matmul=matmul) + 0.5).pow(3).sum()
+
+
+def test_the_layer_is_an_affine_map_and_its_positive_part():
+    x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0], [-4.0, 1.0]])
+    bias = torch.tensor([0.5, 1.0])
+    for matmul in ("auto", "torch", "onednn"):
+        assert linear(x, weight, bias, matmul=matmul).tolist() == [[1.5, -1.0]]
+        assert linear(x, weight, bias, relu=True, matmul=matmul).tolist() == [[1.5, 0.0]]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [((9,), 5, 7), ((9,), 7, 5), ((2, 3), 5, 7), ((), 5, 7)], ids=str)
+def test_value_gradients_and_second_derivatives_are_those_of_pytorch(shape, relu):
+    batch, num_inputs, num_outputs = shape
+    args = inputs(*batch, num_inputs=num_inputs, num_outputs=num_outputs)
+
+    def gradients(matmul):
+        first = torch.autograd.grad(loss(*args, relu, matmul), args, create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        return [*first, *torch.autograd.grad(penalty, args)]
+
+    torch.testing.assert_close(linear(*args, relu=relu, matmul="onednn"), linear(*args, relu=relu, matmul="torch"))
+    for ours, expected in zip(gradients("onednn"), gradients("torch")):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_bf16_gradients_are_those_of_pytorch():
+    args = [t.detach().bfloat16().requires_grad_() for t in inputs(9)]
+    ours, expected = (torch.autograd.grad(loss(*args, True, matmul), args) for matmul in ("onednn", "torch"))
+    for a, b in zip(ours, expected):
+        assert a.dtype == torch.bfloat16
+        # 8 bits of mantissa, cubes, and sums of 9 or 7 terms in another order
+        torch.testing.assert_close(a, b, rtol=4e-2, atol=4e-2 * float(b.detach().abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("relu", "backend"),
+    [(False, None), (True, None), (True, "aot_eager"), pytest.param(True, "inductor", marks=pytest.mark.slow)],
+)
+def test_vmap_and_functional_gradients_agree_in_eager_and_in_one_graph(relu, backend):
+    x, *_ = inputs(9)
+    weights, biases = torch.randn(3, 7, 5), torch.randn(3, 7)
+
+    def stacked(matmul):
+        grad = torch.func.grad(lambda w, b: loss(x.detach(), w, b, relu, matmul), (0, 1))
+        return lambda w, b: (*torch.vmap(grad)(w, b), *grad(w[0], b[0]))
+
+    ours = stacked("onednn")
+    if backend is not None:
+        torch._dynamo.reset()
+        ours = torch.compile(ours, backend=backend, fullgraph=True)
+    for a, b in zip(ours(weights, biases), stacked("torch")(weights, biases)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_an_unchanged_argument_gets_no_gradient():
+    x, weight, bias = inputs(9)
+    out = linear(x.detach(), weight, bias.detach(), matmul="onednn")
+    (grad,) = torch.autograd.grad(out.sum(), weight)
+    torch.testing.assert_close(grad, x.detach().sum(0).expand(7, 5))
+
+
+def test_auto_takes_onednn_only_where_it_is_faster(monkeypatch):
+    args, calls = inputs(9, num_outputs=16), []
+    monkeypatch.setattr(module, "_onednn", lambda *arguments: calls.append(arguments))
+    for faster, expected in ((False, 0), (True, 1)):
+        monkeypatch.setattr(module, "_ONEDNN_IS_FASTER", faster)
+        assert onednn_is_faster() is faster
+        linear(*args)
+        assert len(calls) == expected
+    # neither a type that oneDNN has no product for, an empty batch nor a narrow layer reaches it
+    assert linear(*(t.double() for t in args)).dtype == torch.float64
+    assert linear(args[0][:0], *args[1:]).shape == (0, 16)
+    assert linear(*inputs(9, num_outputs=15)).shape == (9, 15)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("batch", [(9,), (2, 3), ()], ids=str)
+def test_one_output_in_a_graph_has_value_and_gradients_of_the_product_without_one(batch, relu, monkeypatch):
+    args = inputs(*batch, num_outputs=1)
+    if batch == (9,):
+        monkeypatch.setattr(torch.nn.functional, "linear", None)  # nobody calls it
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *args: loss(*args, relu, "auto"), backend="aot_eager", fullgraph=True)
+    ours = torch.autograd.grad(compiled(*args), args)
+    monkeypatch.undo()
+    for a, b in zip(ours, torch.autograd.grad(loss(*args, relu, "torch"), args)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_names_and_devices_that_cannot_be_are_refused():
+    args = inputs(2)
+    with pytest.raises(ValueError, match=r"unknown matmul 'onednnn'.*Did you mean 'onednn'"):
+        linear(*args, matmul="onednnn")
+    with pytest.raises(RuntimeError, match=r"needs CPU tensors.*got a meta tensor"):
+        linear(*(t.detach().to("meta") for t in args), matmul="onednn")

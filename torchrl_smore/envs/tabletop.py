@@ -1,0 +1,270 @@
+"""Tabletop tasks: a gripper, a drawer, a can and a cube, in MuJoCo, from primitive shapes of our own.
+
+They stand in for the image tasks of the paper's Fig. 3, whose simulator (PyBullet) and data are not available. Kept is
+what those tasks are about: data of single primitives (open or close the drawer, carry the cube, push the can), and
+evaluation tasks, two of which need two primitives in a row that no trajectory of the data holds together. What differs:
+scene, gripper and lengths are our own, nothing turns, the cube is held by friction, and starts are drawn anew in every
+episode where the original has one for each task.
+
+A state is 10 numbers, and nothing else decides what follows but what is left of velocities a tenth of a second after an
+action. The drawer does not move while the can stands before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_smore.envs._gym import Env, spaces
+from torchrl_smore.envs.wrappers import require_mujoco
+
+Array = NDArray[Any]
+Kind = Literal["primitives", "drawer", "pick", "pick-close", "push-open"]
+
+STEP = 0.04
+"""Displacement of the gripper for an action component of 1, in metres."""
+FINGER_STEP = 0.03
+"""Displacement of each finger for an action component of 1, in metres."""
+OPEN_FINGERS = 0.035
+"""Distance of each finger from the middle when the gripper is open, in metres."""
+OPEN_DRAWER = 0.15
+"""How far an open drawer is pulled out, in metres; it can be by 0.16."""
+HANDLE = (-0.17, 0.02, 0.05)
+"""Middle of the handle of the shut drawer, in metres."""
+HOME = (0.0, -0.10, 0.24)
+"""Where the gripper is at the end of an episode, in metres: of the experts', and in goal images."""
+INSIDE = ((-0.28, 0.08), (-0.06, 0.31))
+"""Corners in the plane of the inside of the shut drawer, in metres."""
+CUBE_HALF = 0.02
+"""Half of the cube's edge, in metres."""
+CAN_HEIGHT = 0.092
+"""Height of the can's top, in metres."""
+
+GRIPPER, FINGERS, DRAWER, CAN, CUBE = slice(0, 3), 3, 4, slice(5, 7), slice(7, 10)
+_LOW, _HIGH = np.array((-0.34, -0.29, 0.02)), np.array((0.34, 0.32, 0.30))  # where the gripper is sent
+_SUBSTEPS = 20
+_BEFORE_DRAWER = (
+    np.array((-0.32, -0.18)),
+    np.array((-0.02, 0.09)),
+)  # corners of where the can keeps the drawer from moving
+_GOAL = slice(4, 10)
+_MARGIN = 0.05
+_JOINTS = (
+    *("gripper_x", "gripper_y", "gripper_z", "near_finger", "drawer"),
+    *("can_x", "can_y", "cube_x", "cube_y", "cube_z"),
+)
+
+# boxes that starts and goals are drawn from
+_GRIPPER_START = ((-0.20, -0.20, 0.20), (0.20, 0.10, 0.28))
+_CAN_LEFT, _CAN_RIGHT = ((-0.22, -0.12), (-0.12, -0.06)), ((0.08, -0.12), (0.25, -0.06))
+_CUBE_PLACES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "table": ((0.02, -0.27, 0.02), (0.28, -0.21, 0.02)),
+    "tray": ((0.165, 0.155, 0.02), (0.255, 0.245, 0.02)),
+    "top": ((-0.24, 0.16, 0.12), (-0.10, 0.27, 0.12)),
+    "drawer": ((-0.22, 0.15, 0.03), (-0.12, 0.18, 0.03)),  # of the shut one
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where things are: what a start or a goal is drawn as.
+
+    Attributes:
+        gripper: position ``[3]`` in metres.
+        opened: how far the drawer is pulled out, in metres.
+        can: position ``[2]`` in the plane.
+        place: which of the places the cube is in.
+        cube: its position ``[3]``; in the drawer, that with the drawer shut.
+    """
+
+    gripper: Array
+    opened: float
+    can: Array
+    place: str
+    cube: Array
+
+    @property
+    def state(self) -> Array:
+        """The observation, ``[10]``."""
+        shift = (0.0, -self.opened if self.place == "drawer" else 0.0, 0.0)
+        return np.concatenate([self.gripper, [OPEN_FINGERS, self.opened], self.can, self.cube + np.array(shift)])
+
+
+def draw_episode(kind: Kind, rng: np.random.Generator) -> tuple[Scene, Scene]:
+    """Start and goal of an episode.
+
+    ``"primitives"``: what the data hold, one of opening or shutting the drawer, carrying the cube to another place, and
+    pushing the can to the right or the left, in a third of the episodes each where the scene allows it. ``"drawer"``:
+    opening or shutting it. ``"pick"``: the cube from the table to the tray or to the top of the cabinet.
+    ``"pick-close"``: the cube from the table into the open drawer, which is then shut. ``"push-open"``: the can from
+    before the shut drawer to the right, so that the drawer can be opened.
+    """
+    if kind == "primitives":
+        return _primitive(rng)
+    shut = kind == "push-open" or (kind == "drawer" and rng.random() < 0.5)
+    opened = 0.0 if shut else _opening(rng)
+    place = ("table", "tray", "top")[rng.integers(3)] if kind in ("drawer", "push-open") else "table"
+    can = _uniform(rng, _CAN_LEFT if kind == "push-open" else _CAN_RIGHT)
+    start = Scene(_uniform(rng, _GRIPPER_START), opened, can, place, _uniform(rng, _CUBE_PLACES[place]))
+    if kind == "drawer":
+        return start, _after(start, opened=0.0 if opened else OPEN_DRAWER)
+    if kind == "pick":
+        return start, _carried(rng, start, ("tray", "top")[rng.integers(2)])
+    if kind == "pick-close":
+        return start, _after(_carried(rng, start, "drawer"), opened=0.0)
+    return start, _after(start, can=_pushed(rng, start), opened=OPEN_DRAWER)
+
+
+def _primitive(rng: np.random.Generator) -> tuple[Scene, Scene]:
+    opened = _opening(rng) if rng.random() < 0.5 else 0.0
+    left = opened == 0.0 and rng.random() < 0.5
+    place = tuple(_CUBE_PLACES)[rng.choice(4, p=(0.45, 0.15, 0.15, 0.25))]
+    can = _uniform(rng, _CAN_LEFT if left else _CAN_RIGHT)
+    start = Scene(_uniform(rng, _GRIPPER_START), opened, can, place, _uniform(rng, _CUBE_PLACES[place]))
+    possible = ["push"]
+    possible += [] if left else ["drawer"]
+    # out of the drawer it is not carried
+    possible += [] if place == "drawer" else ["pick"]
+    primitive = possible[rng.integers(len(possible))]
+    if primitive == "drawer":
+        return start, _after(start, opened=0.0 if opened else OPEN_DRAWER)
+    if primitive == "push":
+        return start, _after(start, can=_pushed(rng, start))
+    targets = [name for name in _CUBE_PLACES if name != place and (name != "drawer" or opened)]
+    return start, _carried(rng, start, targets[rng.integers(len(targets))])
+
+
+def _after(start: Scene, **changes: Any) -> Scene:
+    return replace(start, gripper=np.array(HOME), **changes)
+
+
+def _carried(rng: np.random.Generator, start: Scene, place: str) -> Scene:
+    return _after(start, place=place, cube=_uniform(rng, _CUBE_PLACES[place]))
+
+
+def _pushed(rng: np.random.Generator, start: Scene) -> Array:
+    """Where the can is pushed to along x: out from before the drawer, before it if it is shut, else by 9 cm."""
+    x, y = start.can
+    if x < 0.0:
+        return np.array((rng.uniform(_CAN_RIGHT[0][0], _CAN_RIGHT[1][0]), y))
+    if start.opened == 0.0:
+        return np.array((rng.uniform(_CAN_LEFT[0][0], _CAN_LEFT[1][0]), y))
+    return np.array((x + (0.09 if x < 0.165 else -0.09), y))
+
+
+def _opening(rng: np.random.Generator) -> float:
+    return float(rng.uniform(OPEN_DRAWER - 0.01, OPEN_DRAWER + 0.005))
+
+
+def _uniform(rng: np.random.Generator, box: tuple[tuple[float, ...], tuple[float, ...]]) -> Array:
+    return rng.uniform(*box)
+
+
+class TabletopEnv(Env):
+    """The table; see :func:`draw_episode` for what is to be done on it.
+
+    The observation is the state: gripper ``[3]``, distance of each finger from the middle, how far the drawer is out,
+    can ``[2]``, cube ``[3]``, in metres; the achieved goal is that without the gripper and its fingers.
+
+    Args:
+        kind: which episodes.
+
+    Raises:
+        ImportError: if mujoco is missing; says what to install.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, kind: Kind) -> None:
+        self._mujoco = require_mujoco("TabletopEnv")
+        self.kind = kind
+        self.render_mode = None
+        self.model = load_model()
+        self.data = self._mujoco.MjData(self.model)
+        self._places = _places(self.model)
+        self._lock = self.model.equality("lock").id
+        self.goal_state = np.zeros(len(_JOINTS))
+        low = np.array([*_LOW, 0.0, 0.0, -0.5, -0.5, -0.5, -0.5, -0.5]) - _MARGIN
+        high = np.array([*_HIGH, 0.035, 0.16, 0.5, 0.5, 0.5, 0.5, 0.5]) + _MARGIN
+        self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.observation_space = spaces.Dict(
+            {
+                "observation": spaces.Box(low, high, dtype=np.float64),
+                "achieved_goal": spaces.Box(low[_GOAL], high[_GOAL], dtype=np.float64),
+                "desired_goal": spaces.Box(low[_GOAL], high[_GOAL], dtype=np.float64),
+            }
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Draws start and goal, and puts everything there at rest; no ``options``."""
+        super().reset(seed=seed)
+        start, goal = draw_episode(self.kind, self.np_random)
+        self.goal_state = goal.state
+        self.set_state(start.state)
+        return self._observe(), {}
+
+    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        """Sends gripper and fingers from where they are by ``action`` ``[4]``.
+
+        The reward is 0, see ``GoalTaskWrapper``.
+        The first three components are in units of 4 cm; the fourth opens each finger by 3 cm, or closes it if negative.
+        """
+        action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+        state = self.state
+        self.data.ctrl[:3] = np.clip(state[GRIPPER] + STEP * action[:3], _LOW, _HIGH)
+        # not clipped at 0: fingers that hold something press on it by what they are asked to close
+        self.data.ctrl[3] = min(state[FINGERS] + FINGER_STEP * action[3], OPEN_FINGERS)
+        self.data.eq_active[self._lock] = blocks_drawer(state[CAN])
+        self.model.eq_data[self._lock, 0] = state[DRAWER]
+        self._mujoco.mj_step(self.model, self.data, _SUBSTEPS)
+        return self._observe(), 0.0, False, False, {}
+
+    @property
+    def state(self) -> Array:
+        """The state ``[10]``, copied."""
+        return self.data.qpos[self._places]
+
+    def set_state(self, state: Array) -> None:
+        """Puts everything at rest where ``state`` ``[10]`` says."""
+        self._mujoco.mj_resetData(self.model, self.data)
+        put(self.model, self.data, state)
+        self.data.ctrl[:] = state[:4]
+        self._mujoco.mj_forward(self.model, self.data)
+
+    def _observe(self) -> dict[str, Array]:
+        state = self.state
+        return {
+            "observation": state,
+            "achieved_goal": state[_GOAL].copy(),
+            "desired_goal": self.goal_state[_GOAL].copy(),
+        }
+
+
+def blocks_drawer(can: Array) -> Array:
+    """Whether a can ``[*, 2]`` keeps the drawer from moving, ``[*]``."""
+    low, high = _BEFORE_DRAWER
+    blocked: Array = ((can > low) & (can < high)).all(-1)
+    return blocked
+
+
+def put(model: Any, data: Any, state: Array) -> None:
+    """Writes a state ``[10]`` to the positions of ``data``; nothing that follows from them is computed."""
+    data.qpos[_places(model)] = state
+    data.qpos[model.joint("far_finger").qposadr[0]] = state[FINGERS]
+
+
+def _places(model: Any) -> list[int]:
+    """Where in ``qpos`` the numbers of a state are."""
+    return [model.joint(name).qposadr[0] for name in _JOINTS]
+
+
+def load_model() -> Any:
+    """The MuJoCo model of the table."""
+    with resources.as_file(resources.files(__package__) / "assets" / "tabletop.xml") as file:
+        return require_mujoco("TabletopEnv").MjModel.from_xml_path(str(file))

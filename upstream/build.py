@@ -1,0 +1,289 @@
+"""Writes SMORe into a clone of TorchRL, as a pull request would have it, and runs its tests there.
+
+python upstream/build.py PATH              PATH is a clone of https://github.com/pytorch/rl
+python upstream/build.py PATH --no-tests   only write
+
+The loss is made from this package (``flatten.py``); what is TorchRL's own in style (tests, script, speed test) lies in
+``files/``. Running it again writes the same files again; ``git -C PATH diff`` shows what a pull request would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from flatten import flatten
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+HEADER = """\
+# Copyright (c) Meta Platforms, Inc. and affiliates.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""
+LOSS = "torchrl/objectives/smore.py"
+TESTS = "test/objectives/test_smore.py"
+SCRIPT = "sota-implementations/smore"
+CONFIGS = "torchrl/trainers/algorithms/configs"
+BENCHMARKS = "benchmarks/test_objectives_benchmarks.py"
+# what the docstrings say of parts of this package that stay behind
+REWORDED = (
+    # of score (Eq. 10), value (Eq. 9) and actor (Eq. 11)
+    (
+        r", which ``ScoreLoss`` (.*), ``ExpectileValueLoss`` (.*) and\s+``AWRActorLoss`` (.*) give alone",
+        r": of score \1, value \2 and\n    actor \3",
+    ),
+    (r", as ``HindsightGoalTransform`` makes it", ""),
+    (
+        r"(writes ``tensor_keys\.score``, ``\[\*B, 1\]``); see ``ScoreLoss``\.",
+        r"\1. A list keeps its\n            initialisation; a single one is cloned and resampled.",
+    ),
+    (
+        r"; see ``ScoreLoss``\.",
+        ', to which bootstrapped values are\n            clipped; ``"auto"`` is the range of the closed form.',
+    ),
+    (r"(?:; see)?;? ``docs/paper_code_ours\.md``", ""),
+    (r"those of the losses that give one part\s+alone; of", "of score, value and\n        actor; of"),
+)
+LEFT_BEHIND = re.compile(
+    r"torchrl_smore|ScoreLoss|ExpectileValueLoss|AWRActorLoss|HindsightGoal|GoalTransition|\w+\.md|kernel",
+    re.IGNORECASE,
+)
+_PLAIN = ("bool", "int", "float", "str")
+
+
+class BuildError(RuntimeError):
+    """The clone does not look as expected."""
+
+
+def loss_module(root: Path) -> str:
+    """Text of ``torchrl/objectives/smore.py``: the loss and all that it needs of the package below ``root``."""
+    text = flatten(root, "torchrl_smore.objectives", "SMORELoss")
+    networks = (HERE / "files" / "networks_of_example.txt").read_text(encoding="utf-8")
+    # the example's networks and imports are of this package
+    text = re.sub(r"( +)>>> from torchrl_smore\.modules import .*\n", lambda _: networks, text)
+    text = text.replace("from torchrl_smore.objectives import SMORELoss", "from torchrl.objectives import SMORELoss")
+    text = re.sub(r" +>>> networks = make_networks\(.*\n", "", text)
+    text = text.replace("SMORELoss(networks.actor, networks.score, networks.value,", "SMORELoss(actor, score, value,")
+    for pattern, new in REWORDED:
+        text = re.sub(pattern, new, text)
+    for line in text.splitlines():
+        if found := LEFT_BEHIND.search(line):
+            raise BuildError(f"the loss still names {found[0]}, which stays behind: {line.strip()}")
+    return formatted(HEADER + text)
+
+
+def loss_config(loss: str) -> str:
+    """Text of ``SMORELossConfig``, with a field for each argument of the loss, in their order."""
+    (init,) = (
+        node
+        for each in ast.parse(loss).body
+        if isinstance(each, ast.ClassDef) and each.name == "SMORELoss"
+        for node in each.body
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    literals = {
+        target.id
+        for node in ast.parse(loss).body
+        if isinstance(node, ast.Assign) and re.fullmatch(r"Literal\[('\w+'(, )?)+\]", ast.unparse(node.value))
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    arguments = init.args
+    networks = [(each, None) for each in arguments.args[1:]]
+    lines = []
+    for argument, default in [*networks, *zip(arguments.kwonlyargs, arguments.kw_defaults)]:
+        hint = ast.unparse(argument.annotation) if argument.annotation else "Any"
+        optional = hint.endswith(" | None")
+        plain = hint.removesuffix(" | None")
+        plain = "str" if plain in literals else plain
+        kind = "Any"
+        if plain in _PLAIN:
+            kind = f"{plain} | None" if optional else plain
+        value = "None" if default is None else ast.unparse(default).replace("'", '"')
+        lines.append(f"    {argument.arg}: {kind} = {value}")
+    fields = "\n".join(lines)
+    return f'''
+
+@dataclass
+class SMORELossConfig(LossConfig):
+    """Hydra configuration for :class:`~torchrl.objectives.SMORELoss`.
+
+    Every kwarg accepted by ``SMORELoss.__init__`` is exposed as a field here.
+    """
+
+{fields}
+    _target_: str = "torchrl.objectives.SMORELoss"
+'''
+
+
+def formatted(text: str) -> str:
+    """The text with sorted imports and TorchRL's line length."""
+    beside = Path(sys.executable).with_name("ruff")
+    ruff = str(beside) if beside.exists() else shutil.which("ruff")
+    if ruff is None:
+        raise BuildError("ruff formats the module, and is not installed: pip install torchrl-smore[dev]")
+    options = ["--isolated", "--line-length", "88", "--quiet"]
+    for command in (["check", "--select", "F401,I", "--fix"], ["format"]):
+        done = subprocess.run([ruff, *command, *options, "-"], input=text, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"ruff {command[0]}: {done.stdout or done.stderr}")
+        text = done.stdout
+    return text
+
+
+def insert_line(text: str, line: str, after: str, where: str) -> str:
+    """``text`` with ``line`` below the last line that ``after`` matches, unless it is there.
+
+    Raises:
+        BuildError: if nothing matches.
+    """
+    lines = text.splitlines()
+    if line in lines:
+        return text
+    found = [number for number, each in enumerate(lines) if re.fullmatch(after, each)]
+    if not found:
+        raise BuildError(f"{where}: found no line like {after!r} to put {line.strip()!r} below.")
+    lines.insert(found[-1] + 1, line)
+    return "\n".join(lines) + "\n"
+
+
+def without_block(text: str, begin: str) -> str:
+    """``text`` without the definition of an earlier build, decorators included, whose line begins so."""
+    for node in ast.parse(text).body:
+        if text.splitlines()[node.lineno - 1].startswith(begin):
+            lines = text.splitlines(keepends=True)
+            first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]) - 1
+            return "".join([*lines[:first], *lines[node.end_lineno :]]).replace("\n\n\n\n\n", "\n\n\n")
+    return text
+
+
+def edits(loss: str) -> dict[str, Callable[[str], str]]:
+    """By file of the clone, what becomes of its text."""
+
+    def objectives(text: str) -> str:
+        where = "torchrl/objectives/__init__.py"
+        imported = "from torchrl.objectives.smore import SMORELoss"
+        text = insert_line(text, imported, r"from torchrl\.objectives\.sac import .*", where)
+        return insert_line(text, '    "SMORELoss",', r' +"SACLoss",', where)
+
+    def reference(text: str) -> str:
+        return insert_line(text, "    SMORELoss", r" +DiscreteIQLLoss", "objectives_offline.rst")
+
+    def config(text: str) -> str:
+        return without_block(text, "class SMORELossConfig").rstrip("\n") + "\n" + loss_config(loss)
+
+    def registered(text: str) -> str:
+        where = f"{CONFIGS}/__init__.py"
+        text = insert_line(text, "    SMORELossConfig,", r" +SACLossConfig,", where)
+        text = insert_line(text, '    "SMORELossConfig",', r' +"SACLossConfig",', where)
+        stored = '    cs.store(group="loss", name="smore", node=SMORELossConfig)'
+        return insert_line(text, stored, r' +cs\.store\(group="loss", name="sac", .*', where)
+
+    def speed(text: str) -> str:
+        added = (HERE / "files" / BENCHMARKS).read_text(encoding="utf-8").split("# --- test\n")[1]
+        text = insert_line(text, "    SMORELoss,", r" +SACLoss,", BENCHMARKS)
+        before, found, after = without_block(text, "def test_smore_speed").partition('\n\nif __name__ == "__main__":')
+        if not found:
+            raise BuildError(f"{BENCHMARKS}: found no main block to put the speed test before.")
+        return f"{before.rstrip()}\n\n\n{added.strip()}\n{found}{after}"
+
+    return {
+        "torchrl/objectives/__init__.py": objectives,
+        "docs/source/reference/objectives_offline.rst": reference,
+        f"{CONFIGS}/objectives.py": config,
+        f"{CONFIGS}/__init__.py": registered,
+        BENCHMARKS: speed,
+    }
+
+
+def build(clone: Path, root: Path = ROOT) -> list[Path]:
+    """Writes everything into the clone; returns the files. Nothing is written before all of it is made.
+
+    Args:
+        clone: work tree of pytorch/rl.
+        root: folder that holds ``torchrl_smore``.
+
+    Raises:
+        BuildError: if the clone is none, or has not what the entries are put beside.
+    """
+    if not (clone / "torchrl" / "objectives" / "iql.py").is_file():
+        raise BuildError(f"{clone} is no work tree of pytorch/rl: torchrl/objectives/iql.py is not there.")
+    loss = loss_module(root)
+    new = {LOSS: loss}
+    for path in sorted((HERE / "files").rglob("*")):
+        name = path.relative_to(HERE / "files").as_posix()
+        if path.is_file() and name.startswith((TESTS, SCRIPT)) and "__pycache__" not in name:
+            new[name] = path.read_text(encoding="utf-8")
+    for name, edit in edits(loss).items():
+        if not (clone / name).is_file():
+            raise BuildError(f"{clone} has no {name}.")
+        new[name] = edit((clone / name).read_text(encoding="utf-8"))
+    written = []
+    for name, text in new.items():
+        path = clone / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.partial")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+        written.append(path)
+    return written
+
+
+def run_tests(clone: Path) -> int:
+    """Runs the loss's tests and a few updates of the script with the clone's own TorchRL; returns the exit status.
+
+    TorchRL's C++ extension is not built for it: nothing here needs prioritised replay.
+    """
+    clone = clone.resolve()
+    environment = os.environ | {"PYTHONPATH": str(clone), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    versions = (
+        "import importlib.metadata as m, pathlib, torch, torchrl, tensordict;"
+        "print('torchrl of', pathlib.Path(torchrl.__file__).parents[1], '; installed: torchrl', m.version('torchrl'), "
+        "'tensordict', tensordict.__version__, 'torch', torch.__version__)"
+    )
+    commit = subprocess.run(
+        ["git", "-C", str(clone), "describe", "--always"], capture_output=True, text=True, check=False
+    )
+    of_clone = (clone / "version.txt").read_text().strip() if (clone / "version.txt").is_file() else "unknown"
+    print(f"clone: version {of_clone}, commit {commit.stdout.strip() or 'unknown'}", flush=True)
+    short = ["optim.gradient_steps=10", "logger.backend=", "logger.eval_iter=10", "replay_buffer.episodes=4"]
+    commands = [
+        ([sys.executable, "-c", versions], clone),
+        ([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS], clone),
+        ([sys.executable, "smore_offline.py", *short, "hydra.run.dir=."], clone / SCRIPT),
+    ]
+    for command, folder in commands:
+        status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+        if status:
+            return status
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Builds, and runs the tests unless told not to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clone", type=Path, help="work tree of pytorch/rl")
+    parser.add_argument("--no-tests", action="store_true", help="only write")
+    options = parser.parse_args(arguments)
+    try:
+        for path in build(options.clone):
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            print(f"{path.relative_to(options.clone)}: {lines:,} lines")
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0 if options.no_tests else run_tests(options.clone)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
