@@ -26,6 +26,7 @@ from methods import METHODS, Setting
 from parts.cli import check_range, nearest, option, resumed_config, run_recipe
 from parts.defaults import PRESETS, resolve
 from parts.model_card import make_loadable, write_model_card
+from parts.pixels import check_pixels, with_pictures
 from parts.shared import (
     ProgressLines,
     collect_or_load,
@@ -45,9 +46,9 @@ from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
-from torchrl_smore.data import ANCHOR_RULES, anchor_weights, check_anchor_rule, standardization
+from torchrl_smore.data import ANCHOR_RULES, PixelBatchSampler, anchor_weights, check_anchor_rule, standardization
 from torchrl_smore.data.readers import FORMATS, Goals
-from torchrl_smore.envs import EnvPool, Task, get_task, task_names
+from torchrl_smore.envs import EnvPool, Painter, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.functional.goals import STRATEGIES, check_strategy
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
@@ -182,6 +183,11 @@ class Config:
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
+    pixels: int = option(
+        0,
+        "height and width of the pictures (36 to 512) that observations and goals are; 0: states. Never standardised",
+    )
+    crop_prob: float = option(0.5, "probability that a row's pictures are shifted by up to 4 pixels, in [0, 1]")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
     learning_rate: float | None = option(None, "of Adam; default: the method's (1e-3 SMORe)")
@@ -229,7 +235,12 @@ def train(config: Config) -> dict[str, Any]:
         if config.threads:
             torch.set_num_threads(config.threads)
         device, task = resolve_device(config.device), get_task(config.task)
+        painter = None
+        if config.pixels:
+            painter = stack.enter_context(contextlib.closing(task.painter(config.pixels)))
         store = make_dataset(config, task)
+        if painter is not None:
+            store = with_pictures(store, painter, Path(config.data_dir))
         print(f"\n{store.summary()}\n")
         update = make_update(config, task, store, device)
         num_envs = min(config.eval_episodes * config.seeds, 50)
@@ -248,6 +259,7 @@ def train(config: Config) -> dict[str, Any]:
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
             on_divergence=config.on_divergence,  # type: ignore[arg-type] # checked
+            policy=[make_policy(loss, painter) for loss in update.losses],
             logger=make_logger(config, run_dir),
             meta={**fingerprint(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
@@ -353,7 +365,7 @@ def check(config: Config) -> None:
         check_range(name, getattr(config, name), least, most)
     ranges = {
         **dict.fromkeys(
-            ("her_ratio", "expert_fraction", "anchor_share"),
+            ("her_ratio", "expert_fraction", "anchor_share", "crop_prob"),
             ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         ),
         **dict.fromkeys(("action_noise", "input_clip"), ("in [0, 1000]", lambda value: 0 <= value <= 1000)),
@@ -383,6 +395,9 @@ def check(config: Config) -> None:
     ]
     if config.dataset is None and of_datasets:
         raise ValueError(f"{', '.join(of_datasets)}: of no use without dataset=, a file to read.")
+    if config.pixels:
+        check_range("pixels", config.pixels, 36, 512)
+        check_pixels(config.pixels, get_task(config.task), config.method, config.her_ratio)
     make_goals(config)  # refuses a goal without its columns
     if config.dataset is not None and config.dataset_format is None:
         recognise_dataset(config.dataset)
@@ -453,13 +468,16 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
     setting = Setting(
         specs=goal_specs(task.observation_dim, task.goal_dim, task.action_dim),
         preset=config.networks,
-        statistics=standardization(store.data) if config.normalize and store is not None else None,
+        statistics=standardization(store.data)
+        if config.normalize and not config.pixels and store is not None
+        else None,
         clip=config.input_clip or None,
         # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
+        pixels=config.pixels,
     )
     loss = METHODS[config.method].build(setting).to(device)
     if config.actor_goals is not None and METHODS[config.method].actor_goals:
@@ -488,9 +506,15 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
     )
 
 
+def make_policy(loss: LossModule, painter: Painter | None) -> ActorPolicy | PixelPolicy:
+    """What is evaluated: the actor, which sees states or pictures of them."""
+    policy = ActorPolicy(loss)
+    return policy if painter is None else PixelPolicy(policy, painter)
+
+
 def make_sampler(
     config: Config, task: Task, store: TrajectoryStore, device: torch.device, extras: Sequence[str] = ()
-) -> GoalBatchSampler:
+) -> GoalBatchSampler | PixelBatchSampler:
     """The batches that the chosen method reads, with further entries for other readers."""
     method = METHODS[config.method]
     rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
@@ -499,22 +523,22 @@ def make_sampler(
     if not method.actor_goals:
         # one network, one kind of goal: the actor's
         goals, actor_goals = actor_goals or goals, None
-    return GoalBatchSampler(
-        store.data,
-        config.batch_size,
-        her_ratio=config.her_ratio,
-        strategy=goals,
-        actor_strategy=actor_goals,
-        anchors=make_anchors(config, task, store),
-        threshold=task.threshold,
-        success=task.reached if rewards is not None else None,
-        reward_values=rewards or (0.0, 1.0),
-        terminate_at_goal=method.terminate_at_goal,
-        q=method.goal_transitions,
-        extras=(*method.extras, *extras),
-        seed=config.seed,
-        device=device,
-    )
+    options: dict[str, Any] = {
+        "strategy": goals,
+        "actor_strategy": actor_goals,
+        "anchors": make_anchors(config, task, store),
+        "threshold": task.threshold,
+        "success": task.reached if rewards is not None else None,
+        "reward_values": rewards or (0.0, 1.0),
+        "terminate_at_goal": method.terminate_at_goal,
+        "q": method.goal_transitions,
+        "seed": config.seed,
+        "device": device,
+    }
+    if config.pixels:
+        return PixelBatchSampler(store, config.batch_size, crop_prob=config.crop_prob, **options)
+    options["extras"] = (*method.extras, *extras)
+    return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)
 
 
 def make_anchors(config: Config, task: Task, store: TrajectoryStore) -> torch.Tensor | None:
@@ -558,8 +582,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""
     if config.rollout:
-        policy = ActorPolicy(trainer.loss_module)
-        rollout = record_rollout(task, policy, trainer.evaluator.first_seed, run_dir / "rollout.gif")
+        rollout = record_rollout(task, trainer.policies[0], trainer.evaluator.first_seed, run_dir / "rollout.gif")
     print(f"\n{title}: {trainer.step:,} updates at {trainer.updates_per_second:.0f}/s, {seconds:.0f} s in all")
     for line in table_lines(evaluations):
         print(line)

@@ -5,6 +5,7 @@ from torchrl_smore.data.anchors import ANCHOR_RULES, anchor_weights, check_ancho
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.mixing import mix, split_by_behaviour
 from torchrl_smore.data.packed import GoalBatchSampler
+from torchrl_smore.data.pixels import PixelBatchSampler
 from torchrl_smore.data.samplers import GoalTransition, GoalTransitionSampler, stored_goal_reached
 from torchrl_smore.data.statistics import standardization
 from torchrl_smore.data.trajectories import TrajectoryStore
@@ -17,6 +18,7 @@ __all__ = [
     "GoalTransition",
     "GoalTransitionSampler",
     "HindsightGoalTransform",
+    "PixelBatchSampler",
     "TrajectoryStore",
     "anchor_weights",
     "check_anchor_rule",

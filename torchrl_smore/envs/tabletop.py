@@ -185,8 +185,7 @@ class TabletopEnv(Env):
         self.render_mode = None
         self.model = load_model()
         self.data = self._mujoco.MjData(self.model)
-        self._names = [self.model.joint(name).qposadr[0] for name in _JOINTS]
-        self._far_finger = self.model.joint("far_finger").qposadr[0]
+        self._places = _places(self.model)
         self._lock = self.model.equality("lock").id
         self.goal_state = np.zeros(len(_JOINTS))
         low = np.array([*_LOW, 0.0, 0.0, -0.5, -0.5, -0.5, -0.5, -0.5]) - _MARGIN
@@ -229,13 +228,12 @@ class TabletopEnv(Env):
     @property
     def state(self) -> Array:
         """The state ``[10]``, copied."""
-        return self.data.qpos[self._names]
+        return self.data.qpos[self._places]
 
     def set_state(self, state: Array) -> None:
         """Puts everything at rest where ``state`` ``[10]`` says."""
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[self._names] = state
-        self.data.qpos[self._far_finger] = state[FINGERS]
+        put(self.model, self.data, state)
         self.data.ctrl[:] = state[:4]
         self._mujoco.mj_forward(self.model, self.data)
 
@@ -253,6 +251,17 @@ def blocks_drawer(can: Array) -> Array:
     low, high = _BEFORE_DRAWER
     blocked: Array = ((can > low) & (can < high)).all(-1)
     return blocked
+
+
+def put(model: Any, data: Any, state: Array) -> None:
+    """Writes a state ``[10]`` to the positions of ``data``; nothing that follows from them is computed."""
+    data.qpos[_places(model)] = state
+    data.qpos[model.joint("far_finger").qposadr[0]] = state[FINGERS]
+
+
+def _places(model: Any) -> list[int]:
+    """Where in ``qpos`` the numbers of a state are."""
+    return [model.joint(name).qposadr[0] for name in _JOINTS]
 
 
 def load_model() -> Any:
