@@ -4,7 +4,7 @@ python recipes/smore_offline.py                                    FetchReach fr
 python recipes/smore_offline.py task=FetchPush steps=100000 batch_size=512 num_trajectories=4000
 python recipes/smore_offline.py task=FetchPush dataset=buffer.pkl  a file you own
 python recipes/smore_offline.py seeds=5                            five seeds in one run
-python recipes/smore_offline.py resume=runs/NAME                   go on after a kill
+python recipes/smore_offline.py resume=runs/NAME                   resume after a kill
 """
 
 from __future__ import annotations
@@ -100,41 +100,41 @@ class Config:
     method: str = option("smore", ", ".join(METHODS))
     preset: str = option("quick", "quick (minutes) or paper (hours): lengths and sizes where none are given")
     dataset: str | None = option(
-        None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; none: collect one"
+        None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; default: collected"
     )
-    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench, csv; none: recognised")
+    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench, csv; default: recognised")
     goal_columns: tuple[int, ...] | None = option(
         None, "[COLUMN, ...] of the observation that are the achieved goal, for a dataset without goals"
     )
     desired_goal: tuple[float, ...] | None = option(
-        None, "[NUMBER, ...] with goal_columns: the desired goal; none: what the trajectory achieves at its end"
+        None, "[NUMBER, ...] with goal_columns: the desired goal; default: what the trajectory achieves at its end"
     )
     num_trajectories: int | None = option(
-        None, "trajectories to collect when no dataset is given; none: the task's and preset's (1,000; 40,000)"
+        None, "trajectories to collect when no dataset is given; default: the task's and preset's (1,000; 40,000)"
     )
-    expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
+    expert_fraction: float | None = option(None, "share of expert trajectories; default: 0.1, or a dataset as it is")
     action_noise: float = option(
         0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
     )
     expert_policy: str | None = option(
-        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; none: the task's"
+        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; default: the task's"
     )
     expert_noise: float | None = option(
-        None, "standard deviation of noise on the expert's actions in collected data; none: the task's"
+        None, "standard deviation of noise on the expert's actions in collected data; default: the task's"
     )
     expert_random_prob: float | None = option(
-        None, "probability in each step that a uniform action replaces the expert's; none: the task's"
+        None, "probability in each step that a uniform action replaces the expert's; default: the task's"
     )
-    medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
+    medium_policy: str | None = option(None, "the same for the medium trajectories; default: the folder expert_policy")
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
     columns: Any = option(  # noqa: RUF009 - nobody changes it
         None,
         "of a table: {observation: [NAME, ...], action: [...], achieved_goal: [...], episode: NAME}, and desired_goal "
         "and terminated if it has them",
     )
-    steps: int | None = option(None, "updates; none: the preset's (4,000; 400,000 to 1,000,000)")
+    steps: int | None = option(None, "updates; default: the preset's (4,000; 400,000 to 1,000,000)")
     batch_size: int | None = option(
-        None, "offline rows, and as many goal-transition rows; none: the preset's (256; 512)"
+        None, "offline rows, and as many goal-transition rows; default: the preset's (256; 512)"
     )
     seed: int = option(0, "of data collection, networks and sampling; evaluation episodes are always the same")
     seeds: int = option(1, "seeds trained together on one dataset: seed, seed + 1, ...")
@@ -143,10 +143,10 @@ class Config:
         SMORE["divergence"], "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon"
     )
     beta: float = option(SMORE["beta"], "weight of goal transitions in the mixture, in (0, 1]")
-    expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (30 SMORe)")
+    expectile: float | None = option(None, "of the value loss, in (0, 1); default: the method's (0.7 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; default: the method's (30 SMORe)")
     gamma: float | None = option(
-        None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
+        None, "discount of the objective, in (0, 1); default: the method's and task's (0.9 SMORe)"
     )
     residual_coef: float = option(
         SMORE["residual_coef"], "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed"
@@ -159,26 +159,26 @@ class Config:
     reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
     advantage_unit: str | None = option(
-        None, "what the temperature multiplies advantages in: score, horizon (1/(1 - gamma) of it); none: the method's"
+        None, "unit of advantages for the temperature: score, horizon (1/(1 - gamma) of it); default: the method's"
     )
     weight_clip: float | None = option(
-        None, "largest weight of a row in the regression; none: the method's (1 SMORe), or the loss's (100)"
+        None, "largest weight of a row in the regression; default: the method's (1 SMORe), or the loss's (100)"
     )
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
-    her_ratio: float | None = option(None, "probability of relabelling a goal, in [0, 1]; none: the method's (1 SMORe)")
+    her_ratio: float | None = option(None, "probability of relabelling, in [0, 1]; default: the method's (1 SMORe)")
     anchors: str | None = option(
         None,
         f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, such as moving+reaching, or auto, which is "
-        "arriving where any trajectory does; none: the preset's (auto; uniform)",
+        "arriving where any trajectory does; default: the preset's (auto; uniform)",
     )
     anchor_share: float = option(0.8, "share of samples that start from those rows, the others from any, in [0, 1]")
     goals: str | None = option(
         None,
-        f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; none: "
+        f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; default: "
         "the method's (away SMORe)",
     )
     actor_goals: str | None = option(
-        None, "the same for the actor; none: the method's (future SMORe), or those of score and value"
+        None, "the same for the actor; default: the method's (future SMORe), or those of score and value"
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
@@ -190,16 +190,16 @@ class Config:
     crop_prob: float = option(0.5, "probability that a row's pictures are shifted by up to 4 pixels, in [0, 1]")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
-    learning_rate: float | None = option(None, "of Adam; none: the method's (1e-3 SMORe)")
+    learning_rate: float | None = option(None, "of Adam; default: the method's (1e-3 SMORe)")
     target_rate: float | None = option(
-        None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
+        None, "Polyak rate of the target networks, in (0, 1]; default: the method's (0.005 SMORe)"
     )
     eval_episodes: int = option(50, "episodes of an evaluation")
     eval_interval: int | None = option(
-        None, "updates between evaluations; none: an eighth of them, or the preset's (10,000)"
+        None, "updates between evaluations; default: an eighth of them, or the preset's (10,000)"
     )
-    log_interval: int | None = option(None, "updates between rows of metrics.csv; none: the preset's (50; 1,000)")
-    save_interval: int | None = option(None, "updates between checkpoints; none: the preset's (1,000; 10,000)")
+    log_interval: int | None = option(None, "updates between rows of metrics.csv; default: the preset's (50; 1,000)")
+    save_interval: int | None = option(None, "updates between checkpoints; default: the preset's (1,000; 10,000)")
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
@@ -207,7 +207,7 @@ class Config:
     on_divergence: str = option("stop", "stop, continue: what is done once a loss is not finite")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to go on with, under its own options")
+    resume: str | None = option(None, "run folder to resume, under its own options")
     rollout: bool = option(True, "film one episode at the end (rollout.gif)")
 
 
@@ -269,7 +269,7 @@ def train(config: Config) -> dict[str, Any]:
             resume(trainer)
         if not trainer.progress_bar:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
-        advice = f"Go on with: python recipes/smore_offline.py resume={run_dir}"
+        advice = f"Resume with: python recipes/smore_offline.py resume={run_dir}"
         try:
             with stopping_on_signals(trainer.stop_with, advice):
                 trainer.train()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 BLOCK = """
 import sys
@@ -71,3 +74,23 @@ def test_point_tasks_need_no_simulator_and_the_others_say_what_to_install(tmp_pa
 
 def test_pictures_say_what_to_install(tmp_path):
     run(PLOTS, tmp_path)
+
+
+def test_the_core_imports_nothing_but_what_it_declares_and_what_an_extra_brings():
+    root = Path(__file__).parents[1]
+    (core,) = re.findall(r"\ndependencies = \[\n(.*?)\n\]", (root / "pyproject.toml").read_text(), re.DOTALL)
+    declared = set(re.findall(r'"([a-z]+)', core))
+    assert declared == {"numpy", "tensordict", "torch", "torchrl", "tqdm"}
+    extras = {"gymnasium", "gymnasium_robotics", "mujoco", "h5py", "pyarrow", "smore_kernels", "hydra", "omegaconf"}
+    layers = ("_dispatch.py", "data", "envs", "functional", "modules", "objectives", "trainers")
+    files = [path for layer in layers for path in (root / "torchrl_smore").rglob("*.py") if layer in path.parts]
+    assert len(files) > 50
+    for path in files:
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add((node.module or "").split(".")[0])
+        unknown = names - declared - extras - {"torchrl_smore"} - set(sys.stdlib_module_names)
+        assert unknown <= {"msvcrt"}, f"{path}: {unknown}"

@@ -67,7 +67,9 @@ def python(code, tmp_path):
 
 
 def test_every_module_and_recipe_imports_without_what_only_posix_has(tmp_path):
-    scripts = [path.stem for path in (ROOT / "recipes").glob("*.py")]
+    recipes = ROOT / "recipes"
+    scripts = [".".join(path.relative_to(recipes).with_suffix("").parts) for path in recipes.rglob("*.py")]
+    assert "parts.shared" in scripts
     code = IMPORT_ALL.format(modules=MODULES, names=NAMES, recipes=str(ROOT / "recipes"), scripts=scripts)
     done = set(python(code, tmp_path).split())
     files = [
@@ -92,7 +94,7 @@ def test_a_loss_costs_little_more_to_import_than_torchrl_itself(tmp_path):
 
 
 def test_recipes_ask_for_signals_that_windows_lacks_by_name_only():
-    for path in (ROOT / "recipes").glob("*.py"):
+    for path in (ROOT / "recipes").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert node.attr not in NAMES.get(node.value.id, ()), f"{path.name}:{node.lineno}: {node.attr}"

@@ -60,7 +60,10 @@ def test_the_wheel_has_both_packages_every_file_and_the_metadata(tool, wheel):
     ("change", "said"),
     [
         ({"leave": ["smore_kernels/py.typed"]}, "lacks smore_kernels/py.typed"),
-        ({"leave": ["torchrl_smore/reports/paper_tables.csv"]}, "lacks torchrl_smore/reports/paper_tables.csv"),
+        (
+            {"leave": ["torchrl_smore/reports/paper/paper_tables.csv"]},
+            "lacks torchrl_smore/reports/paper/paper_tables.csv",
+        ),
         ({"add": ["recipes/__init__.py"]}, r"nothing else, got \['recipes', 'smore_kernels', 'torchrl_smore'\]"),
         ({"replace": ("Project-URL", "X-URL")}, "has no Project-URL"),
     ],

@@ -30,11 +30,11 @@ def case(request):
 
 @pytest.fixture(scope="session")
 def upstream_base():
-    """TorchRL's ``LossModuleTestBase``: it lies in TorchRL's repository and not in its wheel."""
+    """TorchRL's ``LossModuleTestBase``, whose methods are its shared tests: it lies in TorchRL's repository and not in its wheel."""
     clone = os.environ.get("TORCHRL_CLONE")
     if not clone:
         pytest.skip("TORCHRL_CLONE is not set to a clone of pytorch/rl")
     path = Path(clone) / "test" / "objectives" / "_objectives_common.py"
     if not path.is_file():
         pytest.fail(f"TORCHRL_CLONE={clone}: there is no {path.relative_to(clone)}", pytrace=False)
-    return _load("_objectives_common", path).LossModuleTestBase
+    return _load("_objectives_common", path).LossModuleTestBase()

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import TensorStorage
 
 from torchrl_smore.data import _disk
 from torchrl_smore.data._composition import check_composition, select_composition
@@ -25,6 +24,7 @@ from torchrl_smore.data._schema import (
     conformed,
 )
 from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.storages import RowStorage
 
 
 class TrajectoryStore:
@@ -244,7 +244,7 @@ class TrajectoryStore:
         ]
         return "\n".join(lines)
 
-    def to_storage(self, device: torch.device | str | None = None) -> TensorStorage:
+    def to_storage(self, device: torch.device | str | None = None) -> RowStorage:
         """A full TorchRL storage of the ``N`` rows, for a ``ReplayBuffer`` or ``TensorDictReplayBuffer``.
 
         On the store's own device it shares memory with the store, so extending the buffer would overwrite ``data``.
@@ -253,7 +253,7 @@ class TrajectoryStore:
             device: where the rows shall lie; where they are by default.
         """
         data = self.data if device is None else self.data.to(device)
-        return TensorStorage(data, device=data.get("action").device)
+        return RowStorage(data, device=data.get("action").device)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the store to a folder, atomically.

@@ -301,10 +301,9 @@ def _fill(request: _Request, partial: PartialFolder, num_workers: int, progress:
 
 
 def _progress_bar(request: _Request, progress: bool) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(f'collecting needs tqdm ({error}): pip install "torchrl-smore[envs]"') from error
+    # here, since a loss does not need it
+    from tqdm import tqdm
+
     total = sum(len(part) for _, part in request.parts())
     return tqdm(total=total, desc=f"collecting {request.task.name}", unit=" episodes", disable=not progress)
 
