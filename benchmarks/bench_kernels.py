@@ -108,9 +108,8 @@ def expectile_case(rows: int, seeds: int, device: str, dtype: torch.dtype = torc
     expectile, temperature = torch.tensor(0.8, device=device), torch.tensor(3.0, device=device)
 
     def loss(kernels: str, score: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            _dispatch.expectile_awr(score, value, expectile=expectile, temperature=temperature, kernels=kernels)
-        )
+        found = _dispatch.expectile_awr(score, value, expectile=expectile, temperature=temperature, kernels=kernels)
+        return found.loss, *(found.weight or ()), found.mean_value
 
     # forward reads two and writes two, backward reads one and writes one
     elements = 6 * seeds * rows

@@ -4,7 +4,7 @@ python recipes/smore_offline.py                                    FetchReach fr
 python recipes/smore_offline.py task=FetchPush steps=100000 batch_size=512 num_trajectories=4000
 python recipes/smore_offline.py task=FetchPush dataset=buffer.pkl  a file you own
 python recipes/smore_offline.py seeds=5                            five seeds in one run
-python recipes/smore_offline.py resume=runs/NAME                   go on after a kill
+python recipes/smore_offline.py resume=runs/NAME                   resume after a kill
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import yaml
-from methods import METHODS, Setting
 from parts.cli import check_range, nearest, option, resumed_config, run_recipe
 from parts.defaults import PRESETS, resolve
+from parts.methods import METHODS, Setting
 from parts.model_card import make_loadable, write_model_card
+from parts.pixels import check_pixels, with_pictures
 from parts.shared import (
     ProgressLines,
     collect_or_load,
@@ -45,9 +46,9 @@ from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_smore import GoalBatchSampler, TrajectoryStore, goal_specs
-from torchrl_smore.data import ANCHOR_RULES, anchor_weights, check_anchor_rule, standardization
+from torchrl_smore.data import ANCHOR_RULES, PixelBatchSampler, anchor_weights, check_anchor_rule, standardization
 from torchrl_smore.data.readers import FORMATS, Goals
-from torchrl_smore.envs import EnvPool, Task, get_task, task_names
+from torchrl_smore.envs import EnvPool, Painter, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.functional.goals import STRATEGIES, check_strategy
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
@@ -99,41 +100,41 @@ class Config:
     method: str = option("smore", ", ".join(METHODS))
     preset: str = option("quick", "quick (minutes) or paper (hours): lengths and sizes where none are given")
     dataset: str | None = option(
-        None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; none: collect one"
+        None, "a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), Minari folder or id; default: collected"
     )
-    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench, csv; none: recognised")
+    dataset_format: str | None = option(None, "store, wgcsl, d4rl, minari, ogbench, csv; default: recognised")
     goal_columns: tuple[int, ...] | None = option(
         None, "[COLUMN, ...] of the observation that are the achieved goal, for a dataset without goals"
     )
     desired_goal: tuple[float, ...] | None = option(
-        None, "[NUMBER, ...] with goal_columns: the desired goal; none: what the trajectory achieves at its end"
+        None, "[NUMBER, ...] with goal_columns: the desired goal; default: what the trajectory achieves at its end"
     )
     num_trajectories: int | None = option(
-        None, "trajectories to collect when no dataset is given; none: the task's and preset's (1,000; 40,000)"
+        None, "trajectories to collect when no dataset is given; default: the task's and preset's (1,000; 40,000)"
     )
-    expert_fraction: float | None = option(None, "share of expert trajectories; none: 0.1, or a dataset as it is")
+    expert_fraction: float | None = option(None, "share of expert trajectories; default: 0.1, or a dataset as it is")
     action_noise: float = option(
         0.0, "the environment's noise on actions, collecting and evaluating (the paper: 0.5-1.5)"
     )
     expert_policy: str | None = option(
-        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; none: the task's"
+        None, "actor file, run folder of train_expert.py or distill_expert.py, or scripted; default: the task's"
     )
     expert_noise: float | None = option(
-        None, "standard deviation of noise on the expert's actions in collected data; none: the task's"
+        None, "standard deviation of noise on the expert's actions in collected data; default: the task's"
     )
     expert_random_prob: float | None = option(
-        None, "probability in each step that a uniform action replaces the expert's; none: the task's"
+        None, "probability in each step that a uniform action replaces the expert's; default: the task's"
     )
-    medium_policy: str | None = option(None, "the same for the medium trajectories; none: the folder expert_policy")
+    medium_policy: str | None = option(None, "the same for the medium trajectories; default: the folder expert_policy")
     data_dir: str = option("datasets", "where collected datasets are kept and found again")
     columns: Any = option(  # noqa: RUF009 - nobody changes it
         None,
         "of a table: {observation: [NAME, ...], action: [...], achieved_goal: [...], episode: NAME}, and desired_goal "
         "and terminated if it has them",
     )
-    steps: int | None = option(None, "updates; none: the preset's (4,000; 400,000 to 1,000,000)")
+    steps: int | None = option(None, "updates; default: the preset's (4,000; 400,000 to 1,000,000)")
     batch_size: int | None = option(
-        None, "offline rows, and as many goal-transition rows; none: the preset's (256; 512)"
+        None, "offline rows, and as many goal-transition rows; default: the preset's (256; 512)"
     )
     seed: int = option(0, "of data collection, networks and sampling; evaluation episodes are always the same")
     seeds: int = option(1, "seeds trained together on one dataset: seed, seed + 1, ...")
@@ -142,10 +143,10 @@ class Config:
         SMORE["divergence"], "pearson_chi2, kl, squared_hellinger, total_variation, jensen_shannon"
     )
     beta: float = option(SMORE["beta"], "weight of goal transitions in the mixture, in (0, 1]")
-    expectile: float | None = option(None, "of the value loss, in (0, 1); none: the method's (0.7 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; none: the method's (30 SMORe)")
+    expectile: float | None = option(None, "of the value loss, in (0, 1); default: the method's (0.7 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; default: the method's (30 SMORe)")
     gamma: float | None = option(
-        None, "discount of the objective, in (0, 1); none: the method's and task's (0.9 SMORe)"
+        None, "discount of the objective, in (0, 1); default: the method's and task's (0.9 SMORe)"
     )
     residual_coef: float = option(
         SMORE["residual_coef"], "weight of the Bellman term: 0.25 is Eq. 8, 1 is Eq. 10 as printed"
@@ -158,42 +159,47 @@ class Config:
     reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
     advantage_unit: str | None = option(
-        None, "what the temperature multiplies advantages in: score, horizon (1/(1 - gamma) of it); none: the method's"
+        None, "unit of advantages for the temperature: score, horizon (1/(1 - gamma) of it); default: the method's"
     )
     weight_clip: float | None = option(
-        None, "largest weight of a row in the regression; none: the method's (1 SMORe), or the loss's (100)"
+        None, "largest weight of a row in the regression; default: the method's (1 SMORe), or the loss's (100)"
     )
     clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
-    her_ratio: float | None = option(None, "probability of relabelling a goal, in [0, 1]; none: the method's (1 SMORe)")
+    her_ratio: float | None = option(None, "probability of relabelling, in [0, 1]; default: the method's (1 SMORe)")
     anchors: str | None = option(
         None,
         f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, such as moving+reaching, or auto, which is "
-        "arriving where any trajectory does; none: the preset's (auto; uniform)",
+        "arriving where any trajectory does; default: the preset's (auto; uniform)",
     )
     anchor_share: float = option(0.8, "share of samples that start from those rows, the others from any, in [0, 1]")
     goals: str | None = option(
         None,
-        f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; none: "
+        f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; default: "
         "the method's (away SMORe)",
     )
     actor_goals: str | None = option(
-        None, "the same for the actor; none: the method's (future SMORe), or those of score and value"
+        None, "the same for the actor; default: the method's (future SMORe), or those of score and value"
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
+    pixels: int = option(
+        0,
+        "height and width of the pictures (36 to 512) that observations and goals are; 0: states. Never standardised",
+    )
+    crop_prob: float = option(0.5, "probability that a row's pictures are shifted by up to 4 pixels, in [0, 1]")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
-    learning_rate: float | None = option(None, "of Adam; none: the method's (1e-3 SMORe)")
+    learning_rate: float | None = option(None, "of Adam; default: the method's (1e-3 SMORe)")
     target_rate: float | None = option(
-        None, "Polyak rate of the target networks, in (0, 1]; none: the method's (0.005 SMORe)"
+        None, "Polyak rate of the target networks, in (0, 1]; default: the method's (0.005 SMORe)"
     )
     eval_episodes: int = option(50, "episodes of an evaluation")
     eval_interval: int | None = option(
-        None, "updates between evaluations; none: an eighth of them, or the preset's (10,000)"
+        None, "updates between evaluations; default: an eighth of them, or the preset's (10,000)"
     )
-    log_interval: int | None = option(None, "updates between rows of metrics.csv; none: the preset's (50; 1,000)")
-    save_interval: int | None = option(None, "updates between checkpoints; none: the preset's (1,000; 10,000)")
+    log_interval: int | None = option(None, "updates between rows of metrics.csv; default: the preset's (50; 1,000)")
+    save_interval: int | None = option(None, "updates between checkpoints; default: the preset's (1,000; 10,000)")
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
@@ -201,7 +207,7 @@ class Config:
     on_divergence: str = option("stop", "stop, continue: what is done once a loss is not finite")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to go on with, under its own options")
+    resume: str | None = option(None, "run folder to resume, under its own options")
     rollout: bool = option(True, "film one episode at the end (rollout.gif)")
 
 
@@ -229,7 +235,12 @@ def train(config: Config) -> dict[str, Any]:
         if config.threads:
             torch.set_num_threads(config.threads)
         device, task = resolve_device(config.device), get_task(config.task)
+        painter = None
+        if config.pixels:
+            painter = stack.enter_context(contextlib.closing(task.painter(config.pixels)))
         store = make_dataset(config, task)
+        if painter is not None:
+            store = with_pictures(store, painter, Path(config.data_dir))
         print(f"\n{store.summary()}\n")
         update = make_update(config, task, store, device)
         num_envs = min(config.eval_episodes * config.seeds, 50)
@@ -248,6 +259,7 @@ def train(config: Config) -> dict[str, Any]:
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
             on_divergence=config.on_divergence,  # type: ignore[arg-type] # checked
+            policy=[make_policy(loss, painter) for loss in update.losses],
             logger=make_logger(config, run_dir),
             meta={**fingerprint(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
@@ -257,7 +269,7 @@ def train(config: Config) -> dict[str, Any]:
             resume(trainer)
         if not trainer.progress_bar:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
-        advice = f"Go on with: python recipes/smore_offline.py resume={run_dir}"
+        advice = f"Resume with: python recipes/smore_offline.py resume={run_dir}"
         try:
             with stopping_on_signals(trainer.stop_with, advice):
                 trainer.train()
@@ -353,7 +365,7 @@ def check(config: Config) -> None:
         check_range(name, getattr(config, name), least, most)
     ranges = {
         **dict.fromkeys(
-            ("her_ratio", "expert_fraction", "anchor_share"),
+            ("her_ratio", "expert_fraction", "anchor_share", "crop_prob"),
             ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         ),
         **dict.fromkeys(("action_noise", "input_clip"), ("in [0, 1000]", lambda value: 0 <= value <= 1000)),
@@ -383,6 +395,9 @@ def check(config: Config) -> None:
     ]
     if config.dataset is None and of_datasets:
         raise ValueError(f"{', '.join(of_datasets)}: of no use without dataset=, a file to read.")
+    if config.pixels:
+        check_range("pixels", config.pixels, 36, 512)
+        check_pixels(config.pixels, get_task(config.task), config.method, config.her_ratio)
     make_goals(config)  # refuses a goal without its columns
     if config.dataset is not None and config.dataset_format is None:
         recognise_dataset(config.dataset)
@@ -453,13 +468,16 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
     setting = Setting(
         specs=goal_specs(task.observation_dim, task.goal_dim, task.action_dim),
         preset=config.networks,
-        statistics=standardization(store.data) if config.normalize and store is not None else None,
+        statistics=standardization(store.data)
+        if config.normalize and not config.pixels and store is not None
+        else None,
         clip=config.input_clip or None,
         # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
+        pixels=config.pixels,
     )
     loss = METHODS[config.method].build(setting).to(device)
     if config.actor_goals is not None and METHODS[config.method].actor_goals:
@@ -488,9 +506,15 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
     )
 
 
+def make_policy(loss: LossModule, painter: Painter | None) -> ActorPolicy | PixelPolicy:
+    """What is evaluated: the actor, which sees states or pictures of them."""
+    policy = ActorPolicy(loss)
+    return policy if painter is None else PixelPolicy(policy, painter)
+
+
 def make_sampler(
     config: Config, task: Task, store: TrajectoryStore, device: torch.device, extras: Sequence[str] = ()
-) -> GoalBatchSampler:
+) -> GoalBatchSampler | PixelBatchSampler:
     """The batches that the chosen method reads, with further entries for other readers."""
     method = METHODS[config.method]
     rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
@@ -499,22 +523,22 @@ def make_sampler(
     if not method.actor_goals:
         # one network, one kind of goal: the actor's
         goals, actor_goals = actor_goals or goals, None
-    return GoalBatchSampler(
-        store.data,
-        config.batch_size,
-        her_ratio=config.her_ratio,
-        strategy=goals,
-        actor_strategy=actor_goals,
-        anchors=make_anchors(config, task, store),
-        threshold=task.threshold,
-        success=task.reached if rewards is not None else None,
-        reward_values=rewards or (0.0, 1.0),
-        terminate_at_goal=method.terminate_at_goal,
-        q=method.goal_transitions,
-        extras=(*method.extras, *extras),
-        seed=config.seed,
-        device=device,
-    )
+    options: dict[str, Any] = {
+        "strategy": goals,
+        "actor_strategy": actor_goals,
+        "anchors": make_anchors(config, task, store),
+        "threshold": task.threshold,
+        "success": task.reached if rewards is not None else None,
+        "reward_values": rewards or (0.0, 1.0),
+        "terminate_at_goal": method.terminate_at_goal,
+        "q": method.goal_transitions,
+        "seed": config.seed,
+        "device": device,
+    }
+    if config.pixels:
+        return PixelBatchSampler(store, config.batch_size, crop_prob=config.crop_prob, **options)
+    options["extras"] = (*method.extras, *extras)
+    return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)
 
 
 def make_anchors(config: Config, task: Task, store: TrajectoryStore) -> torch.Tensor | None:
@@ -558,8 +582,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""
     if config.rollout:
-        policy = ActorPolicy(trainer.loss_module)
-        rollout = record_rollout(task, policy, trainer.evaluator.first_seed, run_dir / "rollout.gif")
+        rollout = record_rollout(task, trainer.policies[0], trainer.evaluator.first_seed, run_dir / "rollout.gif")
     print(f"\n{title}: {trainer.step:,} updates at {trainer.updates_per_second:.0f}/s, {seconds:.0f} s in all")
     for line in table_lines(evaluations):
         print(line)

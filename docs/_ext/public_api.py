@@ -29,8 +29,10 @@ _TRAINING = ("checkpoint", "configs", "evaluation", "fused", "logging", "stacked
 _MODULES = (
     "torchrl_smore.objectives",
     "torchrl_smore.objectives.base",
+    "torchrl_smore.objectives.terms",
     "torchrl_smore.modules",
     "torchrl_smore.modules.precision",
+    "torchrl_smore.modules.linear",
     *(f"torchrl_smore.data.readers.{name}" for name in ("csv", "d4rl", "minari", "ogbench", "wgcsl")),
     "torchrl_smore.data.readers",
     *(f"torchrl_smore.data.writers.{name}" for name in ("d4rl", "minari", "ogbench", "wgcsl")),
@@ -186,8 +188,14 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: no
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known[0], node, content)
 
 
+def _skip_field(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out fields of named tuples, which their class describes: by themselves they say their number alone."""
+    return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Adds the directive and the resolver."""
     app.add_directive("public-api", PublicApi)
+    app.connect("autodoc-skip-member", _skip_field)
     app.connect("missing-reference", _resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -54,7 +54,7 @@ class Manifest:
         options: of every run, by the benchmark's name.
         tasks: of a task's runs, more of them.
         differs: by task, what the data and the expert differ in from the paper's, in words.
-        commit: that the code must be of; none: any, and every row says which it was.
+        commit: that the code must be of; default: any, and every row says which it was.
     """
 
     out: str

@@ -152,7 +152,7 @@ def load_dataset(
         )
     except DatasetError as error:
         raise DatasetError(f"dataset={path}: {error}") from error
-    if store.meta.get("task", task.name) != task.name:
+    if store.meta.get("task", task.name) not in (task.name, task.data_source.name):
         raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {task.name}.")
     if format != "store":
         for key in ("observation", ("next", "observation")):
@@ -196,11 +196,14 @@ def collect_or_load(
 ) -> TrajectoryStore:
     """Collects a dataset of the task's composition, or loads what an equal earlier call has collected.
 
+    Tasks with one :attr:`Task.data_task` have one dataset.
+
     The policies are files of trained actors, or the run folder of one; ``None`` and the noise of the expert are as in
     :func:`~torchrl_smore.envs.collect`.
     """
     if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
+    task = task.data_source
     composition: dict[str, Any] = {"num_trajectories": num_trajectories, "expert_fraction": expert_fraction}
     given: dict[str, Any] = {
         "action_noise": action_noise,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ def run(load, monkeypatch, out, name, *options):
 
 CASES = {
     "bench_sampler": {"GoalBatchSampler (rho and q)", "HERReplayBuffer (rho)", "TensorDictReplayBuffer, no goals"},
+    "bench_buffer": {"ours, GrowingRowStorage (rho and q), growing", "HERReplayBuffer (rho), growing"},
     "bench_scaling": {"1", "2", "4"},
     "bench_collect": {"bare simulator", "collection", "evaluation, one process, batched"},
     "bench_data": {"read buffer.pkl", "load, with checksums", "save"},
@@ -47,6 +50,39 @@ def test_a_benchmark_leaves_positive_numbers_of_every_variant_and_a_plot(name, l
     assert all(0.0 < float(row["value"]) < math.inf for row in rows)
     assert (tmp_path / "out.png").stat().st_size > 1000
     assert "torch 2." in capsys.readouterr().out
+
+
+def test_the_time_to_a_policy_is_that_of_parts_that_add_up(python, load, tmp_path):
+    options = (
+        "task=PointReach",
+        "num_trajectories=20",
+        "batch_size=8",
+        "steps=4",
+        "eval_interval=2",
+        "eval_episodes=2",
+    )
+    begun, script = time.time(), BENCHMARKS / "bench_time_to_policy.py"
+    done = python(script, "--child", tmp_path / "times.json", begun, *options, "rollout=false", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    times, bench = json.loads((tmp_path / "times.json").read_text()), load("bench_time_to_policy")
+    assert tuple(times["parts"]) == bench.PARTS
+    assert all(seconds > 0.0 for seconds in times["parts"].values())
+    assert sum(times["parts"].values()) == pytest.approx(times["seconds"])
+    assert times["seconds"] < time.time() - begun
+    assert len(times["successes"]) == 2
+    assert bench.seconds_to([(3.0, 0.5), (5.0, 0.9), (7.0, 1.0)], 0.9) == 5.0
+    assert bench.seconds_to([(3.0, 0.5)], 0.9) is None
+
+
+def test_what_is_timed_within_a_part_is_no_part_of_it(load, monkeypatch):
+    bench, now = load("bench_time_to_policy"), iter([10.0, 11.0, 14.0, 20.0, 25.0])
+    monkeypatch.setattr(bench.time, "time", lambda: next(now))
+    clock = bench.Clock(4.0)
+    with clock.part("evaluations"), clock.part("updates"):
+        pass
+    found = clock.finished()
+    # 11 to 14 within 10 to 20; from 4 to 25 in all
+    assert (found["parts"]["updates"], found["parts"]["evaluations"], found["parts"]["rest"]) == (3.0, 7.0, 11.0)
 
 
 def test_the_update_benchmark_checks_then_times_ours_and_the_hand_written_update(load, monkeypatch, tmp_path, capsys):

@@ -334,6 +334,39 @@ def test_the_cache_follows_the_storage():
     assert set(row(rb.sample())[:, 3].tolist()) == {4}
 
 
+def reading_of(unit, storage):
+    """What a unit knows of a storage."""
+    rows = unit._rows(storage)
+    return {name: None if value is None else value.tolist() for name, value in vars(rows).items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    writes=st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=6),
+    capacity=st.integers(8, 40),
+    changed=st.sets(st.integers(0, 5)),
+)
+def test_a_unit_that_has_seen_a_storage_grow_knows_what_one_that_sees_it_now_knows(writes, capacity, changed):
+    unit, rb = GoalTransition(), ReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=4)
+    for number, done in enumerate(writes):
+        ends = torch.tensor(done).unsqueeze(-1)
+        after = TensorDict({"done": ends, "reward": ends.float(), "achieved_goal": ends.float()}, [len(done)])
+        rb.extend(TensorDict({"action": ends.float(), "next": after}, [len(done)]))
+        if number in changed:
+            rb._storage.set(0, rb._storage[0].update({"next": {"done": [True], "reward": [1.0]}}), set_cursor=False)
+        assert reading_of(unit, rb._storage) == reading_of(GoalTransition(), rb._storage)
+
+
+def test_a_growing_storage_is_read_once_and_then_only_its_new_rows():
+    unit, seen = GoalTransition(reached=lambda data: seen.append(len(data)) or stored_goal_reached(data)), []
+    rb = ReplayBuffer(storage=LazyTensorStorage(100), batch_size=4, sample_unit=unit)
+    for length in (5, 3, 4):
+        rb.extend(labelled((length,)))
+        rb.sample()
+        rb.sample()
+    assert seen == [5, 3, 4]
+
+
 def test_one_unit_serves_storages_that_come_and_go():
     unit = GoalTransition()
     for turn in range(4):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +18,8 @@ from torchrl_smore import GoalBatchSampler, SMORELoss, goal_specs, make_networks
 from torchrl_smore.envs import EnvPool, collect, get_task
 from torchrl_smore.trainers import Evaluator, FusedUpdate, KeepBest, OfflineTrainer, record_policy
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 # blocks that are a file: what runs them
 FILES = {"use.md": "my_module.py"}  # tests/recipes/test_own_task.py
 
@@ -58,18 +61,18 @@ def _trained_run():
 
 @contextmanager
 def _ant_files():
-    """Two D4RL files of the Ant with three episodes each, the second of which falls."""
+    """Two D4RL files of the Ant with 30 episodes of three steps each, the second of which falls."""
     h5py = pytest.importorskip("h5py")
     rng = np.random.default_rng(0)
     for name in ("expert", "medium"):
-        observation = rng.normal(0, 0.1, (31, 111)).astype(np.float32)
+        observation = rng.normal(0, 0.1, (91, 111)).astype(np.float32)
         observation[:, 0] = 0.6  # the height of the torso
-        ends = np.isin(np.arange(30), (9, 19, 29))
+        row = np.arange(90)
         with h5py.File(f"ant_{name}-v2.hdf5", "w") as file:
             file["observations"], file["next_observations"] = observation[:-1], observation[1:]
-            file["actions"] = rng.uniform(-1, 1, (30, 8)).astype(np.float32)
-            file["rewards"] = np.zeros(30, dtype=np.float32)
-            file["terminals"], file["timeouts"] = np.arange(30) == 19, ends & (np.arange(30) != 19)
+            file["actions"] = rng.uniform(-1, 1, (90, 8)).astype(np.float32)
+            file["rewards"] = np.zeros(90, dtype=np.float32)
+            file["terminals"], file["timeouts"] = row == 5, (row % 3 == 2) & (row != 5)
     yield {}
 
 
@@ -102,6 +105,17 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
         names = {"__name__": page.stem, **prepared}
         for number, code in enumerate(blocks(page)):
             exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+
+
+EXAMPLES = [path for path in sorted((ROOT / "torchrl_smore").rglob("*.py")) if ">>> " in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_of_docstrings_give_what_they_show(path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_the_blocks_that_are_files_are_there():

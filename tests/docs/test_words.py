@@ -24,7 +24,7 @@ INSTEAD = {
     r"\bGo on with: ": "Resume with: ",
     r"[;(] ?none: (the|a|one|all|what|where|recognised|[0-9])": "default: ",
     r"\bsome (ten|hundred|thousand|[0-9])": "about",
-    r"[0-9] (us|ms|s|bytes|MB|rows|steps|updates|episodes) an? (update|task|run|row|seed|cell|episode|evaluation|stage|trajectory|parameter)\b": "per",
+    r"[0-9] (us|ms|s|bytes|MB|rows|steps|updates|episodes) an? (update|task|run|row|seed|cell|parameter)\b": "per",
 }
 
 

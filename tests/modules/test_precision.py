@@ -7,7 +7,6 @@ import torch
 from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
-from torchrl_smore.functional import linear as linear_module
 from torchrl_smore.modules import (
     GELUMLP,
     ConcatMLP,
@@ -18,6 +17,7 @@ from torchrl_smore.modules import (
     make_networks,
     precision,
 )
+from torchrl_smore.modules import linear as linear_module
 from torchrl_smore.objectives import SMORELoss
 
 OBSERVATION, G, A = 5, 3, 4

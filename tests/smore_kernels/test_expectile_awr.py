@@ -22,10 +22,11 @@ def make_inputs(shape, device, dtype=torch.float32) -> tuple[torch.Tensor, torch
 
 
 def reference(score, value, expectile, temperature, weight_clip):
-    """One call a seed."""
+    """One call a seed; in the order of the kernel's outputs."""
     options = {"expectile": expectile, "temperature": temperature, "weight_clip": weight_clip}
     size = value.shape[-1]
-    each = [losses.expectile_awr(s, v, **options) for s, v in zip(score.reshape(-1, size), value.reshape(-1, size))]
+    fits = [losses.expectile_awr(s, v, **options) for s, v in zip(score.reshape(-1, size), value.reshape(-1, size))]
+    each = [(fit.loss.mean(), *fit.weight, fit.mean_value) for fit in fits]
     return [torch.stack(out).reshape([*value.shape[:-1], *out[0].shape]) for out in zip(*each)]
 
 

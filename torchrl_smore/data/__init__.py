@@ -5,8 +5,10 @@ from torchrl_smore.data.anchors import ANCHOR_RULES, anchor_weights, check_ancho
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.mixing import mix, split_by_behaviour
 from torchrl_smore.data.packed import GoalBatchSampler
+from torchrl_smore.data.pixels import PixelBatchSampler
 from torchrl_smore.data.samplers import GoalTransition, GoalTransitionSampler, stored_goal_reached
 from torchrl_smore.data.statistics import standardization
+from torchrl_smore.data.storages import GrowingRowStorage, RowStorage
 from torchrl_smore.data.trajectories import TrajectoryStore
 from torchrl_smore.data.transforms import HindsightGoalTransform
 
@@ -16,7 +18,10 @@ __all__ = [
     "GoalBatchSampler",
     "GoalTransition",
     "GoalTransitionSampler",
+    "GrowingRowStorage",
     "HindsightGoalTransform",
+    "PixelBatchSampler",
+    "RowStorage",
     "TrajectoryStore",
     "anchor_weights",
     "check_anchor_rule",

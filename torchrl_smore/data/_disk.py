@@ -34,11 +34,13 @@ from torchrl_smore.data.errors import DatasetError
 _logger = logging.getLogger("torchrl_smore")
 FORMAT = "torchrl_smore.trajectories"
 FORMAT_VERSION = 1
+FORMAT_VERSION_FRAMES = 2  # of stores with frames; all others stay readable for what knows version 1 only
 _MANIFEST = "meta.json"
 _CHECKSUM = "manifest_sha256"
 _MAX_MANIFEST = 1 << 26  # bytes
 _MAX_ROWS = 1 << 48
 _FOLDER = "data"
+_FRAMES = "frames.memmap"
 _BLOCK = 1 << 24
 
 
@@ -50,13 +52,20 @@ _LAYOUT_FILES = [f"{_FOLDER}/meta.json", f"{_FOLDER}/next/meta.json"]
 _FILES = [*_LAYOUT_FILES, *map(_file, SCHEMA)]
 
 
-def content_digest(data: TensorDictBase) -> str:
-    """SHA-256 over the keys, dtypes, shapes and bytes of the columns, in hexadecimal."""
+def _files(version: Any) -> list[str]:
+    return [*_FILES, _FRAMES] if version == FORMAT_VERSION_FRAMES else _FILES
+
+
+def content_digest(data: TensorDictBase, frames: Tensor | None = None) -> str:
+    """SHA-256 over the keys, dtypes, shapes and bytes of columns and frames, in hexadecimal."""
     with ThreadPoolExecutor() as pool:
-        return _combined(data, dict(zip(SCHEMA, pool.map(lambda key: _bytes_digest(data.get(key)), SCHEMA))))
+        digests = dict(zip(SCHEMA, pool.map(lambda key: _bytes_digest(data.get(key)), SCHEMA)))
+    return _combined(data, digests, frames, None if frames is None else _bytes_digest(frames))
 
 
-def write(path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: bool) -> None:
+def write(
+    path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: bool, frames: Tensor | None = None
+) -> None:
     """Writes a store beside ``path`` and renames it when whole; see :meth:`TrajectoryStore.save`."""
     path = path.resolve()
     if path.exists():
@@ -72,38 +81,46 @@ def write(path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: 
         data.cpu().memmap_like(str(folder))
         with ThreadPoolExecutor() as pool:
             digests = dict(zip(SCHEMA, pool.map(lambda key: _write_column(folder, key, data.get(key)), SCHEMA)))
+        of_frames = None if frames is None else _write_tensor(partial / _FRAMES, frames)
         manifest = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if frames is None else FORMAT_VERSION_FRAMES,
             "num_transitions": data.shape[0],
-            "sha256": _combined(data, digests),
+            "sha256": _combined(data, digests, frames, of_frames),
             "files": {name: _file_record(partial / name) for name in _LAYOUT_FILES}
             | {_file(key): {"bytes": _size(data.get(key)), "sha256": digests[key]} for key in SCHEMA},
             "columns": {_file(key): list(data.get(key).shape) for key in SCHEMA},
             "meta": meta,
         }
+        if frames is not None:
+            manifest["files"][_FRAMES] = {"bytes": _size(frames), "sha256": of_frames}
+            manifest["columns"][_FRAMES] = list(frames.shape)
         manifest[_CHECKSUM] = _manifest_digest(manifest)
         _write_file(partial / _MANIFEST, json.dumps(manifest, indent=2).encode())
     _remove_leftovers(path, replaced=True)
 
 
-def read(path: Path, *, verify: bool) -> tuple[TensorDict, dict[str, Any]]:
-    """Maps the columns of a store into memory, copy-on-write; see :meth:`TrajectoryStore.load`."""
+def read(path: Path, *, verify: bool) -> tuple[TensorDict, dict[str, Any], Tensor | None]:
+    """Maps columns and frames of a store into memory, copy-on-write; see :meth:`TrajectoryStore.load`."""
     manifest = read_manifest(path)
-    _check_files(path, manifest["files"], verify=verify)
+    _check_files(path, manifest["files"], _files(manifest["format_version"]), verify=verify)
     rows = manifest["num_transitions"]
     columns = {
-        key: _map_column(path / _file(key), manifest["columns"].get(_file(key)), rows, dtype)
+        key: _map(path / _file(key), manifest["columns"].get(_file(key)), dtype, dims=2, rows=rows)
         for key, (dtype, _) in SCHEMA.items()
     }
     data = TensorDict({"next": TensorDict({}, [rows])}, [rows])
     for key, column in columns.items():
         data.set(key, column)
+    frames, of_frames = None, None
+    if manifest["format_version"] == FORMAT_VERSION_FRAMES:
+        frames = _map(path / _FRAMES, manifest["columns"].get(_FRAMES), torch.uint8, dims=4)
+        of_frames = manifest["files"][_FRAMES]["sha256"]
     if verify:
         digests = {key: manifest["files"][_file(key)]["sha256"] for key in SCHEMA}
-        if (found := _combined(data, digests)) != manifest["sha256"]:
+        if (found := _combined(data, digests, frames, of_frames)) != manifest["sha256"]:
             raise DatasetError(f"{path / _MANIFEST}: 'sha256': expected {found} from its files, found a different one.")
-    return data, manifest["meta"]
+    return data, manifest["meta"], frames
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -114,9 +131,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / _MANIFEST
     manifest = _parse_manifest(path)
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if (version := manifest.get("format_version")) not in (FORMAT_VERSION, FORMAT_VERSION_FRAMES):
         raise DatasetError(
-            f"{file}: expected format version {FORMAT_VERSION}, found {quoted(manifest.get('format_version'))}."
+            f"{file}: expected format version {FORMAT_VERSION}, or {FORMAT_VERSION_FRAMES} with frames, found "
+            f"{quoted(version)}."
         )
     expected = {"num_transitions": int, "sha256": str, "files": dict, "columns": dict, "meta": dict}
     for key, kind in expected.items():
@@ -124,7 +142,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise DatasetError(f"{file} is damaged: expected {key!r} of type {kind.__name__}.")
     if surplus := manifest.keys() - expected.keys() - {"format", "format_version", _CHECKSUM}:
         raise DatasetError(f"{file} is damaged: unexpected {quoted(sorted(surplus))}.")
-    for name in _FILES:
+    for name in _files(version):
         record = manifest["files"].get(name)
         if not isinstance(record, dict) or record.keys() != {"bytes", "sha256"}:
             raise DatasetError(f"{file} is damaged: expected size and digest of {name}, found {quoted(record)}.")
@@ -175,8 +193,8 @@ def _hint(path: Path) -> str:
     return f" An interrupted overwrite left the store that was there at {left[0]}." if left else ""
 
 
-def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) -> None:
-    for name in _FILES:
+def _check_files(path: Path, files: dict[str, dict[str, Any]], names: list[str], *, verify: bool) -> None:
+    for name in names:
         file, record = path / name, files[name]
         if not file.is_file():
             raise DatasetError(f"{file} is missing.")
@@ -187,24 +205,24 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) 
     if not verify:
         return
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(_FILES, pool.map(lambda name: _file_digest(path / name), _FILES)):
+        for name, digest in zip(names, pool.map(lambda name: _file_digest(path / name), names)):
             if digest != (expected := files[name]["sha256"]):
                 raise DatasetError(f"{path / name} is altered: expected SHA-256 {quoted(expected)}, found {digest}.")
 
 
-def _map_column(file: Path, shape: Any, rows: int, dtype: torch.dtype) -> Tensor:
+def _map(file: Path, shape: Any, dtype: torch.dtype, *, dims: int, rows: int | None = None) -> Tensor:
     """Maps one file privately: writes to the tensor stay in memory, and read-only files will do."""
     if (
         not isinstance(shape, list)
-        or len(shape) > 2
+        or not 0 < len(shape) <= dims
         or not all(type(size) is int and 0 < size <= _MAX_ROWS for size in shape)
     ):
         raise DatasetError(f"{file}: expected a shape of positive numbers in {_MANIFEST}, found {quoted(shape)}.")
     elements = math.prod(shape)
-    if shape[:1] != [rows] or elements * dtype.itemsize != file.stat().st_size:
+    if (rows is not None and shape[0] != rows) or elements * dtype.itemsize != file.stat().st_size:
+        wanted = "" if rows is None else f" in {rows} rows"
         raise DatasetError(
-            f"{file}: expected {file.stat().st_size} bytes in {rows} rows, "
-            f"found shape {shape} of {dtype} in {_MANIFEST}."
+            f"{file}: expected {file.stat().st_size} bytes{wanted}, found shape {shape} of {dtype} in {_MANIFEST}."
         )
     return torch.from_file(str(file), shared=False, size=elements, dtype=dtype).view(shape)
 
@@ -282,8 +300,12 @@ def _hidden(path: Path, kind: str) -> list[Path]:
 
 
 def _write_column(folder: Path, key: Key, value: Tensor) -> str:
+    return _write_tensor(folder.parent / _file(key), value)
+
+
+def _write_tensor(file: Path, value: Tensor) -> str:
     content = _as_bytes(value)
-    _write_file(folder.parent / _file(key), content)
+    _write_file(file, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -294,8 +316,12 @@ def _write_file(file: Path, content: bytes | memoryview) -> None:
         os.fsync(stream.fileno())
 
 
-def _combined(data: TensorDictBase, digests: dict[Key, str]) -> str:
+def _combined(
+    data: TensorDictBase, digests: dict[Key, str], frames: Tensor | None = None, of_frames: str | None = None
+) -> str:
     columns = [(_file(key), str(data.get(key).dtype), list(data.get(key).shape), digests[key]) for key in SCHEMA]
+    if frames is not None and of_frames is not None:
+        columns.append((_FRAMES, str(frames.dtype), list(frames.shape), of_frames))
     return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 
 

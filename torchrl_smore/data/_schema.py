@@ -181,5 +181,28 @@ def _bounds(data: TensorDictBase) -> tuple[Tensor, Tensor]:
     return start, stop
 
 
+def check_frames(frames: Tensor, num_states: int) -> None:
+    """Checks that frames are pictures of every state.
+
+    Args:
+        frames: of the states of all trajectories, one after the other.
+        num_states: how many there are: the transitions, and one more for each trajectory.
+
+    Raises:
+        DatasetError: naming what was expected and what was found.
+    """
+    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
+        found = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
+        raise DatasetError(f"frames: expected dtype torch.uint8, found {found}.")
+    shape = list(frames.shape)
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise DatasetError(f"frames: expected shape [{num_states}, height, width, 3], found {shape}.")
+    if shape[0] != num_states:
+        raise DatasetError(
+            f"frames: expected {num_states}, one for each transition and one more for each trajectory, found "
+            f"{shape[0]}."
+        )
+
+
 def _first(mask: Tensor) -> int:
     return int(mask.reshape(mask.shape[0], -1).any(-1).int().argmax())

@@ -137,6 +137,9 @@ def _check_compatible(stores: Sequence[TrajectoryStore], names: Sequence[str]) -
             expected, found = getattr(stores[0], dim), getattr(store, dim)
             if found != expected:
                 raise DatasetError(f"{dim} of {name!r}: expected {expected} as in {names[0]!r}, found {found}.")
+    pictured = [None if store.frames is None else list(store.frames.shape[1:]) for store in stores]
+    if any(shape != pictured[0] for shape in pictured):
+        raise DatasetError(f"expected frames of one size, or none, in all stores, found {dict(zip(names, pictured))}.")
     tasks = {store.meta["task"]: name for name, store in zip(names, stores) if "task" in store.meta}
     if len(tasks) > 1:
         found = ", ".join(f"{task!r} in {name!r}" for task, name in tasks.items())
@@ -176,4 +179,5 @@ def _concatenated(parts: Sequence[TrajectoryStore], meta: dict[str, Any]) -> Tra
     shift = (rows.cumsum(0) - rows).repeat_interleave(rows)
     data.set("traj_start", data.get("traj_start") + shift)
     data.set("traj_stop", data.get("traj_stop") + shift)
-    return TrajectoryStore(data, meta)
+    frames = [part.frames for part in parts if part.frames is not None]
+    return TrajectoryStore(data, meta, frames=torch.cat(frames) if frames else None)

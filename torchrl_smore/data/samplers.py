@@ -29,6 +29,7 @@ ReachedFn = Callable[[TensorDictBase], Tensor]
 WeightsFn = Callable[[TensorDictBase], Tensor | None]
 #: Where collectors of TorchRL write which trajectory a row belongs to.
 TRAJECTORY_KEY: NestedKey = ("collector", "traj_ids")
+_FLAGS = ("done", "terminated", "truncated")
 _logger = logging.getLogger("torchrl_smore")
 
 
@@ -75,7 +76,7 @@ def stored_stop(data: TensorDictBase, *, open_end: bool = False) -> Tensor:
 
 
 def _end_flags(data: TensorDictBase) -> Tensor | None:
-    flags = [data.get(("next", name), None) for name in ("done", "terminated", "truncated")]
+    flags = [data.get(("next", name), None) for name in _FLAGS]
     found = [flag.reshape(data.shape[0], -1).any(-1) for flag in flags if flag is not None]
     return None if not found else torch.stack(found).any(0)
 
@@ -97,6 +98,8 @@ def trajectory_order(data: TensorDictBase, key: NestedKey | None = None) -> Tens
             raise KeyError(f"the data have no {key}, which was to say which trajectory a row belongs to.")
         return None
     ids = ids.reshape(data.shape[0])
+    if bool((ids[1:] >= ids[:-1]).all()):
+        return None
     order = ids.argsort(stable=True)
     starts = torch.cat([ids.new_ones(1, dtype=torch.bool), ids[1:] != ids[:-1]])
     return None if int(starts.sum()) == ids.unique().shape[0] else order
@@ -166,7 +169,7 @@ class GoalTransition(SampleUnit):
         self.anchors = anchors
         self.threshold = threshold
         self.trajectory_key = trajectory_key
-        self._cache: tuple[weakref.ref[Storage], tuple[int, int], _Rows] | None = None
+        self._cache: _Cache | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # the cache belongs to a storage of this process
@@ -209,44 +212,111 @@ class GoalTransition(SampleUnit):
             raise NotImplementedError(
                 f"GoalTransition needs a storage of tensors such as LazyTensorStorage, got {type(storage).__name__}."
             )
-        state = (len(storage), int(storage._mutation_revision))
+        size, revision = len(storage), int(storage._mutation_revision)
+        cache = self._cache
         # by reference and not by id, which a later storage may be given again
-        if self._cache is None or self._cache[0]() is not storage or self._cache[1] != state:
-            self._cache = (weakref.ref(storage), state, self._read(storage))
-        return self._cache[2]
+        known = cache is not None and cache.storage() is storage
+        if cache is None or not known or (cache.size, cache.revision) != (size, revision):
+            if cache is None or not known or not self._append(cache, storage, size, revision):
+                cache = self._cache = self._read(storage)
+            cache.size, cache.revision = size, revision
+        return cache.rows
 
-    def _read(self, storage: Storage) -> _Rows:
-        data, size = storage[: len(storage)], len(storage)
+    def _append(self, cache: _Cache, storage: TensorStorage, size: int, revision: int) -> bool:
+        """Reads the rows that one write has added behind those known; ``False`` if that is not all that happened."""
+        rows = cache.rows
+        if self.anchors is not None or rows.away is not None or rows.order is not None:
+            return False
+        # a single write that has made the storage longer, and not filled it, has left the rows before alone
+        if revision != cache.revision + 1 or not cache.size < size < storage.max_size:
+            return False
+        if storage._last_cursor_index != size - 1:
+            return False
+        # the trajectory that was the last one may go on
+        first = int(torch.searchsorted(rows.stop, cache.size))
+        tail = storage[first:size]
+        if tail.get(self.trajectory_key or TRAJECTORY_KEY, None) is not None or _end_flags(tail) is None:
+            return False
+        stop = cache.stop.replaced(first, stored_stop(tail, open_end=True) + first)
+        new = checked_reached(self.reached, tail[cache.size - first :]).nonzero().squeeze(-1) + cache.size
+        reached = cache.reached.replaced(rows.reached.shape[0], new)
+        cache.rows = _Rows(stop, reached, None, None, None, None)
+        return True
+
+    def _read(self, storage: TensorStorage) -> _Cache:
+        """Reads all rows."""
+        stored, size = storage[: len(storage)], len(storage)
+        reached = checked_reached(self.reached, stored)
+        names = ("traj_stop", *(("next", name) for name in _FLAGS))
+        data = stored.select(self.trajectory_key or TRAJECTORY_KEY, *names, strict=False)
         order, last = None, storage._last_cursor_index
         if last is not None and int(last) != size - 1:
             # a full storage goes on at its beginning: its oldest row follows the one written last
-            order = (torch.arange(size, device=data.device) + int(last) + 1) % size
-            data = data[order]
+            order = torch.arange(size, device=reached.device).roll(-int(last) - 1)
+            data = torch.cat([data[int(last) + 1 :], data[: int(last) + 1]])
         together = trajectory_order(data, self.trajectory_key)
         if together is not None:
             order, data = (together if order is None else order[together]), data[together]
-        data = with_ends(data, self.trajectory_key)
-        stop = stored_stop(data, open_end=True)
-        weights = None if self.anchors is None else self.anchors(data)
+        stop = stored_stop(with_ends(data, self.trajectory_key), open_end=True)
+        place = None
+        if order is not None:
+            reached, place = reached[order], torch.empty_like(order)
+            if self.anchors is not None or "away" in check_strategy(self.strategy):
+                stored = stored[order]
+            place[order] = torch.arange(size, device=order.device)
+        weights = None if self.anchors is None else self.anchors(with_ends(stored, self.trajectory_key))
         anchors = None if weights is None else anchor_distribution(weights, size, stop.device)
-        away = rows_away(check_strategy(self.strategy), data, stop, self.threshold)
-        reached = checked_reached(self.reached, data)
-        return _Rows(stop, reached.nonzero().squeeze(-1), order, anchors, away)
+        away = rows_away(check_strategy(self.strategy), stored, stop, self.threshold)
+        rows = _Rows(stop, reached.nonzero().squeeze(-1), order, place, anchors, away)
+        return _Cache(weakref.ref(storage), rows, _Growing(rows.stop), _Growing(rows.reached))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Stored rows in the order of their trajectories; ``order`` are their places in the storage, if others."""
+    """Stored rows in the order of their trajectories.
+
+    ``order`` are their places in the storage and ``place`` is its inverse, if they lie in another one.
+    """
 
     stop: Tensor
     reached: Tensor
     order: Tensor | None
+    place: Tensor | None
     anchors: Tensor | None
     away: Tensor | None
 
     def position(self, index: Tensor) -> Tensor:
         """Positions in the order of trajectories of rows of the storage."""
-        return index if self.order is None else self.order.argsort()[index]
+        return index if self.place is None else self.place[index]
+
+
+class _Growing:
+    """Row numbers, int64, ``[n]``, that grow at their end without being copied each time."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._held = numbers
+
+    def replaced(self, start: int, numbers: Tensor) -> Tensor:
+        """The first ``start`` of them, followed by ``numbers``; valid until the next call."""
+        size = start + numbers.shape[0]
+        if size > self._held.shape[0]:
+            larger = numbers.new_empty(max(size, 2 * self._held.shape[0]))
+            larger[:start] = self._held[:start]
+            self._held = larger
+        self._held[start:size] = numbers
+        return self._held[:size]
+
+
+@dataclass
+class _Cache:
+    """What is known of a storage as it was at a size and a revision."""
+
+    storage: weakref.ref[Storage]
+    rows: _Rows
+    stop: _Growing
+    reached: _Growing
+    size: int = 0
+    revision: int = -1
 
 
 def check_away(used: Collection[str], threshold: float | None) -> None:

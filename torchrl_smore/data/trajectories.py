@@ -10,14 +10,21 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import TensorStorage
 
 from torchrl_smore.data import _disk
 from torchrl_smore.data._composition import check_composition, select_composition
 from torchrl_smore.data._episodes import stack_episodes
 from torchrl_smore.data._files import reading
-from torchrl_smore.data._schema import SCHEMA, check_structure, check_trajectories, check_values, conformed
+from torchrl_smore.data._schema import (
+    SCHEMA,
+    check_frames,
+    check_structure,
+    check_trajectories,
+    check_values,
+    conformed,
+)
 from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.storages import RowStorage
 
 
 class TrajectoryStore:
@@ -38,6 +45,8 @@ class TrajectoryStore:
         meta: what is known about the data (task, seed, versions, ...), expressible in JSON; copied.
             ``"composition"``, if given, lists ``{"behaviour": str, "num_trajectories": int, ...}`` in the order of the
             trajectories.
+        frames: pictures of the states, uint8 ``[N + K, height, width, 3]``, each once: the ``T + 1`` of a trajectory
+            one after the other; see :attr:`frame_index`. Kept, not copied. ``None``: there are none.
 
     Raises:
         DatasetError: at the first fault, naming the key, what was expected and what was found.
@@ -45,24 +54,29 @@ class TrajectoryStore:
 
     data: TensorDictBase
     meta: dict[str, Any]
+    frames: Tensor | None
 
-    def __init__(self, data: TensorDictBase, meta: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, data: TensorDictBase, meta: Mapping[str, Any] | None = None, *, frames: Tensor | None = None
+    ) -> None:
         data = conformed(data)
         check_structure(data)
         check_values(data)
-        self._set(data, meta)
+        self._set(data, meta, frames)
 
-    def _set(self, data: TensorDictBase, meta: Mapping[str, Any] | None) -> None:
+    def _set(self, data: TensorDictBase, meta: Mapping[str, Any] | None, frames: Tensor | None) -> None:
         self._start, self._stop = check_trajectories(data)
-        self.data, self.meta = data, _json_copy(meta or {})
+        self.data, self.meta, self.frames = data, _json_copy(meta or {}), frames
         check_composition(self.meta, self.num_trajectories)
+        if frames is not None:
+            check_frames(frames, self.num_transitions + self.num_trajectories)
 
     @classmethod
-    def _of_valid(cls, data: TensorDictBase, meta: Mapping[str, Any]) -> TrajectoryStore:
+    def _of_valid(cls, data: TensorDictBase, meta: Mapping[str, Any], frames: Tensor | None = None) -> TrajectoryStore:
         """Makes a store of columns whose values need not be read again."""
         store = cls.__new__(cls)
         check_structure(data)
-        store._set(data, meta)
+        store._set(data, meta, frames)
         return store
 
     @classmethod
@@ -114,9 +128,26 @@ class TrajectoryStore:
         return self._start, self._stop
 
     @property
+    def frame_index(self) -> Tensor:
+        """Frame of the observation of each row, int64 ``[N]``; that of its next observation is the one after it."""
+        rows = torch.arange(self.num_transitions, device=self._start.device)
+        return rows + torch.bucketize(rows, self._start, right=True) - 1
+
+    def with_frames(self, frames: Tensor | None) -> TrajectoryStore:
+        """The same columns, not copied, with other frames or with none.
+
+        Raises:
+            DatasetError: if they are no pictures of all the states.
+        """
+        return self._of_valid(self.data, self.meta, frames)
+
+    @property
     def sha256(self) -> str:
-        """Digest of keys, dtypes, shapes and bytes of ``data`` (not ``meta``): the same in memory and on disk."""
-        return _disk.content_digest(self.data)
+        """Digest of keys, dtypes, shapes and bytes of ``data`` and frames: the same in memory and on disk.
+
+        ``meta`` does not count.
+        """
+        return _disk.content_digest(self.data, self.frames)
 
     def __len__(self) -> int:
         return self.num_transitions
@@ -128,7 +159,7 @@ class TrajectoryStore:
         )
 
     def select_trajectories(self, index: Tensor) -> TrajectoryStore:
-        """Copies the given trajectories, in the given order, into a store of their own.
+        """Copies the given trajectories, in the given order, into a store of their own, with their frames.
 
         ``meta["composition"]`` follows the selection where the order of its parts survives, and is dropped otherwise.
 
@@ -145,7 +176,16 @@ class TrajectoryStore:
         data = self.data.select(*(key for key in SCHEMA if key not in ("traj_start", "traj_stop")))[rows]
         data.set("traj_start", (stop - length).repeat_interleave(length))
         data.set("traj_stop", stop.repeat_interleave(length))
-        return self._of_valid(data, select_composition(self.meta, index))
+        frames = None
+        if self.frames is not None:
+            # a trajectory has one state more than transitions
+            states, first = length + 1, start + index
+            last = states.cumsum(0)
+            chosen = (first - (last - states)).repeat_interleave(states) + torch.arange(
+                int(last[-1]), device=index.device
+            )
+            frames = self.frames[chosen.to(self.frames.device)]
+        return self._of_valid(data, select_composition(self.meta, index), frames)
 
     def _checked_index(self, index: Tensor) -> Tensor:
         index = torch.as_tensor(index, device=self._start.device)
@@ -196,13 +236,15 @@ class TrajectoryStore:
             f"in the last step: {reward[self._stop - 1].mean():.1%}",
             f"mean discounted return at {gamma}: {discounted.mean():.2f}",
         ]
+        if self.frames is not None:
+            lines += [f"frames of {self.frames.shape[1]} x {self.frames.shape[2]} pixels, one for each state"]
         lines += [
             f"  {part.get('behaviour', 'part')}: {part['num_trajectories']:,} trajectories"
             for part in self.meta.get("composition", [])
         ]
         return "\n".join(lines)
 
-    def to_storage(self, device: torch.device | str | None = None) -> TensorStorage:
+    def to_storage(self, device: torch.device | str | None = None) -> RowStorage:
         """A full TorchRL storage of the ``N`` rows, for a ``ReplayBuffer`` or ``TensorDictReplayBuffer``.
 
         On the store's own device it shares memory with the store, so extending the buffer would overwrite ``data``.
@@ -211,16 +253,17 @@ class TrajectoryStore:
             device: where the rows shall lie; where they are by default.
         """
         data = self.data if device is None else self.data.to(device)
-        return TensorStorage(data, device=data.get("action").device)
+        return RowStorage(data, device=data.get("action").device)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the store to a folder, atomically.
 
         The columns form a TensorDict memmap folder, ``path/data``; ``path/meta.json`` holds ``meta``, the SHA-256 of
-        each file and that of its own content. Everything is written to a hidden folder beside ``path`` and renamed
-        when whole. On an error nothing is left behind and a store that was there stays as it was; a killed process may
-        leave the hidden folder, which the next ``save`` to ``path`` removes. Replacing takes two renames: killed
-        between them, ``path`` is missing and :meth:`load` names the hidden folder with the previous store.
+        each file and that of its own content; frames are in ``path/frames.memmap``. Everything is written to a hidden
+        folder beside ``path`` and renamed when whole. On an error nothing is left behind and a store that was there
+        stays as it was; a killed process may leave the hidden folder, which the next ``save`` to ``path`` removes.
+        Replacing takes two renames: killed between them, ``path`` is missing and :meth:`load` names the hidden folder
+        with the previous store.
 
         Args:
             path: the folder; its parents are made.
@@ -231,7 +274,7 @@ class TrajectoryStore:
             DatasetError: if ``path`` holds something else than a trajectory store.
             OSError: if the disk is full or refuses the write.
         """
-        _disk.write(Path(path), self.data, _json_copy(self.meta), overwrite=overwrite)
+        _disk.write(Path(path), self.data, _json_copy(self.meta), overwrite=overwrite, frames=self.frames)
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> TrajectoryStore:
@@ -248,8 +291,8 @@ class TrajectoryStore:
             DatasetError: if the folder is no store, of another format version, incomplete, damaged or altered.
         """
         with reading(path, "a trajectory store"):
-            data, meta = _disk.read(Path(path), verify=verify)
-            return cls(data, meta) if verify else cls._of_valid(data, meta)
+            data, meta, frames = _disk.read(Path(path), verify=verify)
+            return cls(data, meta, frames=frames) if verify else cls._of_valid(data, meta, frames)
 
 
 def _json_copy(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,9 @@ class HindsightGoalTransform(Transform):
         self.desired_goal_key = desired_goal_key
         self.q_key = q_key
         self.stale = tuple(stale)
+        ends = () if success is not None else ("done", "terminated", "truncated")
+        dependent = [self.desired_goal_key, *(("next", name) for name in (*self.stale, "reward", *ends))]
+        self._dependent = [unravel_key(key) for key in (*dependent, ("next", self.desired_goal_key))]
         self._checked = False
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -89,34 +92,33 @@ class HindsightGoalTransform(Transform):
             # without a stored goal everything is relabelled, and needs none
             if tensordict.get(key, None) is None and not (key == self.desired_goal_key and self.her_ratio == 1.0):
                 raise KeyError(f"HindsightGoalTransform reads {key!r}, which the batch does not have; name it by key.")
-        offline, source, entering, arriving = tensordict.unbind(1)
-        goal, entered = self._entered(source), self._entered(entering)
-        if self.her_ratio == 1.0:
-            q = entering
-        else:
-            stored_mask, q_stored_mask = self._stored_masks(offline, arriving)
-            q = torch.where(q_stored_mask, arriving, entering)
-            goal = where_rows(stored_mask, offline.get(self.desired_goal_key), goal)
-            entered = where_rows(q_stored_mask, arriving.get(self.desired_goal_key), entered)
+        stored, entered = tensordict.get(self.desired_goal_key, None), self._entered(tensordict)
+        goal, q_goal = entered[:, 1], entered[:, 2]
+        # what follows from the goal is made anew, so none of it need be carried along
+        offline, _, q, arriving = tensordict.exclude(*self._dependent).unbind(1)
+        if self.her_ratio < 1.0:
+            keep, q_keep = self._stored_masks(tensordict)
+            goal, q_goal = where_rows(keep, stored[:, 0], goal), where_rows(q_keep, stored[:, 3], q_goal)
+            q = torch.where(q_keep, arriving, q)
         self._pursue(offline, goal)
-        self._pursue(q, entered)
+        self._pursue(q, q_goal)
         return offline.set(self.q_key, q)
 
     def _entered(self, rows: TensorDictBase) -> Tensor:
         return rows.get(("next", self.achieved_goal_key))
 
-    def _stored_masks(self, offline: TensorDictBase, arriving: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _stored_masks(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Rows that keep their stored goal, in rho and in q; bool ``[B]`` each."""
-        device = offline.get(self.desired_goal_key).device
-        uniform = torch.rand(2, offline.shape[0], device=device, generator=self.generator)
+        stored = tensordict.get(self.desired_goal_key)
+        uniform = torch.rand(2, stored.shape[0], device=stored.device, generator=self.generator)
         keep, q_keep = uniform >= self.her_ratio
         if self.coupled:
             q_keep = keep
         # without a row that reaches its stored goal the unit repeats the entering row, which must be relabelled
         if self.success is not None:
-            reaches = reached_mask(self.success, self._entered(arriving), arriving.get(self.desired_goal_key))
+            reaches = reached_mask(self.success, self._entered(tensordict)[:, 3], stored[:, 3])
         else:
-            reaches = checked_reached(self.reached, arriving)
+            reaches = checked_reached(self.reached, tensordict[:, 3])
         if not self._checked:
             self._checked = True
             if bool(reaches.any()) and not bool(reaches.all()):
@@ -128,19 +130,14 @@ class HindsightGoalTransform(Transform):
 
     def _pursue(self, rows: TensorDictBase, goal: Tensor) -> None:
         """Writes the goal and everything that depends on it."""
-        achieved = self._entered(rows)
         rows.set(self.desired_goal_key, goal)
         rows.set(("next", self.desired_goal_key), goal)
-        for key in self.stale:
-            rows.pop(unravel_key(("next", key)), None)
         if self._reward is None:
-            for name in ("reward", "done", "terminated", "truncated"):
-                rows.pop(("next", name), None)
             return
         terminated, truncated = (rows.get(("next", name), None) for name in ("terminated", "truncated"))
         if truncated is None:
             truncated = rows.get(("next", "done"), None)
-        for name, value in self._reward(achieved, goal, terminated, truncated).items():
+        for name, value in self._reward(self._entered(rows), goal, terminated, truncated).items():
             rows.set(("next", name), value)
 
     def set_extra_state(self, state: Any) -> None:

@@ -8,6 +8,7 @@ from torchrl_smore.envs._rollout import quality, task_actor
 from torchrl_smore.envs.collect import SCRIPTED, collect, expert_behaviour, medium_behaviour
 from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.mixtures import ACTION_NOISES, MIXTURES, mixture_counts
+from torchrl_smore.envs.pixels import Painter, PixelPolicy, paint
 from torchrl_smore.envs.pool import EnvPool
 from torchrl_smore.envs.register import register_task
 from torchrl_smore.envs.render import RenderError, render_episode
@@ -20,6 +21,8 @@ __all__ = [
     "TASKS",
     "EnvPool",
     "Expert",
+    "Painter",
+    "PixelPolicy",
     "PlanningExpert",
     "RenderError",
     "Task",
@@ -29,6 +32,7 @@ __all__ = [
     "get_task",
     "medium_behaviour",
     "mixture_counts",
+    "paint",
     "quality",
     "register_task",
     "render_episode",

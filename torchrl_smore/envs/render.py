@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
-import warnings
 from contextlib import ExitStack, closing
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore._errors import unknown_name
 from torchrl_smore.envs._gym import Env
+from torchrl_smore.envs._opengl import OpenGL, RenderError, default_opengl, open_gl, render_error
 from torchrl_smore.envs._stages import FETCH, STAGES
 from torchrl_smore.envs._worker import Worker
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
 from torchrl_smore.envs.tasks import Task, get_task
 
-OpenGL = Literal["egl", "osmesa", "glfw", "cgl"]
 Frame = NDArray[np.uint8]
 
 _WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
@@ -28,10 +24,6 @@ _TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.
 _AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
 
 _FLOOR = 800.0  # half the length of the floor of a locomotion task, in metres
-
-
-class RenderError(RuntimeError):
-    """There is no OpenGL to draw with; the message says what to install."""
 
 
 def render_episode(
@@ -71,7 +63,7 @@ def render_episode(
         raise ValueError(f"expected actions of shape [T, {task.action_dim}], got {list(actions.shape)}.")
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}.")
-    backend = opengl or os.environ.get("MUJOCO_GL") or {"darwin": "cgl", "win32": "glfw"}.get(sys.platform, "egl")
+    backend = opengl or default_opengl()
     if not own_process:
         return _film(task, seed, actions, size, backend)
     try:
@@ -79,7 +71,7 @@ def render_episode(
             worker.send(_film_apart, task, seed, actions, size, backend)
             frames = worker.receive()
     except RuntimeError as error:
-        raise _render_error(backend, str(error).strip().splitlines()[0]) from error
+        raise render_error(backend, str(error).strip().splitlines()[0]) from error
     if isinstance(frames, Exception):
         raise frames
     return frames
@@ -115,23 +107,13 @@ def _camera(env: Env, task: Task, size: int, backend: str) -> _PlaneCamera | _Mu
     raise ValueError(f"{task.name} cannot be drawn: {type(env).__name__} is neither a point nor a MuJoCo simulation.")
 
 
-def _render_error(backend: str, reason: str) -> RenderError:
-    return RenderError(
-        f"rendering with MUJOCO_GL={backend} failed ({reason}). It needs an OpenGL library: apt-get install libegl1 "
-        "for MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa; MUJOCO_GL=glfw needs a display."
-    )
-
-
 class _MujocoCamera:
     """Draws a MuJoCo simulation to memory."""
 
     def __init__(self, env: Any, task: Task, size: int, backend: str) -> None:
-        if backend not in get_args(OpenGL):
-            raise unknown_name("OpenGL library", backend, get_args(OpenGL))
         import mujoco
 
         self._mujoco, self._env, self._task = mujoco, env, task
-        env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
         _make_presentable(env.model)
         self._stage = STAGES.get(task.name, FETCH)
         if self._stage.follows is not None:
@@ -140,17 +122,7 @@ class _MujocoCamera:
             longer = _FLOOR / env.model.geom_size[floor, 0].max()
             env.model.geom_size[floor, :2] = _FLOOR
             env.model.mat_texrepeat[env.model.geom_matid[floor]] *= longer
-        with warnings.catch_warnings(record=True) as said:  # GLFW only warns where it fails
-            warnings.simplefilter("always")
-            try:
-                self._window = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
-                self._window.make_current()
-                self._context = mujoco.MjrContext(env.model, mujoco.mjtFontScale.mjFONTSCALE_100)
-            # a missing library shows itself as anything from OSError to AttributeError
-            except Exception as error:
-                reason = said[0].message if said else error
-                raise _render_error(backend, f"{type(reason).__name__}: {reason}") from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._window, self._context = open_gl(env.model, size, backend)
         self._scene = mujoco.MjvScene(env.model, maxgeom=500)
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # the goal's own mark is drawn below, to scale

@@ -12,6 +12,7 @@ action. The drawer does not move while the can stands before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
@@ -185,8 +186,7 @@ class TabletopEnv(Env):
         self.render_mode = None
         self.model = load_model()
         self.data = self._mujoco.MjData(self.model)
-        self._names = [self.model.joint(name).qposadr[0] for name in _JOINTS]
-        self._far_finger = self.model.joint("far_finger").qposadr[0]
+        self._places, self._put = placer(self.model)
         self._lock = self.model.equality("lock").id
         self.goal_state = np.zeros(len(_JOINTS))
         low = np.array([*_LOW, 0.0, 0.0, -0.5, -0.5, -0.5, -0.5, -0.5]) - _MARGIN
@@ -229,13 +229,12 @@ class TabletopEnv(Env):
     @property
     def state(self) -> Array:
         """The state ``[10]``, copied."""
-        return self.data.qpos[self._names]
+        return self.data.qpos[self._places]
 
     def set_state(self, state: Array) -> None:
         """Puts everything at rest where ``state`` ``[10]`` says."""
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[self._names] = state
-        self.data.qpos[self._far_finger] = state[FINGERS]
+        self._put(self.data, state)
         self.data.ctrl[:] = state[:4]
         self._mujoco.mj_forward(self.model, self.data)
 
@@ -251,8 +250,22 @@ class TabletopEnv(Env):
 def blocks_drawer(can: Array) -> Array:
     """Whether a can ``[*, 2]`` keeps the drawer from moving, ``[*]``."""
     low, high = _BEFORE_DRAWER
-    blocked: Array = ((can > low) & (can < high)).all(-1)
-    return blocked
+    return np.asarray(((can > low) & (can < high)).all(-1))
+
+
+def placer(model: Any) -> tuple[list[int], Callable[[Any, Array], None]]:
+    """Where in ``qpos`` the numbers of a state are, and what writes a state ``[10]`` to the positions of MuJoCo's data.
+
+    Nothing that follows from positions is computed.
+    """
+    places = [int(model.joint(name).qposadr[0]) for name in _JOINTS]
+    far_finger = int(model.joint("far_finger").qposadr[0])
+
+    def put(data: Any, state: Array) -> None:
+        data.qpos[places] = state
+        data.qpos[far_finger] = state[FINGERS]
+
+    return places, put
 
 
 def load_model() -> Any:

@@ -34,6 +34,7 @@ from torchrl_smore.envs.experts import (
 )
 from torchrl_smore.envs.experts.actor_file import refuse_to_act
 from torchrl_smore.envs.locomotion import make_ant, make_half_cheetah
+from torchrl_smore.envs.pixels import Painter, PointPainter, TabletopPainter
 from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
 from torchrl_smore.envs.reacher import make_reacher_env
 from torchrl_smore.envs.sawyer import DOOR, REACH, SawyerEnv, SawyerWorld
@@ -81,6 +82,8 @@ class Task:
         expert_random_prob: probability in each step that a uniform action replaces that expert's, likewise.
         goal_parts: name and columns (first, one past the last) of each thing that the goal is about, if it is about
             several: each must then be within ``threshold`` of its own goal.
+        make_painter: builds what draws its states as pictures of a given size; ``None``: its observation does not say
+            all that is seen.
         data_task: name of the task whose episodes a dataset for this one consists of; ``None``: its own.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
@@ -110,6 +113,7 @@ class Task:
     expert_random_prob: float = 0.0
     goal_parts: tuple[tuple[str, int, int], ...] = ()
     data_task: str | None = None
+    make_painter: Callable[[int], Painter] | None = None
 
     @property
     def observation_dim(self) -> int:
@@ -234,6 +238,17 @@ class Task:
             ImportError: if a package the simulator needs is missing; says what to install.
         """
         return GoalTaskWrapper(self.make_base_env(), self.reached)
+
+    def painter(self, size: int) -> Painter:
+        """What draws its states as pictures of ``size`` by ``size`` pixels.
+
+        Raises:
+            ValueError: if the task has none, or for a size out of range.
+            RenderError: if there is no OpenGL; says what to install.
+        """
+        if self.make_painter is None:
+            raise ValueError(f"{self.name} has no pictures: its observation does not say all that is seen.")
+        return self.make_painter(size)
 
     def make_batch_env(self, num_envs: int, action_noise: float = 0.0) -> BatchEnv:
         """Builds ``num_envs`` environments that are stepped together in this process."""
@@ -416,6 +431,7 @@ def _point(name: str, simulator: str, world: PointWorld, description: str) -> Ta
         make_base_env=partial(PointEnv, world),
         make_expert=partial(PointExpert, world),
         make_batch=partial(PointBatch, world),
+        make_painter=partial(PointPainter, world),
         description=description,
         paper_note=_POINT_NOTE.format(old=simulator),
     )
@@ -486,6 +502,7 @@ def _tabletop(name: str, kind: Kind, original: str, description: str, horizon: i
         horizon=horizon,
         goal_parts=(("drawer", 0, 1), ("can", 1, 3), ("cube", 3, 6)),
         data_task=None if kind == "primitives" else "Tabletop",
+        make_painter=TabletopPainter,
     )
 
 

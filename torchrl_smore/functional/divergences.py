@@ -10,7 +10,7 @@ name                f(x)                                      printed f*(y)     
 pearson_chi2        (x - 1)^2                                 y + y^2/4         as printed for y >= -2; -1 below
 kl                  x log x                                   exp(y - 1)        as printed
 squared_hellinger   (sqrt(x) - 1)^2                           y/(1 - y)         as printed for y < 1; +inf from 1 on
-total_variation     |x - 1|/2                                 y, |y| <= 1/2     max(y, -1/2) for y <= 1/2; +inf above
+total_variation     abs(x - 1)/2                              y, abs(y) <= 1/2  max(y, -1/2) for y <= 1/2; +inf above
 jensen_shannon      x log x - (x + 1) log((x + 1)/2)          -log(2 - exp(y))  as printed for y < log 2; +inf then on
 ==================  ========================================  ================  =======================================
 
@@ -37,6 +37,7 @@ from torchrl_smore._errors import unknown_name
 
 __all__ = ["DIVERGENCES", "Divergence", "DivergenceName", "get_divergence"]
 
+#: Names of the divergences.
 DivergenceName = Literal["pearson_chi2", "kl", "squared_hellinger", "total_variation", "jensen_shannon"]
 
 

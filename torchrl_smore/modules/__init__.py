@@ -19,6 +19,7 @@ from torchrl_smore.modules.networks import (
     goal_specs,
     make_networks,
 )
+from torchrl_smore.modules.pixels import Encoded, PixelEncoder, make_pixel_networks
 from torchrl_smore.modules.precision import Precision
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "BilinearScore",
     "ConcatMLP",
     "ContrastiveNetworks",
+    "Encoded",
     "FixedStdHead",
     "GaussianHead",
     "Networks",
     "PairEmbedding",
+    "PixelEncoder",
     "Precision",
     "Standardize",
     "TanhMLP",
@@ -40,4 +43,5 @@ __all__ = [
     "make_contrastive_networks",
     "make_discriminator",
     "make_networks",
+    "make_pixel_networks",
 ]

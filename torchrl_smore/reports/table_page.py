@@ -12,6 +12,7 @@ from torchrl_smore._files import write_text
 from torchrl_smore.reports import provenance
 from torchrl_smore.reports.figures import improvement_figure, learning_figure, save_figure
 from torchrl_smore.reports.numbers import (
+    CONTROL,
     RESAMPLES,
     Cell,
     RunSet,
@@ -37,8 +38,6 @@ from torchrl_smore.reports.paper import (
     task_order,
 )
 
-#: SMORe's control: its actor, regressed on the same samples without weights.
-CONTROL = "hindsight_bc"
 #: Methods beside those of Table 1, from Table 15.
 MORE_METHODS = ("GC-SQL", "GC-EQL", "GC-XQL")
 _KEPT_OF_GRID = ("commit", "versions", "cells", "differs", "unavailable")

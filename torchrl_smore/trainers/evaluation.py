@@ -58,7 +58,7 @@ class ActorPolicy:
 
     @torch.no_grad()
     def __call__(self, observation: Observation) -> np.ndarray:
-        """Actions ``[n, A]`` for observations ``[n, ...]``.
+        """Actions ``[n, A]`` for observations ``[n, ...]``: pictures as uint8, everything else becomes float32.
 
         Raises:
             KeyError: if the actor reads something that no observation is.
@@ -69,7 +69,10 @@ class ActorPolicy:
         rows = len(next(iter(observation.values())))
         batch = TensorDict({}, batch_size=[rows])
         for key, name in names.items():
-            batch.set(key, torch.as_tensor(np.asarray(observation[name], dtype=np.float32)))
+            rows_of_key = np.asarray(observation[name])
+            # pictures stay what they are until they are on their device
+            dtype = np.uint8 if rows_of_key.dtype == np.uint8 else np.float32
+            batch.set(key, torch.as_tensor(np.ascontiguousarray(rows_of_key, dtype=dtype)))
         with (
             in_mode(False, network),
             params.to_module(network, preserve_module_state=False),

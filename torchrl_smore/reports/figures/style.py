@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_smore._files import replacing
-from torchrl_smore.reports.numbers import method_order
+from torchrl_smore.reports.numbers import CONTROL, method_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ _STYLES: dict[str, tuple[str, str, Any]] = {
     "GC-XQL": ("#332288", "*", "--"),
     "GC-BC": ("#777777", "h", ":"),
 }
+_CONTROL = ("#444444", "d", (0, (4, 2)))
 _OTHERS = [(colour, marker, "-.") for colour, marker, _ in _STYLES.values()]
 _DPI = 120
 
@@ -74,7 +75,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, Style]:
     styles = {}
     others = 0
     for method in method_order(methods):
-        look = _STYLES.get(method)
+        look = _CONTROL if method == CONTROL else _STYLES.get(method)
         if look is None:
             look, others = _OTHERS[others % len(_OTHERS)], others + 1
         styles[method] = Style(look[0], look[1], look[2], linewidth=2.4 if method == "SMORe" else 1.4)

@@ -9,6 +9,7 @@ from torchrl_smore.reports.numbers.aggregates import (
 )
 from torchrl_smore.reports.numbers.findings import COSINE, FARTHEST, PREFERENCE, Diagnosis, Finding, find
 from torchrl_smore.reports.numbers.results import (
+    CONTROL,
     METHODS,
     Cell,
     Result,
@@ -40,6 +41,7 @@ from torchrl_smore.reports.numbers.statistics import (
 )
 
 __all__ = [
+    "CONTROL",
     "COSINE",
     "FARTHEST",
     "METHODS",

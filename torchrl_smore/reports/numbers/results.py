@@ -42,6 +42,8 @@ from torchrl_smore.reports.numbers.statistics import mean_and_std
 SCHEMA = 1
 #: Names of the methods, in the order of the tables.
 METHODS = ("SMORe", "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL", "GC-SQL", "GC-EQL", "GC-XQL", "GC-BC")
+#: SMORe's control: its actor, regressed on the same samples without weights.
+CONTROL = "hindsight_bc"
 # parts of a setting that say what is so anyway (Table 4; App. C.1)
 _DEFAULT_PARTS = {"default", "", "beta=0.5", "her_ratio=0.8"}
 _SPELLINGS = {name.lower().replace("-", ""): name for name in METHODS}

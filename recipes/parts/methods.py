@@ -24,6 +24,7 @@ from torchrl_smore.modules import (
     make_contrastive_networks,
     make_discriminator,
     make_networks,
+    make_pixel_networks,
 )
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
@@ -56,11 +57,18 @@ class Setting:
     precision: Precision = "float32"
     kernels: str = "auto"
     clip: float | None = STANDARDIZED_CLIP
+    pixels: int = 0
 
     def networks(self) -> dict[str, Any]:
-        """Actor, score (or Q) and value networks by the names that losses give them."""
+        """Actor, score (or Q) and value networks by the names that losses give them.
+
+        They are of states, or of pictures of ``pixels`` by ``pixels``.
+        """
         options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision, "clip": self.clip}
-        made = make_networks(*self.specs, **options)  # type: ignore[arg-type]
+        if self.pixels:
+            made = make_pixel_networks(self.specs[1], pixels=self.pixels, precision=self.precision)
+        else:
+            made = make_networks(*self.specs, **options)  # type: ignore[arg-type]
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
 

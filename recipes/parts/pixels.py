@@ -1,0 +1,56 @@
+"""Runs whose observations and goals are pictures: their dataset, batches and policies."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from torchrl_smore.data import DatasetError, TrajectoryStore
+from torchrl_smore.envs import Painter, Task, paint
+from torchrl_smore.trainers import locked
+
+#: Methods that learn from pictures; the others read something of a state, or goals that no frame shows.
+METHODS = ("smore", "gc_iql", "gcsl", "hindsight_bc")
+
+
+def check_pixels(pixels: int, task: Task, method: str, her_ratio: float) -> None:
+    """Refuses what cannot be learnt from pictures.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if task.make_painter is None:
+        raise ValueError(
+            f"pixels={pixels}: {task.name} has no pictures, its observation does not say all that is seen."
+        )
+    if method not in METHODS:
+        raise ValueError(f"pixels={pixels} goes with method={', '.join(METHODS)}, got {method}.")
+    if her_ratio != 1.0:
+        raise ValueError(f"pixels={pixels}: goals are pictures of the data, so her_ratio must be 1, got {her_ratio}.")
+
+
+def with_pictures(store: TrajectoryStore, painter: Painter, folder: Path) -> TrajectoryStore:
+    """The dataset with frames of the painter's size: its own, or painted once and then kept below ``folder``.
+
+    Raises:
+        DatasetError: if its own frames have another size.
+        RenderError: if there is no OpenGL; says what to install.
+    """
+    size = painter.size
+    if store.frames is not None:
+        found = list(store.frames.shape[1:3])
+        if found != [size, size]:
+            raise DatasetError(f"the dataset has frames of {found[0]} x {found[1]} pixels, expected {size} x {size}.")
+        return store
+    out = folder / f"pictures_{size}_{store.sha256[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(f".{out.name}.lock"), f"pictures {out}", wait=True):
+        if not out.exists():
+            beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=folder))
+            try:
+                paint(store, painter, folder=beside, progress=sys.stderr.isatty()).save(out)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    return TrajectoryStore.load(out)

@@ -1,0 +1,133 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_smore.envs import PixelPolicy, RenderError, collect, get_task, paint
+from torchrl_smore.envs.pixels import PointPainter
+from torchrl_smore.envs.point import FOUR_ROOMS, PointWorld
+from torchrl_smore.envs.tabletop import draw_episode
+
+RED, GREEN, BLUE = np.eye(3, dtype=bool)
+
+
+@pytest.fixture(scope="module")
+def table():
+    try:
+        painter = get_task("Tabletop-drawer").painter(48)
+    except RenderError as error:
+        pytest.skip(str(error))
+    yield painter
+    painter.close()
+
+
+def place(frame, primary):
+    """Mean row and column of the pixels in which one channel outweighs the others by far, and how many there are."""
+    values = frame.astype(int)
+    mask = (values[..., primary].min(-1) - values[..., ~primary].max(-1)) > 60
+    rows, columns = np.nonzero(mask)
+    return (rows.mean(), columns.mean(), len(rows)) if len(rows) else (None, None, 0)
+
+
+def test_a_point_is_drawn_where_it_is_and_walls_where_they_are():
+    painter = PointPainter(PointWorld(), 50)
+    frames = painter.states(np.array([[2.05, -3.05], [-4.95, 4.95]]))
+    assert frames.shape == (2, 50, 50, 3)
+    assert frames.dtype == np.uint8
+    # 5 pixels to a unit, the first row at the top
+    row, column, count = place(frames[0], BLUE)
+    assert (row, column) == (pytest.approx(39.75, abs=0.6), pytest.approx(34.75, abs=0.6))
+    assert count == pytest.approx(np.pi * 3.0**2, abs=4)
+    assert place(frames[1], BLUE)[:2] == (pytest.approx(1, abs=1), pytest.approx(1, abs=1))
+    np.testing.assert_array_equal(painter.goals(np.array([[2.05, -3.05]]))[0], frames[0])
+    rooms = PointPainter(PointWorld(FOUR_ROOMS), 50).states(np.array([[3.0, 3.0]]))[0]
+    assert (rooms[25, 25] < 120).all()
+    assert (rooms[10, 10] > 200).all()
+
+
+def test_the_cube_is_seen_where_it_is(table):
+    state = draw_episode("pick", np.random.default_rng(0))[0].state
+    moved = np.stack([state] * 3)
+    moved[:, 7:] = [[-0.1, -0.25, 0.02], [0.25, -0.25, 0.02], [0.25, 0.2, 0.02]]
+    frames = table.states(moved)
+    left, right, far = (place(frame, BLUE) for frame in frames)
+    assert min(left[2], right[2], far[2]) >= 4
+    assert right[1] - left[1] > 10  # to the right is to the right
+    assert far[0] < right[0] - 8  # away is up
+
+
+def test_drawer_can_and_gripper_are_seen(table):
+    state = draw_episode("drawer", np.random.default_rng(0))[0].state
+    states = np.stack([state] * 4)
+    states[1, 4] = 0.15 - states[0, 4] if states[0, 4] > 0.1 else 0.15
+    states[2, 5] -= 0.05
+    states[3, 0] += 0.1
+    first, *others = table.states(states).astype(int)
+    for other in others:
+        assert (np.abs(other - first).max(-1) > 40).sum() >= 10
+    np.testing.assert_array_equal(table.states(states[:1])[0], first)
+
+
+def test_a_goal_is_drawn_with_the_gripper_at_home(table):
+    _, goal = draw_episode("push-open", np.random.default_rng(1))
+    np.testing.assert_array_equal(table.goals(goal.state[None, 4:]), table.states(goal.state[None]))
+
+
+def test_a_task_that_cannot_be_drawn_from_its_state_says_so():
+    with pytest.raises(ValueError, match="FetchReach has no pictures"):
+        get_task("FetchReach").painter(48)
+    with pytest.raises(ValueError, match="from 16 to 512 pixels in each direction, got 8"):
+        get_task("PointReach").painter(8)
+
+
+def test_without_opengl_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(RenderError, match="apt-get install libegl1"):
+        get_task("Tabletop").painter(48)
+
+
+@pytest.fixture(scope="module")
+def store():
+    return collect("PointReach", expert_episodes=3, random_episodes=2, seed=0, progress=False)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_store_is_painted_state_by_state(store, mapped, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchrl_smore.envs.pixels._CHUNK", 100)  # several, the last one shorter
+    painter = get_task("PointReach").painter(16)
+    painted = paint(store, painter, folder=tmp_path if mapped else None)
+    assert painted.frames.shape == (5 * 51, 16, 16, 3)
+    for row in (0, 49, 50, 173, 249):
+        for key, offset in (("observation", 0), (("next", "observation"), 1)):
+            expected = painter.states(store.data[key][row : row + 1].numpy())[0]
+            np.testing.assert_array_equal(painted.frames[painted.frame_index[row] + offset].numpy(), expected)
+    assert torch.equal(painted.data["action"], store.data["action"])
+    assert len(list(tmp_path.iterdir())) == int(mapped)
+
+
+def test_a_policy_sees_states_and_goals_as_pictures_and_a_goal_is_drawn_once():
+    painter, goals = get_task("PointReach").painter(16), []
+    drawn = painter.goals
+    painter.goals = lambda goal: goals.append(goal) or drawn(goal)
+    seen = []
+    policy = PixelPolicy(lambda observation: seen.append(observation) or np.zeros((2, 2)), painter)
+    observation = {"observation": np.ones((2, 2)), "achieved_goal": np.ones((2, 2)), "desired_goal": np.zeros((2, 2))}
+    policy(observation)
+    policy(observation | {"observation": np.full((2, 2), 2.0)})
+    assert len(goals) == 1
+    np.testing.assert_array_equal(seen[1]["observation"], painter.states(np.full((2, 2), 2.0)))
+    np.testing.assert_array_equal(seen[1]["desired_goal"], drawn(np.zeros((2, 2))))
+    policy(observation | {"desired_goal": np.ones((2, 2))})
+    assert len(goals) == 2
+    np.testing.assert_array_equal(seen[2]["desired_goal"], drawn(np.ones((2, 2))))
+
+
+def test_painters_reach_other_processes_by_name():
+    import pickle
+
+    task = pickle.loads(pickle.dumps(get_task("PointReach")))
+    assert dataclasses.asdict(task)["name"] == "PointReach"
+    assert task.painter(16).size == 16

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded
+
+from torchrl_smore.modules import ConcatMLP, Encoded, PixelEncoder, make_pixel_networks
+from torchrl_smore.modules.pixels import COLD
+
+ACTIONS = Bounded(-1.0, 1.0, (4,))
+
+
+def pictures(*batch, pixels=48, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (*batch, pixels, pixels, 3), dtype=torch.uint8, generator=generator)
+
+
+def batch_of(*size):
+    return TensorDict(
+        {"observation": pictures(*size), "desired_goal": pictures(*size, seed=1), "action": torch.rand(*size, 4)}, size
+    )
+
+
+def test_an_encoder_maps_pictures_of_any_batch_to_vectors():
+    encoder = PixelEncoder(latent=32)
+    many = pictures(2, 3)
+    assert encoder(many).shape == (2, 3, 32)
+    torch.testing.assert_close(encoder(many)[1, 2], encoder(many[1, 2]))
+    assert encoder(many[:0]).shape == (0, 3, 32)
+    assert PixelEncoder(2, pixels=64, size="medium", latent=8)(
+        pictures(5, pixels=64), pictures(5, pixels=64)
+    ).shape == (
+        5,
+        8,
+    )
+
+
+def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_0_and_1():
+    """The first convolution by hand at one place, down the picture and not across."""
+    encoder = PixelEncoder()
+    first = encoder.convolutions[0]
+    seen = []
+    first.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    picture = pictures(1)
+    encoder(picture)
+    ((scaled, output),) = seen
+    assert scaled.min() >= 0.0
+    assert scaled.max() == 1.0
+    patch = picture[0, 8:16, 4:12].float() / 255.0  # rows 8 to 15, columns 4 to 11
+    expected = (patch.permute(2, 0, 1) * first.weight[3]).sum() + first.bias[3]
+    torch.testing.assert_close(output[0, 3, 2, 1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((pictures(2).float(),), r"expected pictures of uint8 and shape \[\*, 48, 48, 3\], got torch.float32"),
+        ((pictures(2).permute(0, 3, 1, 2),), r"and \[2, 3, 48, 48\]"),
+        ((pictures(2, pixels=64),), r"and \[2, 64, 64, 3\]"),
+        ((pictures(2), pictures(2)), "expected 1 pictures, got 2"),
+    ],
+)
+def test_anything_but_its_pictures_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        PixelEncoder()(*given)
+
+
+def test_arguments_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="unknown size of encoders 'smal'"):
+        PixelEncoder(size="smal")
+    with pytest.raises(ValueError, match="36 pixels or more in each direction, got 35"):
+        PixelEncoder(pixels=35)
+    assert PixelEncoder(pixels=36)(pictures(1, pixels=36)).shape == (1, 128)
+    with pytest.raises(ValueError, match="one score network alone, got num_score_nets=2"):
+        make_pixel_networks(ACTIONS, shared=True)
+
+
+def test_pictures_are_encoded_and_other_inputs_pass():
+    encoder = PixelEncoder(latent=8)
+    network = Encoded(encoder, ConcatMLP(8 + 4 + 8, 2, (16,)))
+    one, other, action = pictures(3), pictures(3, seed=1), torch.rand(3, 4)
+    expected = network.network(encoder(one), action, encoder(other))
+    torch.testing.assert_close(network(one, action, other), expected)
+    together = Encoded(PixelEncoder(2, latent=8), ConcatMLP(8, 2, (16,)))
+    torch.testing.assert_close(together(one, other), together.network(together.encoder(one, other)))
+
+
+def test_networks_write_what_losses_read():
+    networks = make_pixel_networks(ACTIONS, hidden=(16,), num_score_nets=2)
+    batch = batch_of(3)
+    for score in networks.score:
+        assert score(batch.clone())["score"].shape == (3, 1)
+    assert networks.value(batch.clone())["state_value"].shape == (3, 1)
+    assert networks.actor(batch.clone())["action"].shape == (3, 4)
+    ids = [{id(p) for p in network.parameters()} for network in (networks.actor, networks.value, *networks.score)]
+    assert len(set.union(*ids)) == sum(map(len, ids))
+
+
+def test_the_score_is_an_inner_product_that_starts_at_0_and_has_a_gradient():
+    score = make_pixel_networks(ACTIONS, hidden=(16,), representation=5, num_score_nets=1).score[0]
+    batch = batch_of(3)
+    pair = score.module.network.embedding(
+        score.module.encoder(batch["observation"]), batch["action"], score.module.encoder(batch["desired_goal"])
+    )
+    assert pair.shape == (3, 2, 5)
+    out = score(batch)["score"]
+    torch.testing.assert_close(out.squeeze(-1), (pair[:, 0] * pair[:, 1]).sum(-1), rtol=1e-4, atol=1e-12)
+    assert out.abs().max() < 5 * 16 * COLD * 10
+    out.sum().backward()
+    psi = score.module.network.embedding.psi.layers[-1]
+    assert psi.weight.detach().abs().max() <= COLD
+    assert psi.weight.grad.abs().max() > 1e-3
+
+
+def test_a_shared_encoder_has_gradients_of_score_and_value_and_none_of_the_actor():
+    networks = make_pixel_networks(ACTIONS, hidden=(16,), num_score_nets=1, shared=True)
+    encoder = networks.value.module.encoder
+    assert encoder is networks.score[0].module.encoder is networks.actor.module[0].module.encoder
+    batch = batch_of(4)
+
+    def gradient(network, key):
+        for parameter in network.parameters():
+            parameter.grad = None
+        network(batch.clone())[key].square().sum().backward()
+        return [parameter.grad for parameter in encoder.parameters()]
+
+    assert all(grad is None for grad in gradient(networks.actor, "loc"))
+    assert all(p.grad is not None for p in networks.actor.module[0].module.network.trunk.parameters())
+    assert all(grad.abs().sum() > 0.0 for grad in gradient(networks.value, "state_value"))
+    # of the score it is tiny at first, for psi is cold
+    torch.nn.init.normal_(networks.score[0].module.network.embedding.psi.layers[-1].weight)
+    assert all(grad.abs().sum() > 0.0 for grad in gradient(networks.score[0], "score"))
+
+
+def test_a_separate_encoder_is_trained_by_its_actor():
+    actor = make_pixel_networks(ACTIONS, hidden=(16,)).actor
+    actor(batch_of(4))["loc"].square().sum().backward()
+    assert all(p.grad is not None for p in actor.module[0].module.encoder.parameters())
