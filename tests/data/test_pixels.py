@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_smore.data import DatasetError, GoalBatchSampler, PixelBatchSampler, TrajectoryStore, mix
+from torchrl_smore.data import DatasetError, GoalBatchSampler, PixelBatchSampler, TrajectoryStore, mix, writers
 from torchrl_smore.data.pixels import shifted_frames
 
 LENGTHS = (5, 3, 2, 7)
@@ -223,6 +223,15 @@ def test_a_seed_and_a_state_say_what_is_drawn(pictured):
 def test_arguments_out_of_range_are_refused(pictured, options, message):
     with pytest.raises(ValueError, match=message):
         PixelBatchSampler(pictured, **{"batch_size": 4} | options)
+
+
+@pytest.mark.parametrize("name", ["d4rl", "minari", "ogbench", "wgcsl"])
+def test_formats_without_frames_do_not_lose_them_silently(make_store, tmp_path, name):
+    pictured = make_store((4, 4)).with_frames(numbered(10))
+    where = (tmp_path, "pictured-v0") if name == "minari" else (tmp_path / "file",)
+    with pytest.raises(DatasetError, match=r"written without frames: write store.with_frames\(None\)"):
+        getattr(writers, name).write(pictured, *where)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_without_frames_is_refused(store):

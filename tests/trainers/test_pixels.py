@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torchrl.data import Bounded
+from torchrl.objectives import SoftUpdate
 
 from torchrl_smore import SMORELoss
 from torchrl_smore.data import PixelBatchSampler
@@ -28,8 +29,10 @@ def make_loss(name):
     networks = make_pixel_networks(ACTIONS, pixels=36, latent=16, hidden=(16,))
     if name == "bc":
         return GCSLLoss(networks.actor, regression="nll")
-    loss = {"smore": SMORELoss, "iql": GCIQLLoss}[name]
-    return loss(networks.actor, networks.score, networks.value, deactivate_vmap=True)
+    kind = {"smore": SMORELoss, "iql": GCIQLLoss}[name]
+    loss = kind(networks.actor, networks.score, networks.value, deactivate_vmap=True)
+    SoftUpdate(loss, tau=0.005)  # which tells the loss that its targets are looked after
+    return loss
 
 
 def make_sampler(store, name, **options):
@@ -75,15 +78,16 @@ def test_the_policy_of_a_loss_keeps_pictures_as_they_are(store):
 
 
 @pytest.mark.slow
-def test_cloning_learns_where_a_point_has_to_go_from_pictures(store):
-    """Of the data's goals one step ahead in a straight line: the direction of the action is that of the goal."""
-    plain = collect("PointReach", expert_episodes=200, random_episodes=0, seed=1, progress=False)
+def test_cloning_learns_from_pictures_where_a_point_has_to_go():
+    plain = collect("PointReach", expert_episodes=300, random_episodes=0, seed=1, progress=False)
     painter = get_task("PointReach").painter(36)
-    sampler = PixelBatchSampler(paint(plain, painter), 64, q=False)
+    # most of an episode is spent at the goal
+    moving = (plain.data["action"].abs().amax(-1) > 0.5).float()
+    sampler = PixelBatchSampler(paint(plain, painter), 64, q=False, anchors=moving)
     networks = make_pixel_networks(ACTIONS, pixels=36, latent=64, hidden=(64,))
     loss = GCSLLoss(networks.actor, regression="nll")
     update = FusedUpdate(loss, sampler, lr=1e-3)
-    for _ in range(400):
+    for _ in range(600):
         update()
     rng = np.random.default_rng(0)
     here, goal = rng.uniform(-4.0, 4.0, (2, 200, 2))

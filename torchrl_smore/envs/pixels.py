@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from torchrl_smore.envs._opengl import default_opengl, open_gl
 from torchrl_smore.envs.point import HALF_WIDTH, PointWorld
-from torchrl_smore.envs.tabletop import HOME, OPEN_FINGERS, load_model, put
+from torchrl_smore.envs.tabletop import HOME, OPEN_FINGERS, load_model, placer
 
 if TYPE_CHECKING:
     from torchrl_smore.data.trajectories import TrajectoryStore
@@ -95,6 +95,7 @@ class TabletopPainter:
 
         self._mujoco = mujoco
         self._data = mujoco.MjData(self._model)
+        _, self._put = placer(self._model)
         self._window, self._context = open_gl(self._model, size, default_opengl())
         self._scene = mujoco.MjvScene(self._model, maxgeom=100)
         self._option = mujoco.MjvOption()
@@ -119,7 +120,7 @@ class TabletopPainter:
 
     def _shoot(self, frame: Frames, state: Array) -> None:
         mujoco = self._mujoco
-        put(self._model, self._data, state)
+        self._put(self._data, state)
         # what a picture needs of the forward dynamics
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)

@@ -12,6 +12,7 @@ action. The drawer does not move while the can stands before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
@@ -185,7 +186,7 @@ class TabletopEnv(Env):
         self.render_mode = None
         self.model = load_model()
         self.data = self._mujoco.MjData(self.model)
-        self._places = _places(self.model)
+        self._places, self._put = placer(self.model)
         self._lock = self.model.equality("lock").id
         self.goal_state = np.zeros(len(_JOINTS))
         low = np.array([*_LOW, 0.0, 0.0, -0.5, -0.5, -0.5, -0.5, -0.5]) - _MARGIN
@@ -233,7 +234,7 @@ class TabletopEnv(Env):
     def set_state(self, state: Array) -> None:
         """Puts everything at rest where ``state`` ``[10]`` says."""
         self._mujoco.mj_resetData(self.model, self.data)
-        put(self.model, self.data, state)
+        self._put(self.data, state)
         self.data.ctrl[:] = state[:4]
         self._mujoco.mj_forward(self.model, self.data)
 
@@ -249,19 +250,22 @@ class TabletopEnv(Env):
 def blocks_drawer(can: Array) -> Array:
     """Whether a can ``[*, 2]`` keeps the drawer from moving, ``[*]``."""
     low, high = _BEFORE_DRAWER
-    blocked: Array = ((can > low) & (can < high)).all(-1)
-    return blocked
+    return np.asarray(((can > low) & (can < high)).all(-1))
 
 
-def put(model: Any, data: Any, state: Array) -> None:
-    """Writes a state ``[10]`` to the positions of ``data``; nothing that follows from them is computed."""
-    data.qpos[_places(model)] = state
-    data.qpos[model.joint("far_finger").qposadr[0]] = state[FINGERS]
+def placer(model: Any) -> tuple[list[int], Callable[[Any, Array], None]]:
+    """Where in ``qpos`` the numbers of a state are, and what writes a state ``[10]`` to the positions of MuJoCo's data.
 
+    Nothing that follows from positions is computed.
+    """
+    places = [int(model.joint(name).qposadr[0]) for name in _JOINTS]
+    far_finger = int(model.joint("far_finger").qposadr[0])
 
-def _places(model: Any) -> list[int]:
-    """Where in ``qpos`` the numbers of a state are."""
-    return [model.joint(name).qposadr[0] for name in _JOINTS]
+    def put(data: Any, state: Array) -> None:
+        data.qpos[places] = state
+        data.qpos[far_finger] = state[FINGERS]
+
+    return places, put
 
 
 def load_model() -> Any:

@@ -77,7 +77,7 @@ class PixelEncoder(nn.Module):
         joined = pictures[0] if len(pictures) == 1 else torch.cat(pictures, -1)
         batch = joined.shape[:-3]
         # of one leading dimension and with channels last in memory, which is how pictures are stored
-        scaled = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2).to(self.trunk[0].weight.dtype) / 255.0
+        scaled = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2).float() / 255.0
         latent: Tensor = self.trunk(self.convolutions(scaled))
         return latent.reshape(*batch, self.latent)
 

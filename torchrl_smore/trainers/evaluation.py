@@ -72,7 +72,7 @@ class ActorPolicy:
             rows_of_key = np.asarray(observation[name])
             # pictures stay what they are until they are on their device
             dtype = np.uint8 if rows_of_key.dtype == np.uint8 else np.float32
-            batch.set(key, torch.as_tensor(rows_of_key.astype(dtype, copy=False)))
+            batch.set(key, torch.as_tensor(np.ascontiguousarray(rows_of_key, dtype=dtype)))
         with (
             in_mode(False, network),
             params.to_module(network, preserve_module_state=False),

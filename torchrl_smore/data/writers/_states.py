@@ -29,7 +29,13 @@ def placing(path: str | Path) -> Iterator[Path]:
 
 
 def column(store: TrajectoryStore, *key: str) -> np.ndarray:
-    """A column of the store as an array ``[N, *]``; of one number a row ``[N]``."""
+    """A column of the store as an array ``[N, *]``; of one number a row ``[N]``.
+
+    Raises:
+        DatasetError: if the store has frames, which would be lost.
+    """
+    if store.frames is not None:
+        raise DatasetError("this format is written without frames: write store.with_frames(None) to leave them out.")
     values: np.ndarray = store.data.get(key).cpu().numpy()
     return values[:, 0] if key[0] == "next" and key[1] in ("reward", "done", "terminated", "truncated") else values
 
