@@ -12,13 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-_FENCE = re.compile(r"^```(?:bash|text)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
     """The words of each command of a page that starts Python, comments and what is after a pipe left out."""
     text = page.read_text(encoding="utf-8")
-    lines = [line for block in _FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    fenced = [block for kind, block in _FENCE.findall(text) if kind in ("", "bash", "text")]
+    lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
     lines += [line[4:] for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
     found = []
     for line in lines:

@@ -18,7 +18,7 @@ FILES = [
 ]
 # what is not said: what is said in its place
 INSTEAD = {
-    r"running (tasks?|experts?)\b": "locomotion",
+    r"[Rr]unning (tasks?|experts?)\b": "locomotion",
     r"whole or not at all": "atomically",
     r"\bgo(es)? on (after a kill|with the run|where it)": "resume",
     r"\bGo on with: ": "Resume with: ",
