@@ -41,6 +41,7 @@ check-wheel: $(STAMP)
 
 # the loss as one file in a clone of pytorch/rl, with its tests run there: make upstream TORCHRL=path
 upstream: $(STAMP)
+	@test -n "$(TORCHRL)" || { echo "say which clone: make upstream TORCHRL=path"; exit 2; }
 	$(BIN)/python upstream/build.py "$(TORCHRL)"
 
 # on a machine with a GPU and its own PyTorch, without a network: docs/gpu.md

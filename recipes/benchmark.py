@@ -21,18 +21,18 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS
 from parts import grid
 from parts.benchmark_jobs import read_result, run_job
 from parts.benchmark_ray import run_on_ray
 from parts.cli import check_range, nearest, option, run_recipe
 from parts.grid import GridCell, Plan, paper_name
 from parts.manifest import Manifest, read_manifest
+from parts.methods import METHODS
 from parts.shared import (
     collect_or_load,
     commit_of_library,
@@ -203,9 +203,7 @@ def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
         for request in stage.requests:
             asked, plan = read_request(dataclasses.replace(config, **request))
             plans.append(plan)
-            for task in dict.fromkeys(cell.task for cell in plan.cells):
-                own = dataclasses.replace(asked, **manifest.tasks.get(task, {}))
-                jobs += make_jobs(own, grid.select(plan, [task], [], []), out, taken)
+            jobs += make_jobs(asked, plan, out, manifest.tasks, taken)
         stages.append(Stage(stage.name, grid.merge(plans), sorted(jobs, key=lambda job: job.seeds)))
     tasks = dict.fromkeys(cell.task for stage in stages for cell in stage.plan.cells)
     for name in (*manifest.tasks, *manifest.differs):
@@ -281,20 +279,29 @@ def name_of(config: Config) -> str:
     return "_".join([*what, *([] if config.preset == "paper" else [str(config.preset)])])
 
 
-def make_jobs(config: Config, plan: Plan, out: Path, taken: dict[Path, set[int]] | None = None) -> list[Job]:
+def make_jobs(
+    config: Config,
+    plan: Plan,
+    out: Path,
+    of_tasks: Mapping[str, Mapping[str, Any]] | None = None,
+    taken: dict[Path, set[int]] | None = None,
+) -> list[Job]:
     """The runs of a plan, options checked; nothing is begun if one of them cannot be.
 
     Args:
         config: the options.
         plan: the cells.
         out: folder of the benchmark.
+        of_tasks: by task the options that its cells have in place of those of ``config``.
         taken: by folder of a cell the seeds that other jobs run, which these join.
     """
     assert config.seeds is not None
-    together = config.seeds_together or (1 if config.device == "cpu" else config.seeds)
     jobs, checked, taken = [], set(), {} if taken is None else taken
+    configs = {task: dataclasses.replace(config, **options) for task, options in (of_tasks or {}).items()}
     for cell in plan.cells:
-        run_config = run_options(config, cell)
+        own = configs.get(cell.task, config)
+        together = own.seeds_together or (1 if own.device == "cpu" else config.seeds)
+        run_config = run_options(own, cell)
         if (cell.method, cell.options) not in checked:
             check(run_config)
             checked.add((cell.method, cell.options))
@@ -302,7 +309,7 @@ def make_jobs(config: Config, plan: Plan, out: Path, taken: dict[Path, set[int]]
             "task": cell.task,
             "num_trajectories": run_config.num_trajectories,
             "expert_fraction": run_config.expert_fraction,
-            "seed": config.data_seed,
+            "seed": own.data_seed,
             "action_noise": run_config.action_noise,
         }
         options = dataclasses.asdict(run_config)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import METHODS
 from parts.cli import option, read_config, run_recipe
 from parts.diagnosis import (
     Groups,
@@ -41,6 +40,7 @@ from parts.diagnosis import (
     steps_to_goal,
     weight_classes,
 )
+from parts.methods import METHODS
 from parts.shared import dataset_folder, write_json
 from smore_offline import Config as RunConfig
 from smore_offline import identity, make_dataset, make_loss, make_sampler

@@ -22,9 +22,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import yaml
-from methods import METHODS, Setting
 from parts.cli import check_range, nearest, option, resumed_config, run_recipe
 from parts.defaults import PRESETS, resolve
+from parts.methods import METHODS, Setting
 from parts.model_card import make_loadable, write_model_card
 from parts.pixels import check_pixels, with_pictures
 from parts.shared import (

@@ -38,7 +38,7 @@ def _seeded():
 
 # Imports what the package and the recipes import, which takes seconds, once; then each run is a fork of this process.
 _SERVER = """
-import atexit, importlib, json, os, resource, runpy, signal, sys, traceback
+import atexit, gc, importlib, json, os, resource, runpy, signal, sys, traceback
 
 def write_signature(figure, out, *args, **options):
     with open(out, "wb") as file:
@@ -90,6 +90,9 @@ for name in sys.argv[1:]:
         importlib.import_module(name)
     except ImportError:
         pass  # an extra that is not installed
+# a collection in a fork would copy every page that holds an object
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
     if "pid" in job:

@@ -84,6 +84,13 @@ def score_mlp_objective(
         )
     hidden_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     score, q_score = (score_mlp(rows.detach(), layers, hidden_dtype) for rows in (x, q_x))
-    scores = {"score": score, "q_score": q_score, "next_value": next_value, "q_next_value": q_next_value}
-    loss = score_objective(objective, **scores, bounds=bounds, kernels="reference")
+    loss = score_objective(
+        objective,
+        score=score,
+        q_score=q_score,
+        next_value=next_value,
+        q_next_value=q_next_value,
+        bounds=bounds,
+        kernels="reference",
+    )
     return loss, score.detach(), q_score.detach()

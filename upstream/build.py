@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from flatten import flatten
+from flatten import FlattenError, flatten
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in build(options.clone):
             lines = len(path.read_text(encoding="utf-8").splitlines())
             print(f"{path.relative_to(options.clone)}: {lines:,} lines")
-    except BuildError as error:
+    except (BuildError, FlattenError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0 if options.no_tests else run_tests(options.clone)

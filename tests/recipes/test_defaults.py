@@ -23,9 +23,8 @@ QUICK = (
 def recipes():
     """The modules of the recipes, imported as they import each other."""
     sys.path.insert(0, str(RECIPES))
-    import methods
     import smore_offline
-    from parts import defaults
+    from parts import defaults, methods
 
     yield defaults, methods, smore_offline
     sys.path.remove(str(RECIPES))

@@ -56,7 +56,7 @@ def test_stages_are_run_in_their_order_gone_on_with_and_looked_at(recipe, write,
     done = recipe("benchmark.py", *options, cwd=tmp_path)
     assert done.status == 0, done.stderr
     told = [line for line in done.stdout.splitlines() if line.startswith(("stage", "["))]
-    assert [line.split(":")[0].removesuffix(" min left)") for line in told] == [
+    assert [line.split(":")[0] for line in told] == [
         *("stage first", "[1 of 1] PointReach, GCSL, expert=0.1, seed 100"),
         *("stage more", "[1 of 3] PointRooms, GCSL, expert=0.1, seed 100"),
         *("[2 of 3] PointReach, GCSL, expert=0.1, seed 101", "[3 of 3] PointRooms, GCSL, expert=0.1, seed 101"),
@@ -121,7 +121,7 @@ def test_what_is_no_mapping_or_no_yaml_is_named(import_recipe, benchmark, tmp_pa
 
 def test_the_command_line_says_where_and_not_what(benchmark, write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"expected manifest, status, .* beside it, got steps, methods|got .*steps"):
+    with pytest.raises(ValueError, match=r"expected manifest, status, .* beside it, got steps\."):
         benchmark.main(benchmark.Config(manifest=write(), steps=3))
     with pytest.raises(ValueError, match=r"says something of PointRoms, which is no task .*Did you mean PointRooms\?"):
         benchmark.main(benchmark.Config(manifest=write(differs={"PointRoms": "x"})))

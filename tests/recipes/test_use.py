@@ -47,7 +47,7 @@ METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes" / 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_policy_of_every_method_is_loaded_as_it_was_trained(import_recipe, tmp_path, method, normalize):
-    methods = import_recipe("methods")
+    methods = import_recipe("parts.methods")
     assert set(METHODS) == set(methods.METHODS)
     statistics = {"observation": (torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.5, 2.0, 1.0]))}
     statistics["desired_goal"] = torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.1])

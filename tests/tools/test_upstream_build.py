@@ -161,6 +161,7 @@ def test_what_is_not_reached_stays_behind_and_comments_come_along(flatten, packa
     for kept in ("#: Half of it.", "# a comment inside", "# of the reference", "actor_network: Any", "def public"):
         assert kept in text, kept
     assert "Twice ``halved``; see ``Thing``." in text
+    assert text.index("HALF = 0.5") < text.index("def halved") < text.index("def twice(") < text.index("class Base:")
     assert text.count("Reduce = Callable") == 1
 
 

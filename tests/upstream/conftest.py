@@ -30,7 +30,7 @@ def case(request):
 
 @pytest.fixture(scope="session")
 def upstream_base():
-    """TorchRL's ``LossModuleTestBase``, whose methods are its shared tests: it lies in TorchRL's repository and not in its wheel."""
+    """TorchRL's ``LossModuleTestBase`` with its shared tests, which its repository has and its wheel has not."""
     clone = os.environ.get("TORCHRL_CLONE")
     if not clone:
         pytest.skip("TORCHRL_CLONE is not set to a clone of pytorch/rl")

@@ -28,8 +28,8 @@ ScalarOutputMode = Literal["exclude", "non_tensor"]
 class OfflineLoss(Networks, LossModule):
     """Base of the losses in this package, all of which are final: what two of them share is here or a function.
 
-    A loss names the keys that it reads in :meth:`_read_keys` and calls :meth:`_ready` last in its constructor; networks
-    are registered by :meth:`_add_network` and called by :meth:`_call` and, for ensembles, :meth:`_call_ensemble`.
+    A loss names the keys that it reads in ``_read_keys`` and calls ``_ready`` last in its constructor; networks
+    are registered by ``_add_network`` and called by ``_call`` and, for ensembles, ``_call_ensemble``.
 
     Args:
         reduction: how per-row losses become outputs; ``"none"`` keeps the batch shape.
@@ -168,7 +168,7 @@ class OfflineLoss(Networks, LossModule):
     def _call_ensemble(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | None = None
     ) -> Tensor:
-        """:meth:`_call` for every member of an ensemble, shape ``[members, *B]``."""
+        """``_call`` for every member of an ensemble, shape ``[members, *B]``."""
         params = getattr(self, f"{name}_params") if params is None else params
         if params.ndim == 0:
             return self._call(name, inputs, out_key, params).unsqueeze(0)

@@ -134,11 +134,10 @@ class ScoreLoss(OfflineLoss):
         if self.objective.needs_policy:
             scored.append(inputs_of(rows, inputs, {keys.action: rows[keys.policy_action]}))
             scored.append(inputs_after(q, inputs, keys, {keys.action: q[unravel_key(("next", keys.policy_action))]}))
+        scores = self._call_ensemble("score_network", torch.cat(scored, 0), keys.score)
         return score_term(
             self.objective,
-            *self._call_ensemble("score_network", torch.cat(scored, 0), keys.score).split(
-                [part.shape[0] for part in scored], 1
-            ),
+            *torch.split(scores, [part.shape[0] for part in scored], 1),
             next_value=rows[keys.next_value].squeeze(-1),
             q_next_value=q[keys.next_value].squeeze(-1) if self.objective.needs_q_residual else None,
             bounds=self.score_bounds,

@@ -241,7 +241,7 @@ class SMORELoss(OfflineLoss):
         scores = self._call_ensemble("score_network", torch.cat(scored, 0), keys.score)
         return score_term(
             self.objective,
-            *scores.split([part.shape[0] for part in scored], 1),
+            *torch.split(scores, [part.shape[0] for part in scored], 1),
             next_value=next_value,
             q_next_value=q_next_value[0] if q_next_value else None,
             bounds=self.score_bounds,

@@ -46,7 +46,7 @@ def score_term(
         q_next_value: the same after goal transitions, ``[*Q]``, or ``None`` where the objective has no residual there.
         bounds: interval to which both are clipped.
         reduce: of offline rows and of goal transitions.
-        kernels: see :func:`~torchrl_smore._dispatch.resolve_kernels`.
+        kernels: ``"auto"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         The loss; means of ``score`` and ``q_score``, root mean square ``residual`` on offline rows, fractions

@@ -18,9 +18,9 @@ HORIZONS = {
     **dict.fromkeys(("FetchReach", "FetchPick", "FetchPush", "FetchSlide", "HandReach"), 50),
     **dict.fromkeys(("CheetahTgtVel-m-e", "CheetahTgtVel-r-e", "AntTgtVel-m-e", "AntTgtVel-r-e"), 1000),
 }
-# App. C.1: updates of batch 512, and trajectories of the published datasets, which for locomotion follow from a million
-# transitions of D4RL and 30 experts
+#: Updates of batch 512 by task, App. C.1.
 NUM_UPDATES = {task: 400_000 if task in ("FetchReach", "FetchPick", "FetchSlide") else 1_000_000 for task in HORIZONS}
+#: Trajectories of the published datasets by task; for locomotion a million transitions of D4RL and 30 experts.
 NUM_TRAJECTORIES = {task: 40_000 if steps == 50 else 1_030 for task, steps in HORIZONS.items()}
 _FLAGS = {"significant", "missing"}
 

@@ -112,7 +112,11 @@ def main(cfg: DictConfig):  # noqa: F821
                 timeit("eval"),
             ):
                 metrics_to_log["success"] = success_rate(
-                    eval_env, model[0], cfg.logger.eval_episodes, cfg.env.threshold
+                    eval_env,
+                    model[0],
+                    cfg.logger.eval_episodes,
+                    cfg.env.max_steps,
+                    cfg.env.threshold,
                 )
             pbar.set_description(f"success {metrics_to_log['success']:.2f}")
         if logger is not None:

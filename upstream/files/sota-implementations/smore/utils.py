@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torchrl.envs import DoubleToFloat, GymEnv, TransformedEnv
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SMORELoss, SoftUpdate
 from torchrl.trainers.helpers.models import ACTIVATIONS
@@ -78,15 +79,11 @@ class GoalSampler:
         return rho.set("q", q)
 
 
-def success_rate(env, policy, episodes, threshold):
+def success_rate(env, policy, episodes, max_steps, threshold):
     """Share of episodes that end within ``threshold`` of their goal."""
     reached = 0
     for _ in range(episodes):
-        last = env.rollout(
-            env.spec_max_steps if hasattr(env, "spec_max_steps") else 50,
-            policy,
-            auto_cast_to_device=True,
-        )[-1]
+        last = env.rollout(max_steps, policy, auto_cast_to_device=True)[-1]
         distance = last["next", "achieved_goal"] - last["next", "desired_goal"]
         reached += bool(distance.norm() < threshold)
     return reached / episodes
@@ -132,7 +129,7 @@ def make_smore_model(cfg, env, device="cpu"):
             "high": action_spec.space.high.to(device),
             "tanh_loc": False,
         },
-        default_interaction_type=None,
+        default_interaction_type=ExplorationType.RANDOM,
     )
     score = ValueOperator(MLP(out_features=1, **options), [*STATE, "action"], ["score"])
     value = ValueOperator(MLP(out_features=1, **options), STATE, ["state_value"])

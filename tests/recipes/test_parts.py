@@ -1,0 +1,52 @@
+"""What every recipe shares."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+COMMANDS = sorted(path for path in RECIPES.glob("*.py") if path.name != "torchrl_trainer.py")
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_a_recipe_puts_the_opengl_library_aside_before_it_imports_what_needs_it(path):
+    # torchrl imports mujoco, which needs a library that MUJOCO_GL names to be there
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found += [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "").partition(".")[0])
+    needing = [name for name in found if name in ("parts", "mujoco", "torchrl", "torchrl_smore", "smore_offline")]
+    assert needing[0] == "parts"
+
+
+def test_every_file_at_the_top_is_a_command():
+    for path in COMMANDS:
+        assert 'if __name__ == "__main__":' in path.read_text(), path
+
+
+@pytest.mark.parametrize(("given", "kept"), [("bogus", "bogus"), (None, "None")])
+def test_a_library_that_is_not_there_does_not_keep_a_recipe_from_starting(given, kept):
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("MUJOCO_GL")}
+    environment |= {} if given is None else {"MUJOCO_GL": given}
+    code = "import os, parts, mujoco; print(parts.OPENGL, 'MUJOCO_GL' in os.environ)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=RECIPES, env=environment, check=False
+    )
+    assert done.stdout == f"{kept} False\n", done.stderr
+
+
+def test_a_process_that_a_recipe_starts_knows_the_library_too():
+    code = "import subprocess, sys, parts; subprocess.run([sys.executable, '-c', 'import parts; print(parts.OPENGL)'])"
+    environment = {**os.environ, "MUJOCO_GL": "osmesa"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=RECIPES, env=environment, check=False
+    )
+    assert done.stdout == "osmesa\n", done.stderr
