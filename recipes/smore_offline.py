@@ -536,7 +536,8 @@ def make_sampler(
         "device": device,
     }
     if config.pixels:
-        return PixelBatchSampler(store, config.batch_size, crop_prob=config.crop_prob, **options)
+        bootstraps = rewards is not None or method.goal_transitions
+        return PixelBatchSampler(store, config.batch_size, following=bootstraps, crop_prob=config.crop_prob, **options)
     options["extras"] = (*method.extras, *extras)
     return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)
 

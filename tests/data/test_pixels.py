@@ -193,6 +193,14 @@ def test_all_pictures_of_a_row_are_cropped_alike_and_rows_apart(pictured):
     assert (PixelBatchSampler(pictured, 400, crop_prob=1.0, pad=0)()["observation"][:, 2, 2, 1:] == 2).all()
 
 
+def test_what_follows_is_left_out_where_nobody_reads_it(pictured):
+    whole, without = (PixelBatchSampler(pictured, 8, q=True, following=given)() for given in (True, False))
+    gone = {("next", name) for name in ("observation", "achieved_goal", "desired_goal")}
+    assert set(whole.keys(True, True)) - set(without.keys(True, True)) == gone
+    assert torch.equal(whole["desired_goal"], without["desired_goal"])
+    assert torch.equal(whole["q", "next", "observation"], without["q", "next", "observation"])
+
+
 def test_the_rows_do_not_depend_on_the_crop(pictured):
     plain, cropped = (PixelBatchSampler(pictured, 64, crop_prob=prob, seed=3)() for prob in (0.0, 1.0))
     assert torch.equal(number(plain["observation"]), number(cropped["observation"]))

@@ -34,7 +34,7 @@ def test_an_encoder_maps_pictures_of_any_batch_to_vectors():
     )
 
 
-def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_0_and_1():
+def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_minus_and_plus_a_half():
     """The first convolution by hand at one place, down the picture and not across."""
     encoder = PixelEncoder()
     first = encoder.convolutions[0]
@@ -43,9 +43,8 @@ def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_0_and_
     picture = pictures(1)
     encoder(picture)
     ((scaled, output),) = seen
-    assert scaled.min() >= 0.0
-    assert scaled.max() == 1.0
-    patch = picture[0, 8:16, 4:12].float() / 255.0  # rows 8 to 15, columns 4 to 11
+    assert (scaled.min(), scaled.max()) == (-0.5, 0.5)
+    patch = picture[0, 8:16, 4:12].float() / 255.0 - 0.5  # rows 8 to 15, columns 4 to 11
     expected = (patch.permute(2, 0, 1) * first.weight[3]).sum() + first.bias[3]
     torch.testing.assert_close(output[0, 3, 2, 1], expected, rtol=1e-4, atol=1e-5)
 

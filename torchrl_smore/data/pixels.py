@@ -49,6 +49,7 @@ class PixelBatchSampler:
         reward_values: see :class:`~torchrl_smore.data.HindsightGoalTransform`.
         terminate_at_goal: likewise.
         q: whether to sample goal transitions at all.
+        following: whether offline transitions have pictures of what follows, under ``next``; cloning reads none.
         crop_prob: probability that a row is shifted, in ``[0, 1]``.
         pad: largest shift in pixels, at least 0.
         seed: seed of the generator.
@@ -73,6 +74,7 @@ class PixelBatchSampler:
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
         q: bool = True,
+        following: bool = True,
         crop_prob: float = 0.0,
         pad: int = 4,
         seed: int = 0,
@@ -94,7 +96,7 @@ class PixelBatchSampler:
         self.batch_size = batch_size
         self.strategy, self.actor_strategy = strategy, actor_strategy
         self.gamma, self.coupled = gamma, coupled
-        self.q = q
+        self.q, self.following = q, following
         self.crop_prob, self.pad = crop_prob, pad
         self.generator = torch.Generator(device).manual_seed(seed)
         self._frames = store.frames.to(device)
@@ -155,10 +157,10 @@ class PixelBatchSampler:
             away=self._away,
         )
         shift = self._shift(uniform[:, NUM_UNIFORMS:])
-        batch = self._rows(rows.index, rows.goal_index, shift)
+        batch = self._rows(rows.index, rows.goal_index, shift, self.following)
         self._add_actor_goal(batch, rows, shift)
         if self.q:
-            batch.set("q", self._rows(rows.q_index, None, shift))
+            batch.set("q", self._rows(rows.q_index, None, shift, following=True))
         return batch
 
     def __call__(self) -> TensorDict:
@@ -176,19 +178,20 @@ class PixelBatchSampler:
         if self.actor_strategy is not None:
             batch.set("actor_goal", self._pictures(self._frame[rows.actor_goal_index] + 1, shift))
 
-    def _rows(self, index: Tensor, goal_index: Tensor | None, shift: Tensor | None) -> TensorDict:
-        frame = self._frame[index]
-        observation, entered = self._pictures(frame, shift), self._pictures(frame + 1, shift)
-        goal = entered if goal_index is None else self._pictures(self._frame[goal_index] + 1, shift)
-        after: dict[str, Any] = {"observation": entered, "achieved_goal": entered, "desired_goal": goal}
+    def _rows(self, index: Tensor, goal_index: Tensor | None, shift: Tensor | None, following: bool) -> TensorDict:
+        frame, aim = self._frame[index], index if goal_index is None else goal_index
+        goal = self._pictures(self._frame[aim] + 1, shift)
+        after: dict[str, Any] = {}
+        if following:
+            entered = goal if goal_index is None else self._pictures(frame + 1, shift)
+            after |= {"observation": entered, "achieved_goal": entered, "desired_goal": goal}
         if self._reward is not None:
-            aim = index if goal_index is None else goal_index
             pair = (index, aim) if self._by_row else (self._achieved[index], self._achieved[aim])
             after |= self._reward(*pair, *(flag[index] for flag in self._ends))
         size = index.shape
         return TensorDict(
             {
-                "observation": observation,
+                "observation": self._pictures(frame, shift),
                 "action": self._action[index],
                 "desired_goal": goal,
                 "next": TensorDict(after, batch_size=size),
@@ -197,7 +200,10 @@ class PixelBatchSampler:
         )
 
     def _pictures(self, frame: Tensor, shift: Tensor | None) -> Tensor:
-        return self._frames[frame] if shift is None else shifted_frames(self._frames, frame, shift, self.pad)
+        if shift is None:
+            # copies whole frames, where indexing copies byte by byte
+            return self._frames.index_select(0, frame)
+        return shifted_frames(self._frames, frame, shift, self.pad)
 
     def with_seed(self, seed: int) -> PixelBatchSampler:
         """The same frames, not copied, under a generator of its own; equal to a sampler made with that seed."""
@@ -235,7 +241,7 @@ def shifted_frames(frames: Tensor, index: Tensor, shift: Tensor, pad: int) -> Te
     rows = torch.arange(height, device=index.device)
     # whole lines are gathered first, already shifted down, and then windows of whole padded lines
     line = index[:, None] * height + (rows + shift[:, :1]).clamp(0, height - 1)
-    lines = frames.view(-1, width * channels)[line.flatten()].view(-1, width, channels)
+    lines = frames.view(-1, width * channels).index_select(0, line.flatten()).view(-1, width, channels)
     padded = torch.cat([lines[:, :1].expand(-1, pad, -1), lines, lines[:, -1:].expand(-1, pad, -1)], 1)
     windows = padded.view(len(lines), -1).unfold(1, width * channels, channels)
     start = (shift[:, 1] + pad).repeat_interleave(height)

@@ -9,7 +9,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.modules import ConvNet, IndependentNormal, ProbabilisticActor
+from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, PairEmbedding
@@ -22,13 +22,14 @@ CHANNELS: dict[str, tuple[int, int, int]] = {"small": (16, 32, 32), "medium": (3
 #: Bound of the weights of a last layer that is initialised cold, as in stable contrastive RL (arXiv:2306.03346).
 COLD = 1e-12
 _KERNELS, _STRIDES = (8, 4, 3), (4, 2, 1)
+_GROUP = 8  # channels that are normalised together
 
 
 class PixelEncoder(nn.Module):
-    """Three convolutions, a linear layer and LayerNorm: pictures to a vector.
+    """Three convolutions with GroupNorm, a linear layer and LayerNorm: pictures to a vector.
 
-    Pictures come as uint8 and become floating point in ``[0, 1]`` here, on the device of the parameters. Several are
-    stacked along their channels.
+    Pictures come as uint8 and become floating point in ``[-0.5, 0.5]`` here, on the device of the parameters. Several
+    are stacked along their channels.
 
     Args:
         pictures: how many it takes at once, at least 1.
@@ -50,13 +51,11 @@ class PixelEncoder(nn.Module):
         channels, side = CHANNELS[size], pixels
         for kernel, stride in zip(_KERNELS, _STRIDES):
             side = (side - kernel) // stride + 1
-        self.convolutions = ConvNet(
-            in_features=3 * pictures,
-            num_cells=list(channels),
-            kernel_sizes=list(_KERNELS),
-            strides=list(_STRIDES),
-            activation_class=nn.ReLU,
-        )
+        layers: list[nn.Module] = []
+        for before, after, kernel, stride in zip((3 * pictures, *channels), channels, _KERNELS, _STRIDES):
+            # TorchRL's ConvNet takes no norm whose size goes with that of the layer
+            layers += [nn.Conv2d(before, after, kernel, stride), nn.GroupNorm(after // _GROUP, after), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.trunk = nn.Sequential(nn.Linear(channels[-1] * side * side, latent), nn.LayerNorm(latent), nn.ReLU())
 
     def forward(self, *pictures: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class PixelEncoder(nn.Module):
         joined = pictures[0] if len(pictures) == 1 else torch.cat(pictures, -1)
         batch = joined.shape[:-3]
         # of one leading dimension and with channels last in memory, which is how pictures are stored
-        scaled = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2).float() / 255.0
+        scaled = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2).float() / 255.0 - 0.5
         latent: Tensor = self.trunk(self.convolutions(scaled))
         return latent.reshape(*batch, self.latent)
 
@@ -97,8 +96,14 @@ class Encoded(nn.Module):
         self.encoder, self.network, self.frozen = encoder, network, frozen
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The network's output for ``inputs``."""
+        """The network's output for ``inputs``.
+
+        Raises:
+            ValueError: if fewer of them are pictures than the encoder takes.
+        """
         pictures = [value for value in inputs if value.dtype == torch.uint8]
+        if len(pictures) < self.encoder.pictures:
+            raise ValueError(f"expected {self.encoder.pictures} pictures of uint8, got {len(pictures)}.")
         if self.encoder.pictures > 1:
             latent = self._encode(*pictures)
             rest = [value for value in inputs if value.dtype != torch.uint8]
