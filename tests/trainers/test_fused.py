@@ -145,7 +145,8 @@ def test_two_compiled_updates_of_equal_shapes_are_each_of_their_own_loss(data, g
         torch.manual_seed(0)
         loss = GCSLLoss(make_networks(*SPECS, hidden=(8,)).actor, reduction=reduction)
         # the large eps lets the size of a gradient count
-        update = FusedUpdate(loss, GoalBatchSampler(data, 16), lr=0.1, eps=0.1, total_steps=15, compile=compile)
+        update = FusedUpdate(loss, GoalBatchSampler(data, 16), lr=0.1, total_steps=15, compile=compile)
+        update._adam["eps"] = 0.1
         return run(update, 3)[1][0]
 
     ends, references = ([end(each, mode) for each in ("mean", "sum")] for mode in ("default", "off"))
@@ -156,7 +157,7 @@ def test_two_compiled_updates_of_equal_shapes_are_each_of_their_own_loss(data, g
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "map_seeds"), [("default", "loop"), ("max", "vmap")])
+@pytest.mark.parametrize(("mode", "map_seeds"), [("default", "vmap"), ("max", "loop")])
 def test_inductor_gives_what_eager_gives(data, mode, map_seeds, monkeypatch):
     # the smallest loss that has a schedule: it is the C++ compiler that takes the time
     torch._dynamo.reset()
