@@ -35,7 +35,7 @@ class PixelEncoder(nn.Module):
         pictures: how many it takes at once, at least 1.
         pixels: height and width of a picture, at least 36.
         latent: size of the output.
-        size: ``"small"`` or ``"medium"``, see :data:`CHANNELS`.
+        size: ``"small"`` or ``"medium"``, see ``CHANNELS``.
 
     Raises:
         ValueError: for an unknown size, or pictures that are too small for the convolutions.
