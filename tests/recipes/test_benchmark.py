@@ -173,7 +173,7 @@ def assert_refused(done, cwd, before, *said):
         (["table=3"], ["table", "'3'"]),
         (["figure=3"], ["figure=3"]),
         (["table=9", "methods=[gofar]"], ["no cell"]),
-        (["table=1", "tasks=[SawyerDoor]", "methods=[gc_sql]"], ["no cell"]),
+        (["table=1", "tasks=[PointReach]"], ["no cell"]),
         (["tasks=[PointReach]", "seeds=0"], ["seeds", "at least 1"]),
         (["tasks=[PointReach]", "seeds=99999999999"], ["seeds", "at most 1,000"]),
         (["tasks=[PointReach]", "num_trajectories=99999999999999"], ["num_trajectories", "at most 10,000,000"]),
