@@ -20,6 +20,7 @@ def bench(monkeypatch, tmp_path):
     """Runs the script with arguments, in a scratch folder; its exit status."""
     spec = importlib.util.spec_from_file_location("bench_kernels", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     # dataclasses look their module up
     monkeypatch.setitem(sys.modules, "bench_kernels", module)
     spec.loader.exec_module(module)

@@ -4,7 +4,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded
 
 from torchrl_smore.modules import ConcatMLP, Encoded, PixelEncoder, make_pixel_networks
-from torchrl_smore.modules.pixels import COLD
+from torchrl_smore.modules.pixels import COLD, MappedGroupNorm
 
 ACTIONS = Bounded(-1.0, 1.0, (4,))
 
@@ -134,3 +134,16 @@ def test_a_separate_encoder_is_trained_by_its_actor():
     actor = make_pixel_networks(ACTIONS, hidden=(16,)).actor
     actor(batch_of(4))["loc"].square().sum().backward()
     assert all(p.grad is not None for p in actor.module[0].module.encoder.parameters())
+
+
+def test_group_norm_is_torchs_and_can_be_mapped():
+    torch.manual_seed(0)
+    ours, theirs = MappedGroupNorm(2, 8), torch.nn.GroupNorm(2, 8)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    pictures = torch.randn(3, 5, 8, 4, 6)
+    expected = torch.stack([theirs(batch) for batch in pictures])
+    torch.testing.assert_close(ours(pictures), expected)
+    torch.testing.assert_close(torch.vmap(ours)(pictures), expected)

@@ -228,7 +228,7 @@ def test_weights_on_few_rows_are_found_and_said_on_the_terminal_and_on_the_page(
     assert effective < 0.2
     said = f"The weights leave {effective:.0%} of the rows to the regression"
     assert f"! {said}" in done.stdout
-    assert "Try: a lower temperature" in done.stdout
+    assert "Try: weight_clip=1" in done.stdout
     out = run / "diagnosis"
     page = (out / "index.html").read_text()
     assert page.index(said) < page.index("<nav>")

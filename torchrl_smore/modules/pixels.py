@@ -25,6 +25,16 @@ _KERNELS, _STRIDES = (8, 4, 3), (4, 2, 1)
 _GROUP = 8  # channels that are normalised together
 
 
+class MappedGroupNorm(nn.GroupNorm):
+    """``GroupNorm`` that ``torch.vmap`` can map, as an ensemble does; PyTorch's asks a mapped tensor for its layout."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises ``[*B, channels, height, width]``."""
+        groups = input.unflatten(-3, (self.num_groups, -1))
+        normalized = nn.functional.layer_norm(groups, groups.shape[-3:], eps=self.eps).flatten(-4, -3)
+        return normalized * self.weight[:, None, None] + self.bias[:, None, None]
+
+
 class PixelEncoder(nn.Module):
     """Three convolutions with GroupNorm, a linear layer and LayerNorm: pictures to a vector.
 
@@ -35,7 +45,7 @@ class PixelEncoder(nn.Module):
         pictures: how many it takes at once, at least 1.
         pixels: height and width of a picture, at least 36.
         latent: size of the output.
-        size: ``"small"`` or ``"medium"``, see :data:`CHANNELS`.
+        size: ``"small"`` or ``"medium"``, see ``CHANNELS``.
 
     Raises:
         ValueError: for an unknown size, or pictures that are too small for the convolutions.
@@ -54,7 +64,7 @@ class PixelEncoder(nn.Module):
         layers: list[nn.Module] = []
         for before, after, kernel, stride in zip((3 * pictures, *channels), channels, _KERNELS, _STRIDES):
             # TorchRL's ConvNet takes no norm whose size goes with that of the layer
-            layers += [nn.Conv2d(before, after, kernel, stride), nn.GroupNorm(after // _GROUP, after), nn.ReLU()]
+            layers += [nn.Conv2d(before, after, kernel, stride), MappedGroupNorm(after // _GROUP, after), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.trunk = nn.Sequential(nn.Linear(channels[-1] * side * side, latent), nn.LayerNorm(latent), nn.ReLU())
 

@@ -148,7 +148,8 @@ class OfflineLoss(Networks, LossModule):
             rows.batch_size = rows[self._batch_key()].shape[:-1]
         q_key = getattr(self.tensor_keys, "q", None)
         for part, exclude in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
-            masks = [mask for key in self._loss_mask_keys() if (mask := part.get(key, None)) is not None]
+            found = [part.get(key, None) for key in self._loss_mask_keys()]
+            masks = [mask for mask in found if mask is not None]
             for key, entry in part.exclude(*filter(None, [exclude])).items(True, True) if masks else ():
                 if entry.is_floating_point():
                     for mask in masks:
