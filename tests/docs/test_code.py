@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import gc
 import importlib
 import re
 import warnings
@@ -109,6 +110,9 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
         names = {"__name__": page.stem, **prepared}
         for number, code in enumerate(blocks(page)):
             exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+        # what a block has made of a process group must end before the group does: it may wait for it for ever
+        names.clear()
+        gc.collect()
 
 
 EXAMPLES = [path for path in sorted((ROOT / "torchrl_smore").rglob("*.py")) if ">>> " in path.read_text("utf-8")]
