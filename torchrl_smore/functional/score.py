@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -227,6 +227,12 @@ class ScoreObjective:
         residual_coef: see :func:`conjugate_excess`.
         max_ratio: see :func:`conjugate_excess`.
 
+    Attributes:
+        range: bounds on the score from the formulation's closed form; infinite where there is none. ``in_sample``: the
+            reward of :func:`in_sample_reward_range` over ``1 - gamma``. ``official``: its reward is at least -1e-4 and
+            has no upper bound. ``official_stable``: a weighted mean of 2/(1-gamma), 0 and -2 + gamma M. ``dual``
+            depends on the policy: no bound in terms of the data.
+
     Raises:
         ValueError: for an unknown name or a constant outside its range.
     """
@@ -237,6 +243,7 @@ class ScoreObjective:
     gamma: float = 0.99
     residual_coef: float = 0.25
     max_ratio: float = 100.0
+    range: tuple[float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.formulation not in get_args(Formulation):
@@ -250,6 +257,8 @@ class ScoreObjective:
             raise ValueError(f"residual_coef must be positive and finite, got {self.residual_coef}.")
         if not self.max_ratio >= 1.0:
             raise ValueError(f"max_ratio must be at least 1, got {self.max_ratio}.")
+        # once and not in every loss: it reads a tensor's number, which a compiled loss cannot
+        object.__setattr__(self, "range", _RANGE[self.formulation](self))
 
     @property
     def needs_policy(self) -> bool:
@@ -291,16 +300,6 @@ class ScoreObjective:
         if self.needs_policy and (policy_score is None or q_next_policy_score is None):
             raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
         return _TERMS[self.formulation](self, score, residual, q_score, q_residual, policy_score, q_next_policy_score)
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Bounds on the score from the formulation's closed form; infinite where there is none.
-
-        ``in_sample``: the reward of :func:`in_sample_reward_range` over ``1 - gamma``. ``official``: its reward is at
-        least -1e-4 and has no upper bound. ``official_stable``: a weighted mean of 2/(1-gamma), 0 and -2 + gamma M.
-        ``dual`` depends on the policy: no bound in terms of the data.
-        """
-        return _RANGE[self.formulation](self)
 
     @property
     def bootstrap_bounds(self) -> tuple[float, float] | None:
