@@ -32,14 +32,14 @@ _logger = logging.getLogger("torchrl_smore")
 
 # constant in a compiled graph: neither the search for triton nor the log entry can be traced
 @torch.compiler.assume_constant_result
-def resolve_kernels(kernels: Kernels, device: torch.device | str, *reduce: Reduce) -> Implementation:
+def resolve_kernels(kernels: Kernels, device: torch.device | str, *, averages: bool = True) -> Implementation:
     """The implementation to run for tensors on ``device``; logs once what ``"auto"`` chose there, and why.
 
     Args:
         kernels: ``"reference"`` is the functional code on any device, ``"triton"`` the fused kernels or an error,
             ``"auto"`` the faster of the two as far as it has been measured.
         device: where the tensors are.
-        *reduce: what reduces losses of rows; the kernels add nothing but :func:`torch.mean`.
+        averages: whether losses of rows are reduced by :func:`torch.mean`, which is all that the kernels compute.
 
     Returns:
         ``"triton"`` or ``"reference"``; for ``"triton"`` the kernels have been imported.
@@ -50,7 +50,7 @@ def resolve_kernels(kernels: Kernels, device: torch.device | str, *reduce: Reduc
     """
     if kernels not in get_args(Kernels):
         raise unknown_name("kernels", kernels, get_args(Kernels))
-    if any(each is not torch.mean for each in reduce):
+    if not averages:
         if kernels == "triton":
             raise ValueError(
                 "kernels='triton' averages over all rows: it needs reduction='mean' and a batch without masks or "
@@ -108,7 +108,7 @@ def score_objective(
     """
     if objective.needs_policy and (policy_score is None or q_next_policy_score is None):
         raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
-    if resolve_kernels(kernels, score.device, *reduce) == "reference":
+    if resolve_kernels(kernels, score.device, averages=reduce == (torch.mean, torch.mean)) == "reference":
         terms = score_rows(
             objective,
             score=score,
@@ -166,7 +166,7 @@ def expectile_awr(
         ValueError: see :func:`resolve_kernels`.
     """
     options: dict[str, Any] = {"expectile": expectile, "weight_clip": weight_clip}
-    if resolve_kernels(kernels, value.device, reduce) == "reference":
+    if resolve_kernels(kernels, value.device, averages=reduce is torch.mean) == "reference":
         rows = losses.expectile_awr(score, value, temperature=temperature, advantage_scale=advantage_scale, **options)
         return rows._replace(loss=reduce(rows.loss))
     import smore_kernels
