@@ -36,6 +36,7 @@ from parts.shared import (
     recognise_dataset,
     record_rollout,
     remove_partial_files,
+    resolve_compile,
     resolve_device,
     stopping_on_signals,
     versions_of,
@@ -67,6 +68,7 @@ from torchrl_smore.trainers import (
 )
 
 KERNELS = ("auto", "reference", "triton")
+COMPILE = ("auto", *get_args(Compile))
 LOGGERS = ("tensorboard", "wandb")
 #: Options that losses know by another name.
 LOSS_NAMES = {"clip_bootstrap": "score_bounds"}
@@ -203,7 +205,7 @@ class Config:
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
-    compile: str = option("off", "off, default, max: torch.compile of the whole update")
+    compile: str = option("auto", "off, default, max: torch.compile of the whole update; auto: where it pays")
     on_divergence: str = option("stop", "stop, continue: what is done once a loss is not finite")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
@@ -377,7 +379,7 @@ def check(config: Config) -> None:
     for name, (expected, holds) in ranges.items():
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
-    names = {"method": METHODS, "compile": get_args(Compile), "kernels": KERNELS, "logger": (None, *LOGGERS)}
+    names = {"method": METHODS, "compile": COMPILE, "kernels": KERNELS, "logger": (None, *LOGGERS)}
     names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE}
     for name, valid in names.items():
         check_name(config, name, list(valid))
@@ -502,7 +504,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         cosine=("actor_network",) if method.cosine else (),
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
-        compile=config.compile,  # type: ignore[arg-type]
+        compile=resolve_compile(config.compile, device, len(seeds) * config.steps),
     )
 
 
