@@ -183,6 +183,11 @@ class Config:
         None, "the same for the actor; default: the method's (future SMORe), or those of score and value"
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
+    contamination: float | None = option(
+        None,
+        "share of dataset actions that the actor's likelihood takes to be uniform noise, in [0, 1); default: the "
+        "preset's (0.2; 0)",
+    )
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     pixels: int = option(
@@ -371,6 +376,7 @@ def check(config: Config) -> None:
             ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         ),
         **dict.fromkeys(("action_noise", "input_clip"), ("in [0, 1000]", lambda value: 0 <= value <= 1000)),
+        "contamination": ("in [0, 1)", lambda value: value is not None and 0 <= value < 1),
         "expert_noise": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
@@ -477,6 +483,7 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
+        contamination=config.contamination,  # type: ignore[arg-type]
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
         pixels=config.pixels,
