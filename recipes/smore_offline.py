@@ -146,7 +146,7 @@ class Config:
     )
     beta: float = option(SMORE["beta"], "weight of goal transitions in the mixture, in (0, 1]")
     expectile: float | None = option(None, "of the value loss, in (0, 1); default: the method's (0.7 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; default: the method's (30 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; default: the method's (10 SMORe)")
     gamma: float | None = option(
         None, "discount of the objective, in (0, 1); default: the method's and task's (0.9 SMORe)"
     )
