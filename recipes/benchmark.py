@@ -55,7 +55,18 @@ _PRESETS = ("smoke", "quick", "paper")
 _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
 # what does not change a result, or is told apart by other means
-_NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
+_NOT_IDENTITY = (
+    "seed",
+    "seeds",
+    "dataset",
+    "clip_actions",
+    "data_dir",
+    "run_root",
+    "resume",
+    "threads",
+    "logger",
+    "rollout",
+)
 _NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence")
 # what a manifest says of its runs, and what the command line may say beside one
 _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
