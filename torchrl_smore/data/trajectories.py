@@ -238,7 +238,7 @@ class TrajectoryStore:
             raise DatasetError(f"the dataset does not fit the task {name!r}: expected {expected}, found {found}.")
         for key, allowed, slack in (("action", action_range, 0.0), ("desired_goal", goal_range, goal_slack)):
             said = None if allowed is None else described_outside(self.data.get(key), allowed, slack)
-            if said is not None:
+            if allowed is not None and said is not None:
                 _logger.warning("%r lies outside of what %s allows, %s, in %s", key, name, list(allowed), said)
 
     def with_clipped_actions(self, low: float = -1.0, high: float = 1.0) -> TrajectoryStore:

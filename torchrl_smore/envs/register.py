@@ -112,7 +112,7 @@ def register_task(
         horizon=horizon,
         has_fallen=has_fallen,
         gammas=gammas,
-        goal_range=None if goals is None or callable(goals) else tuple(tuple(map(float, bound)) for bound in goals),
+        goal_range=None if goals is None or callable(goals) else (_floats(goals[0]), _floats(goals[1])),
     )
     try:
         pickle.dumps(task)
@@ -262,6 +262,10 @@ def _widths(name: str, env: Env) -> dict[str, int]:
         raise ValueError(f"{name}: achieved_goal and desired_goal differ in width.")
     widths = {key: len(first[key]) for key in ("observation", "desired_goal")}
     return {**widths, "action": env.action_space.shape[0]}  # type: ignore[index]
+
+
+def _floats(bound: Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, bound))
 
 
 def _check_rule(name: str, has_fallen: Callable[[Any], Any], env: Env) -> None:

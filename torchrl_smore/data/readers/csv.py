@@ -265,7 +265,7 @@ def _ends(path: Path, episode: Sequence[str], first_line: int) -> np.ndarray:
     end = np.ones(len(episode), dtype=bool)
     end[:-1] = [first != second for first, second in itertools.pairwise(episode)]
     seen: set[str] = set()
-    for row in np.flatnonzero(np.concatenate([[True], end[:-1]])) if len(episode) else []:
+    for row in np.flatnonzero(np.concatenate([[True], end[:-1]])).tolist() if len(episode) else []:
         if episode[row] in seen:
             raise DatasetError(
                 f"{path}, line {row + first_line}: the rows of an episode must follow each other, and those of "
