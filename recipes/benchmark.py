@@ -55,19 +55,8 @@ _PRESETS = ("smoke", "quick", "paper")
 _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
 # what does not change a result, or is told apart by other means
-_NOT_IDENTITY = (
-    "seed",
-    "seeds",
-    "dataset",
-    "clip_actions",
-    "data_dir",
-    "run_root",
-    "resume",
-    "threads",
-    "logger",
-    "rollout",
-)
-_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence")
+_NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
+_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actions")
 # what a manifest says of its runs, and what the command line may say beside one
 _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
 _OF_RUNS += ("device", "compile", "precision", "seeds_together")
@@ -110,7 +99,7 @@ class Config:
     jobs: int | None = option(None, "runs at a time on this machine; default: one for each core; 0: one, without Ray")
     address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); default: this machine")
     device: str = option("cpu", "auto, cpu, cuda")
-    compile: str = option("off", "the update of each run, for long ones: off, default, max")
+    compile: str = option("auto", "the update of each run: off, default, max; auto: where it pays")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     seeds_together: int | None = option(None, "seeds trained in one run; default: 1 on a CPU, all on a GPU")
     gpu_share: float = option(0.0, "GPUs that a run takes of a cluster, for example 0.5")
