@@ -275,9 +275,10 @@ def test_actions_and_goals_outside_of_the_spaces_are_said_and_clipped_on_request
     done = recipe("smore_offline.py", *options, cwd=foreign)
     assert done.status == 0, done.stderr
     # 51 states an episode: row 60 of the file is transition 59
-    assert "'action' lies outside of what PointReach allows, [-1.0, 1.0], in 1 of 300 rows" in done.stderr
-    assert "the first is row 59 with [7, " in done.stderr
-    assert "'desired_goal' lies outside" in done.stderr
+    said = done.stdout + done.stderr
+    assert "'action' lies outside of what PointReach allows, [-1.0, 1.0], in 1 of 300 rows" in said
+    assert "the first is row 59 with [7, " in said
+    assert "'desired_goal' lies outside" in said
     done = recipe("smore_offline.py", *options, "clip_actions=true", cwd=foreign)
     assert done.status == 0, done.stderr
     digests = {json.loads(path.read_text())["dataset_sha256"] for path in foreign.glob("runs/*/checkpoint/*/meta.json")}
