@@ -111,6 +111,7 @@ class Config:
     desired_goal: tuple[float, ...] | None = option(
         None, "[NUMBER, ...] with goal_columns: the desired goal; default: what the trajectory achieves at its end"
     )
+    clip_actions: bool = option(False, "clip the actions of dataset= to [-1, 1]; false: only say how many lie beyond")
     num_trajectories: int | None = option(
         None, "trajectories to collect when no dataset is given; default: the task's and preset's (1,000; 40,000)"
     )
@@ -396,11 +397,8 @@ def check(config: Config) -> None:
             parse_strategy(goals)
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
-    of_datasets = [
-        name
-        for name in ("dataset_format", "goal_columns", "desired_goal", "columns")
-        if getattr(config, name) is not None
-    ]
+    names_of_datasets = ("dataset_format", "goal_columns", "desired_goal", "columns", "clip_actions")
+    of_datasets = [name for name in names_of_datasets if getattr(config, name) not in (None, False)]
     if config.dataset is None and of_datasets:
         raise ValueError(f"{', '.join(of_datasets)}: of no use without dataset=, a file to read.")
     if config.pixels:
@@ -420,6 +418,7 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     if config.dataset is not None:
         goals = make_goals(config)
         options: dict[str, Any] = {"format": config.dataset_format, "goals": goals, "columns": config.columns}
+        options["clip_actions"] = config.clip_actions
         return load_dataset(config.dataset, task, config.expert_fraction, **options)
     return collect_or_load(
         task,

@@ -24,6 +24,7 @@ from torchrl_smore.data import (
     GoalTransitionSampler,
     HindsightGoalTransform,
     TrajectoryStore,
+    anchor_weights,
     stored_goal_reached,
 )
 from torchrl_smore.modules import goal_specs, make_networks
@@ -337,7 +338,7 @@ def test_the_cache_follows_the_storage():
 def reading_of(unit, storage):
     """What a unit knows of a storage."""
     rows = unit._rows(storage)
-    return {name: None if value is None else value.tolist() for name, value in vars(rows).items()}
+    return {name: None if value is None else torch.as_tensor(value).tolist() for name, value in vars(rows).items()}
 
 
 @settings(max_examples=60, deadline=None)
@@ -345,13 +346,20 @@ def reading_of(unit, storage):
     writes=st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=6),
     capacity=st.integers(8, 40),
     changed=st.sets(st.integers(0, 5)),
+    named=st.sampled_from(["not", "in turn", "again and again"]),
 )
-def test_a_unit_that_has_seen_a_storage_grow_knows_what_one_that_sees_it_now_knows(writes, capacity, changed):
+def test_a_unit_that_has_seen_a_storage_grow_knows_what_one_that_sees_it_now_knows(writes, capacity, changed, named):
     unit, rb = GoalTransition(), ReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=4)
+    begun = 0
     for number, done in enumerate(writes):
         ends = torch.tensor(done).unsqueeze(-1)
         after = TensorDict({"done": ends, "reward": ends.float(), "achieved_goal": ends.float()}, [len(done)])
-        rb.extend(TensorDict({"action": ends.float(), "next": after}, [len(done)]))
+        rows = TensorDict({"action": ends.float(), "next": after}, [len(done)])
+        ids = begun + torch.cat([ends.new_zeros(1, 1), ends[:-1]]).cumsum(0)
+        begun = int(ids[-1] + ends[-1])
+        if named != "not":
+            rows["collector", "traj_ids"] = ids if named == "in turn" else ids % 3
+        rb.extend(rows)
         if number in changed:
             rb._storage.set(0, rb._storage[0].update({"next": {"done": [True], "reward": [1.0]}}), set_cursor=False)
         assert reading_of(unit, rb._storage) == reading_of(GoalTransition(), rb._storage)
@@ -365,6 +373,20 @@ def test_a_growing_storage_is_read_once_and_then_only_its_new_rows():
         rb.sample()
         rb.sample()
     assert seen == [5, 3, 4]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_of_a_full_ring_only_the_new_rows_are_read(named):
+    unit, seen = GoalTransition(reached=lambda data: seen.append(len(data)) or stored_goal_reached(data)), []
+    rb = ReplayBuffer(storage=LazyTensorStorage(10), batch_size=4, sample_unit=unit)
+    for number, length in enumerate((5, 4, 3, 2, 6, 12)):
+        data = labelled((length,), (0,))[-10:]
+        if named:
+            data["collector", "traj_ids"] = torch.full((len(data),), number)
+        rb.extend(data)
+        rb.sample()
+    # of the last write nothing of what was known is left
+    assert seen == [5, 4, 3, 2, 6, 10]
 
 
 def test_one_unit_serves_storages_that_come_and_go():
@@ -526,3 +548,12 @@ def test_an_unknown_strategy_is_refused_at_once_with_the_nearest_name(build):
 def test_reached_rows_are_those_with_a_positive_reward():
     data = TensorDict({"next": {"reward": torch.tensor([[0.0], [1.0], [-1.0], [0.5]])}}, [4])
     assert stored_goal_reached(data).tolist() == [False, True, False, True]
+
+
+def test_goals_that_are_not_there_are_named_where_a_strategy_or_a_rule_reads_them():
+    data = labelled((3, 4)).exclude(("next", "achieved_goal"))
+    unit = GoalTransition("away", threshold=0.5)
+    with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*'away'.*: rename"):
+        unit.expand(torch.zeros(4, dtype=torch.int64), {}, stored(data))
+    with pytest.raises(KeyError, match="the anchor rule 'moving'"):
+        anchor_weights("moving", data, threshold=0.5)

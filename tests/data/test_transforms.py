@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
-from torchrl_smore.data import GoalTransition, HindsightGoalTransform
+from torchrl_smore.data import GoalTransition, HindsightGoalTransform, stored_goal_reached
 
 
 def success(achieved_goal, goal):
@@ -94,8 +94,10 @@ def test_the_share_of_relabelled_rows_is_her_ratio_and_independent_in_rho_and_q(
 
 
 def test_coupled_rows_are_relabelled_together():
-    out = HindsightGoalTransform(0.5, coupled=True)(four_rows(1000))
-    rho, q = out["desired_goal"] == 5.0, out["q", "desired_goal"] == 7.0
+    rows = four_rows(1000)
+    rows["next", "achieved_goal"][:, 2] = rows["next", "achieved_goal"][:, 1]
+    out = HindsightGoalTransform(0.5, coupled=True)(rows)
+    rho, q = out["desired_goal"] == 5.0, out["q", "desired_goal"] == 5.0
     torch.testing.assert_close(rho, q)
     assert 0.4 < rho.float().mean() < 0.6
 
@@ -242,3 +244,45 @@ def test_a_unit_with_another_rule_of_what_is_reached_is_noticed():
     rows["next", "reward"][:2, 3] = 0.0
     with pytest.raises(ValueError, match="only 2 of 4 rows that the unit says reach their stored goal"):
         HindsightGoalTransform(0.5)(rows)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_unit_that_is_coupled_otherwise_is_noticed(store, coupled):
+    rb = ReplayBuffer(
+        storage=LazyTensorStorage(17),
+        sample_unit=GoalTransition(coupled=coupled),
+        transform=HindsightGoalTransform(0.5, coupled=not coupled),
+        batch_size=64,
+    )
+    rb.extend(store.data)
+    with pytest.raises(ValueError, match=f"unit with coupled={coupled}, the transform has coupled={not coupled}"):
+        rb.sample()
+
+
+def test_goals_that_are_all_the_same_do_not_tell_whether_a_unit_is_coupled():
+    rows = four_rows(64)
+    rows["next", "achieved_goal"][:, 2] = rows["next", "achieved_goal"][:, 1]
+    HindsightGoalTransform(0.5)(rows)
+    rows = four_rows(64)
+    rows["next", "achieved_goal"][:, 1] = rows["next", "achieved_goal"][:, 2] = torch.arange(64.0).unsqueeze(-1)
+    with pytest.raises(ValueError, match="coupled=True, the transform has coupled=False"):
+        HindsightGoalTransform(0.5)(rows)
+
+
+def test_stored_rows_are_read_from_the_storage_and_not_through_the_transform(store):
+    rb = ReplayBuffer(
+        storage=LazyTensorStorage(17), sample_unit=GoalTransition(), transform=HindsightGoalTransform(), batch_size=4
+    )
+    rb.extend(store.data)
+    with pytest.raises(ValueError, match=r"got batch size \[10\]\. What is stored is read from .*buffer\.storage\["):
+        rb[:10]
+    assert bool((rb.storage[:10]["observation"] == store.data["observation"][:10]).all())
+
+
+def test_a_rule_that_answers_on_another_device_is_named():
+    rows = four_rows()
+    with pytest.raises(ValueError, match="must return a tensor on cpu, as the goals are, got meta"):
+        HindsightGoalTransform(1.0, success=lambda a, g: (a == g).all(-1).to("meta"))(rows)
+    rows = TensorDict(rows.to_dict(), rows.batch_size, device="cpu")
+    with pytest.raises(ValueError, match="reached must return a tensor on cpu, as the data are, got meta"):
+        HindsightGoalTransform(0.5, reached=lambda data: stored_goal_reached(data).to("meta"))(rows)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
+from torchrl_smore.data._schema import conformed
 from torchrl_smore.data.samplers import (
     anchor_distribution,
     check_away,
@@ -52,8 +53,8 @@ class GoalBatchSampler:
     compiles it together with the loss.
 
     Args:
-        data: TED layout, batch size ``[N]``, as in
-            :class:`~torchrl_smore.data.TrajectoryStore`.
+        data: TED layout, batch size ``[N]``, as in :class:`~torchrl_smore.data.TrajectoryStore`, whose numbers become
+            float32 as they do there, with a warning that names their columns. Of the flags one is enough.
         batch_size: offline rows, and goal-transition rows, of a batch.
         her_ratio: probability of relabelling, in ``[0, 1]``.
         strategy: of the goals of offline and goal transitions, see :func:`~torchrl_smore.functional.goals.goal_row`:
@@ -74,12 +75,14 @@ class GoalBatchSampler:
             ``[B, 1]``, steps from the transition to the row whose goal it was given (0: it enters that goal itself;
             -1: it kept its stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory;
             ``"row"``, int64 ``[B, 1]``, the transition's row in ``data``.
+        trajectory_key: see :class:`GoalTransition`.
         seed: seed of the generator.
         device: where the table lies.
 
     Raises:
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
-            or the last trajectory of the data is open.
+            the last trajectory of the data is open, or a column is no vector of numbers in each row.
+        KeyError: if the data lack a column; names it.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class GoalBatchSampler:
         terminate_at_goal: bool = False,
         q: bool = True,
         extras: Collection[str] = (),
+        trajectory_key: NestedKey | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -112,9 +116,10 @@ class GoalBatchSampler:
                 raise unknown_name("extra", name, EXTRAS)
         if "goal_offset" in extras and "random" in check_strategy(strategy):
             raise ValueError("goal_offset counts steps within a trajectory: it needs another strategy than 'random'.")
+        data = _packable(data, *(["achieved_goal"] if "achieved_goal" in extras else []))
         device = torch.device(device or data.get("action").device)
-        order = trajectory_order(data)
-        data = with_ends(data if order is None else data[order])
+        order = trajectory_order(data, trajectory_key)
+        data = with_ends(data if order is None else data[order], trajectory_key)
         self.batch_size = batch_size
         self.her_ratio = her_ratio
         self.strategy = strategy
@@ -237,9 +242,41 @@ class GoalBatchSampler:
         self.generator.set_state(state["generator"])
 
 
+def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
+    """Data whose columns are float32 vectors that can lie in one row.
+
+    Raises:
+        ValueError: for another batch size than ``[N]``, or a column of another shape or type.
+        KeyError: for a missing column; says what to do.
+    """
+    if data.batch_dims != 1 or not len(data):
+        raise ValueError(f"expected data of batch size [N] with N > 0, got {list(data.batch_size)}.")
+    data = conformed(data)
+    for key in (*_COLUMNS, *more):
+        column = data.get(key, None)
+        if column is None:
+            advice = (
+                "where no goal is stored, any will do with her_ratio=1, such as those of ('next', 'achieved_goal')"
+                if key == "desired_goal"
+                else f"rename the entry that holds it, one of {', '.join(sorted(map(str, data.keys(True, True))))}"
+            )
+            raise KeyError(f"GoalBatchSampler reads {key!r}, which the data do not have: {advice}.")
+        if column.ndim != 2 or column.dtype != torch.float32:
+            raise ValueError(
+                f"{key!r}: expected numbers of shape [{len(data)}, width], got {column.dtype} {list(column.shape)}. "
+                "For pictures there is PixelBatchSampler; for any other shape, a replay buffer with GoalTransition and "
+                "HindsightGoalTransform."
+            )
+    for key, other in (("desired_goal", ("next", "achieved_goal")), ("observation", ("next", "observation"))):
+        first, second = data.get(key).shape[-1], data.get(other).shape[-1]
+        if first != second:
+            raise ValueError(f"expected {key!r} and {other!r} to be equally wide, got {first} and {second}.")
+    return data
+
+
 def _flag(data: TensorDictBase, key: NestedKey) -> Tensor:
     """A flag of the rows, bool ``[N, 1]``; false where the data do not have it."""
     flag = data.get(key, None)
     if flag is None:
         return torch.zeros(data.shape[0], 1, dtype=torch.bool, device=data.device)
-    return flag.reshape(data.shape[0], 1)
+    return flag.reshape(data.shape[0], 1).bool()

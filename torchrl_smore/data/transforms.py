@@ -15,6 +15,9 @@ from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, w
 from torchrl_smore.data.samplers import ReachedFn, checked_reached, stored_goal_reached
 from torchrl_smore.functional.goals import check_her_ratio
 
+#: Of an agreement by chance: below it, it is none.
+_UNLIKELY = 1e-9
+
 
 class HindsightGoalTransform(Transform):
     """Turns a ``[B, 4]`` batch of :class:`~torchrl_smore.data.GoalTransition` into offline and goal transitions.
@@ -80,13 +83,15 @@ class HindsightGoalTransform(Transform):
         """See the class.
 
         Raises:
-            ValueError: if the batch is not ``[B, 4]``, or was expanded by a unit with another ``reached`` rule.
+            ValueError: if the batch is not ``[B, 4]``, or the first batch shows that the unit has another ``reached``
+                rule or another ``coupled``.
             KeyError: if it lacks the goals.
         """
         if tensordict.ndim != 2 or tensordict.shape[1] != 4:
             raise ValueError(
                 "HindsightGoalTransform expects a [B, 4] batch from GoalTransition, "
-                f"got batch size {list(tensordict.shape)}."
+                f"got batch size {list(tensordict.shape)}. What is stored is read from the buffer's storage, "
+                "buffer.storage[...], and not from buffer[...], which applies its transform."
             )
         for key in (("next", self.achieved_goal_key), self.desired_goal_key):
             # without a stored goal everything is relabelled, and needs none
@@ -121,12 +126,26 @@ class HindsightGoalTransform(Transform):
             reaches = checked_reached(self.reached, tensordict[:, 3])
         if not self._checked:
             self._checked = True
+            self._check_coupled(self._entered(tensordict))
             if bool(reaches.any()) and not bool(reaches.all()):
                 raise ValueError(
                     f"only {int(reaches.sum())} of {reaches.numel()} rows that the unit says reach their stored goal "
                     "do so by the transform's rule: give GoalTransition the rule of the transform as reached=."
                 )
         return keep, q_keep & reaches
+
+    def _check_coupled(self, entered: Tensor) -> None:
+        """Looks whether the unit is coupled as this transform is, by the goals ``[B, 4, *G]`` that its rows enter."""
+        goal, q_goal = (entered[:, column].reshape(entered.shape[0], -1) for column in (1, 2))
+        same = bool((goal == q_goal).all())
+        share = goal.unique(dim=0, return_counts=True)[1].double() / goal.shape[0]
+        # as likely as it is that independent rows agree by chance in all of the batch
+        by_chance = float(share.square().sum()) ** goal.shape[0]
+        if self.coupled != same and (self.coupled or by_chance < _UNLIKELY):
+            raise ValueError(
+                f"the batch is that of a unit with coupled={same}, the transform has coupled={self.coupled}: give both "
+                "the same."
+            )
 
     def _pursue(self, rows: TensorDictBase, goal: Tensor) -> None:
         """Writes the goal and everything that depends on it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NoReturn, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -146,6 +146,11 @@ class OfflineLoss(Networks, LossModule):
         if not rows.batch_dims:
             # a dispatched call comes without one: sizes alone do not tell a batch from features
             rows.batch_size = rows[self._batch_key()].shape[:-1]
+        if self.use_prioritized_weights is True and rows.get(self.tensor_keys.priority_weight, None) is None:
+            raise KeyError(
+                f"{type(self).__name__} was to weigh rows by {self.tensor_keys.priority_weight!r}, which the batch "
+                "does not have; prioritised buffers of TorchRL write 'priority_weight'."
+            )
         q_key = getattr(self.tensor_keys, "q", None)
         for part, exclude in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
             found = [part.get(key, None) for key in self._loss_mask_keys()]
@@ -193,6 +198,29 @@ class OfflineLoss(Networks, LossModule):
         self._vmapped = {
             name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness) for name in self.ensembles
         }
+
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Names the entries that are read; see :meth:`torchrl.objectives.LossModule.set_keys`.
+
+        Raises:
+            ValueError: for an entry that this loss does not have; proposes the nearest that it has.
+        """
+        accepted = self._AcceptedKeys.__dataclass_fields__
+        for name in kwargs:
+            if name not in accepted:
+                raise ValueError(f"{name} is not an accepted tensordict key: {unknown_name('key', name, accepted)}")
+        super().set_keys(**kwargs)
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> NoReturn:
+        """Part of TorchRL's interface; there is none to make.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no value estimator: its own formula bootstraps, and a discount is the argument "
+            "gamma of its constructor."
+        )
 
     def train(self, mode: bool = True) -> OfflineLoss:
         """Sets the mode of the loss and of its functional networks, which TorchRL's own method does not reach."""
