@@ -79,7 +79,7 @@ def _parts(target):
 def test_every_public_loss_has_a_config_under_a_name_of_its_own():
     losses = {getattr(objectives, name) for name in objectives.__all__}
     assert set(configs.LOSSES.values()) == losses
-    assert set(configs.LOSSES) == NAMES
+    assert set(configs.LOSSES) >= NAMES
     stored = ConfigStore.instance().repo["loss"]
     assert {f"{name}.yaml" for name in NAMES} <= set(stored)
     # and TorchRL's own are still there
