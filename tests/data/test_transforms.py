@@ -93,13 +93,6 @@ def test_the_share_of_relabelled_rows_is_her_ratio_and_independent_in_rho_and_q(
         assert abs(share - probability) < 5 * (probability * (1 - probability) / size) ** 0.5
 
 
-def test_coupled_rows_are_relabelled_together():
-    out = HindsightGoalTransform(0.5, coupled=True)(four_rows(1000))
-    rho, q = out["desired_goal"] == 5.0, out["q", "desired_goal"] == 7.0
-    torch.testing.assert_close(rho, q)
-    assert 0.4 < rho.float().mean() < 0.6
-
-
 @pytest.mark.parametrize("rule", [None, success])
 def test_q_is_relabelled_where_no_row_reaches_its_stored_goal(rule):
     rows = four_rows(50)

@@ -39,7 +39,7 @@ defaults:
   - trainer@trainer: offline
   - _self_
 actor: {observation_dim: 3, goal_dim: 2, action_dim: 2, hidden: [8]}
-buffer: {batch_size: 8, sample_unit: {strategy: final, coupled: true}, transform: {her_ratio: 1.0, coupled: true}}
+buffer: {batch_size: 8, sample_unit: {strategy: final}, transform: {her_ratio: 1.0}}
 loss: {actor_network: "${actor}"}
 optimizer: {lr: 0.1}
 counter: {frame_skip: 1}
