@@ -9,7 +9,6 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.utils import unravel_key
-from torchrl.objectives.utils import ValueEstimators
 
 NETWORK_OF = {"loss_score": "score_network", "loss_value": "value_network", "loss_actor": "actor_network"}
 NETWORK_OF |= {"loss_qvalue": "qvalue_network", "loss_discriminator": "discriminator_network"}
@@ -234,13 +233,6 @@ def _t(key):
 def test_an_unknown_key_is_refused(case, build):
     with pytest.raises(ValueError, match="not an accepted tensordict key"):
         build(case).set_keys(rewards="r")
-
-
-def test_no_value_estimator_is_supported(case, build):
-    loss = build(case)
-    for kind in ValueEstimators:
-        with pytest.raises(NotImplementedError):
-            loss.make_value_estimator(kind)
 
 
 def test_the_input_is_not_mutated_even_when_locked(case, build, batch_for):
