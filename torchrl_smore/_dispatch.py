@@ -125,7 +125,8 @@ def score_objective(
         return reduce[0](terms[0]) + reduce[1](terms[1])
     import smore_kernels
 
-    rows = q_rows = None
+    rows: Tensor | None = None
+    q_rows: Tensor | None = None
     if objective.needs_policy:
         if policy_score is None or q_next_policy_score is None:
             raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")

@@ -367,7 +367,8 @@ def score_rows(
         ValueError: see :meth:`ScoreObjective.terms`.
     """
     next_value = next_value.detach() if bounds is None else next_value.detach().clamp(*bounds)
-    residual, q_residual = bellman_residual(score, next_value, objective.gamma), None
+    residual = bellman_residual(score, next_value, objective.gamma)
+    q_residual: Tensor | None = None
     if q_next_value is not None:
         q_next_value = q_next_value.detach() if bounds is None else q_next_value.detach().clamp(*bounds)
         q_residual = bellman_residual(q_score, q_next_value, objective.gamma)
