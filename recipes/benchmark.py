@@ -161,7 +161,7 @@ def main(config: Config) -> None:
     plan = grid.merge([stage.plan for stage in stages])
     with locked(out / ".lock", f"benchmark folder {out}"):
         remove_partial_files(out)
-        # another driver may have gone on until now
+        # another driver may have worked until now
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
         print(describe(plan, jobs, [job for job in jobs if job.folder not in results], out), flush=True)
         write_json(out / "grid.json", grid_record(config, plan, jobs, commit, manifest))

@@ -70,8 +70,6 @@ from torchrl_smore.trainers import (
 KERNELS = ("auto", "reference", "triton")
 COMPILE = ("auto", *get_args(Compile))
 LOGGERS = ("tensorboard", "wandb")
-#: Options that losses know by another name.
-LOSS_NAMES = {"clip_bootstrap": "score_bounds"}
 #: What the options of SMORe's loss are by default, which its signature says.
 SMORE = METHODS["smore"].accepts
 #: ``arriving`` where a trajectory comes to its goal, else ``uniform``, with a warning.
@@ -167,7 +165,9 @@ class Config:
     weight_clip: float | None = option(
         None, "largest weight of a row in the regression; default: the method's (1 SMORe), or the loss's (100)"
     )
-    clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
+    score_bounds: str | None = option(
+        SMORE["score_bounds"], "auto clips bootstrapped scores to the range of the closed form, null leaves them free"
+    )
     her_ratio: float | None = option(None, "probability of relabelling, in [0, 1]; default: the method's (1 SMORe)")
     anchors: str | None = option(
         None,
@@ -446,7 +446,7 @@ def make_goals(config: Config) -> Goals | None:
 def method_options(method: str) -> list[str]:
     """The options of the recipe that a method has: those that its loss takes."""
     names = [field.name for field in dataclasses.fields(Config)]
-    return [name for name in names if LOSS_NAMES.get(name, name) in METHODS[method].accepts]
+    return [name for name in names if name in METHODS[method].accepts]
 
 
 def loss_options(config: Config) -> dict[str, Any]:
@@ -464,10 +464,10 @@ def loss_options(config: Config) -> dict[str, Any]:
             )
     if config.target_rate is not None and not METHODS[config.method].target_network:
         raise ValueError(f"method={config.method} has no target network, so no target_rate.")
-    options = {LOSS_NAMES.get(name, name): getattr(config, name) for name in accepts}
-    if "score_bounds" in options:
-        options["score_bounds"] = "auto" if config.clip_bootstrap else None
-    return {name: value for name, value in options.items() if value is not None or name == "score_bounds"}
+    options = {name: getattr(config, name) for name in accepts}
+    # without a value is what has none by default: the method's stands in the loss
+    unset = {field.name for field in dataclasses.fields(Config) if field.default is None}
+    return {name: value for name, value in options.items() if value is not None or name not in unset}
 
 
 def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device: torch.device) -> LossModule:

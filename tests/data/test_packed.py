@@ -117,7 +117,7 @@ def test_gather_is_a_pure_function_of_its_uniforms(store):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"success": near}, {"coupled": True, "strategy": "geometric"}], ids=["plain", "success", "coupled"]
+    "options", [{}, {"success": near}, {"strategy": "geometric"}], ids=["plain", "success", "geometric"]
 )
 def test_gather_is_one_static_graph_and_equals_eager(store, options):
     torch._dynamo.reset()

@@ -93,15 +93,6 @@ def test_the_share_of_relabelled_rows_is_her_ratio_and_independent_in_rho_and_q(
         assert abs(share - probability) < 5 * (probability * (1 - probability) / size) ** 0.5
 
 
-def test_coupled_rows_are_relabelled_together():
-    rows = four_rows(1000)
-    rows["next", "achieved_goal"][:, 2] = rows["next", "achieved_goal"][:, 1]
-    out = HindsightGoalTransform(0.5, coupled=True)(rows)
-    rho, q = out["desired_goal"] == 5.0, out["q", "desired_goal"] == 5.0
-    torch.testing.assert_close(rho, q)
-    assert 0.4 < rho.float().mean() < 0.6
-
-
 @pytest.mark.parametrize("rule", [None, success])
 def test_q_is_relabelled_where_no_row_reaches_its_stored_goal(rule):
     rows = four_rows(50)
@@ -243,29 +234,6 @@ def test_a_unit_with_another_rule_of_what_is_reached_is_noticed():
     rows = four_rows(4)
     rows["next", "reward"][:2, 3] = 0.0
     with pytest.raises(ValueError, match="only 2 of 4 rows that the unit says reach their stored goal"):
-        HindsightGoalTransform(0.5)(rows)
-
-
-@pytest.mark.parametrize("coupled", [False, True])
-def test_a_unit_that_is_coupled_otherwise_is_noticed(store, coupled):
-    rb = ReplayBuffer(
-        storage=LazyTensorStorage(17),
-        sample_unit=GoalTransition(coupled=coupled),
-        transform=HindsightGoalTransform(0.5, coupled=not coupled),
-        batch_size=64,
-    )
-    rb.extend(store.data)
-    with pytest.raises(ValueError, match=f"unit with coupled={coupled}, the transform has coupled={not coupled}"):
-        rb.sample()
-
-
-def test_goals_that_are_all_the_same_do_not_tell_whether_a_unit_is_coupled():
-    rows = four_rows(64)
-    rows["next", "achieved_goal"][:, 2] = rows["next", "achieved_goal"][:, 1]
-    HindsightGoalTransform(0.5)(rows)
-    rows = four_rows(64)
-    rows["next", "achieved_goal"][:, 1] = rows["next", "achieved_goal"][:, 2] = torch.arange(64.0).unsqueeze(-1)
-    with pytest.raises(ValueError, match="coupled=True, the transform has coupled=False"):
         HindsightGoalTransform(0.5)(rows)
 
 

@@ -136,13 +136,13 @@ def test_help_lists_every_option(recipe, finished, tmp_path):
         *[("divergence", name) for name in ("kl", "squared_hellinger", "jensen_shannon", "total_variation")],
         *[("steps", 2), ("seed", 3), ("batch_size", 5), ("beta", 0.3), ("expectile", 0.9), ("temperature", 1.5)],
         *[("her_ratio", 0.5), ("expert_fraction", 0.2), ("device", "auto"), ("networks", "official")],
-        *[("env_workers", 2), ("normalize", False), ("clip_bootstrap", False)],
+        *[("env_workers", 2), ("normalize", False), ("score_bounds", None)],
     ],
 )
 def test_an_option_is_taken_and_written_to_the_config(recipe, tmp_path, option, value):
     # divergences other than chi-squared belong to the dual
     more = ("formulation=dual",) if option == "divergence" else ()
-    done = recipe("smore_offline.py", *QUICK, *more, f"{option}={value}", cwd=tmp_path)
+    done = recipe("smore_offline.py", *QUICK, *more, f"{option}={'null' if value is None else value}", cwd=tmp_path)
     assert done.status == 0, done.stderr
     run_dir = only_run(tmp_path)
     assert config(run_dir)[option] == value

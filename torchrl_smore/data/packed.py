@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
 from torchrl_smore.data._schema import conformed
+from torchrl_smore.data._seeded import SeededBatches
 from torchrl_smore.data.samplers import (
     anchor_distribution,
     check_away,
@@ -44,7 +44,7 @@ _COLUMNS: tuple[NestedKey, ...] = (
 EXTRAS = ("achieved_goal", "goal_offset", "initial_observation", "row")
 
 
-class GoalBatchSampler:
+class GoalBatchSampler(SeededBatches):
     """Samples offline and goal transitions from a dataset held as one contiguous table.
 
     Does what a replay buffer with :class:`GoalTransition` and :class:`HindsightGoalTransform` does, on the same
@@ -62,7 +62,6 @@ class GoalBatchSampler:
         actor_strategy: of the goals of the actor's regression, written to ``"actor_goal"``; ``None``: it has the goals
             of the offline transitions, and the batch no such entry.
         gamma: used by the ``"geometric"`` strategy.
-        coupled: see :class:`GoalTransition`.
         anchors: weight of each row, by which anchors of offline and goal transitions are drawn, not negative, shape
             ``[N]``; see :func:`~torchrl_smore.data.anchor_weights`. ``None``: uniform.
         threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"``.
@@ -85,6 +84,8 @@ class GoalBatchSampler:
         KeyError: if the data lack a column; names it.
     """
 
+    num_uniforms = NUM_UNIFORMS
+
     def __init__(
         self,
         data: TensorDictBase,
@@ -94,7 +95,6 @@ class GoalBatchSampler:
         strategy: Strategy = "future",
         actor_strategy: Strategy | None = None,
         gamma: float = 0.99,
-        coupled: bool = False,
         anchors: Tensor | None = None,
         threshold: float | None = None,
         success: SuccessFn | None = None,
@@ -125,7 +125,6 @@ class GoalBatchSampler:
         self.strategy = strategy
         self.actor_strategy = actor_strategy
         self.gamma = gamma
-        self.coupled = coupled
         self._reward = None if success is None else SparseReward(success, reward_values, terminate_at_goal)
         self.q = q
         self.extras = tuple(extras)
@@ -157,16 +156,6 @@ class GoalBatchSampler:
     def __len__(self) -> int:
         return self._table.shape[0]
 
-    def draw(self) -> Tensor:
-        """Uniform numbers for one batch, ``[B, NUM_UNIFORMS]``, float64, from this object's generator."""
-        return torch.rand(
-            self.batch_size,
-            NUM_UNIFORMS,
-            dtype=torch.float64,
-            device=self._table.device,
-            generator=self.generator,
-        )
-
     def gather(self, uniform: Tensor) -> TensorDict:
         """The batch that belongs to ``uniform``; deterministic.
 
@@ -183,7 +172,6 @@ class GoalBatchSampler:
             strategy=self.strategy,
             actor_strategy=self.actor_strategy,
             gamma=self.gamma,
-            coupled=self.coupled,
             anchors=self._anchors,
             away=self._away,
         )
@@ -206,10 +194,6 @@ class GoalBatchSampler:
             batch.set("initial_observation", self._table[self._start[rows.index], : self._widths[0]])
         return batch
 
-    def __call__(self) -> TensorDict:
-        """Draws and gathers one batch."""
-        return self.gather(self.draw())
-
     def _rows(self, index: Tensor, goal: Tensor | None, relabel_mask: Tensor) -> TensorDict:
         observation, action, next_observation, stored, entered = self._table[index].split(self._widths, -1)
         goal = where_rows(relabel_mask, entered if goal is None else goal, stored)
@@ -226,20 +210,6 @@ class GoalBatchSampler:
             },
             batch_size=size,
         )
-
-    def with_seed(self, seed: int) -> GoalBatchSampler:
-        """The same table, not copied, under a generator of its own; equal to a sampler made with that seed."""
-        other = copy.copy(self)
-        other.generator = torch.Generator(self._table.device).manual_seed(seed)
-        return other
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the generator."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state of the generator."""
-        self.generator.set_state(state["generator"])
 
 
 def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:

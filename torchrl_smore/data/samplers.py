@@ -143,7 +143,6 @@ class GoalTransition(SampleUnit):
         strategy: see :func:`~torchrl_smore.functional.goals.goal_row`: a name, or shares of several. ``"away"`` needs
             ``threshold``.
         gamma: used by ``"geometric"``.
-        coupled: let goal transitions share anchor and goal with the offline transitions.
         reached: maps the stored data to the rows that reach their stored goal, bool ``[N]``; by default those with a
             positive reward.
         anchors: maps the stored data to weights of rows (``functools.partial(anchor_weights, "moving", threshold=...)``
@@ -161,7 +160,6 @@ class GoalTransition(SampleUnit):
         strategy: Strategy = "future",
         *,
         gamma: float = 0.99,
-        coupled: bool = False,
         reached: ReachedFn = stored_goal_reached,
         anchors: WeightsFn | None = None,
         threshold: float | None = None,
@@ -170,7 +168,6 @@ class GoalTransition(SampleUnit):
         check_away(check_strategy(strategy), threshold)
         self.strategy = strategy
         self.gamma = gamma
-        self.coupled = coupled
         self.reached = reached
         self.anchors = anchors
         self.threshold = threshold
@@ -204,7 +201,6 @@ class GoalTransition(SampleUnit):
             her_ratio=1.0,
             strategy=self.strategy,
             gamma=self.gamma,
-            coupled=self.coupled,
             index=known.position(index) if known.anchors is None else None,
             anchors=known.anchors,
             away=known.away,

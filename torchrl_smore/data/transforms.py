@@ -16,7 +16,6 @@ from torchrl_smore.data.samplers import ReachedFn, checked_reached, stored_goal_
 from torchrl_smore.functional.goals import check_her_ratio
 
 #: Of an agreement by chance: below it, it is none.
-_UNLIKELY = 1e-9
 
 
 class HindsightGoalTransform(Transform):
@@ -35,7 +34,6 @@ class HindsightGoalTransform(Transform):
         success: ``success(achieved_goal [*, G], goal [*, G]) -> bool [*]``, the task's success rule.
         reward_values: reward of a step that does not, and that does, reach the goal; float32, whatever the goals are.
         terminate_at_goal: end the trajectory (``terminated``) where the goal is reached.
-        coupled: what the unit has; offline and goal transitions are then relabelled in the same rows.
         reached: what the unit has; not used when ``success`` is given, which says the same.
         generator: random numbers of the relabelling mask; torch's global ones if ``None``.
         achieved_goal_key: key of the achieved goal.
@@ -54,7 +52,6 @@ class HindsightGoalTransform(Transform):
         success: SuccessFn | None = None,
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
-        coupled: bool = False,
         reached: ReachedFn = stored_goal_reached,
         generator: torch.Generator | None = None,
         achieved_goal_key: NestedKey = "achieved_goal",
@@ -67,7 +64,6 @@ class HindsightGoalTransform(Transform):
         self.her_ratio = her_ratio
         self.success = success
         self._reward = None if success is None else SparseReward(success, reward_values, terminate_at_goal)
-        self.coupled = coupled
         self.reached = reached
         self.generator = generator
         self.achieved_goal_key = achieved_goal_key
@@ -84,7 +80,7 @@ class HindsightGoalTransform(Transform):
 
         Raises:
             ValueError: if the batch is not ``[B, 4]``, or the first batch shows that the unit has another ``reached``
-                rule or another ``coupled``.
+                rule.
             KeyError: if it lacks the goals.
         """
         if tensordict.ndim != 2 or tensordict.shape[1] != 4:
@@ -117,8 +113,6 @@ class HindsightGoalTransform(Transform):
         stored = tensordict.get(self.desired_goal_key)
         uniform = torch.rand(2, stored.shape[0], device=stored.device, generator=self.generator)
         keep, q_keep = uniform >= self.her_ratio
-        if self.coupled:
-            q_keep = keep
         # without a row that reaches its stored goal the unit repeats the entering row, which must be relabelled
         if self.success is not None:
             reaches = reached_mask(self.success, self._entered(tensordict)[:, 3], stored[:, 3])
@@ -126,26 +120,12 @@ class HindsightGoalTransform(Transform):
             reaches = checked_reached(self.reached, tensordict[:, 3])
         if not self._checked:
             self._checked = True
-            self._check_coupled(self._entered(tensordict))
             if bool(reaches.any()) and not bool(reaches.all()):
                 raise ValueError(
                     f"only {int(reaches.sum())} of {reaches.numel()} rows that the unit says reach their stored goal "
                     "do so by the transform's rule: give GoalTransition the rule of the transform as reached=."
                 )
         return keep, q_keep & reaches
-
-    def _check_coupled(self, entered: Tensor) -> None:
-        """Looks whether the unit is coupled as this transform is, by the goals ``[B, 4, *G]`` that its rows enter."""
-        goal, q_goal = (entered[:, column].reshape(entered.shape[0], -1) for column in (1, 2))
-        same = bool((goal == q_goal).all())
-        share = goal.unique(dim=0, return_counts=True)[1].double() / goal.shape[0]
-        # as likely as it is that independent rows agree by chance in all of the batch
-        by_chance = float(share.square().sum()) ** goal.shape[0]
-        if self.coupled != same and (self.coupled or by_chance < _UNLIKELY):
-            raise ValueError(
-                f"the batch is that of a unit with coupled={same}, the transform has coupled={self.coupled}: give both "
-                "the same."
-            )
 
     def _pursue(self, rows: TensorDictBase, goal: Tensor) -> None:
         """Writes the goal and everything that depends on it."""

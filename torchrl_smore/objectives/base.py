@@ -17,8 +17,7 @@ from torchrl.objectives.utils import _vmap_func
 
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.objectives._networks import Networks
-from torchrl_smore.objectives._parameters import Entries, lent, members
+from torchrl_smore.objectives._networks import Entries, Networks, lent, members
 from torchrl_smore.objectives.terms import Reduce
 
 Reduction = Literal["none", "mean", "sum"]
@@ -89,6 +88,7 @@ class OfflineLoss(Networks, LossModule):
         """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), maps of ensembles."""
         drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
         self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
+        self._parameter_sets = [name for name in self._modules if name.endswith("_params")]
         self._set_in_keys()
         self._make_vmap()
 
@@ -152,15 +152,14 @@ class OfflineLoss(Networks, LossModule):
                 "does not have; prioritised buffers of TorchRL write 'priority_weight'."
             )
         q_key = getattr(self.tensor_keys, "q", None)
-        for part, exclude in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
-            found = [part.get(key, None) for key in self._loss_mask_keys()]
-            masks = [mask for mask in found if mask is not None]
-            for key, entry in part.exclude(*filter(None, [exclude])).items(True, True) if masks else ():
-                if entry.is_floating_point():
-                    for mask in masks:
+        for part, apart in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
+            for mask_key in self._loss_mask_keys():
+                mask = part.get(mask_key, None)
+                for key, entry in () if mask is None else part.exclude(*filter(None, [apart])).items(True, True):
+                    if entry.is_floating_point():
                         # the reduction drops these rows, but a NaN there would still have gradient 0 * NaN
                         entry = torch.where(self._expand_loss_mask(mask, entry), entry, torch.zeros_like(entry))
-                    part.set(key, entry)
+                        part.set(key, entry)
         return rows
 
     def _call(
@@ -244,8 +243,10 @@ class OfflineLoss(Networks, LossModule):
         # not _maybe_get_priority_weight, which fails for a nested key
         if self.use_prioritized_weights in (True, "auto"):
             weight = rows.get(self.tensor_keys.priority_weight, None)
-        marks = [weight, *(rows.get(key, None) for key in self._loss_mask_keys())]
-        if self.reduction == "mean" and all(mark is None for mark in marks):
+        plain = self.reduction == "mean" and weight is None
+        for key in self._loss_mask_keys():
+            plain = plain and rows.get(key, None) is None
+        if plain:
             return torch.mean
         return lambda loss: self._reduce_loss(
             loss, tensordict=rows, weights=None if weight is None else weight.reshape(loss.shape)
@@ -273,5 +274,5 @@ class OfflineLoss(Networks, LossModule):
                     out.set_non_tensor(name, value)
         else:
             out = TensorDict({**losses, **diagnostics})
-        self._clear_weakrefs(rows, out, *(name for name in self._modules if name.endswith("_params")))
+        self._clear_weakrefs(rows, out, *self._parameter_sets)
         return out
