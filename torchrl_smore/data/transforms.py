@@ -15,8 +15,6 @@ from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, w
 from torchrl_smore.data.samplers import ReachedFn, checked_reached, stored_goal_reached
 from torchrl_smore.functional.goals import check_her_ratio
 
-#: Of an agreement by chance: below it, it is none.
-
 
 class HindsightGoalTransform(Transform):
     """Turns a ``[B, 4]`` batch of :class:`~torchrl_smore.data.GoalTransition` into offline and goal transitions.
