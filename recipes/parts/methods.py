@@ -46,7 +46,8 @@ class Setting:
     """What a loss is built from.
 
     ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs, which
-    ``clip`` bounds; ``precision`` is that of hidden layers, ``kernels`` what the losses that have kernels run.
+    ``clip`` bounds; ``contamination`` is that of the actor's likelihood, ``precision`` that of hidden layers,
+    ``kernels`` what the losses that have kernels run.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -57,6 +58,7 @@ class Setting:
     precision: Precision = "float32"
     kernels: str = "auto"
     clip: float | None = STANDARDIZED_CLIP
+    contamination: float = 0.0
     pixels: int = 0
 
     def networks(self) -> dict[str, Any]:
@@ -64,11 +66,12 @@ class Setting:
 
         They are of states, or of pictures of ``pixels`` by ``pixels``.
         """
-        options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision, "clip": self.clip}
+        options: dict[str, Any] = {"precision": self.precision, "contamination": self.contamination}
         if self.pixels:
-            made = make_pixel_networks(self.specs[1], pixels=self.pixels, precision=self.precision)
+            made = make_pixel_networks(self.specs[1], pixels=self.pixels, **options)
         else:
-            made = make_networks(*self.specs, **options)  # type: ignore[arg-type]
+            options |= {"preset": self.preset, "statistics": self.statistics, "clip": self.clip}
+            made = make_networks(*self.specs, **options)
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
 

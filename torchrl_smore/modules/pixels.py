@@ -9,10 +9,11 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.modules import IndependentNormal, ProbabilisticActor
+from torchrl.modules import ProbabilisticActor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, PairEmbedding
+from torchrl_smore.modules.distributions import policy_distribution
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Networks
 from torchrl_smore.modules.precision import Precision
 
@@ -149,6 +150,7 @@ def make_pixel_networks(
     representation: int = 16,
     num_score_nets: int = 2,
     shared: bool = False,
+    contamination: float = 0.0,
     precision: Precision = "float32",
 ) -> Networks:
     """Build score, value and Gaussian actor networks whose observations and goals are pictures.
@@ -171,6 +173,7 @@ def make_pixel_networks(
         representation: dimension of ``phi`` and ``psi``.
         num_score_nets: size of the score ensemble.
         shared: whether all networks have one encoder.
+        contamination: see :func:`make_networks`.
         precision: of the hidden layers behind the encoder, see :func:`~torchrl_smore.modules.precision.run_layers`.
 
     Returns:
@@ -207,7 +210,7 @@ def make_pixel_networks(
         TensorDictModule(Encoded(sight, GaussianHead(trunk, action_dim), frozen=shared), state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],
         out_keys=["action"],
-        distribution_class=IndependentNormal,
         return_log_prob=False,
+        **policy_distribution(contamination, None, None, action_dim),
     )
     return Networks(actor, score, value)
