@@ -233,8 +233,8 @@ def described(policy: TrainedPolicy, format: str, difference: float) -> dict[str
         "format": format,
         "inputs": [
             {"name": key, "meaning": text, "shape": ["batch", len(record.columns[key])], "dtype": "float32"}
-            | {"columns": record.columns[key]}
-            | ({"range_in_data": record.about["goal_range"]} if key == "desired_goal" else {})
+            # runs that began before observations were looked at name no range of theirs
+            | {"columns": record.columns[key], "range_in_data": record.about.get(f"{text}_range")}
             for key, text in columns.items()
         ],
         "output": {
