@@ -106,7 +106,7 @@ class ActorExpert:
         widths = {"observation": 1, "desired_goal": self.goal_dim, "achieved_goal": self.achieved_dim}
         seen = [observation[key].astype(np.float32) for key, width in widths.items() if width]
         inputs = np.concatenate(seen, -1)
-        if self.actor.mean is not None:
+        if self.actor.mean is not None and self.actor.std is not None:
             inputs = np.clip((inputs - self.actor.mean) / self.actor.std, -self.actor.clip, self.actor.clip)
         # one product a row: those of whole batches round differently with the size of the batch
         return np.stack([self._act(row) for row in inputs])
