@@ -22,6 +22,8 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import signature as signature_of
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import ExtensionMetadata
 
 _TRAINING = ("checkpoint", "configs", "evaluation", "fused", "logging", "stacked", "step_graph", "update")
@@ -193,9 +195,20 @@ def _skip_field(app: Sphinx, kind: str, name: str, value: Any, skip: bool, optio
     return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def constructor_signature(
+    app: Sphinx | None, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None] | None:
+    """The signature of ``__init__`` for a class whose base has a ``__new__`` that takes anything, as TorchRL's do."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    own = signature_of(obj.__init__, bound_method=True)
+    return stringify_signature(own, show_annotation=False), returned
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Adds the directive and the resolver."""
     app.add_directive("public-api", PublicApi)
     app.connect("autodoc-skip-member", _skip_field)
+    app.connect("autodoc-process-signature", constructor_signature)
     app.connect("missing-reference", _resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

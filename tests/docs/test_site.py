@@ -143,3 +143,13 @@ def test_an_equation_that_cannot_be_set_stops_the_build(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.returncode != 0
     assert "nosuchcommand" in done.stderr
+
+
+def test_a_loss_is_shown_with_the_options_of_its_constructor(public_api):
+    from torchrl_smore.objectives import AWRActorLoss
+
+    anything = "(*args, **kwargs)"
+    shown, _ = public_api.constructor_signature(None, "class", "AWRActorLoss", AWRActorLoss, None, anything, None)
+    assert shown.startswith("(actor_network, *, temperature=3.0, weight_clip=")
+    assert public_api.constructor_signature(None, "class", "A", AWRActorLoss, None, "(a)", None) is None
+    assert public_api.constructor_signature(None, "function", "f", len, None, anything, None) is None

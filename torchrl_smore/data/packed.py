@@ -48,7 +48,7 @@ class GoalBatchSampler(SeededBatches):
     """Samples offline and goal transitions from a dataset held as one contiguous table.
 
     Does what a replay buffer with :class:`GoalTransition` and :class:`HindsightGoalTransform` does, on the same
-    functional core, in two gathers of whole rows. :meth:`draw` makes random numbers from this object's own generator,
+    functional core, in two gathers of whole rows. ``draw`` makes random numbers from this object's own generator,
     :meth:`gather` is a pure function of them: no host synchronisation, static shapes, no graph break, so a trainer
     compiles it together with the loss.
 

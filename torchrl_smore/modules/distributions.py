@@ -13,7 +13,7 @@ from torchrl.modules import IndependentNormal
 class ContaminatedNormal(IndependentNormal):
     r"""A normal policy whose likelihood allows for a share of actions that are not its own but uniform noise.
 
-    .. math:: \log p(a) = \log\big((1 - \epsilon) \, \mathcal{N}(a; \mu, \sigma) + \epsilon / V\big)
+    .. math:: \log p(a) = \log \left( (1 - \epsilon) \, \mathcal{N}(a; \mu, \sigma) + \epsilon / V \right)
 
     with ``V`` the volume of the box of actions: the contamination model of Huber (1964), "Robust Estimation of a
     Location Parameter". A normal's squared error is ruled by the actions that lie far from its mean; a regression by
