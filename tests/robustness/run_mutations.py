@@ -2,7 +2,7 @@
 
     python tests/robustness/run_mutations.py                 # 21,000 damaged files and 1,000 hostile ones
     python tests/robustness/run_mutations.py --number 140 --variants 1
-    python tests/robustness/run_mutations.py --log build/mutations.jsonl   # goes on where it was stopped
+    python tests/robustness/run_mutations.py --log build/mutations.jsonl   # resumes where it was stopped
 
 Each file is read in a forked worker within 5 seconds of processor time (60 of waiting) and 1 GB. It must end in a
 ``DatasetError`` (files of actors: in a ``ValueError``), in the data as they were, or, for formats without checksums, in

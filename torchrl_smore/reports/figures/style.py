@@ -94,6 +94,8 @@ def panels(count: int, columns: int, *, width: float, height: float, legend: boo
 
     total = count + legend
     columns = min(columns, total)
+    if total > columns > 2 and total % columns == 1:
+        columns -= 1  # a last row of one panel would be empty but for the legend
     rows = -(-total // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
