@@ -38,7 +38,7 @@ from torchrl_smore.envs import (
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.wrappers import disturb, noise_generator
 from torchrl_smore.reports import write_gif
-from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, locked, mean_metrics, write_text
+from torchrl_smore.trainers import OfflineTrainer, locked, mean_metrics, write_text
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -414,13 +414,21 @@ def seed_of_farthest_goal(task: Task, first_seed: int) -> int:
     return first_seed + int(np.linalg.norm(start["achieved_goal"] - start["desired_goal"], axis=-1).argmax())
 
 
-def record_rollout(task: Task, policy: ActorPolicy, first_seed: int, out: Path) -> str:
+def record_rollout(
+    task: Task, policy: Callable[[Any], np.ndarray], first_seed: int, out: Path, *, goal_beside: bool = False
+) -> str:
     """Films the episode of :func:`seed_of_farthest_goal`; see :func:`film_episode`."""
-    return film_episode(task, policy, seed_of_farthest_goal(task, first_seed), out)
+    return film_episode(task, policy, seed_of_farthest_goal(task, first_seed), out, goal_beside=goal_beside)
 
 
 def film_episode(
-    task: Task, policy: Callable[[Any], np.ndarray], seed: int, out: Path, action_noise: float = 0.0
+    task: Task,
+    policy: Callable[[Any], np.ndarray],
+    seed: int,
+    out: Path,
+    action_noise: float = 0.0,
+    *,
+    goal_beside: bool = False,
 ) -> str:
     """Films the first 100 steps of an episode to a GIF in a process of its own, where no OpenGL can harm the run.
 
@@ -430,6 +438,7 @@ def film_episode(
         seed: of the episode.
         out: the file.
         action_noise: of the environment, the same as that of a pool with this seed.
+        goal_beside: what a policy of pictures sees, the scene and the goal side by side, in the place of goal marks.
 
     Returns:
         One line that says what came of it.
@@ -443,7 +452,14 @@ def film_episode(
             actions.append(disturb(action, action_noise, noise) if action_noise > 0 else action)
             observation, _ = pool.step(actions[-1][None])
     try:
-        film = render_episode(task, seed, np.stack(actions), opengl=OPENGL, own_process=True)  # type: ignore[arg-type]
+        film = render_episode(
+            task,
+            seed,
+            np.stack(actions),
+            opengl=OPENGL,  # type: ignore[arg-type]
+            own_process=True,
+            goal_beside=goal_beside,
+        )
         write_gif(film, out)
     except (RenderError, ValueError) as error:
         return f"no {out.name}: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import imageio.v3 as iio
 import pytest
 import yaml
 
@@ -16,9 +17,17 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("method", ["hindsight_bc", "smore"])
-def test_points_are_learnt_from_pictures(recipe, tmp_path, method):
-    done = recipe("smore_offline.py", *SMALL, f"method={method}", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("hindsight_bc", ()),
+        ("smore", ("encoder=shared",)),
+        ("crl", ("encoder=shared", "pixel_norm=false", "pixel_cold=false", "crop_prob=0")),
+        ("gc_iql", ("encoder_size=medium", "precision=bf16")),
+    ],
+)
+def test_points_are_learnt_from_pictures(recipe, tmp_path, method, options):
+    done = recipe("smore_offline.py", *SMALL, f"method={method}", *options, cwd=tmp_path)
     assert done.status == 0, done.stderr
     (run_dir,) = (tmp_path / "runs").iterdir()
     found = json.loads((run_dir / "summary.json").read_text())
@@ -37,7 +46,10 @@ def test_points_are_learnt_from_pictures(recipe, tmp_path, method):
     ("options", "said"),
     [
         (("task=FetchReach",), "FetchReach has no pictures"),
-        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, gcsl, hindsight_bc, got gofar"),
+        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, gcsl, hindsight_bc, got gofar"),
+        (("method=hindsight_bc", "encoder=shared"), "GCSLLoss has an actor alone"),
+        (("encoder=both",), "unknown encoder 'both': expected separate, shared."),
+        (("pixels=0", "encoder=shared"), "encoder: of no use without pixels="),
         (("her_ratio=0.8",), "goals are pictures of the data, so her_ratio must be 1, got 0.8"),
         (("pixels=20",), "pixels"),
         (("crop_prob=2",), "crop_prob must be in [0, 1], got 2"),
@@ -48,3 +60,49 @@ def test_what_cannot_be_learnt_from_pictures_is_refused(recipe, tmp_path, option
     assert done.status != 0
     assert said in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module", params=["separate", "shared"])
+def run(request, recipe, tmp_path_factory):
+    """A run folder of a policy that sees pictures."""
+    folder = tmp_path_factory.mktemp(request.param)
+    options = (f"encoder={request.param}", "method=gc_iql", "rollout=true")
+    done = recipe("smore_offline.py", *SMALL, *options, cwd=folder)
+    assert done.status == 0, done.stderr
+    (run_dir,) = (folder / "runs").iterdir()
+    return run_dir
+
+
+def test_a_run_from_pictures_is_evaluated_like_any_other_on_the_episodes_of_training(recipe, run):
+    options = (f"run={run}", "episodes=2", "first_seed=10000", "film=1")
+    done = recipe("evaluate.py", *options, cwd=run.parent)
+    assert done.status == 0, done.stderr
+    (found,) = run.glob("evaluation_*/evaluation.json")
+    trained = json.loads((run / "summary.json").read_text())["eval"]
+    own = json.loads(found.read_text())["eval"]
+    for key in ("success_last", "final_distance"):
+        assert own[key] == pytest.approx(trained[key], abs=1e-5)
+    (film,) = found.parent.glob("*.gif")
+    for path in (film, run / "rollout.gif"):
+        height, width = iio.imread(path)[0].shape[:2]
+        # scene and goal side by side
+        assert (height, width) == (256, 2 * 256 + 4)
+    assert "uint8 [36, 36, 3]" in (run / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["torchscript", "torch_export"])
+def test_a_policy_of_pictures_is_exported_with_its_encoder(recipe, run, form):
+    done = recipe("export.py", f"run={run}", f"format={form}", cwd=run.parent)
+    assert done.status == 0, done.stderr
+    (sidecar,) = run.glob(f"policy_last_seed0.{'pt' if form == 'torchscript' else 'pt2'}.json")
+    said = json.loads(sidecar.read_text())
+    assert said["inputs"][0]["shape"] == ["batch", 36, 36, 3]
+    assert said["inputs"][1]["dtype"] == "uint8"
+    assert said["largest_difference"] <= 1e-5
+
+
+def test_a_format_without_encoders_is_refused(recipe, run):
+    done = recipe("export.py", f"run={run}", "format=npz", cwd=run.parent)
+    assert done.status != 0
+    assert "format=npz holds no encoder of pictures" in done.stderr
+    assert not list(run.glob("policy_last_seed0.npz*"))
