@@ -28,10 +28,17 @@ _GROUP = 8  # channels that are normalised together
 
 
 class MappedGroupNorm(nn.GroupNorm):
-    """``GroupNorm`` that ``torch.vmap`` can map, as an ensemble does; PyTorch's asks a mapped tensor for its layout."""
+    """``GroupNorm`` that ``torch.vmap`` can map, as an ensemble does; PyTorch's asks a mapped tensor for its layout.
+
+    Where nothing is mapped it is PyTorch's, which takes channels last in memory as they are.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``[*B, channels, height, width]``."""
+        if not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(input):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            flat = F.group_norm(input.flatten(0, -4), self.num_groups, weight, bias, self.eps)
+            return flat.unflatten(0, input.shape[:-3])
         groups = input.unflatten(-3, (self.num_groups, -1))
         normalized = F.layer_norm(groups, groups.shape[-3:], eps=self.eps).flatten(-4, -3)
         return normalized * self.weight.to(input.dtype)[:, None, None] + self.bias.to(input.dtype)[:, None, None]
