@@ -34,19 +34,17 @@ def test_an_encoder_maps_pictures_of_any_batch_to_vectors():
     )
 
 
-def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_minus_and_plus_a_half():
-    """The first convolution by hand at one place, down the picture and not across."""
-    encoder = PixelEncoder()
-    first = encoder.convolutions[0]
-    seen = []
-    first.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-    picture = pictures(1)
-    encoder(picture)
-    ((scaled, output),) = seen
-    assert (scaled.min(), scaled.max()) == (-0.5, 0.5)
-    patch = picture[0, 8:16, 4:12].float() / 255.0 - 0.5  # rows 8 to 15, columns 4 to 11
-    expected = (patch.permute(2, 0, 1) * first.weight[3]).sum() + first.bias[3]
-    torch.testing.assert_close(output[0, 3, 2, 1], expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("size", ["small", "impala"])
+def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_minus_and_plus_a_half(size):
+    torch.manual_seed(0)
+    encoder, picture = PixelEncoder(size=size), pictures(2)
+    scaled = torch.stack([picture[..., channel] for channel in range(3)], 1) / 255.0 - 0.5
+    assert (scaled.shape, scaled.min(), scaled.max()) == ((2, 3, 48, 48), -0.5, 0.5)
+    expected = encoder.trunk(encoder.convolutions(scaled))
+    torch.testing.assert_close(encoder(picture), expected, rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(encoder(picture).square().sum(), [encoder.convolutions[0].weight])
+    (explicit,) = torch.autograd.grad(expected.square().sum(), [encoder.convolutions[0].weight])
+    torch.testing.assert_close(gradient, explicit, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -136,15 +136,27 @@ class PixelEncoder(nn.Module):
         joined = pictures[0] if len(pictures) == 1 else torch.cat(pictures, -1)
         batch = joined.shape[:-3]
         # of one leading dimension and with channels last in memory, which is how pictures are stored
-        x = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2).float() / 255.0 - 0.5
-        x = x.to(torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        for layer in self.convolutions:
+        raw = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2)
+        first, *rest = self.convolutions
+        assert isinstance(first, nn.Conv2d)
+        x = self._scaled_convolution(first, raw.to(torch.bfloat16 if self.precision == "bf16" else torch.float32))
+        for layer in rest:
             x = _convolved(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
         linear, norm, _ = self.trunk
         assert isinstance(linear, nn.Linear)
         x = F.linear(x, linear.weight.to(x.dtype), linear.bias.to(x.dtype))
         latent: Tensor = norm(x.float()).relu()
         return latent.reshape(*batch, self.latent)
+
+    @staticmethod
+    def _scaled_convolution(layer: nn.Conv2d, raw: Tensor) -> Tensor:
+        """The layer on ``raw / 255 - 0.5``; ``raw`` holds whole numbers up to 255, which bfloat16 holds exactly."""
+        if layer.padding != (0, 0):
+            return _convolved(layer, raw / 255.0 - 0.5)  # the padding is 0 after the scaling
+        assert layer.bias is not None
+        # the scaling is linear: in the parameters it costs nothing, over the pictures it takes a fifth of an update
+        weight, bias = layer.weight / 255.0, layer.bias - 0.5 * layer.weight.sum((1, 2, 3))
+        return F.conv2d(raw, weight.to(raw.dtype), bias.to(raw.dtype), layer.stride)
 
 
 class Encoded(nn.Module):
