@@ -7,9 +7,11 @@ import re
 
 import imageio.v3 as iio
 import pytest
+import torch
 import yaml
 
-from torchrl_smore.data import TrajectoryStore
+from torchrl_smore.data import DatasetError, TrajectoryStore
+from torchrl_smore.envs import collect, get_task, paint
 
 SMALL = (
     *("task=PointReach", "pixels=36", "num_trajectories=20", "batch_size=8", "steps=4", "log_interval=2"),
@@ -106,3 +108,14 @@ def test_a_format_without_encoders_is_refused(recipe, run):
     assert done.status != 0
     assert "format=npz holds no encoder of pictures" in done.stderr
     assert not list(run.glob("policy_last_seed0.npz*"))
+
+
+def test_frames_of_another_size_than_asked_for_are_refused(import_recipe, tmp_path):
+    store = collect("PointReach", expert_episodes=2, random_episodes=0, seed=0, progress=False)
+    painter = get_task("PointReach").painter(36)
+    framed = paint(store, painter)
+    with_pictures = import_recipe("parts.pixels").with_pictures
+    assert with_pictures(framed, painter, tmp_path) is framed
+    with pytest.raises(DatasetError, match="frames of 36 x 48 pixels, expected 36 x 36"):
+        with_pictures(store.with_frames(torch.zeros(102, 36, 48, 3, dtype=torch.uint8)), painter, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -186,6 +186,29 @@ def test_seeds_with_a_shared_encoder_train_together_as_alone_and_go_on_from_thei
     torch.testing.assert_close(dict(again().items()), dict(both().items()), rtol=0.0, atol=0.0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smore", "iql", "crl"])
+def test_an_update_with_a_shared_encoder_is_one_graph(store, name):
+    update = FusedUpdate(make_loss(name, shared=True), make_sampler(store, name), tau=None if name == "crl" else 0.005)
+    buffers = (update.params, update.targets, *update._moments)
+    rows = [{group: flat[0] for group, flat in flats.items()} for flats in buffers]
+    arguments = (rows[0], rows[1], update._stack.constants(0), update.samplers[0].draw())
+    update._functional = True
+    expected, _ = update._gradients(*arguments)
+    compiled = torch.compile(update._gradients, fullgraph=True, backend="eager")
+    found, _ = compiled(*arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_with_a_shared_encoder_can_be_mapped(store):
+    def update(how):
+        losses = [make_loss("smore", shared=True, seed=seed) for seed in (3, 4)]
+        return FusedUpdate(losses, make_sampler(store, "smore"), seeds=[3, 4], tau=0.005, map_seeds=how)
+
+    mapped, looped = update("vmap"), update("loop")
+    torch.testing.assert_close(dict(mapped().items()), dict(looped().items()), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_run_from_pictures_is_loaded_as_it_was_trained(store, tmp_path, shared):
     loss, frames = make_loss("smore", shared=shared), store.frames[:6].numpy()
