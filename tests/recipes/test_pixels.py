@@ -119,3 +119,9 @@ def test_frames_of_another_size_than_asked_for_are_refused(import_recipe, tmp_pa
     with pytest.raises(DatasetError, match="frames of 36 x 48 pixels, expected 36 x 36"):
         with_pictures(store.with_frames(torch.zeros(102, 36, 48, 3, dtype=torch.uint8)), painter, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_diagnosis_of_a_run_from_pictures_is_refused(recipe, run):
+    done = recipe("diagnose.py", f"run={run}", cwd=run.parent)
+    assert done.status != 0
+    assert "sees pictures (pixels=36): only what sees states is diagnosed" in done.stderr
