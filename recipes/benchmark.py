@@ -99,7 +99,7 @@ class Config:
     jobs: int | None = option(None, "runs at a time on this machine; default: one for each core; 0: one, without Ray")
     address: str | None = option(None, "of a Ray cluster (HOST:PORT, ray://HOST:PORT, auto); default: this machine")
     device: str = option("cpu", "auto, cpu, cuda")
-    compile: str = option("off", "the update of each run, for long ones: off, default, max")
+    compile: str = option("auto", "the update of each run: off, default, max; auto: where it pays")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     seeds_together: int | None = option(None, "seeds trained in one run; default: 1 on a CPU, all on a GPU")
     gpu_share: float = option(0.0, "GPUs that a run takes of a cluster, for example 0.5")

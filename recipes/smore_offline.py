@@ -37,6 +37,7 @@ from parts.shared import (
     recognise_dataset,
     record_rollout,
     remove_partial_files,
+    resolve_compile,
     resolve_device,
     stopping_on_signals,
     versions_of,
@@ -69,6 +70,7 @@ from torchrl_smore.trainers import (
 )
 
 KERNELS = ("auto", "reference", "triton")
+COMPILE = ("auto", *get_args(Compile))
 LOGGERS = ("tensorboard", "wandb")
 #: Options that losses know by another name.
 LOSS_NAMES = {"clip_bootstrap": "score_bounds"}
@@ -149,7 +151,7 @@ class Config:
     )
     beta: float = option(SMORE["beta"], "weight of goal transitions in the mixture, in (0, 1]")
     expectile: float | None = option(None, "of the value loss, in (0, 1); default: the method's (0.7 SMORe)")
-    temperature: float | None = option(None, "multiplies the advantage, >= 0; default: the method's (30 SMORe)")
+    temperature: float | None = option(None, "multiplies the advantage, >= 0; default: the method's (10 SMORe)")
     gamma: float | None = option(
         None, "discount of the objective, in (0, 1); default: the method's and task's (0.9 SMORe)"
     )
@@ -188,6 +190,11 @@ class Config:
         None, "the same for the actor; default: the method's (future SMORe), or those of score and value"
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
+    contamination: float | None = option(
+        None,
+        "share of dataset actions that the actor's likelihood takes to be uniform noise, in [0, 1); default: the "
+        "preset's (0.2; 0)",
+    )
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
     pixels: int = option(
@@ -217,7 +224,7 @@ class Config:
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
-    compile: str = option("off", "off, default, max: torch.compile of the whole update")
+    compile: str = option("auto", "off, default, max: torch.compile of the whole update; auto: where it pays")
     on_divergence: str = option("stop", "stop, continue: what is done once a loss is not finite")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
@@ -385,6 +392,7 @@ def check(config: Config) -> None:
             ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         ),
         **dict.fromkeys(("action_noise", "input_clip"), ("in [0, 1000]", lambda value: 0 <= value <= 1000)),
+        "contamination": ("in [0, 1)", lambda value: value is not None and 0 <= value < 1),
         "expert_noise": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
@@ -393,7 +401,7 @@ def check(config: Config) -> None:
     for name, (expected, holds) in ranges.items():
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
-    names = {"method": METHODS, "compile": get_args(Compile), "kernels": KERNELS, "logger": (None, *LOGGERS)}
+    names = {"method": METHODS, "compile": COMPILE, "kernels": KERNELS, "logger": (None, *LOGGERS)}
     names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE}
     names |= {"encoder": ENCODERS, "encoder_size": tuple(CHANNELS)}
     for name, valid in names.items():
@@ -496,6 +504,7 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         # on a CPU two plain matrix products are faster than the batched one that vmap makes of twins
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
+        contamination=config.contamination,  # type: ignore[arg-type]
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
         pixels=pixel_setting(config),
@@ -536,7 +545,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         cosine=("actor_network",) if method.cosine else (),
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
-        compile=config.compile,  # type: ignore[arg-type]
+        compile=resolve_compile(config.compile, device, len(seeds) * config.steps),
     )
 
 

@@ -58,7 +58,8 @@ class Setting:
     """What a loss is built from.
 
     ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs, which
-    ``clip`` bounds; ``precision`` is that of hidden layers, ``kernels`` what the losses that have kernels run.
+    ``clip`` bounds; ``contamination`` is that of the actor's likelihood, ``precision`` that of hidden layers,
+    ``kernels`` what the losses that have kernels run.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -69,6 +70,7 @@ class Setting:
     precision: Precision = "float32"
     kernels: str = "auto"
     clip: float | None = STANDARDIZED_CLIP
+    contamination: float = 0.0
     pixels: PixelSetting | None = None
 
     def networks(self) -> dict[str, Any]:
@@ -78,8 +80,9 @@ class Setting:
         """
         if self.pixels is not None:
             return self._of_pictures(embeddings=False)
-        options = {"preset": self.preset, "statistics": self.statistics, "precision": self.precision, "clip": self.clip}
-        made = make_networks(*self.specs, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"precision": self.precision, "contamination": self.contamination}
+        options |= {"preset": self.preset, "statistics": self.statistics, "clip": self.clip}
+        made = make_networks(*self.specs, **options)
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
 
@@ -97,6 +100,7 @@ class Setting:
             embeddings=embeddings,
             layer_norm=self.pixels.layer_norm,
             cold=self.pixels.cold,
+            contamination=self.contamination,
             precision=self.precision,
         )
         names = ("critic_network",) if embeddings else ("score_network", "qvalue_network")

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import signal
@@ -41,6 +42,9 @@ from torchrl_smore.reports import write_gif
 from torchrl_smore.trainers import OfflineTrainer, locked, mean_metrics, write_text
 
 log = logging.getLogger("torchrl_smore.recipes")
+
+#: A compiled update of 256 takes about a minute to make and half the time (``docs/performance.md``).
+UPDATES_WORTH_COMPILING = 10_000
 
 # tasks whose D4RL files hold no goals, by the beginning of their names
 _FILM_STEPS = 100  # longest film, in steps
@@ -82,6 +86,34 @@ def resolve_device(device: str) -> torch.device:
             "CUDA build of torch and a driver, or use device=cpu."
         )
     return torch.device(device)
+
+
+def resolve_compile(mode: str, device: torch.device, updates: int) -> str:
+    """How to compile the update; ``"auto"`` chooses and says why.
+
+    Args:
+        mode: one of :data:`~torchrl_smore.trainers.Compile`, or ``"auto"``.
+        device: to train on.
+        updates: of all seeds.
+    """
+    if mode != "auto":
+        return mode
+    chosen = "off"
+    if device.type != "cpu":
+        reason = "compilation has been timed on CPUs alone"
+    elif updates < UPDATES_WORTH_COMPILING:
+        reason = f"it pays from {UPDATES_WORTH_COMPILING:,} updates on"
+    elif not _has_compiler():
+        reason = "no C++ compiler was found (g++, clang++ or the one that CXX names)"
+    else:
+        chosen, reason = "default", f"{updates:,} updates are worth the minute that it takes"
+    log.info("compile=auto chose %s: %s", chosen, reason)
+    return chosen
+
+
+def _has_compiler() -> bool:
+    """Whether PyTorch would find a C++ compiler."""
+    return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
 
 
 def recognise_dataset(path: str) -> str:

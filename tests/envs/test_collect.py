@@ -171,6 +171,15 @@ def test_progress_and_a_line_on_quality_are_shown_when_asked_for(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, ["20 of 50", "40 of 50", "50 of 50"]), (1e9, [])])
+def test_a_collection_without_a_progress_bar_says_now_and_then_how_far_it_is(monkeypatch, caplog, seconds, lines):
+    monkeypatch.setattr(collect_module, "SECONDS_BETWEEN_LINES", seconds)
+    with caplog.at_level("INFO", logger="torchrl_smore"):
+        point(expert_episodes=50, random_episodes=0, workers=1)
+    said = [record.message for record in caplog.records if record.message.startswith("collecting")]
+    assert said == [f"collecting PointRooms: {line} episodes" for line in lines]
+
+
 def test_a_worker_that_fails_is_named():
     broken = dataclasses.replace(TASKS["FetchReach"], name="Broken", make_base_env=dict)
     with pytest.raises(RuntimeError, match=r"(?s)collection worker \d of Broken failed.*Expected env to be a"):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMANDS = sorted(path for path in RECIPES.glob("*.py") if path.name != "torchrl_trainer.py")
@@ -50,3 +51,30 @@ def test_a_process_that_a_recipe_starts_knows_the_library_too():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=RECIPES, env=environment, check=False
     )
     assert done.stdout == "osmesa\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "updates", "compilers", "chosen", "reason"),
+    [
+        ("cpu", 10_000, {"g++"}, "default", "10,000 updates"),
+        ("cpu", 9_999, {"g++"}, "off", "from 10,000"),
+        ("cpu", 10_000, {"clang++"}, "default", "10,000 updates"),
+        ("cpu", 10_000, {"my-c++"}, "default", "10,000 updates"),
+        ("cpu", 10_000, set(), "off", "C++ compiler"),
+        ("cuda", 10_000, {"g++"}, "off", "CPUs"),
+    ],
+)
+def test_auto_compiles_where_it_pays_and_says_why(
+    import_recipe, monkeypatch, caplog, device, updates, compilers, chosen, reason
+):
+    monkeypatch.setenv("CXX", "my-c++")
+    monkeypatch.setattr("shutil.which", lambda name: name if name in compilers else None)
+    with caplog.at_level("INFO", logger="torchrl_smore.recipes"):
+        assert import_recipe("parts.shared").resolve_compile("auto", torch.device(device), updates) == chosen
+    assert f"compile=auto chose {chosen}" in caplog.text
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["off", "default", "max"])
+def test_a_compilation_that_was_asked_for_is_not_questioned(import_recipe, mode):
+    assert import_recipe("parts.shared").resolve_compile(mode, torch.device("cuda"), 1) == mode

@@ -11,6 +11,7 @@ import os
 import queue
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 SCRIPTED = "scripted"
 _CHUNK = 20  # episodes in one unit of work and of resumption: about a second of a Fetch task
 _LOCKSTEP = 2  # simulators stepped together in a worker: more of them no longer share the cache
+#: Of a collection without a progress bar.
+SECONDS_BETWEEN_LINES = 30.0
 _PACKAGES = ("torchrl-smore", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 _SIMULATORS = ("gymnasium-robotics", "mujoco")
 _logger = logging.getLogger("torchrl_smore")
@@ -142,7 +145,8 @@ def collect(
             do not contain it.
         out: folder of the store; its parents are made. ``None`` keeps it in memory only.
         overwrite: whether a store at ``out`` may be replaced.
-        progress: whether to show a progress bar, and a line about the measured quality at the end.
+        progress: whether to show a progress bar, and a line about the measured quality at the end; without it a long
+            collection logs a line from time to time.
 
     Returns:
         The store; memory-mapped from ``out`` if given.
@@ -294,10 +298,16 @@ def _partial_folder(target: Path | None, request: _Request) -> Iterator[PartialF
 def _fill(request: _Request, partial: PartialFolder, num_workers: int, progress: bool) -> None:
     chunks = request.chunks()
     missing = partial.missing(len(chunks))
+    total = sum(len(episodes) for _, episodes in chunks)
+    done, said = total - sum(len(chunks[number][1]) for number in missing), time.monotonic()
     with _progress_bar(request, progress) as bar:
-        bar.update(sum(len(episodes) for _, episodes in chunks) - sum(len(chunks[number][1]) for number in missing))
+        bar.update(done)
         for number in _run_chunks(request, partial.path, missing, min(num_workers, len(missing))):
+            done += len(chunks[number][1])
             bar.update(len(chunks[number][1]))
+            if not progress and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                _logger.info("collecting %s: %s of %s episodes", request.task.name, f"{done:,}", f"{total:,}")
+                said = time.monotonic()
 
 
 def _progress_bar(request: _Request, progress: bool) -> Any:

@@ -10,6 +10,7 @@ from torchrl_smore.modules.bilinear import (
 )
 from torchrl_smore.modules.description import build_network, describe_network
 from torchrl_smore.modules.discriminator import TanhMLP, make_discriminator
+from torchrl_smore.modules.distributions import ContaminatedNormal
 from torchrl_smore.modules.networks import (
     STANDARDIZED_CLIP,
     ConcatMLP,
@@ -35,6 +36,7 @@ __all__ = [
     "STANDARDIZED_CLIP",
     "BilinearScore",
     "ConcatMLP",
+    "ContaminatedNormal",
     "ContrastiveNetworks",
     "Encoded",
     "EncoderSize",

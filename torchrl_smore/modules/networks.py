@@ -11,9 +11,10 @@ import torch
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
-from torchrl.modules import IndependentNormal, ProbabilisticActor
+from torchrl.modules import ProbabilisticActor
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.modules.distributions import policy_distribution
 from torchrl_smore.modules.linear import Matmul
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
@@ -239,6 +240,7 @@ def make_networks(
     num_score_nets: int = 2,
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     clip: float | None = STANDARDIZED_CLIP,
+    contamination: float = 0.0,
     precision: Precision = "float32",
     matmul: Matmul = "auto",
 ) -> Networks:
@@ -259,6 +261,8 @@ def make_networks(
         statistics: mean and standard deviation by key (``observation``, ``desired_goal``) to standardise inputs with;
             they become buffers of every network.
         clip: bound of standardised inputs, see :class:`Standardize`.
+        contamination: share of dataset actions that the actor's likelihood takes to be uniform noise, in ``[0, 1)``;
+            see :class:`~torchrl_smore.modules.ContaminatedNormal`.
         precision: ``"float32"``, or ``"bf16"`` for the hidden layers; parameters are float32 in both.
         matmul: see :func:`~torchrl_smore.modules.linear.linear`.
 
@@ -302,13 +306,13 @@ def make_networks(
         for _ in range(num_score_nets)
     ]
     value = TensorDictModule(scaled(build(num_state, 1, layer_norm), 2), state_keys, ["state_value"])
-    head = scaled(GaussianHead(build(num_state, action_dim), action_dim, *(bounds or ())), 2)
+    gaussian = GaussianHead(build(num_state, action_dim), action_dim, *(bounds or ()))
     actor = ProbabilisticActor(
-        TensorDictModule(head, state_keys, ["loc", "scale"]),
+        TensorDictModule(scaled(gaussian, 2), state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],
         out_keys=["action"],
-        distribution_class=IndependentNormal,
         return_log_prob=False,
+        **policy_distribution(contamination, gaussian.low, gaussian.high, action_dim),
     )
     return Networks(actor, score, value)
 

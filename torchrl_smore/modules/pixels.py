@@ -11,10 +11,11 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.data import TensorSpec
-from torchrl.modules import IndependentNormal, ProbabilisticActor
+from torchrl.modules import ProbabilisticActor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, PairEmbedding
+from torchrl_smore.modules.distributions import policy_distribution
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Networks
 from torchrl_smore.modules.precision import Precision, check_precision
 
@@ -220,6 +221,7 @@ def make_pixel_networks(
     embeddings: bool = False,
     layer_norm: bool = True,
     cold: bool = True,
+    contamination: float = 0.0,
     precision: Precision = "float32",
 ) -> PixelNetworks:
     """Build score, value and Gaussian actor networks whose observations and goals are pictures.
@@ -244,6 +246,7 @@ def make_pixel_networks(
         layer_norm: whether hidden layers are normalised, as in stable contrastive RL (arXiv:2306.03346).
         cold: whether the last layer of ``psi`` begins near 0, as there; that of ``phi`` does not: of two cold factors
             neither would have a gradient.
+        contamination: see :func:`make_networks`.
         precision: of encoders and hidden layers, see :class:`PixelEncoder` and
             :func:`~torchrl_smore.modules.precision.run_layers`.
 
@@ -290,8 +293,8 @@ def make_pixel_networks(
         TensorDictModule(seeing(head, 2), state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],
         out_keys=["action"],
-        distribution_class=IndependentNormal,
         return_log_prob=False,
+        **policy_distribution(contamination, None, None, action_dim),
     )
     common = TensorDictModule(eyes(), ["pixels"], ["latent"]) if shared else None
     return PixelNetworks(actor, score, value, common)

@@ -19,6 +19,7 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore._files import write_text
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy
 from torchrl_smore.modules import (
+    ContaminatedNormal,
     Encoded,
     GaussianHead,
     PairEmbedding,
@@ -101,8 +102,8 @@ def _networks(loss: LossModule) -> dict[str, Any]:
     if actor is not None:
         head, last = actor[0], actor[-1]
         found["actor"] = _described("actor_network", head, "module.0.module.")
-        if last.distribution_class is not IndependentNormal:
-            # the action is the location, which is the mode of this distribution alone
+        if last.distribution_class not in (IndependentNormal, ContaminatedNormal):
+            # the action is the location, which is the mode of these distributions alone
             found["actor"] = {"unknown": last.distribution_class.__name__}
     scores = [name for name in _SCORES if getattr(loss, name, None) is not None]
     for role, names in (("value", ["value_network"]), ("score", scores[:1])):
