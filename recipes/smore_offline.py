@@ -545,7 +545,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         cosine=("actor_network",) if method.cosine else (),
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
-        compile=resolve_compile(config.compile, device, len(seeds) * config.steps),
+        compile=resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0),
     )
 
 

@@ -88,19 +88,22 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resolve_compile(mode: str, device: torch.device, updates: int) -> str:
+def resolve_compile(mode: str, device: torch.device, updates: int, *, pictures: bool = False) -> str:
     """How to compile the update; ``"auto"`` chooses and says why.
 
     Args:
         mode: one of :data:`~torchrl_smore.trainers.Compile`, or ``"auto"``.
         device: to train on.
         updates: of all seeds.
+        pictures: whether networks see pictures.
     """
     if mode != "auto":
         return mode
     chosen = "off"
     if device.type != "cpu":
         reason = "compilation has been timed on CPUs alone"
+    elif pictures:
+        reason = "compilation has not been timed where networks see pictures"
     elif updates < UPDATES_WORTH_COMPILING:
         reason = f"it pays from {UPDATES_WORTH_COMPILING:,} updates on"
     elif not _has_compiler():

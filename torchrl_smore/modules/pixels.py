@@ -138,12 +138,12 @@ class PixelEncoder(nn.Module):
         batch = joined.shape[:-3]
         # of one leading dimension and with channels last in memory, which is how pictures are stored
         raw = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2)
-        first, *rest = self.convolutions
-        assert isinstance(first, nn.Conv2d)
-        x = self._scaled_convolution(first, raw.to(torch.bfloat16 if self.precision == "bf16" else torch.float32))
-        for layer in rest:
+        layers = list(self.convolutions)
+        assert isinstance(layers[0], nn.Conv2d)
+        x = self._scaled_convolution(layers[0], raw.to(torch.bfloat16 if self.precision == "bf16" else torch.float32))
+        for layer in layers[1:]:
             x = _convolved(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
-        linear, norm, _ = self.trunk
+        linear, norm = self.trunk[0], self.trunk[1]
         assert isinstance(linear, nn.Linear)
         x = F.linear(x, linear.weight.to(x.dtype), linear.bias.to(x.dtype))
         latent: Tensor = norm(x.float()).relu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -10,36 +10,43 @@ from torch import Tensor
 
 
 def encode_pictures(
-    rows: TensorDictBase, keys: Iterable[NestedKey], encode: Callable[[Tensor], Tensor], later: Iterable[NestedKey]
+    rows: TensorDictBase, groups: Sequence[Sequence[NestedKey]], encode: Callable[[Tensor], Tensor]
 ) -> None:
     """Writes vectors in the place of pictures, which are the entries of uint8.
 
-    What is one tensor under several keys is encoded once. There are two calls, of which the second is for what a loss
-    mostly takes as a constant: as far as it does, nothing of that call is differentiated.
+    What is one tensor under several keys is encoded once, with the first of them. Each group is one call: what a loss
+    takes as a constant belongs into another group than what it differentiates, and nothing of its call is then
+    differentiated.
 
     Args:
         rows: written to; a shallow copy of a batch.
-        keys: entries that are read; those that are missing or no pictures stay as they are.
+        groups: keys of the entries that are read; those that are missing or no pictures stay as they are.
         encode: from pictures ``[n, H, W, C]`` to vectors ``[n, D]``, each for itself.
-        later: keys of the second call, unless the same picture is in the first.
     """
-    later = set(later)
-    found: list[tuple[NestedKey, Tensor]] = []
-    for key in sorted(keys, key=lambda key: key in later):
-        entry = rows.get(key, None)
-        if isinstance(entry, Tensor) and entry.dtype == torch.uint8:
-            found.append((key, entry))
-    parts: list[list[Tensor]] = [[], []]
-    for key, entry in found:
-        if not any(entry is other for part in parts for other in part):
-            parts[key in later].append(entry)
-    for part in parts:
-        if not part:
-            continue
-        flat = [entry.flatten(0, -4) for entry in part]
-        vectors = encode(flat[0] if len(flat) == 1 else torch.cat(flat, 0)).split([len(entry) for entry in flat])
-        for entry, vector in zip(part, vectors):
-            latent = vector.reshape(*entry.shape[:-3], -1)
-            for key, own in found:
-                if own is entry:
-                    rows.set(key, latent)
+    pictures: list[Tensor] = []
+    places: list[list[NestedKey]] = []
+    ends: list[int] = []
+    for group in groups:
+        for key in group:
+            entry = rows.get(key, None)
+            if entry is None or entry.dtype != torch.uint8:
+                continue
+            known = False
+            for number, other in enumerate(pictures):
+                if other is entry:
+                    places[number].append(key)
+                    known = True
+            if not known:
+                pictures.append(entry)
+                places.append([key])
+        ends.append(len(pictures))
+    first = 0
+    for end in ends:
+        if end > first:
+            flat = [entry.flatten(0, -4) for entry in pictures[first:end]]
+            vectors = encode(torch.cat(flat, 0)).split([entry.shape[0] for entry in flat])
+            for number, vector in enumerate(vectors):
+                shape = pictures[first + number].shape[:-3]
+                for key in places[first + number]:
+                    rows.set(key, vector.reshape(*shape, vector.shape[-1]))
+        first = end

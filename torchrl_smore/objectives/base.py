@@ -171,7 +171,7 @@ class OfflineLoss(Networks, LossModule):
 
         goal = getattr(self.tensor_keys, "actor_goal", None)
         later = [key for key in self.in_keys if key == goal or (isinstance(key, tuple) and "next" in key)]
-        encode_pictures(rows, self.in_keys, encode, later)
+        encode_pictures(rows, [[key for key in self.in_keys if key not in later], later], encode)
         return rows
 
     def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
