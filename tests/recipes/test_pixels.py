@@ -84,8 +84,9 @@ def test_a_run_from_pictures_is_evaluated_like_any_other_on_the_episodes_of_trai
     own = json.loads(found.read_text())["eval"]
     for key in ("success_last", "final_distance"):
         assert own[key] == pytest.approx(trained[key], abs=1e-5)
-    (film,) = found.parent.glob("*.gif")
-    for path in (film, run / "rollout.gif"):
+    films = list(found.parent.glob("*.gif"))
+    assert films
+    for path in (*films, run / "rollout.gif"):
         height, width = iio.imread(path)[0].shape[:2]
         # scene and goal side by side
         assert (height, width) == (256, 2 * 256 + 4)

@@ -36,10 +36,10 @@ class MappedGroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``[*B, channels, height, width]``."""
-        if not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(input):
+        mapped = torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(input)
+        if input.ndim == 4 and not mapped:
             weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-            flat = F.group_norm(input.flatten(0, -4), self.num_groups, weight, bias, self.eps)
-            return flat.unflatten(0, input.shape[:-3])
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
         groups = input.unflatten(-3, (self.num_groups, -1))
         normalized = F.layer_norm(groups, groups.shape[-3:], eps=self.eps).flatten(-4, -3)
         return normalized * self.weight.to(input.dtype)[:, None, None] + self.bias.to(input.dtype)[:, None, None]
@@ -147,7 +147,7 @@ class PixelEncoder(nn.Module):
         assert isinstance(linear, nn.Linear)
         x = F.linear(x, linear.weight.to(x.dtype), linear.bias.to(x.dtype))
         latent: Tensor = norm(x.float()).relu()
-        return latent.reshape(*batch, self.latent)
+        return latent if joined.ndim == 4 else latent.reshape(*batch, self.latent)
 
     @staticmethod
     def _scaled_convolution(layer: nn.Conv2d, raw: Tensor) -> Tensor:
