@@ -72,6 +72,7 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(_help(config, description))
         return
+    sys.argv[1:] = [_quoted(config, argument) for argument in sys.argv[1:]]
     _check_options(config, sys.argv[1:])
     ConfigStore.instance().store(name="schema", node=config)
 
@@ -184,6 +185,23 @@ def resumed_config(config: Any, *free: str) -> Any:
         raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
     given = {name: getattr(config, name) for name in free if getattr(config, name) is not None}
     return dataclasses.replace(read_config(type(config), path), resume=config.resume, **given)
+
+
+def _quoted(config: type, argument: str) -> str:
+    """A text that Hydra's grammar cannot read, such as a path with an ``=`` in it, in the quotes that it wants."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    name, equals, value = argument.partition("=")
+    texts = [field.name for field in dataclasses.fields(config) if field.type in ("str", "str | None")]
+    if not equals or name not in texts:
+        return argument
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        escaped = value.replace('"', r"\"")
+        return f'{name}="{escaped}"'
+    return argument
 
 
 def _check_options(config: type, arguments: Sequence[str]) -> None:

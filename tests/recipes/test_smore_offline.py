@@ -149,6 +149,17 @@ def test_an_option_is_taken_and_written_to_the_config(recipe, tmp_path, option, 
     assert summary(run_dir)["steps"] == (2 if option == "steps" else 3)
 
 
+def test_a_path_may_hold_signs_of_the_command_line(recipe, tmp_path):
+    # as the folders of a grid do
+    folder = 'expert=0.1 (a "quoted" name), [b]'
+    done = recipe("smore_offline.py", *QUICK, f"run_root={folder}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    (run_dir,) = (tmp_path / folder).iterdir()
+    done = recipe("evaluate.py", f"run={folder}/{run_dir.name}", "episodes=2", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert config(run_dir)["run_root"] == folder
+
+
 @pytest.mark.parametrize(
     "method", ["gc_iql", "gc_sql", "gc_eql", "gc_xql", "gcsl", "gc_bc", "wgcsl", "gofar", "crl", "am"]
 )
