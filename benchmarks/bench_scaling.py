@@ -69,7 +69,7 @@ def plot(path: Path, panels: dict[str, dict[int, list[float]]], title: str) -> N
         axis.set_yscale("log", base=2)
         axis.set_xlabel(name)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("ms an update (median, range)")
+    axes[0].set_ylabel("ms per update (median, range)")
     axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=110)
@@ -94,7 +94,7 @@ def main() -> None:
             [value, harness.spread(cost), "" if slope is None else f"{slope:.2f}"]
             for (value, cost), slope in zip(found.items(), exponents(found))
         ]
-        print("\n" + harness.markdown([name, "ms an update median [min, max]", "local exponent"], cells))
+        print("\n" + harness.markdown([name, "ms per update median [min, max]", "local exponent"], cells))
         by_value = {str(value): cost for value, cost in found.items()}
         rows += harness.long_rows(by_value, "ms", panel=name, compile=args.compile, precision=args.precision)
     harness.write_csv(Path(args.out + ".csv"), rows)

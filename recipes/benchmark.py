@@ -56,7 +56,7 @@ _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
-_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence")
+_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actions")
 # what a manifest says of its runs, and what the command line may say beside one
 _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
 _OF_RUNS += ("device", "compile", "precision", "seeds_together")
@@ -161,7 +161,7 @@ def main(config: Config) -> None:
     plan = grid.merge([stage.plan for stage in stages])
     with locked(out / ".lock", f"benchmark folder {out}"):
         remove_partial_files(out)
-        # another driver may have gone on until now
+        # another driver may have worked until now
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
         print(describe(plan, jobs, [job for job in jobs if job.folder not in results], out), flush=True)
         write_json(out / "grid.json", grid_record(config, plan, jobs, commit, manifest))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from parts.cli import option, run_recipe
+from parts.cli import check_range, option, run_recipe
 from parts.shared import new_run_folder, versions_of, write_json
 from train_expert import PACKAGES, RUNNING, measure
 
@@ -92,8 +92,7 @@ def _checked(config: Config) -> Task:
         raise ValueError(f"task must be one of {', '.join(RUNNING)}, got {task.name}.")
     if config.agent is None:
         raise ValueError("agent must name a file of Stable-Baselines3, got none.")
-    if config.measure_episodes < 1:
-        raise ValueError(f"measure_episodes must be at least 1, got {config.measure_episodes}.")
+    check_range("measure_episodes", config.measure_episodes, 1, 10**6)
     return task
 
 

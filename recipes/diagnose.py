@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parts.cli import option, read_config, run_recipe
+from parts.cli import check_range, option, read_config, run_recipe
 from parts.diagnosis import (
     Groups,
     Row,
@@ -120,14 +120,10 @@ def check(config: Config) -> None:
     """Refuses numbers out of range before anything is read."""
     if config.run is None:
         raise ValueError("give the run folder as run=runs/NAME.")
-    for name in ("rows", "trajectories", "episodes"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
-    for name in ("seed", "threads"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
-    if not 0.0 <= config.moved < math.inf:
-        raise ValueError(f"moved must be a number not below 0, got {config.moved}.")
+    for name, most in (("rows", 10**8), ("trajectories", 10**7), ("episodes", 10**6)):
+        check_range(name, getattr(config, name), 1, most)
+    for name, most in (("seed", 2**31 - 1001), ("threads", 1000), ("moved", 10**6)):
+        check_range(name, getattr(config, name), 0, most)
 
 
 def read_run(folder: Path, dataset: str | None) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:

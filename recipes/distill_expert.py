@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from parts.cli import option, run_recipe
+from parts.cli import check_range, option, run_recipe
 from parts.shared import new_run_folder, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
@@ -142,11 +142,14 @@ def check(config: Config) -> Task:
     if isinstance(teacher_of(config), PlanningExpert):
         raise ValueError(f"the expert of {task.name} plans ahead: what it does does not follow from what is seen.")
     counts = ("first_episodes", "episodes", "updates", "final_updates", "batch_size", "measure_episodes", "num_envs")
+    most = {"seed": 2**31 - 1001, "num_envs": 1000, "threads": 1000, "updates": 10**9, "final_updates": 10**9}
+    for names, least in ((counts, 1), (("rounds", "seed", "threads"), 0)):
+        for name in names:
+            check_range(name, getattr(config, name), least, most.get(name, 10**6))
     ranges = {
-        **dict.fromkeys(counts, ("at least 1", lambda value: value >= 1)),
-        **dict.fromkeys(("rounds", "seed", "threads"), ("at least 0", lambda value: value >= 0)),
-        **dict.fromkeys(("learning_rate", "clip"), ("positive", lambda value: 0 < value < float("inf"))),
-        "noise": ("a number not below 0", lambda value: 0 <= value < float("inf")),
+        "learning_rate": ("in (0, 1]", lambda value: 0 < value <= 1),
+        "clip": ("positive", lambda value: 0 < value < float("inf")),
+        "noise": ("in [0, 1000]", lambda value: 0 <= value <= 1000),
         "random_prob": ("in [0, 1]", lambda value: 0 <= value <= 1),
     }
     for name, (expected, holds) in ranges.items():

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from parts import OPENGL
-from parts.cli import option, run_recipe
+from parts.cli import check_range, option, run_recipe
 from parts.shared import commit_of_library, film_episode, write_json
 
 from torchrl_smore import load_policy
@@ -106,13 +106,9 @@ def check(config: Config) -> None:
     """Refuses what can be refused before anything is loaded."""
     if config.run is None:
         raise ValueError("give the run folder as run=runs/NAME.")
-    if config.episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {config.episodes}.")
-    for name in ("film", "first_seed", "workers"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
-    if not 0.0 <= config.noise < float("inf"):
-        raise ValueError(f"noise must be a number not below 0, got {config.noise}.")
+    check_range("episodes", config.episodes, 1, 10**6)
+    for name, most in (("film", 1000), ("first_seed", 2**31 - 10**6 - 1), ("workers", 1000), ("noise", 1000.0)):
+        check_range(name, getattr(config, name), 0, most)
 
 
 def load_seeds(config: Config, path: str) -> list[TrainedPolicy]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -66,7 +67,8 @@ def main(config: Config) -> None:
     out = Path(config.out or record.path / f"policy_{config.which}_seed{record.seed}.{suffix}")
     sidecar = out.with_name(out.name + ".json")
     for path in (out, sidecar):
-        if path.exists() and not config.overwrite:
+        # what a killed export left to describe a file that never came is no obstacle
+        if path.exists() and not config.overwrite and not (path == sidecar and not out.exists() and is_ours(path)):
             raise FileExistsError(f"{path} exists; overwrite=true replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -80,6 +82,15 @@ def main(config: Config) -> None:
             sidecar.unlink(missing_ok=True)
         raise
     print(f"{out}: differs by at most {difference:.1e} from the run on {ROWS:,} rows\n{sidecar}: shapes, units, ranges")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is the description of an export."""
+    try:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and "exported_with_commit" in held
 
 
 def largest_difference(policy: TrainedPolicy, run: Run) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from parts.cli import option, resumed_config, run_recipe
+from parts.cli import check_range, option, resumed_config, run_recipe
 from parts.shared import new_run_folder, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
@@ -119,10 +119,10 @@ def fit_slide(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Refuses what can be refused before anything is written."""
     counts = ("first_episodes", "episodes", "updates", "final_updates", "batch_size", "hidden")
+    most = {"seed": 2**31 - 1001, "updates": 10**9, "final_updates": 10**9, "hidden": 10**5}
     for names, least in ((counts, 1), (("rounds", "seed"), 0)):
         for name in names:
-            if getattr(config, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
+            check_range(name, getattr(config, name), least, most.get(name, 10**6))
     for name in ("learning_rate", "clip"):
         if not 0 < getattr(config, name) < float("inf"):
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")

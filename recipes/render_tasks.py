@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from parts import OPENGL
-from parts.cli import option, run_recipe
+from parts.cli import check_range, option, run_recipe
 from parts.shared import seed_of_farthest_goal
 from PIL import Image
 from tqdm import tqdm
@@ -45,6 +45,8 @@ def main(config: Config) -> None:
     tasks = [get_task(name) for name in (_DRAWN if config.task == "all" else (config.task,))]
     if not all(task.scripted or task.bundled_actors for task in tasks):
         raise ValueError(f"task={config.task} cannot be drawn: expected all, {', '.join(_DRAWN)}.")
+    for name, least, most in (("seed", 0, 2**31 - 1001), ("steps", 1, 10**4), ("size", 16, 4096)):
+        check_range(name, getattr(config, name), least, most)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for task in tqdm(tasks, unit="task", disable=not sys.stderr.isatty()):

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from parts.cli import option, run_recipe
+from parts.cli import check_range, option, run_recipe
 from tqdm import tqdm
 
 from torchrl_smore.reports import (
@@ -54,6 +54,8 @@ def main(config: Config) -> None:
     # under Hydra's log level these two tell of every glyph and every bootstrap
     for name in ("absl", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    check_range("min_seeds", config.min_seeds, 1, 1000)
+    check_range("resamples", config.resamples, 1, 10**6)
     test = SignificanceTest(config.alternative, config.correction, config.level)  # type: ignore[arg-type]
     source, out = read(config)
     command = shlex.join(["python", "recipes/report.py", *_ARGUMENTS])

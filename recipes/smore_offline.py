@@ -72,8 +72,6 @@ from torchrl_smore.trainers import (
 KERNELS = ("auto", "reference", "triton")
 COMPILE = ("auto", *get_args(Compile))
 LOGGERS = ("tensorboard", "wandb")
-#: Options that losses know by another name.
-LOSS_NAMES = {"clip_bootstrap": "score_bounds"}
 #: What the options of SMORe's loss are by default, which its signature says.
 SMORE = METHODS["smore"].accepts
 #: ``arriving`` where a trajectory comes to its goal, else ``uniform``, with a warning.
@@ -116,6 +114,7 @@ class Config:
     desired_goal: tuple[float, ...] | None = option(
         None, "[NUMBER, ...] with goal_columns: the desired goal; default: what the trajectory achieves at its end"
     )
+    clip_actions: bool = option(False, "clip the actions of dataset= to [-1, 1]; false: only say how many lie beyond")
     num_trajectories: int | None = option(
         None, "trajectories to collect when no dataset is given; default: the task's and preset's (1,000; 40,000)"
     )
@@ -171,7 +170,9 @@ class Config:
     weight_clip: float | None = option(
         None, "largest weight of a row in the regression; default: the method's (1 SMORe), or the loss's (100)"
     )
-    clip_bootstrap: bool = option(True, "clip bootstrapped scores to the range of the closed form")
+    score_bounds: str | None = option(
+        SMORE["score_bounds"], "auto clips bootstrapped scores to the range of the closed form, null leaves them free"
+    )
     her_ratio: float | None = option(
         None, "probability of relabelling, in [0, 1]; default: the method's (1 SMORe), and 1 for pictures"
     )
@@ -413,11 +414,8 @@ def check(config: Config) -> None:
             parse_strategy(goals)
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
-    of_datasets = [
-        name
-        for name in ("dataset_format", "goal_columns", "desired_goal", "columns")
-        if getattr(config, name) is not None
-    ]
+    names_of_datasets = ("dataset_format", "goal_columns", "desired_goal", "columns", "clip_actions")
+    of_datasets = [name for name in names_of_datasets if getattr(config, name) not in (None, False)]
     if config.dataset is None and of_datasets:
         raise ValueError(f"{', '.join(of_datasets)}: of no use without dataset=, a file to read.")
     if config.pixels:
@@ -441,6 +439,7 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     if config.dataset is not None:
         goals = make_goals(config)
         options: dict[str, Any] = {"format": config.dataset_format, "goals": goals, "columns": config.columns}
+        options["clip_actions"] = config.clip_actions
         return load_dataset(config.dataset, task, config.expert_fraction, **options)
     return collect_or_load(
         task,
@@ -468,7 +467,7 @@ def make_goals(config: Config) -> Goals | None:
 def method_options(method: str) -> list[str]:
     """The options of the recipe that a method has: those that its loss takes."""
     names = [field.name for field in dataclasses.fields(Config)]
-    return [name for name in names if LOSS_NAMES.get(name, name) in METHODS[method].accepts]
+    return [name for name in names if name in METHODS[method].accepts]
 
 
 def loss_options(config: Config) -> dict[str, Any]:
@@ -486,10 +485,10 @@ def loss_options(config: Config) -> dict[str, Any]:
             )
     if config.target_rate is not None and not METHODS[config.method].target_network:
         raise ValueError(f"method={config.method} has no target network, so no target_rate.")
-    options = {LOSS_NAMES.get(name, name): getattr(config, name) for name in accepts}
-    if "score_bounds" in options:
-        options["score_bounds"] = "auto" if config.clip_bootstrap else None
-    return {name: value for name, value in options.items() if value is not None or name == "score_bounds"}
+    options = {name: getattr(config, name) for name in accepts}
+    # without a value is what has none by default: the method's stands in the loss
+    unset = {field.name for field in dataclasses.fields(Config) if field.default is None}
+    return {name: value for name, value in options.items() if value is not None or name not in unset}
 
 
 def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device: torch.device) -> LossModule:

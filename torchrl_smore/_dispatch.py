@@ -65,7 +65,12 @@ def resolve_kernels(kernels: Kernels, device: torch.device | str, *, averages: b
         if missing is not None:
             raise RuntimeError(f"kernels='triton' cannot run on {device_type} tensors: {missing}.")
         return "triton"
-    chosen, reason = _auto(device_type)
+    chosen: Implementation = "reference"
+    reason: str | None = "the kernels are for CUDA tensors"
+    if device_type == "cuda":
+        reason = _missing_for_triton(device_type) if AUTO_ON_CUDA == "triton" else None
+        if reason is None:
+            chosen, reason = AUTO_ON_CUDA, AUTO_REASON
     _log_once(device_type, chosen, reason)
     return chosen
 
@@ -106,8 +111,6 @@ def score_objective(
         RuntimeError: see :func:`resolve_kernels`.
         ValueError: if the objective lacks a score at the policy's actions, or see :func:`resolve_kernels`.
     """
-    if objective.needs_policy and (policy_score is None or q_next_policy_score is None):
-        raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
     if resolve_kernels(kernels, score.device, averages=reduce == (torch.mean, torch.mean)) == "reference":
         terms = score_rows(
             objective,
@@ -122,8 +125,12 @@ def score_objective(
         return reduce[0](terms[0]) + reduce[1](terms[1])
     import smore_kernels
 
-    at_policy = (policy_score, q_next_policy_score) if objective.needs_policy else (None, None)
-    rows, q_rows = (None if tensor is None else tensor.flatten(1) for tensor in at_policy)
+    rows: Tensor | None = None
+    q_rows: Tensor | None = None
+    if objective.needs_policy:
+        if policy_score is None or q_next_policy_score is None:
+            raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
+        rows, q_rows = policy_score.flatten(1), q_next_policy_score.flatten(1)
     return smore_kernels.mean_score_objective(
         score.flatten(1),
         next_value.flatten(),
@@ -217,14 +224,6 @@ def kernel_constants(objective: ScoreObjective) -> dict[str, Any]:
     """The objective as keyword arguments of the kernels, which know a divergence by its name."""
     divergence = get_divergence(objective.divergence).name
     return {**objective.constants(), "formulation": objective.formulation, "divergence": divergence}
-
-
-def _auto(device_type: str) -> tuple[Implementation, str]:
-    """What ``"auto"`` runs on a type of device, and why."""
-    if device_type != "cuda":
-        return "reference", "the kernels are for CUDA tensors"
-    missing = _missing_for_triton(device_type) if AUTO_ON_CUDA == "triton" else None
-    return (AUTO_ON_CUDA, AUTO_REASON) if missing is None else ("reference", missing)
 
 
 def _missing_for_triton(device_type: str) -> str | None:

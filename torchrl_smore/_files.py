@@ -49,9 +49,9 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
     Args:
         folder: may be missing.
-        name: of the file that was written; ``None``: any.
+        name: of the file that was written, or the end of its name; ``None``: any.
     """
-    for left in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
+    for left in folder.glob(f".*{'' if name is None else glob.escape(name)}.*.partial"):
         if (match := _BESIDE.fullmatch(left.name)) and not _is_running(int(match[1])):
             _remove(left)
 

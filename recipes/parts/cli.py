@@ -111,13 +111,7 @@ def read_config(config: type, path: Path) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with path.open("rb") as file:
-            content = file.read(_LONGEST_CONFIG + 1)
-        _check_plain(content)
-        loaded = yaml.safe_load(content)
-        if not isinstance(loaded, dict):
-            raise ValueError(f"expected options by name, found {type(loaded).__name__}")
-        given = _replaced(loaded, _INTERPOLATION, _PLAIN)
+        given = _replaced(read_plain(path), _INTERPOLATION, _PLAIN)
         read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(given)))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = _replaced(_first_line(error), _PLAIN, _INTERPOLATION)
@@ -126,6 +120,25 @@ def read_config(config: type, path: Path) -> Any:
         raise ValueError(f"{path} is not a configuration of this recipe: {reason}.") from error
     fields = {field.name: getattr(read, field.name) for field in dataclasses.fields(config)}
     return config(**_replaced(fields, _PLAIN, _INTERPOLATION))
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Reads YAML of plain values by name, within bounds.
+
+    Raises:
+        ValueError: if it is something else, or larger or deeper nested than a ``config.yaml`` can be.
+        yaml.YAMLError: if it is no YAML.
+        OSError: if it cannot be read.
+    """
+    import yaml
+
+    with path.open("rb") as file:
+        content = file.read(_LONGEST_CONFIG + 1)
+    _check_plain(content)
+    loaded = yaml.safe_load(content)
+    if not isinstance(loaded, dict):
+        raise ValueError(f"expected options by name, found {type(loaded).__name__}")
+    return loaded
 
 
 def _check_plain(content: bytes) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from parts.cli import read_plain
 from parts.shared import commit_of_library
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import Task, get_task
@@ -58,7 +57,7 @@ def write_model_card(run_dir: Path) -> None:
     """Writes ``model_card.md`` from the ``summary.json``, ``config.yaml`` and ``policy.json`` of a finished run."""
     summary = json.loads((run_dir / "summary.json").read_text())
     about = json.loads((run_dir / "policy.json").read_text())
-    options = yaml.safe_load((run_dir / "config.yaml").read_text())
+    options = read_plain(run_dir / "config.yaml")
     write_text(run_dir / "model_card.md", "\n".join(_card(run_dir.name, summary, about, options)) + "\n")
 
 

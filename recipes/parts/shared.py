@@ -139,6 +139,7 @@ def load_dataset(
     format: str | None = None,
     goals: readers.Goals | None = None,
     columns: Mapping[str, Any] | None = None,
+    clip_actions: bool = False,
 ) -> TrajectoryStore:
     """Reads a dataset of any format that :mod:`torchrl_smore.data.readers` knows, and checks that it fits the task.
 
@@ -151,6 +152,7 @@ def load_dataset(
         goals: what the goals of a dataset that stores none become. ``None``: for the paper's locomotion tasks its
             velocities.
         columns: names of the columns of a table, see :class:`~torchrl_smore.data.readers.TableColumns`.
+        clip_actions: clip actions to [-1, 1]; otherwise rows beyond it are warned of, as are goals far from the task's.
 
     Raises:
         DatasetError: if it is damaged, hostile, or does not fit.
@@ -183,7 +185,12 @@ def load_dataset(
     store = readers.read(path, reached=task.reached, format=format, **options)
     try:
         store.check_task(
-            observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
+            observation_dim=task.observation_dim,
+            goal_dim=task.goal_dim,
+            action_dim=task.action_dim,
+            name=task.name,
+            goal_range=task.goal_range,
+            goal_slack=task.threshold,
         )
     except DatasetError as error:
         raise DatasetError(f"dataset={path}: {error}") from error
@@ -192,6 +199,8 @@ def load_dataset(
     if format != "store":
         for key in ("observation", ("next", "observation")):
             store.data[key][:, list(task.blank_columns)] = 0.0
+    if clip_actions:
+        store = store.with_clipped_actions()
     return store if expert_fraction is None else with_expert_fraction(store, expert_fraction)
 
 

@@ -91,7 +91,7 @@ def describe_status(stages: Sequence[Status], results: Mapping[Path, Any], at_a_
     Args:
         stages: in their order.
         results: of finished runs, by folder.
-        at_a_time: runs that go on at the same time.
+        at_a_time: runs at the same time.
     """
     every = [job for stage in stages for job in stage.done]
     measured = seconds_per_update(every)

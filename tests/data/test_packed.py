@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_gather_is_a_pure_function_of_its_uniforms(store):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"success": near}, {"coupled": True, "strategy": "geometric"}], ids=["plain", "success", "coupled"]
+    "options", [{}, {"success": near}, {"strategy": "geometric"}], ids=["plain", "success", "geometric"]
 )
 def test_gather_is_one_static_graph_and_equals_eager(store, options):
     torch._dynamo.reset()
@@ -209,3 +210,80 @@ def test_extras_say_how_far_the_goal_is_where_the_trajectory_began_and_what_is_a
 def test_extras_that_make_no_sense_are_refused(make_store, options, message):
     with pytest.raises(ValueError, match=message):
         GoalBatchSampler(make_store().data, 4, **options)
+
+
+def test_columns_of_other_types_become_float32_and_are_named(make_store, caplog):
+    data = make_store(action_dim=1).data
+    expected = GoalBatchSampler(data, 64, success=near, seed=1)()
+    other = data.clone()
+    other["observation"] = other["observation"].double()
+    other["action"] = other["action"].squeeze(-1)
+    other["next", "done"] = other["next", "done"].squeeze(-1)
+    del other["next", "truncated"]
+    with caplog.at_level(logging.WARNING, "torchrl_smore"):
+        batch = GoalBatchSampler(other, 64, success=near, seed=1)()
+    assert equal(batch, expected)
+    assert {value.dtype for value in batch.values(True, True)} == {torch.float32, torch.bool}
+    (said,) = caplog.messages
+    assert "'observation' (torch.float64)" in said
+    assert other["observation"].dtype == torch.float64
+
+
+def test_whole_numbers_that_float32_does_not_hold_are_named(store, caplog):
+    store.data["desired_goal"] = torch.full((17, 2), (1 << 24) + 1)
+    with caplog.at_level(logging.WARNING, "torchrl_smore"):
+        GoalBatchSampler(store.data, 4)
+    assert "'desired_goal' (torch.int64, rounded beyond 2**24)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("action", "rename the entry that holds it, one of .*observation"),
+        ("desired_goal", "where no goal is stored, any will do with her_ratio=1"),
+        (("next", "achieved_goal"), "rename"),
+        (("next", "observation"), "rename"),
+        ("achieved_goal", "rename"),
+    ],
+    ids=str,
+)
+def test_a_missing_column_is_named_with_what_to_do(store, key, advice):
+    with pytest.raises(KeyError, match=rf"reads {re.escape(repr(key))}, which the data do not have: {advice}"):
+        GoalBatchSampler(store.data.exclude(key), 4, extras=("achieved_goal",))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("desired_goal", torch.zeros(17, 3, 8, 8), r"'desired_goal': expected numbers of shape \[17, width\].*Pixel"),
+        ("action", torch.zeros(17, 3, dtype=torch.complex64), "'action': expected numbers .*complex64"),
+        ("action", torch.zeros(17, 3, dtype=torch.bool), "'action': expected numbers .*bool"),
+        ("desired_goal", torch.zeros(17, 3), "equally wide, got 3 and 2"),
+        (("next", "observation"), torch.zeros(17, 1), "equally wide, got 4 and 1"),
+    ],
+)
+def test_a_column_that_is_no_vector_of_numbers_is_named(store, key, value, message):
+    store.data[key] = value
+    with pytest.raises(ValueError, match=message):
+        GoalBatchSampler(store.data, 4)
+
+
+def test_data_of_several_dimensions_are_refused(store):
+    with pytest.raises(ValueError, match=r"batch size \[N\] with N > 0, got \[2, 4\]"):
+        GoalBatchSampler(store.data[:8].reshape(2, 4), 4)
+
+
+def test_interleaved_trajectories_are_told_apart_by_a_key_of_ones_own(make_store):
+    data = make_store((8,)).data
+    data["next", "done"] = torch.zeros(8, 1, dtype=torch.bool)
+    data["episode"] = torch.tensor([0, 1] * 4)
+    batch = GoalBatchSampler(data, 400, her_ratio=1.0, trajectory_key="episode", extras=("row",))()
+    row = batch["row"].squeeze(-1)
+    goal = (batch["desired_goal"][:, None] == data["next", "achieved_goal"]).all(-1).int().argmax(-1)
+    assert torch.equal(row % 2, goal % 2)
+    assert bool((goal >= row).all())
+    assert {tuple(pair) for pair in zip(row.tolist(), goal.tolist())} == {
+        (i, k) for i in range(8) for k in range(i, 8, 2)
+    }
+    with pytest.raises(KeyError, match="have no lap"):
+        GoalBatchSampler(data, 4, trajectory_key="lap")

@@ -24,6 +24,7 @@ from torchrl_smore.data import (
     GoalTransitionSampler,
     HindsightGoalTransform,
     TrajectoryStore,
+    anchor_weights,
     stored_goal_reached,
 )
 from torchrl_smore.modules import goal_specs, make_networks
@@ -55,7 +56,7 @@ def labelled(lengths, solved=()):
 
 def unit_buffer(cls, via):
     def sample(data, size, *, her_ratio=0.8, generator=None, success=None, **options):
-        transform_options = {key: options[key] for key in ("coupled", "reached") if key in options}
+        transform_options = {key: options[key] for key in ("reached",) if key in options}
         transform = HindsightGoalTransform(her_ratio, success=success, generator=generator, **transform_options)
         unit = GoalTransition(**options)
         storage = LazyTensorStorage(data.shape[0])
@@ -131,17 +132,16 @@ def check_invariants(batch, data, her_ratio):
     solved=st.sets(st.integers(0, 4)),
     name=st.sampled_from(sorted(WAYS)),
     her_ratio=st.sampled_from([0.0, 0.5, 1.0]),
-    coupled=st.booleans(),
     strategy=st.sampled_from(["future", "geometric", "final"]),
     with_success=st.booleans(),
     size=st.integers(1, 40),
 )
 def test_goals_are_later_in_the_same_trajectory_and_q_arrives(
-    lengths, solved, name, her_ratio, coupled, strategy, with_success, size
+    lengths, solved, name, her_ratio, strategy, with_success, size
 ):
     data = labelled(lengths, solved)
     rule = success if with_success else None
-    sample = WAYS[name](data, size, her_ratio=her_ratio, coupled=coupled, strategy=strategy, success=rule)
+    sample = WAYS[name](data, size, her_ratio=her_ratio, strategy=strategy, success=rule)
     batch = sample()
     assert batch.shape == batch["q"].shape == (size,)
     check_invariants(batch, data, her_ratio)
@@ -164,7 +164,7 @@ def goal_probs(strategy, i, stop, num_rows):
     return probs | {stop - 1: GAMMA ** (stop - 1 - i)}
 
 
-def expected_probs(data, strategy, her_ratio, coupled):
+def expected_probs(data, strategy, her_ratio):
     """Exact probability of every (i, k or None, m, relabelled) where None is the stored goal."""
     stop, num_rows = data["traj_stop"].tolist(), data.shape[0]
     reached = stored_goal_reached(data).nonzero().squeeze(-1).tolist()
@@ -176,12 +176,6 @@ def expected_probs(data, strategy, her_ratio, coupled):
     out = Counter()
     for i in range(num_rows):
         probs = goal_probs(strategy, i, stop[i], num_rows)
-        if coupled:
-            for k, p in probs.items():
-                out[i, k, k, True] += p / num_rows * her_ratio
-                for (m, flag), p_stored in (stored or {(k, True): 1.0}).items():
-                    out[i, None, m, flag] += p / num_rows * (1 - her_ratio) * p_stored
-            continue
         rho = Counter({k: p * her_ratio for k, p in probs.items()})
         rho[None] += 1 - her_ratio
         q = Counter({key: p * (her_ratio if stored else 1.0) for key, p in entering.items()})
@@ -214,14 +208,13 @@ def assert_distributed(counts, probs):
     assert len(observed) == 1 or chisquare(observed, expected).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("solved", [(), (0, 2)], ids=["none reached", "two reached"])
 @pytest.mark.parametrize("her_ratio", [0.0, 0.8, 1.0])
 @pytest.mark.parametrize("name", TWO_WAYS)
-def test_every_combination_of_rows_has_its_exact_probability(name, her_ratio, solved, coupled):
+def test_every_combination_of_rows_has_its_exact_probability(name, her_ratio, solved):
     data = labelled((2, 4, 3), solved)
-    batch = WAYS[name](data, 40_000, her_ratio=her_ratio, coupled=coupled)()
-    assert_distributed(observed_cells(batch, data), expected_probs(data, "future", her_ratio, coupled))
+    batch = WAYS[name](data, 40_000, her_ratio=her_ratio)()
+    assert_distributed(observed_cells(batch, data), expected_probs(data, "future", her_ratio))
 
 
 @pytest.mark.parametrize("strategy", ["geometric", "final", "random"])
@@ -229,13 +222,13 @@ def test_every_combination_of_rows_has_its_exact_probability(name, her_ratio, so
 def test_other_strategies_have_their_exact_probabilities(name, strategy):
     data = labelled((2, 4, 3), (1,))
     batch = WAYS[name](data, 40_000, her_ratio=0.8, strategy=strategy, gamma=GAMMA)()
-    assert_distributed(observed_cells(batch, data), expected_probs(data, strategy, 0.8, False))
+    assert_distributed(observed_cells(batch, data), expected_probs(data, strategy, 0.8))
 
 
 def test_the_other_ways_have_the_same_probabilities(way):
     data = labelled((3, 2), (1,))
     batch = way(data, 20_000, her_ratio=0.5, success=success)()
-    assert_distributed(observed_cells(batch, data), expected_probs(data, "future", 0.5, False))
+    assert_distributed(observed_cells(batch, data), expected_probs(data, "future", 0.5))
 
 
 def test_the_last_state_is_a_goal_and_the_last_row_its_own_goal_transition(way):
@@ -300,14 +293,15 @@ def test_rewards_of_another_convention_are_read_by_the_function_given():
 
 def test_the_index_names_the_four_rows():
     data = labelled((3, 4), (1,))
-    rb = TensorDictReplayBuffer(storage=TensorStorage(data), batch_size=200, sample_unit=GoalTransition(coupled=True))
+    rb = TensorDictReplayBuffer(storage=TensorStorage(data), batch_size=200, sample_unit=GoalTransition())
     rows = rb.sample()
     assert rows.shape == (200, 4)
     torch.testing.assert_close(rows["index"], row(rows))
     i, k, m, arriving = rows["index"].unbind(-1)
-    assert bool((k == m).all())
     assert bool((arriving == 6).all())
     assert bool(((i <= k) & (k < data["traj_stop"][i])).all())
+    # m, the goal row of another anchor, is a later row of the same trajectory as little as any
+    assert bool(((m < i) | (m >= data["traj_stop"][i])).any())
 
 
 def test_without_a_reached_row_the_fourth_column_repeats_the_third():
@@ -337,7 +331,7 @@ def test_the_cache_follows_the_storage():
 def reading_of(unit, storage):
     """What a unit knows of a storage."""
     rows = unit._rows(storage)
-    return {name: None if value is None else value.tolist() for name, value in vars(rows).items()}
+    return {name: None if value is None else torch.as_tensor(value).tolist() for name, value in vars(rows).items()}
 
 
 @settings(max_examples=60, deadline=None)
@@ -345,13 +339,20 @@ def reading_of(unit, storage):
     writes=st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=6),
     capacity=st.integers(8, 40),
     changed=st.sets(st.integers(0, 5)),
+    named=st.sampled_from(["not", "in turn", "again and again"]),
 )
-def test_a_unit_that_has_seen_a_storage_grow_knows_what_one_that_sees_it_now_knows(writes, capacity, changed):
+def test_a_unit_that_has_seen_a_storage_grow_knows_what_one_that_sees_it_now_knows(writes, capacity, changed, named):
     unit, rb = GoalTransition(), ReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=4)
+    begun = 0
     for number, done in enumerate(writes):
         ends = torch.tensor(done).unsqueeze(-1)
         after = TensorDict({"done": ends, "reward": ends.float(), "achieved_goal": ends.float()}, [len(done)])
-        rb.extend(TensorDict({"action": ends.float(), "next": after}, [len(done)]))
+        rows = TensorDict({"action": ends.float(), "next": after}, [len(done)])
+        ids = begun + torch.cat([ends.new_zeros(1, 1), ends[:-1]]).cumsum(0)
+        begun = int(ids[-1] + ends[-1])
+        if named != "not":
+            rows["collector", "traj_ids"] = ids if named == "in turn" else ids % 3
+        rb.extend(rows)
         if number in changed:
             rb._storage.set(0, rb._storage[0].update({"next": {"done": [True], "reward": [1.0]}}), set_cursor=False)
         assert reading_of(unit, rb._storage) == reading_of(GoalTransition(), rb._storage)
@@ -365,6 +366,20 @@ def test_a_growing_storage_is_read_once_and_then_only_its_new_rows():
         rb.sample()
         rb.sample()
     assert seen == [5, 3, 4]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_of_a_full_ring_only_the_new_rows_are_read(named):
+    unit, seen = GoalTransition(reached=lambda data: seen.append(len(data)) or stored_goal_reached(data)), []
+    rb = ReplayBuffer(storage=LazyTensorStorage(10), batch_size=4, sample_unit=unit)
+    for number, length in enumerate((5, 4, 3, 2, 6, 12)):
+        data = labelled((length,), (0,))[-10:]
+        if named:
+            data["collector", "traj_ids"] = torch.full((len(data),), number)
+        rb.extend(data)
+        rb.sample()
+    # of the last write nothing of what was known is left
+    assert seen == [5, 4, 3, 2, 6, 10]
 
 
 def test_one_unit_serves_storages_that_come_and_go():
@@ -526,3 +541,12 @@ def test_an_unknown_strategy_is_refused_at_once_with_the_nearest_name(build):
 def test_reached_rows_are_those_with_a_positive_reward():
     data = TensorDict({"next": {"reward": torch.tensor([[0.0], [1.0], [-1.0], [0.5]])}}, [4])
     assert stored_goal_reached(data).tolist() == [False, True, False, True]
+
+
+def test_goals_that_are_not_there_are_named_where_a_strategy_or_a_rule_reads_them():
+    data = labelled((3, 4)).exclude(("next", "achieved_goal"))
+    unit = GoalTransition("away", threshold=0.5)
+    with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*'away'.*: rename"):
+        unit.expand(torch.zeros(4, dtype=torch.int64), {}, stored(data))
+    with pytest.raises(KeyError, match="the anchor rule 'moving'"):
+        anchor_weights("moving", data, threshold=0.5)

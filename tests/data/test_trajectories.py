@@ -271,6 +271,42 @@ def test_a_task_of_other_dimensions_is_named(store):
         store.check_task(observation_dim=4, goal_dim=3, action_dim=3, name="Wrong")
 
 
+def test_rows_outside_of_the_spaces_of_a_task_are_reported_and_clipped_on_request(make_store, caplog):
+    store = make_store((4, 4), action_dim=2, goal_dim=2)
+    widths = {"observation_dim": 4, "goal_dim": 2, "action_dim": 2, "name": "Walk"}
+    store.data["desired_goal"][:] = 0.5
+    store.check_task(**widths, goal_range=((0.0, 0.0), (1.0, 1.0)))
+    assert not caplog.messages
+    store.data["action"][5:7] = torch.tensor([7.0, 0.5])
+    store.data["action"][7, 1] = -10.0
+    store.data["desired_goal"][3, 1] = 2.0
+    store.check_task(**widths, goal_range=((0.0, 0.0), (1.0, 1.0)))
+    store.check_task(**widths, action_range=(-10.0, 7.0), goal_range=((0.0, 0.0), (1.0, 1.0)), goal_slack=1.5)
+    assert caplog.messages == [
+        "'action' lies outside of what Walk allows, [-1.0, 1.0], in 3 of 8 rows (37.50%), the first is row 5 with "
+        "[7, 0.5]; all lie in [-10, 7]",
+        "'desired_goal' lies outside of what Walk allows, [(0.0, 0.0), (1.0, 1.0)], in 1 of 8 rows (12.50%), the first "
+        "is row 3 with [0.5, 2]; all lie in [0.5, 2]",
+    ]
+    with pytest.raises(ValueError, match="range of 2 columns"):
+        store.check_task(**widths, goal_range=((0.0,), (1.0,)))
+    clipped = store.with_clipped_actions()
+    assert clipped.meta["clipped_actions"] == 3
+    assert clipped.data["action"][5:, :].tolist()[:2] == [[1.0, 0.5]] * 2
+    assert clipped.data["action"][7, 1] == -1.0
+    assert store.data["action"][7, 1] == -10.0
+    assert clipped.data["observation"].data_ptr() == store.data["observation"].data_ptr()
+    with pytest.raises(ValueError, match=r"low below high, got 1\.0 and 1\.0"):
+        store.with_clipped_actions(1.0, 1.0)
+
+
+def test_a_rounding_beyond_the_bound_is_not_reported(make_store, caplog):
+    store = make_store((4,), action_dim=2)
+    store.data["action"][0, 0] = 1.0 + 2e-7
+    store.check_task(observation_dim=4, goal_dim=2, action_dim=2, name="Walk")
+    assert not caplog.messages
+
+
 # selecting
 
 

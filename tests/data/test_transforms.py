@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
-from torchrl_smore.data import GoalTransition, HindsightGoalTransform
+from torchrl_smore.data import GoalTransition, HindsightGoalTransform, stored_goal_reached
 
 
 def success(achieved_goal, goal):
@@ -91,13 +91,6 @@ def test_the_share_of_relabelled_rows_is_her_ratio_and_independent_in_rho_and_q(
     for share, probability in ((rho.mean(), 0.8), (q.mean(), 0.8), ((rho * q).mean(), 0.64)):
         # five standard deviations
         assert abs(share - probability) < 5 * (probability * (1 - probability) / size) ** 0.5
-
-
-def test_coupled_rows_are_relabelled_together():
-    out = HindsightGoalTransform(0.5, coupled=True)(four_rows(1000))
-    rho, q = out["desired_goal"] == 5.0, out["q", "desired_goal"] == 7.0
-    torch.testing.assert_close(rho, q)
-    assert 0.4 < rho.float().mean() < 0.6
 
 
 @pytest.mark.parametrize("rule", [None, success])
@@ -242,3 +235,22 @@ def test_a_unit_with_another_rule_of_what_is_reached_is_noticed():
     rows["next", "reward"][:2, 3] = 0.0
     with pytest.raises(ValueError, match="only 2 of 4 rows that the unit says reach their stored goal"):
         HindsightGoalTransform(0.5)(rows)
+
+
+def test_stored_rows_are_read_from_the_storage_and_not_through_the_transform(store):
+    rb = ReplayBuffer(
+        storage=LazyTensorStorage(17), sample_unit=GoalTransition(), transform=HindsightGoalTransform(), batch_size=4
+    )
+    rb.extend(store.data)
+    with pytest.raises(ValueError, match=r"got batch size \[10\]\. What is stored is read from .*buffer\.storage\["):
+        rb[:10]
+    assert bool((rb.storage[:10]["observation"] == store.data["observation"][:10]).all())
+
+
+def test_a_rule_that_answers_on_another_device_is_named():
+    rows = four_rows()
+    with pytest.raises(ValueError, match="must return a tensor on cpu, as the goals are, got meta"):
+        HindsightGoalTransform(1.0, success=lambda a, g: (a == g).all(-1).to("meta"))(rows)
+    rows = TensorDict(rows.to_dict(), rows.batch_size, device="cpu")
+    with pytest.raises(ValueError, match="reached must return a tensor on cpu, as the data are, got meta"):
+        HindsightGoalTransform(0.5, reached=lambda data: stored_goal_reached(data).to("meta"))(rows)

@@ -8,23 +8,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("docs", "recipes", "torchrl_smore", "kernels", "benchmarks", "tools", "upstream", "tests")
 FILES = [
-    *(ROOT / "docs").rglob("*.md"),
-    *(ROOT / "docs").rglob("*.rst"),
-    *(ROOT / "recipes").rglob("*.py"),
-    *(ROOT / "torchrl_smore").rglob("*.py"),
-    *(ROOT / "kernels").rglob("*.md"),
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *(path for name in FOLDERS for kind in ("md", "rst", "py", "yaml") for path in (ROOT / name).rglob(f"*.{kind}")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")),
 ]
+FILES.remove(Path(__file__))
 # what is not said: what is said in its place
 INSTEAD = {
-    r"[Rr]unning (tasks?|experts?)\b": "locomotion",
+    r"[Rr]unning (tasks?|experts?|environments?)\b": "locomotion",
     r"whole or not at all": "atomically",
     r"\bgo(es)? on (after a kill|with the run|where it)": "resume",
     r"\bGo on with: ": "Resume with: ",
     r"[;(] ?none: (the|a|one|all|what|where|recognised|[0-9])": "default: ",
-    r"\bsome (ten|hundred|thousand|[0-9])": "about",
-    r"[0-9] (us|ms|s|bytes|MB|rows|steps|updates|episodes) an? (update|task|run|row|seed|cell|parameter)\b": "per",
+    r"\b[Ss]ome (two|three|four|five|ten|dozen|hundred|thousand|[0-9])": "about",
+    r"\b(us|ms|s|GFLOP|bytes|[KMG]B|numbers?|rows|steps|updates|episodes|seeds|trajectories|once|twice|times) an? "
+    r"(update|task|run|row|seed|cell|parameter|program)\b": "per",
 }
 
 

@@ -45,7 +45,7 @@ def test_point_experts_solve_every_episode_without_a_detour(name, least):
 
 def test_the_expert_of_the_rooms_arrives_from_everywhere():
     reward = run("PointRooms", 3000, seed=1)["reward"]
-    assert reward[:, 25:].all()  # the longest way round is some 12 steps
+    assert reward[:, 25:].all()  # the longest way round is about 12 steps
 
 
 @pytest.mark.parametrize("name", CHEAP)

@@ -69,7 +69,7 @@ def test_the_strike_is_the_one_that_most_probably_ends_in_the_goal(goal, tmp_pat
     seen = observation(behind, puck, goal)
     assert expert.striking(seen)[0]
     action = expert(seen)[0]
-    assert np.abs(0.5 * action[:2] - way).max() < 0.03  # the grid of strikes is some 5 cm wide there
+    assert np.abs(0.5 * action[:2] - way).max() < 0.03  # the grid of strikes is about 5 cm wide there
     assert action.dtype == np.float32
     assert action[3] == 0.0
 

@@ -1,4 +1,4 @@
-"""The running tasks: what is observed, what a fall does, and datasets with trained actors."""
+"""The locomotion tasks: what is observed, what a fall does, and datasets with trained actors."""
 
 from __future__ import annotations
 

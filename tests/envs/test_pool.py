@@ -76,7 +76,7 @@ def test_a_stopped_worker_times_out_by_its_name(size):
     started = time.monotonic()
     said = r"environment worker 3 of PointReach \(process \d+\) has not answered for 1 s"
     with pytest.raises(RuntimeError, match=said):
-        # a pipe holds some 64,000 bytes
+        # a pipe holds about 64,000 bytes
         _ask(worker, _count, b"x" * size)
     assert 0.9 < time.monotonic() - started < 30.0
     worker.close()

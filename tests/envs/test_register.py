@@ -220,6 +220,17 @@ def test_a_module_that_fails_says_what_it_lacks_itself(tmp_path, monkeypatch):
         (Image, {}, "expected an observation that is a vector"),
         (Broken, {}, "expected a vector of finite numbers"),
         ("NoSuchEnv-v0", {}, "gymnasium cannot make 'NoSuchEnv-v0'"),
+        (
+            Cart,
+            {"has_fallen": lambda rows: rows[..., :1] > 2},
+            r"booleans of shape \[\] for observations \[2\], got bool \[1\]",
+        ),
+        (
+            Cart,
+            {"has_fallen": lambda rows: rows[..., 0]},
+            r"has_fallen: expected booleans of shape \[\] .*, got float32 \[\]",
+        ),
+        (Cart, {"has_fallen": lambda rows: rows[:, 0] > 2}, r"observations \[2\], failed with IndexError"),
     ],
 )
 def test_what_makes_no_task_is_refused_and_not_registered(env, options, message):

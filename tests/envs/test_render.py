@@ -108,7 +108,7 @@ def test_a_task_of_our_own_shows_its_goal_turn_green():
         actions.append(expert(observation)[0])
         observation = batch.step(actions[-1][None])
     first, *_, last = film("SawyerReach", 3, np.stack(actions), size=96).astype(int)
-    # the ball of 6 cm covers some 200 pixels; the hand's own red is dark
+    # the ball of 6 cm covers about 200 pixels; the hand's own red is dark
     for frame, seen, other in ((first, RED, GREEN), (last, GREEN, RED)):
         surplus = np.where(frame.min(-1) > 90, frame[..., seen] - frame[..., other], 0)
         assert (surplus > 25).sum() > 50 + (surplus < -25).sum()

@@ -31,6 +31,17 @@ def test_a_task_passes_through_get_task():
     assert get_task(TASKS["PointReach"]) is TASKS["PointReach"]
 
 
+@pytest.mark.parametrize("name", [name for name in task_names() if TASKS[name].goal_range is not None])
+def test_the_goals_of_episodes_fill_the_range_that_is_stated(name):
+    task = TASKS[name]
+    low, high = map(np.array, task.goal_range)
+    env = task.make_env()
+    goals = np.stack([env.reset(seed=seed)[0]["desired_goal"] for seed in range(30)])
+    assert (goals >= low - 1e-6).all()
+    assert (goals <= high + 1e-6).all()
+    assert (goals.max(0) - goals.min(0) >= 0.7 * (high - low) - 0.02).all()
+
+
 @pytest.mark.parametrize("name", task_names())
 def test_documented_columns_match_what_the_environment_returns(name):
     task = TASKS[name]

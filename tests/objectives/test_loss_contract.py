@@ -232,14 +232,18 @@ def _t(key):
 
 
 def test_an_unknown_key_is_refused(case, build):
-    with pytest.raises(ValueError, match="not an accepted tensordict key"):
-        build(case).set_keys(rewards="r")
+    loss = build(case)
+    nearest = next(iter(loss._AcceptedKeys.__dataclass_fields__))
+    with pytest.raises(
+        ValueError, match=f"not an accepted tensordict key: .*expected one of .*Did you mean '{nearest}'"
+    ):
+        loss.set_keys(**{f"{nearest}s": "r"})
 
 
 def test_no_value_estimator_is_supported(case, build):
     loss = build(case)
     for kind in ValueEstimators:
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(NotImplementedError, match=rf"{type(loss).__name__} has no value estimator: .*gamma"):
             loss.make_value_estimator(kind)
 
 
@@ -388,6 +392,9 @@ def test_priority_weights_at_the_root_weigh_rho_and_those_under_q_weigh_q(case, 
     loss.use_prioritized_weights = False
     ignored = batch.clone().set(key, torch.rand(8))
     assert_close_losses(loss(ignored), plain)
+    loss.use_prioritized_weights = True
+    with pytest.raises(KeyError, match=r"was to weigh rows by .*which the batch does not have"):
+        loss(batch)
 
 
 def test_a_masked_row_with_a_nan_weight_is_dropped(build, batch_for):

@@ -52,9 +52,9 @@ def test_an_agent_becomes_an_expert_with_its_source_and_what_it_reaches(tmp_path
         (("agent=absent.zip",), "absent.zip: expected a file of Stable-Baselines3, found none"),
         (("agent=agent.zip", "task=AntTgtVel-m-e"), "agent.zip is no actor for AntTgtVel-m-e: expected 27 observation"),
         (("agent=agent.zip", "task=FetchPush"), "task must be one of CheetahTgtVel-m-e, .*got FetchPush"),
-        (("agent=agent.zip", "measure_episodes=0"), "measure_episodes must be at least 1, got 0"),
+        (("agent=agent.zip", "measure_episodes=0"), "measure_episodes must be at least 1 and at most 1,000,000, got 0"),
     ],
-    ids=["none", "absent", "other task", "no running task", "no episode"],
+    ids=["none", "absent", "other task", "no locomotion task", "no episode"],
 )
 def test_what_cannot_be_converted_is_refused_before_a_folder_is_made(tmp_path, recipe, agent, options, said):
     done = recipe("convert_expert.py", *options, cwd=tmp_path)

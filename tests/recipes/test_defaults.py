@@ -181,7 +181,7 @@ def test_a_method_has_the_options_of_its_loss_and_no_list_of_them_is_kept(recipe
     options = {name: set(smore_offline.method_options(name)) for name in methods.METHODS}
     assert options["gc_iql"] == {"expectile", "temperature", "gamma", "weight_clip", "advantage_unit"}
     assert options["gc_iql"] < options["smore"]
-    assert {"clip_bootstrap", "formulation", "value_target"} <= options["smore"]
+    assert {"score_bounds", "formulation", "value_target"} <= options["smore"]
     # what makes a method is none of its options
     assert options["gcsl"] == options["hindsight_bc"] == set()
     assert "reward" in options["gofar"]

@@ -246,8 +246,8 @@ def test_weights_on_few_rows_are_found_and_said_on_the_terminal_and_on_the_page(
         ([], "give the run folder as run=runs/NAME"),
         (["run=runs"], "run=runs is no run folder"),
         ([f"run=runs/{run.name}", "position=2"], "position must be in [0, 1], got 2"),
-        ([f"run=runs/{run.name}", "episodes=0"], "episodes must be at least 1, got 0"),
-        ([f"run=runs/{run.name}", "moved=-1"], "moved must be a number not below 0"),
+        ([f"run=runs/{run.name}", "episodes=0"], "episodes must be at least 1 and at most 1,000,000, got 0"),
+        ([f"run=runs/{run.name}", "moved=-1"], "moved must be at least 0 and at most"),
     ):
         assert said in refusal(recipe, tmp_path, *options)
     shutil.rmtree(tmp_path / "datasets")

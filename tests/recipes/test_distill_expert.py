@@ -63,10 +63,12 @@ def test_the_recipes_learn_from_it(recipe, distilled, tmp_path):
     [
         ({"task": "AntTgtVel-m-e"}, "AntTgtVel-m-e has no scripted expert to distil"),
         ({"clip": 0.0}, "clip must be positive, got 0"),
-        ({"noise": -1.0}, "noise must be a number not below 0, got -1"),
+        ({"noise": -1.0}, r"noise must be in \[0, 1000\], got -1"),
+        ({"learning_rate": 1e30}, r"learning_rate must be in \(0, 1\], got 1e\+30"),
+        ({"episodes": 10**14}, "episodes must be at least 1 and at most 1,000,000, got 100000000000000"),
         ({"random_prob": 1.5}, r"random_prob must be in \[0, 1\], got 1.5"),
-        ({"episodes": 0}, "episodes must be at least 1, got 0"),
-        ({"rounds": -1}, "rounds must be at least 0, got -1"),
+        ({"episodes": 0}, "episodes must be at least 1 and at most 1,000,000, got 0"),
+        ({"rounds": -1}, "rounds must be at least 0 and at most 1,000,000, got -1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

@@ -136,7 +136,7 @@ def test_the_tables_shares_of_experts_are_the_named_mixtures(grid):
     shares = {
         dict(cell.options)["expert_fraction"] for number in Paper().tables for cell in grid.table_plan(number).cells
     }
-    # none: the running tasks, whose names stand for a number of expert episodes
+    # None: the locomotion tasks, whose names stand for a number of expert episodes
     assert shares == {*MIXTURES.values(), None}
 
 

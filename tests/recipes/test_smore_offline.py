@@ -136,13 +136,13 @@ def test_help_lists_every_option(recipe, finished, tmp_path):
         *[("divergence", name) for name in ("kl", "squared_hellinger", "jensen_shannon", "total_variation")],
         *[("steps", 2), ("seed", 3), ("batch_size", 5), ("beta", 0.3), ("expectile", 0.9), ("temperature", 1.5)],
         *[("her_ratio", 0.5), ("expert_fraction", 0.2), ("device", "auto"), ("networks", "official")],
-        *[("env_workers", 2), ("normalize", False), ("clip_bootstrap", False)],
+        *[("env_workers", 2), ("normalize", False), ("score_bounds", None)],
     ],
 )
 def test_an_option_is_taken_and_written_to_the_config(recipe, tmp_path, option, value):
     # divergences other than chi-squared belong to the dual
     more = ("formulation=dual",) if option == "divergence" else ()
-    done = recipe("smore_offline.py", *QUICK, *more, f"{option}={value}", cwd=tmp_path)
+    done = recipe("smore_offline.py", *QUICK, *more, f"{option}={'null' if value is None else value}", cwd=tmp_path)
     assert done.status == 0, done.stderr
     run_dir = only_run(tmp_path)
     assert config(run_dir)[option] == value
@@ -275,6 +275,28 @@ def test_files_without_goals_are_trained_on_with_the_goals_that_options_name(rec
     assert "trajectories 6 of 50 to 50 transitions" in done.stdout
     config = yaml.safe_load((only_run(foreign) / "config.yaml").read_text())
     assert (config["goal_columns"], config["desired_goal"]) == ([0, 1], [3.0, -4.0])
+
+
+def test_actions_and_goals_outside_of_the_spaces_are_said_and_clipped_on_request(recipe, foreign):
+    with np.load(foreign / "a.npz") as held:
+        arrays = dict(held)
+    arrays["actions"][60, 0] = 7.0
+    np.savez(foreign / "a.npz", **arrays)
+    options = (*QUICK, "dataset=a.npz", "goal_columns=[0,1]", "desired_goal=[30,-4]")
+    done = recipe("smore_offline.py", *options, cwd=foreign)
+    assert done.status == 0, done.stderr
+    # 51 states an episode: row 60 of the file is transition 59
+    said = done.stdout + done.stderr
+    assert "'action' lies outside of what PointReach allows, [-1.0, 1.0], in 1 of 300 rows" in said
+    assert "the first is row 59 with [7, " in said
+    assert "'desired_goal' lies outside" in said
+    done = recipe("smore_offline.py", *options, "clip_actions=true", cwd=foreign)
+    assert done.status == 0, done.stderr
+    digests = {json.loads(path.read_text())["dataset_sha256"] for path in foreign.glob("runs/*/checkpoint/*/meta.json")}
+    assert len(digests) == 2
+    before = files(foreign)
+    refused = recipe("smore_offline.py", *QUICK, "clip_actions=true", cwd=foreign)
+    assert_refused(refused, foreign, before, "clip_actions", "of no use without dataset=")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The recipe that trains running experts, on a few hundred steps of tiny networks."""
+"""The recipe that trains locomotion experts, on a few hundred steps of tiny networks."""
 
 from __future__ import annotations
 

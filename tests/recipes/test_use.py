@@ -160,8 +160,8 @@ def test_paired_differences_are_first_minus_second_by_episode(import_recipe):
         ((), "give the run folder as run=runs/NAME"),
         (("run=runs/none",), "is no folder"),
         (("run={run}", "task=FetchReach"), "is of PointReach, with {'observation': 2, .* does not fit FetchReach"),
-        (("run={run}", "episodes=0"), "episodes must be at least 1, got 0"),
-        (("run={run}", "noise=-1"), "noise must be a number not below 0, got -1"),
+        (("run={run}", "episodes=0"), "episodes must be at least 1 and at most 1,000,000, got 0"),
+        (("run={run}", "noise=-1"), "noise must be at least 0 and at most 1,000.0, got -1"),
         (("run={run}", "seed=4"), "has no seed 4; it has 0, 1"),
         (("run={run}", "which=bets"), "unknown which 'bets'"),
     ],
@@ -244,6 +244,22 @@ def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(recipe, trained,
     assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
     assert there.read_text() == "mine"
     assert not list(run.glob("policy_*"))
+
+
+def test_a_description_that_a_killed_export_left_is_no_obstacle_and_one_of_something_else_is(recipe, trained, tmp_path):
+    cwd, run = trained
+    options = (f"run=runs/{run.name}", "format=npz", f"out={tmp_path / 'policy.npz'}")
+    beside = tmp_path / "policy.npz.json"
+    assert recipe("export.py", *options, cwd=cwd).status == 0
+    said = beside.read_text()
+    (tmp_path / "policy.npz").unlink()
+    assert recipe("export.py", *options, cwd=cwd).status == 0
+    assert json.loads(beside.read_text()) == json.loads(said)
+    (tmp_path / "policy.npz").unlink()
+    beside.write_text('{"mine": 1}')
+    done = recipe("export.py", *options, cwd=cwd)
+    assert (done.status, beside.read_text()) == (2, '{"mine": 1}')
+    assert "policy.npz.json exists" in done.stderr
 
 
 def test_an_export_that_does_not_act_as_the_run_is_not_written(import_recipe, trained, tmp_path, monkeypatch):

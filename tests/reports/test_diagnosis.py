@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import html
 import json
+from pathlib import Path
 
 import pytest
 
 from torchrl_smore.reports import write_diagnosis
 from torchrl_smore.reports.diagnosis import score_growth
+from torchrl_smore.reports.numbers.findings import Diagnosis, find
 
 pytest.importorskip("matplotlib")
 
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "not_learning.md"
 ABOUT = {
     **{"task": "FetchPush", "method": "smore", "formulation": "in_sample", "seed": 0, "seeds": 1, "step": 2000},
     **{"gamma": 0.99, "anchors": "uniform", "batch_size": 256, "input_clip": 0.0, "normalize": True},
@@ -186,3 +189,12 @@ def test_growth_of_one_of_several_seeds_is_its_own(tmp_path):
     lines = [f"{i},{seed},{i if seed == 3 else 5 - i}" for i in range(10) for seed in (3, 4)]
     metrics.write_text("\n".join(["step,seed,score", *lines]) + "\n")
     assert score_growth(metrics, {"seeds": 2, "seed": 3}) == {"growth": pytest.approx(2 / 9)}
+
+
+def test_the_how_to_lists_every_check_with_its_threshold():
+    tables = {name: [{key: str(value) for key, value in row.items()} for row in rows] for name, rows in TABLES.items()}
+    findings = find(Diagnosis(ABOUT, {**NUMBERS, "growth": 0.0}, {}, tables))
+    expected = {finding.name.removesuffix(" before the achieved goal moves"): finding.rule for finding in findings}
+    cells = [line.strip("|").split("|") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    listed = {name.strip(): rule.strip() for name, rule, _ in cells[1:]}
+    assert listed == expected

@@ -18,10 +18,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-from specimens import GOALS, reached, wgcsl_arrays
+import pyarrow
+import pyarrow.parquet
+from specimens import GOALS, TABLE, TABLE_NUMBERS, reached, wgcsl_arrays
 
 from torchrl_smore.data import readers
 from torchrl_smore.data.trajectories import TrajectoryStore
+from torchrl_smore.envs.experts.actor_file import read_actor
 
 Read = Callable[[], Any]
 Construction = Callable[[np.random.Generator, Path], Read]
@@ -501,3 +504,122 @@ CONSTRUCTIONS |= {
         lambda rng, archive: [archive.writestr(f"{number}.npy", b"") for number in range(_number(rng, 1, 3000))]
     ),
 }
+
+
+# tables
+
+
+def _csv(content: Callable[[np.random.Generator], str]) -> Construction:
+    def construction(rng: np.random.Generator, folder: Path) -> Read:
+        path = folder / "a.csv"
+        path.write_text(content(rng), newline="")
+        return lambda: readers.csv.read(path, reached=reached, columns=TABLE)
+
+    return construction
+
+
+def _rows(names: list[str], **changed: Any) -> dict[str, list[Any]]:
+    """Columns of a table that is one only up to the last cell of ``ended``, which is looked at last."""
+    columns = dict.fromkeys(TABLE_NUMBERS, [0.0] * len(names)) | {"episode": names}
+    return columns | {"ended": [0.0] * (len(names) - 1) + [0.5]} | changed
+
+
+def _csv_text(columns: dict[str, list[Any]]) -> str:
+    return "\n".join([",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values()))])
+
+
+CONSTRUCTIONS |= {
+    "one long name among many rows": _csv(
+        lambda rng: _csv_text(_rows(["x" * _number(rng, 10**5, 131_000), *["run"] * 20_000]))
+    ),
+    "a header of a million names": _csv(lambda rng: ",".join(map(str, range(_number(rng, 5 * 10**5, 10**6))))),
+    "a header of long names": _csv(lambda rng: ",".join("x" * 10**5 + str(n) for n in range(_number(rng, 10, 100)))),
+    "a line without end": _csv(lambda rng: "x" * _number(rng, 10**6, 2 * 10**7)),
+    "a quotation without end": _csv(lambda rng: _csv_text(_rows(["run"] * 9)) + '\n"' + "0,\n" * 10**6),
+    "a table of NULs": _csv(lambda rng: "\0" * _number(rng, 1, 10**6)),
+    "numbers of many digits": _csv(lambda rng: _csv_text(_rows(["run"] * 9, x0=["9" * 10**5] * 9))),
+    "a table of nothing": _csv(lambda rng: ",".join(_rows([]))),
+}
+
+
+def _parquet(make: Callable[[np.random.Generator], pyarrow.Table]) -> Construction:
+    def construction(rng: np.random.Generator, folder: Path) -> Read:
+        path = folder / "a.parquet"
+        pyarrow.parquet.write_table(make(rng), path)
+        return lambda: readers.csv.read(path, reached=reached, columns=TABLE)
+
+    return construction
+
+
+def _constant(rng: np.random.Generator, rows: int, name: str) -> pyarrow.Table:
+    """So many rows of one value and one name, each written once."""
+    numbers = {key: pyarrow.array(np.full(rows, 0.5)) for key in TABLE_NUMBERS}
+    names = pyarrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [name])
+    return pyarrow.table(numbers | {"episode": names})
+
+
+CONSTRUCTIONS |= {
+    "millions of rows in some kilobytes": _parquet(
+        lambda rng: _constant(rng, _number(rng, 2 * 10**6, 3 * 10**6), "run")
+    ),
+    "a long name in every row": _parquet(lambda rng: _constant(rng, 10**5, "x" * _number(rng, 10**5, 10**6))),
+    "columns of text": _parquet(
+        lambda rng: pyarrow.table(_rows(["run"] * 9, **{str(rng.choice(TABLE_NUMBERS)): ["0"] * 9}))
+    ),
+    "columns of lists": _parquet(
+        lambda rng: pyarrow.table(_rows(["run"] * 9, **{str(rng.choice(TABLE_NUMBERS)): [[0.0]] * 9}))
+    ),
+}
+
+
+# actors, whose reader runs without torch and has ValueErrors
+
+
+def _actor(change: Callable[[np.random.Generator, zipfile.ZipFile], None]) -> Construction:
+    def construction(rng: np.random.Generator, folder: Path) -> Read:
+        path = folder / "expert.npz"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            change(rng, archive)
+        return lambda: read_actor(path)
+
+    return construction
+
+
+def _declared_layer(rng: np.random.Generator, archive: zipfile.ZipFile) -> None:
+    size = _number(rng, 10**8, 10**12)
+    for name in ("weight_0", "bias_0"):
+        header = _header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({size},)}}\n")
+        archive.writestr(f"{name}.npy", header + bytes(64))
+
+
+def _inflated_layer(rng: np.random.Generator, archive: zipfile.ZipFile) -> None:
+    rows = _number(rng, 10**7, 3 * 10**7)
+    with archive.open("weight_0.npy", "w") as member:
+        member.write(_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, 8)}}\n"))
+        for _ in range(rows // 10**6):
+            member.write(bytes(32 * 10**6))
+
+
+ACTORS = {
+    "an actor that declares gigabytes": _actor(_declared_layer),
+    "an actor that inflates to hundreds of megabytes": _actor(_inflated_layer),
+    "an actor of many names": _actor(
+        lambda rng, archive: [
+            archive.writestr(
+                f"{'x' * 1000}{number}.npy",
+                _header("{'descr': '<f4', 'fortran_order': False, 'shape': ()}\n") + bytes(4),
+            )
+            for number in range(_number(rng, 1, 1000))
+        ]
+    ),
+    "an actor that is code": _actor(
+        lambda rng, archive: archive.writestr("weight_0.npy", _header("__import__('os').abort()"))
+    ),
+    "an actor of objects": _actor(
+        lambda rng, archive: archive.writestr(
+            "weight_0.npy",
+            _header("{'descr': '|O', 'fortran_order': False, 'shape': (8, 8)}\n") + pickle.dumps([0] * 64),
+        )
+    ),
+}
+CONSTRUCTIONS |= ACTORS

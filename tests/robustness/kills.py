@@ -35,6 +35,7 @@ COMMANDS = {
     "collection": ("collect_dataset.py", (*DATA, "workers=1", "out=store")),
     "training": ("smore_offline.py", TRAINING),
     "grid": ("benchmark.py", GRID),
+    "export": ("export.py", ("run=run", "format=npz", "out=policy.npz")),
 }
 
 
@@ -112,6 +113,8 @@ def check_whole(cwd: Path) -> None:
             load_checkpoint(path)
         for path in cwd.rglob("summary.json"):
             json.loads(path.read_text())
+        if (cwd / "policy.npz").exists():
+            exported(cwd)
         for path in (cwd / "store", *cwd.glob("datasets/[!.]*")):
             if path.is_dir() and not path.name.endswith(".partial"):
                 TrajectoryStore.load(path)
@@ -119,10 +122,21 @@ def check_whole(cwd: Path) -> None:
         raise LostError(f"half written: {error}") from error
 
 
+def exported(cwd: Path) -> object:
+    """What a file of an actor and its description say."""
+    from torchrl_smore.envs.experts import ActorExpert
+
+    actor = ActorExpert(cwd / "policy.npz").actor
+    described = json.loads((cwd / "policy.npz.json").read_text())
+    return [array.tolist() for layer in actor.layers for array in layer], described["inputs"], described["seed"]
+
+
 def outcome(kind: str, cwd: Path) -> object:
     """What a finished run has come to, without times."""
     if kind == "collection":
         return json.loads((cwd / "store" / "meta.json").read_text())["sha256"]
+    if kind == "export":
+        return exported(cwd)
     if kind == "grid":
         with (cwd / "out" / "results.csv").open(newline="") as file:
             return [(row["method"], row["metric"], row["value"]) for row in csv.DictReader(file)]
@@ -173,8 +187,8 @@ def kill_once(kind: str, signum: signal.Signals, after_s: float, cwd: Path, want
         raise LostError(f"{signum.name} has taken {parts - chunks(cwd)}")
     if kind == "training" and status == 128 + signum and not after:
         raise LostError(f"{signum.name} has left no checkpoint")
-    # a store in its place is finished, whatever its process was still about to do
-    if not (cwd / "store").exists():
+    # a file or store in its place is finished, whatever its process was still about to do
+    if not (cwd / "store").exists() and not (cwd / "policy.npz").exists():
         finish(*go_on(kind, cwd), cwd)
     if outcome(kind, cwd) != want:
         raise LostError(f"{kind} comes to something else after {signum.name} at {after_s:.2f} s")
@@ -182,6 +196,20 @@ def kill_once(kind: str, signum: signal.Signals, after_s: float, cwd: Path, want
     if left:
         raise LostError(f"left behind after {signum.name}: {left}")
     return status
+
+
+def begun(kind: str, root: Path, name: str) -> Path:
+    """A folder for a run of a kind, with what it begins from: an export with a run that was trained."""
+    cwd = root / name
+    cwd.mkdir()
+    if kind == "export":
+        trained = root / "trained"
+        if not trained.is_dir():
+            trained.mkdir()
+            finish(*COMMANDS["training"], trained)
+        (folder,) = trained.glob("runs/*/")
+        shutil.copytree(folder, cwd / "run")
+    return cwd
 
 
 def run(count: int, seed: int = 0, kinds: tuple[str, ...] = tuple(COMMANDS)) -> Counter[tuple[str, str, str]]:
@@ -208,17 +236,15 @@ def run(count: int, seed: int = 0, kinds: tuple[str, ...] = tuple(COMMANDS)) -> 
     whole: dict[str, tuple[float, object]] = {}
     with tempfile.TemporaryDirectory() as root:
         for number in range(count):
-            # any three in a row differ in both
+            # in turn, so that every kind of run meets every signal
             kind, signum = kinds[number % len(kinds)], SIGNALS[(number + number // len(kinds)) % len(SIGNALS)]
             if kind not in whole:
-                cwd = Path(root) / kind
-                cwd.mkdir()
+                cwd = begun(kind, Path(root), kind)
                 started = time.perf_counter()
                 finish(*COMMANDS[kind], cwd)
                 whole[kind] = time.perf_counter() - started, outcome(kind, cwd)
             seconds, want = whole[kind]
-            cwd = Path(root) / f"{number}"
-            cwd.mkdir()
+            cwd = begun(kind, Path(root), f"{number}")
             status = kill_once(kind, signum, rng.uniform(0.0, seconds), cwd, want)
             shutil.rmtree(cwd)
             how = "had ended" if status == 0 else "saved, then ended" if status > 0 else "ended at once"

@@ -2,11 +2,12 @@
 
     python tests/robustness/run_mutations.py                 # 21,000 damaged files and 1,000 hostile ones
     python tests/robustness/run_mutations.py --number 140 --variants 1
+    python tests/robustness/run_mutations.py --log build/mutations.jsonl   # goes on where it was stopped
 
 Each file is read in a forked worker within 5 seconds of processor time (60 of waiting) and 1 GB. It must end in a
-``DatasetError``, in the data as they were, or, for formats without checksums, in what the damaged file now says: other
-code than the reader's (h5py, NumPy, Python's pickle) decodes it and must find the same. The exit status is 1 if one
-ends otherwise.
+``DatasetError`` (files of actors: in a ``ValueError``), in the data as they were, or, for formats without checksums, in
+what the damaged file now says: other code than the reader's (h5py, NumPy, Python's pickle and csv) decodes it and must
+find the same. The exit status is 1 if one ends otherwise.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hostile import CONSTRUCTIONS, construct
+from hostile import ACTORS, CONSTRUCTIONS, construct
 from mutations import KINDS, mutated
-from specimens import Specimen, columns_of, specimens
+from specimens import Specimen, specimens
 
 from torchrl_smore.data.errors import DatasetError
 
@@ -60,7 +61,7 @@ def mutation_cases(folder: Path, number: int, seed: int) -> Iterator[Case]:
     """``number`` cases, spread over specimens and kinds of damage; ``folder`` is empty."""
     made = specimens(folder)
     plan = [(specimen, kind) for specimen in made for kind in KINDS if kind != "inner" or specimen.rewrap]
-    whole = [columns_of(_read_whole(specimen, folder / "whole")) for specimen in made]
+    whole = [specimen.columns(_read_whole(specimen, folder / "whole")) for specimen in made]
     by_name = {specimen.name: columns for specimen, columns in zip(made, whole)}
     for index in range(number):
         specimen, kind = plan[index % len(plan)]
@@ -106,9 +107,9 @@ def _mutation(specimen: Specimen, kind: str, whole: dict[str, np.ndarray], seed:
         _write(files, folder)
         try:
             store = specimen.read(folder)
-        except DatasetError as error:
+        except specimen.refused as error:
             return _refusal(error, folder)
-        found = columns_of(store)
+        found = specimen.columns(store)
         if _same(found, whole):
             told = specimen.meta is None or kind == "inner" or store.meta == specimen.meta
             return "as it was" if told else f"wrong\tmeta {store.meta}"
@@ -125,6 +126,8 @@ def _mutation(specimen: Specimen, kind: str, whole: dict[str, np.ndarray], seed:
 
 
 def _construction(name: str, seed: int, variant: int):
+    refused = ValueError if name in ACTORS else DatasetError
+
     def run(folder: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -132,14 +135,14 @@ def _construction(name: str, seed: int, variant: int):
         _limit()  # what comes now, and not the making of it
         try:
             store = read()
-        except DatasetError as error:
+        except refused as error:
             return _refusal(error, folder)
         return f"wrong\tread as {store}"
 
     return run
 
 
-def _refusal(error: DatasetError, folder: Path) -> str:
+def _refusal(error: ValueError, folder: Path) -> str:
     if isinstance(error.__cause__, MemoryError):
         return f"memory\t{error}"
     if folder.name not in str(error):
@@ -180,24 +183,47 @@ def outcomes(cases: Sequence[Case], folder: Path) -> Iterator[tuple[Case, str, s
         first += done
 
 
-def in_jobs(cases: Sequence[Case], folder: Path, jobs: int) -> list[tuple[str, str, float]]:
-    """Group, outcome and seconds of each case; ``jobs`` processes share the cases and print what goes wrong."""
+def in_jobs(cases: Sequence[Case], folder: Path, jobs: int, log: Path) -> list[tuple[str, str, float]]:
+    """Group, outcome and seconds of each case; ``jobs`` processes share the cases and print what goes wrong.
+
+    Args:
+        cases: all of them.
+        folder: takes the files.
+        jobs: how many processes.
+        log: gets a line for each case that has ended; cases with a line there are not run again.
+    """
+    known = _ended(log, cases)
+    todo = [number for number in range(len(cases)) if number not in known]
     started = []
     for job in range(jobs):
         if (process := os.fork()) == 0:
-            with open(folder / f"outcomes_{job}", "w") as out:
-                for case, outcome, detail, seconds in outcomes(cases[job::jobs], folder / f"damaged_{job}"):
-                    out.write(json.dumps([case.group, outcome, seconds]) + "\n")
+            numbers = todo[job::jobs]
+            own = [cases[number] for number in numbers]
+            with open(log, "a", buffering=1) as out:
+                for number, ended in zip(numbers, outcomes(own, folder / f"damaged_{job}")):
+                    case, outcome, detail, seconds = ended
+                    out.write(json.dumps([number, case.name, outcome, seconds]) + "\n")
                     if outcome in BAD:
                         print(f"{outcome}: {case.name}: {detail}", file=sys.stderr, flush=True)
             os._exit(0)
         started.append(process)
     for process in started:
         os.waitpid(process, 0)
-    ended = [json.loads(line) for job in range(jobs) for line in (folder / f"outcomes_{job}").read_text().splitlines()]
+    ended = _ended(log, cases)
     if len(ended) != len(cases):
         raise RuntimeError(f"expected {len(cases)} outcomes, found {len(ended)}: a process was killed.")
-    return sorted(map(tuple, ended), key=lambda each: each[0])
+    return [(cases[number].group, *ended[number]) for number in sorted(ended)]
+
+
+def _ended(log: Path, cases: Sequence[Case]) -> dict[int, tuple[str, float]]:
+    """Outcome and seconds of the cases in a log, by number."""
+    lines = log.read_text().splitlines() if log.is_file() else []
+    ended = {}
+    for number, name, outcome, seconds in map(json.loads, lines):
+        if number >= len(cases) or cases[number].name != name:
+            raise ValueError(f"{log} is of other cases: its number {number} is {name!r}.")
+        ended[number] = (outcome, seconds)
+    return ended
 
 
 def _work(batch: Sequence[Case], folder: Path, writer: int) -> None:
@@ -255,6 +281,7 @@ def main() -> int:
     parser.add_argument("--variants", type=int, default=10, help="of each hostile construction")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--log", type=Path, help="file of outcomes; what it holds already is not run again")
     arguments = parser.parse_args()
     counts: dict[str, Counter[str]] = {}
     slowest: dict[str, float] = {}
@@ -265,7 +292,9 @@ def main() -> int:
             *mutation_cases(folder / "made", arguments.number, arguments.seed),
             *hostile_cases(arguments.variants, arguments.seed),
         ]
-        for group, outcome, seconds in in_jobs(cases, folder, arguments.jobs):
+        log = arguments.log or folder / "outcomes.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for group, outcome, seconds in in_jobs(cases, folder, arguments.jobs, log):
             counts.setdefault(group, Counter())[outcome] += 1
             slowest[group] = max(seconds, slowest.get(group, 0.0))
     print(table(counts, slowest))

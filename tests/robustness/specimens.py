@@ -7,22 +7,27 @@ something else, a reader must say the same.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from mutations import edited, mutated
 
 from torchrl_smore.data import readers
+from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.trajectories import TrajectoryStore
+from torchrl_smore.envs.experts.actor_file import Actor, read_actor, write_actor
 
 GOALS = readers.Goals([0, 1], desired=[0.25, -0.5])
 LENGTHS = (7, 5, 6)
@@ -45,14 +50,18 @@ class Specimen:
             the data as they were are right.
         rewrap: how files whose checksums are right again come from files whose inner parts were changed.
         meta: of the store, where a checksum covers it.
+        columns: the columns of what ``read`` returns.
+        refused: the error of a refusal.
     """
 
     name: str
     files: dict[str, bytes]
-    read: Callable[[Path], TrajectoryStore]
+    read: Callable[[Path], Any]
     judge: Callable[[Path], Columns] | None = None
     rewrap: Callable[[np.random.Generator, dict[str, bytes]], dict[str, bytes]] | None = None
     meta: dict[str, Any] | None = None
+    columns: Callable[[Any], Columns] = field(default=lambda store: columns_of(store))
+    refused: type[ValueError] = DatasetError
 
 
 def columns_of(store: TrajectoryStore) -> Columns:
@@ -247,14 +256,15 @@ def _judge_ogbench(folder: Path) -> Columns:
 
 def _rezipped(rng: np.random.Generator, files: dict[str, bytes]) -> dict[str, bytes]:
     """The archive with a damaged array in it, and a checksum that agrees with the damage."""
+    (file,) = files
     content = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(files["a.npz"])) as archive, zipfile.ZipFile(content, "w") as changed:
+    with zipfile.ZipFile(io.BytesIO(files[file])) as archive, zipfile.ZipFile(content, "w") as changed:
         names = archive.namelist()
         chosen = names[int(rng.integers(len(names)))]
         for name in names:
             part = archive.read(name)
             changed.writestr(name, mutated(rng, part, [part], header=128) if name == chosen else part)
-    return {"a.npz": content.getvalue()}
+    return {file: content.getvalue()}
 
 
 def _ogbench(name: str, save: Callable[..., Any]) -> Specimen:
@@ -313,6 +323,121 @@ def _wgcsl(protocol: int) -> Specimen:
     return Specimen(f"wgcsl, protocol {protocol}", {"buffer.pkl": content}, read, _judge_wgcsl)
 
 
+# tables
+
+
+TABLE = readers.TableColumns(("x0", "x1"), ("u0", "u1"), ("x0", "x1"), "episode", ("g0", "g1"), "ended")
+
+
+def table_columns() -> dict[str, list[Any]]:
+    """Columns of a table, by name."""
+    made = _arrays(np.random.default_rng(6))
+    columns: dict[str, list[Any]] = {name: [] for name in ("episode", "x0", "x1", "u0", "u1", "g0", "g1", "ended")}
+    for number, (states, actions) in enumerate(zip(made["states"], made["actions"])):
+        padded = np.concatenate([actions, np.zeros((1, 2), "f4")])
+        last = np.arange(len(states)) == len(states) - 1
+        rows = np.concatenate([states[:, :2], padded, states[:, 2:], (last & (number == 1))[:, None]], 1)
+        for name, column in zip(list(columns)[1:], rows.T.astype("f8").round(4)):
+            columns[name] += column.tolist()
+        columns["episode"] += [f"run {number}"] * len(rows)
+    return columns
+
+
+def _csv_bytes() -> bytes:
+    columns = table_columns()
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values()))]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _parquet_bytes(**options: Any) -> bytes:
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(table_columns()), content, **options)
+    return content.getvalue()
+
+
+def _csv_cells(path: Path) -> dict[str, list[Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells: dict[str, list[Any]] = {name: [float(row[name] or "nan") for row in rows] for name in TABLE_NUMBERS}
+    return cells | {"episode": [row["episode"] for row in rows]}
+
+
+def _parquet_cells(path: Path) -> dict[str, list[Any]]:
+    table = pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()))
+    return {name: [np.nan if cell is None else cell for cell in table[name].to_pylist()] for name in table.column_names}
+
+
+TABLE_NUMBERS = ("x0", "x1", "u0", "u1", "g0", "g1", "ended")
+
+
+def _table(name: str, file: str, content: bytes, cells: Callable[[Path], dict[str, list[Any]]]) -> Specimen:
+    def read(folder: Path) -> TrajectoryStore:
+        return readers.csv.read(folder / file, reached=reached, columns=TABLE)
+
+    def judge(folder: Path) -> Columns:
+        found = cells(folder / file)
+        numbers = {key: np.array(found[key], "f8").astype("f4") for key in TABLE_NUMBERS}
+        episodes, first = [], 0
+        for row, episode in enumerate(found["episode"]):
+            if row + 1 < len(found["episode"]) and found["episode"][row + 1] == episode:
+                continue
+            part = slice(first, row + 1)
+            states, actions, goals = (
+                np.stack([numbers[f"{letter}{axis}"][part] for axis in (0, 1)], 1) for letter in "xug"
+            )
+            laid = _steps({"o": states, "ag": states, "g": goals}, actions[:-1], numbers["ended"][row] == 1.0)
+            episodes.append(laid)
+            first = row + 1
+        return laid_out(episodes)
+
+    return Specimen(name, {file: content}, read, judge)
+
+
+# actors
+
+
+def _actor_columns(actor: Actor) -> Columns:
+    found = {
+        f"{name} {number}": layer[place] for number, layer in enumerate(actor.layers) for place, name in enumerate("wb")
+    }
+    found |= {"mean": actor.mean, "std": actor.std} if actor.mean is not None else {}
+    said = (actor.activation, actor.output, actor.goal_dim, actor.clip)
+    return found | {"settings": np.array([str(each) for each in said])}
+
+
+def _judge_actor(folder: Path) -> Columns:
+    with np.load(folder / "expert.npz", allow_pickle=False) as file:
+        held = {name: file[name] for name in file.files}
+    found = {f"{name[0]} {name.split('_')[1]}": held[name] for name in held if name.startswith(("weight_", "bias_"))}
+    found |= {name: held[name] for name in ("mean", "std") if name in held}
+    default = {"activation": "relu", "output": "tanh", "goal_dim": 0, "clip": np.inf}
+    said = {name: held[name].item() if name in held else value for name, value in default.items()}
+    said["clip"] = float(said["clip"])
+    return found | {"settings": np.array([str(each) for each in said.values()])}
+
+
+def _actor(folder: Path) -> Specimen:
+    rng = np.random.default_rng(7)
+    layers = tuple((rng.normal(size=(8, n)).astype("f4"), rng.normal(size=8).astype("f4")) for n in (6, 8))
+    mean, std = rng.normal(size=6).astype("f4"), rng.uniform(0.5, 2, 6).astype("f4")
+    path = folder / "actor" / "expert.npz"
+    path.parent.mkdir(parents=True)
+    write_actor(path, Actor(layers, goal_dim=2, mean=mean, std=std, clip=5.0))
+
+    def read(folder: Path) -> Actor:
+        return read_actor(folder / "expert.npz")
+
+    return Specimen(
+        "actor",
+        {"expert.npz": path.read_bytes()},
+        read,
+        _judge_actor,
+        _rezipped,
+        columns=_actor_columns,
+        refused=ValueError,
+    )
+
+
 # the store
 
 
@@ -362,5 +487,9 @@ def specimens(folder: Path) -> list[Specimen]:
         _ogbench("stored", np.savez),
         _ogbench("deflated", np.savez_compressed),
         *map(_wgcsl, (0, 2, 4, 5)),
+        _table("csv", "a.csv", _csv_bytes(), _csv_cells),
+        _table("parquet", "a.parquet", _parquet_bytes(), _parquet_cells),
+        _table("parquet, checksums", "a.parquet", _parquet_bytes(write_page_checksum=True), _parquet_cells),
         _store(folder),
+        _actor(folder),
     ]

@@ -20,11 +20,11 @@ def kills():
 
 
 def test_a_kill_of_each_kind_of_run_by_each_signal_loses_nothing(python):
-    done = python(SCRIPT, 3)
+    done = python(SCRIPT, 4)
     assert done.status == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in done.stdout.splitlines()[2:-2]]
-    assert rows == [["collection", "SIGKILL"], ["grid", "SIGHUP"], ["training", "SIGTERM"]]
-    assert done.stdout.endswith("3 kills, nothing lost.\n")
+    assert rows == [["collection", "SIGKILL"], ["export", "SIGKILL"], ["grid", "SIGHUP"], ["training", "SIGTERM"]]
+    assert done.stdout.endswith("4 kills, nothing lost.\n")
 
 
 def test_what_is_half_written_is_found(kills, tmp_path):

@@ -84,7 +84,7 @@ def test_value_and_gradients_match_the_reference_in_float64(case, divergence, si
     expected = loss_and_gradients(reference, objective, in_dtype(inputs, torch.float64))
 
     assert ours[0].dtype == torch.float32
-    # float32 has 2^-24 a rounding, times some ten operations and the condition of exp and log up to the cap
+    # float32 has 2^-24 a rounding, times about ten operations and the condition of exp and log up to the cap
     assert_agree(ours, expected, rtol=1e-5, atol=1e-5)
 
 

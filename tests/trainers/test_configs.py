@@ -39,7 +39,7 @@ defaults:
   - trainer@trainer: offline
   - _self_
 actor: {observation_dim: 3, goal_dim: 2, action_dim: 2, hidden: [8]}
-buffer: {batch_size: 8, sample_unit: {strategy: final, coupled: true}, transform: {her_ratio: 1.0, coupled: true}}
+buffer: {batch_size: 8, sample_unit: {strategy: final}, transform: {her_ratio: 1.0}}
 loss: {actor_network: "${actor}"}
 optimizer: {lr: 0.1}
 counter: {frame_skip: 1}
@@ -79,7 +79,7 @@ def _parts(target):
 def test_every_public_loss_has_a_config_under_a_name_of_its_own():
     losses = {getattr(objectives, name) for name in objectives.__all__}
     assert set(configs.LOSSES.values()) == losses
-    assert set(configs.LOSSES) == NAMES
+    assert set(configs.LOSSES) >= NAMES
     stored = ConfigStore.instance().repo["loss"]
     assert {f"{name}.yaml" for name in NAMES} <= set(stored)
     # and TorchRL's own are still there

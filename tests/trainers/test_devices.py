@@ -157,3 +157,46 @@ def test_a_checkpoint_of_the_version_before_is_still_read(tmp_path):
 def test_dtypes_are_compared_too():
     with pytest.raises(CheckpointError, match=r"a\.b is .*float64.*, expected .*float32"):
         check_fits({"b": torch.zeros(2, dtype=torch.float64)}, {"b": torch.zeros(2)}, "a")
+
+
+def fewer_groups(update):
+    update["optimizer"]["param_groups"].pop()
+
+
+def another_moment(update):
+    update["optimizer"]["state"][0]["exp_avg_sq"] = torch.zeros(3, 3)
+
+
+def no_generator(update):
+    del update["sampler"]["generator"]
+
+
+def no_schedule(update):
+    del update["scheduler"]["lr_lambdas"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (fewer_groups, r"update.optimizer has groups of \[\d+, \d+\] parameters, expected \[\d+, \d+, \d+\]"),
+        (another_moment, r"update\.optimizer\.0\.exp_avg_sq is \(\(3, 3\)"),
+        (no_generator, "KeyError: 'generator'"),
+        (no_schedule, "KeyError: 'lr_lambdas'"),
+    ],
+)
+def test_a_plain_update_overwrites_nothing_either_with_what_does_not_fit(make_trainer, tmp_path, change, named):
+    make_trainer(4, run_dir=tmp_path).train()
+    resave(tmp_path, lambda state: change(state["update"]))
+    trainer = make_trainer(4, run_dir=tmp_path)
+    trainer.update()  # so that there are moments to lose
+    before = trainer.update.state_dict()
+    before = [tensor.clone() for part in ("loss", "sampler") for tensor in before[part].values()]
+    moments = [tensor.clone() for each in trainer.update.optimizer.state.values() for tensor in each.values()]
+    with pytest.raises(CheckpointError, match=f"does not fit this run: .*{named}"):
+        trainer.resume()
+    after = trainer.update.state_dict()
+    after = [tensor for part in ("loss", "sampler") for tensor in after[part].values()]
+    assert all(torch.equal(*pair) for pair in zip(before, after))
+    found = [tensor for each in trainer.update.optimizer.state.values() for tensor in each.values()]
+    assert all(torch.equal(*pair) for pair in zip(moments, found))
+    assert trainer.step == 0

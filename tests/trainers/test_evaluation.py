@@ -248,3 +248,21 @@ def test_actions_are_clipped():
 def test_a_squashed_distribution_and_another_action_key_work_too():
     policy = ActorPolicy(actor_only([0.0, 1.0], TanhNormal, "act"), action_key="act")
     np.testing.assert_allclose(policy(observations(4)), [[0.0, np.tanh(1.0)]] * 4, atol=1e-6)
+
+
+def test_actions_are_clipped_to_the_bounds_of_the_actor_or_to_a_range_that_is_given():
+    from torchrl.data import Bounded
+
+    from torchrl_smore.modules import goal_specs, make_networks
+
+    observation, _ = goal_specs(observation_dim=3, goal_dim=2, action_dim=2)
+    low, high = torch.tensor([-2.0, 1.0]), torch.tensor([2.0, 5.0])
+    actor = make_networks(observation, Bounded(low, high, (2,)), hidden=(4,)).actor
+    trunk = actor.module[0].module.trunk
+    with torch.no_grad():
+        trunk.layers[-1].weight.zero_()
+        trunk.layers[-1].bias.copy_(torch.tensor([-50.0, 50.0]))
+    policy = ActorPolicy(AWRActorLoss(actor))
+    np.testing.assert_allclose(policy(observations(2)), [[-2.0, 5.0]] * 2)
+    wide = ActorPolicy(actor_only([7.0, -3.0], IndependentNormal), action_range=((-2.0, -1.0), (6.0, 1.0)))
+    np.testing.assert_array_equal(wide(observations(2)), [[6.0, -1.0]] * 2)

@@ -421,3 +421,9 @@ def test_an_update_is_ready_or_made_from_its_parts_and_never_both(make_seeds, ma
         OfflineTrainer(make_loss(), total_steps=1)
     assert isinstance(make_trainer(1).update, Update)
     assert OfflineTrainer(update=ready, total_steps=1, progress_bar=False).loss_module is ready.loss
+
+
+def test_the_pair_that_adam_returns_is_no_optimizer(make_loss, data):
+    loss = make_loss()
+    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer, got tuple: adam\(\) returns"):
+        OfflineTrainer(loss, GoalBatchSampler(data, 2), adam(loss), total_steps=1, progress_bar=False)

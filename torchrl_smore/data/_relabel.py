@@ -20,7 +20,7 @@ def reached_mask(success: SuccessFn, achieved_goal: Tensor, goal: Tensor, batch_
     """``success(achieved_goal, goal)`` as booleans of the batch's shape ``[*B]``.
 
     Raises:
-        ValueError: if it returns another shape than ``[*B]`` or ``[*B, 1]``.
+        ValueError: if it returns another shape than ``[*B]`` or ``[*B, 1]``, or a tensor on another device.
         TypeError: if it returns no booleans.
     """
     size = achieved_goal.shape[:batch_dims]
@@ -34,6 +34,10 @@ def reached_mask(success: SuccessFn, achieved_goal: Tensor, goal: Tensor, batch_
         raise ValueError(
             f"success must return shape {list(size)} or {[*size, 1]} for goals {list(goal.shape)}, "
             f"got {list(mask.shape)}."
+        )
+    if mask.device != achieved_goal.device:
+        raise ValueError(
+            f"success must return a tensor on {achieved_goal.device}, as the goals are, got {mask.device}."
         )
     return mask
 

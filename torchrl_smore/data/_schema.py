@@ -62,7 +62,7 @@ def conformed(data: TensorDictBase) -> TensorDictBase:
     if not changed:
         return data
     if converted:
-        _logger.warning("columns of a trajectory store are float32: converted %s", ", ".join(sorted(converted)))
+        _logger.warning("columns are float32: converted %s", ", ".join(sorted(converted)))
     data = data.copy()
     for key, value in changed.items():
         data.set(key, value)

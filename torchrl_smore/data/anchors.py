@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.data.samplers import stored_goal_reached, stored_stop
+from torchrl_smore.data.samplers import achieved_goals, stored_goal_reached, stored_stop
 from torchrl_smore.functional.goals import first_row_away, trajectory_start
 
 _logger = logging.getLogger("torchrl_smore")
@@ -37,7 +37,7 @@ class AnchorRule:
 
 def _moving(data: TensorDictBase, threshold: float) -> Tensor:
     stop = stored_stop(data)
-    return first_row_away(data.get(("next", "achieved_goal")), stop, threshold) < stop
+    return first_row_away(achieved_goals(data), stop, threshold) < stop
 
 
 def _reaching(data: TensorDictBase, threshold: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
+from torchrl_smore.data._schema import conformed
+from torchrl_smore.data._seeded import SeededBatches
 from torchrl_smore.data.samplers import (
     anchor_distribution,
     check_away,
@@ -43,7 +44,7 @@ _COLUMNS: tuple[NestedKey, ...] = (
 EXTRAS = ("achieved_goal", "goal_offset", "initial_observation", "row")
 
 
-class GoalBatchSampler:
+class GoalBatchSampler(SeededBatches):
     """Samples offline and goal transitions from a dataset held as one contiguous table.
 
     Does what a replay buffer with :class:`GoalTransition` and :class:`HindsightGoalTransform` does, on the same
@@ -52,8 +53,8 @@ class GoalBatchSampler:
     compiles it together with the loss.
 
     Args:
-        data: TED layout, batch size ``[N]``, as in
-            :class:`~torchrl_smore.data.TrajectoryStore`.
+        data: TED layout, batch size ``[N]``, as in :class:`~torchrl_smore.data.TrajectoryStore`, whose numbers become
+            float32 as they do there, with a warning that names their columns. Of the flags one is enough.
         batch_size: offline rows, and goal-transition rows, of a batch.
         her_ratio: probability of relabelling, in ``[0, 1]``.
         strategy: of the goals of offline and goal transitions, see :func:`~torchrl_smore.functional.goals.goal_row`:
@@ -61,7 +62,6 @@ class GoalBatchSampler:
         actor_strategy: of the goals of the actor's regression, written to ``"actor_goal"``; ``None``: it has the goals
             of the offline transitions, and the batch no such entry.
         gamma: used by the ``"geometric"`` strategy.
-        coupled: see :class:`GoalTransition`.
         anchors: weight of each row, by which anchors of offline and goal transitions are drawn, not negative, shape
             ``[N]``; see :func:`~torchrl_smore.data.anchor_weights`. ``None``: uniform.
         threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"``.
@@ -74,13 +74,17 @@ class GoalBatchSampler:
             ``[B, 1]``, steps from the transition to the row whose goal it was given (0: it enters that goal itself;
             -1: it kept its stored goal); ``"initial_observation"`` ``[B, O]``, the first of its trajectory;
             ``"row"``, int64 ``[B, 1]``, the transition's row in ``data``.
+        trajectory_key: see :class:`GoalTransition`.
         seed: seed of the generator.
         device: where the table lies.
 
     Raises:
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
-            or the last trajectory of the data is open.
+            the last trajectory of the data is open, or a column is no vector of numbers in each row.
+        KeyError: if the data lack a column; names it.
     """
+
+    num_uniforms = NUM_UNIFORMS
 
     def __init__(
         self,
@@ -91,7 +95,6 @@ class GoalBatchSampler:
         strategy: Strategy = "future",
         actor_strategy: Strategy | None = None,
         gamma: float = 0.99,
-        coupled: bool = False,
         anchors: Tensor | None = None,
         threshold: float | None = None,
         success: SuccessFn | None = None,
@@ -99,6 +102,7 @@ class GoalBatchSampler:
         terminate_at_goal: bool = False,
         q: bool = True,
         extras: Collection[str] = (),
+        trajectory_key: NestedKey | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -112,15 +116,15 @@ class GoalBatchSampler:
                 raise unknown_name("extra", name, EXTRAS)
         if "goal_offset" in extras and "random" in check_strategy(strategy):
             raise ValueError("goal_offset counts steps within a trajectory: it needs another strategy than 'random'.")
+        data = _packable(data, *(["achieved_goal"] if "achieved_goal" in extras else []))
         device = torch.device(device or data.get("action").device)
-        order = trajectory_order(data)
-        data = with_ends(data if order is None else data[order])
+        order = trajectory_order(data, trajectory_key)
+        data = with_ends(data if order is None else data[order], trajectory_key)
         self.batch_size = batch_size
         self.her_ratio = her_ratio
         self.strategy = strategy
         self.actor_strategy = actor_strategy
         self.gamma = gamma
-        self.coupled = coupled
         self._reward = None if success is None else SparseReward(success, reward_values, terminate_at_goal)
         self.q = q
         self.extras = tuple(extras)
@@ -152,16 +156,6 @@ class GoalBatchSampler:
     def __len__(self) -> int:
         return self._table.shape[0]
 
-    def draw(self) -> Tensor:
-        """Uniform numbers for one batch, ``[B, NUM_UNIFORMS]``, float64, from this object's generator."""
-        return torch.rand(
-            self.batch_size,
-            NUM_UNIFORMS,
-            dtype=torch.float64,
-            device=self._table.device,
-            generator=self.generator,
-        )
-
     def gather(self, uniform: Tensor) -> TensorDict:
         """The batch that belongs to ``uniform``; deterministic.
 
@@ -178,7 +172,6 @@ class GoalBatchSampler:
             strategy=self.strategy,
             actor_strategy=self.actor_strategy,
             gamma=self.gamma,
-            coupled=self.coupled,
             anchors=self._anchors,
             away=self._away,
         )
@@ -201,10 +194,6 @@ class GoalBatchSampler:
             batch.set("initial_observation", self._table[self._start[rows.index], : self._widths[0]])
         return batch
 
-    def __call__(self) -> TensorDict:
-        """Draws and gathers one batch."""
-        return self.gather(self.draw())
-
     def _rows(self, index: Tensor, goal: Tensor | None, relabel_mask: Tensor) -> TensorDict:
         observation, action, next_observation, stored, entered = self._table[index].split(self._widths, -1)
         goal = where_rows(relabel_mask, entered if goal is None else goal, stored)
@@ -222,19 +211,37 @@ class GoalBatchSampler:
             batch_size=size,
         )
 
-    def with_seed(self, seed: int) -> GoalBatchSampler:
-        """The same table, not copied, under a generator of its own; equal to a sampler made with that seed."""
-        other = copy.copy(self)
-        other.generator = torch.Generator(self._table.device).manual_seed(seed)
-        return other
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of the generator."""
-        return {"generator": self.generator.get_state()}
+def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
+    """Data whose columns are float32 vectors that can lie in one row.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state of the generator."""
-        self.generator.set_state(state["generator"])
+    Raises:
+        ValueError: for another batch size than ``[N]``, or a column of another shape or type.
+        KeyError: for a missing column; says what to do.
+    """
+    if data.batch_dims != 1 or not len(data):
+        raise ValueError(f"expected data of batch size [N] with N > 0, got {list(data.batch_size)}.")
+    data = conformed(data)
+    for key in (*_COLUMNS, *more):
+        column = data.get(key, None)
+        if column is None:
+            advice = (
+                "where no goal is stored, any will do with her_ratio=1, such as those of ('next', 'achieved_goal')"
+                if key == "desired_goal"
+                else f"rename the entry that holds it, one of {', '.join(sorted(map(str, data.keys(True, True))))}"
+            )
+            raise KeyError(f"GoalBatchSampler reads {key!r}, which the data do not have: {advice}.")
+        if column.ndim != 2 or column.dtype != torch.float32:
+            raise ValueError(
+                f"{key!r}: expected numbers of shape [{len(data)}, width], got {column.dtype} {list(column.shape)}. "
+                "For pictures there is PixelBatchSampler; for any other shape, a replay buffer with GoalTransition and "
+                "HindsightGoalTransform."
+            )
+    for key, other in (("desired_goal", ("next", "achieved_goal")), ("observation", ("next", "observation"))):
+        first, second = data.get(key).shape[-1], data.get(other).shape[-1]
+        if first != second:
+            raise ValueError(f"expected {key!r} and {other!r} to be equally wide, got {first} and {second}.")
+    return data
 
 
 def _flag(data: TensorDictBase, key: NestedKey) -> Tensor:
@@ -242,4 +249,4 @@ def _flag(data: TensorDictBase, key: NestedKey) -> Tensor:
     flag = data.get(key, None)
     if flag is None:
         return torch.zeros(data.shape[0], 1, dtype=torch.bool, device=data.device)
-    return flag.reshape(data.shape[0], 1)
+    return flag.reshape(data.shape[0], 1).bool()

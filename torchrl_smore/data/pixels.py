@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -10,14 +9,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask
-from torchrl_smore.data.samplers import anchor_distribution, stored_stop
+from torchrl_smore.data._seeded import SeededBatches
+from torchrl_smore.data.samplers import anchor_distribution, check_away, rows_away, stored_stop
 from torchrl_smore.data.trajectories import TrajectoryStore
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     GoalTransitionRows,
     Strategy,
     check_strategy,
-    first_row_away,
     goal_transition_rows,
     uniform_index,
 )
@@ -25,7 +24,7 @@ from torchrl_smore.functional.goals import (
 _CROP_UNIFORMS = 3  # whether, and by how much down and across
 
 
-class PixelBatchSampler:
+class PixelBatchSampler(SeededBatches):
     """Samples offline and goal transitions whose observations and goals are pictures.
 
     Does what :class:`~torchrl_smore.data.GoalBatchSampler` does, on the same functional core, with uint8 frames in the
@@ -41,7 +40,6 @@ class PixelBatchSampler:
         strategy: see :class:`~torchrl_smore.data.GoalBatchSampler`.
         actor_strategy: likewise.
         gamma: likewise.
-        coupled: likewise.
         anchors: likewise.
         threshold: likewise; distances are those of the stored achieved goals.
         success: when given, 0/1 rewards and ``terminated`` are added, for losses that read them: ``"identity"``, where
@@ -59,6 +57,8 @@ class PixelBatchSampler:
         ValueError: if the store has no frames, or an argument lies outside its range.
     """
 
+    num_uniforms = NUM_UNIFORMS + _CROP_UNIFORMS
+
     def __init__(
         self,
         store: TrajectoryStore,
@@ -67,7 +67,6 @@ class PixelBatchSampler:
         strategy: Strategy = "future",
         actor_strategy: Strategy | None = None,
         gamma: float = 0.99,
-        coupled: bool = False,
         anchors: Tensor | None = None,
         threshold: float | None = None,
         success: SuccessFn | Literal["identity"] | None = None,
@@ -89,14 +88,12 @@ class PixelBatchSampler:
         if pad < 0:
             raise ValueError(f"pad must not be negative, got {pad}.")
         used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
-        if "away" in used and threshold is None:
-            raise ValueError("the goal strategy 'away' needs a threshold.")
+        check_away(used, threshold)
         data = store.data
         device = torch.device(device or store.frames.device)
         self.batch_size = batch_size
         self.strategy, self.actor_strategy = strategy, actor_strategy
-        self.gamma, self.coupled = gamma, coupled
-        self.q, self.following = q, following
+        self.gamma, self.q, self.following = gamma, q, following
         self.crop_prob, self.pad = crop_prob, pad
         self.generator = torch.Generator(device).manual_seed(seed)
         self._frames = store.frames.to(device)
@@ -107,10 +104,8 @@ class PixelBatchSampler:
         self._stop = stop.to(device)
         self._none = torch.empty(0, dtype=torch.int64, device=device)
         self._anchors = None if anchors is None else anchor_distribution(anchors, stop.shape[0], device)
-        self._away = None
-        if "away" in used:
-            assert threshold is not None
-            self._away = first_row_away(data.get(("next", "achieved_goal")), stop, threshold).to(device)
+        away = rows_away(used, data, stop, threshold)
+        self._away = None if away is None else away.to(device)
         self._by_row = success == "identity"
         self._reward = None
         if success is not None:
@@ -124,16 +119,6 @@ class PixelBatchSampler:
 
     def __len__(self) -> int:
         return self._action.shape[0]
-
-    def draw(self) -> Tensor:
-        """Uniform numbers for one batch, ``[B, NUM_UNIFORMS + 3]``, float64, from this object's generator."""
-        return torch.rand(
-            self.batch_size,
-            NUM_UNIFORMS + _CROP_UNIFORMS,
-            dtype=torch.float64,
-            device=self._action.device,
-            generator=self.generator,
-        )
 
     def gather(self, uniform: Tensor) -> TensorDict:
         """The batch that belongs to ``uniform``; deterministic.
@@ -152,7 +137,6 @@ class PixelBatchSampler:
             strategy=self.strategy,
             actor_strategy=self.actor_strategy,
             gamma=self.gamma,
-            coupled=self.coupled,
             anchors=self._anchors,
             away=self._away,
         )
@@ -162,10 +146,6 @@ class PixelBatchSampler:
         if self.q:
             batch.set("q", self._rows(rows.q_index, None, shift, following=True))
         return batch
-
-    def __call__(self) -> TensorDict:
-        """Draws and gathers one batch."""
-        return self.gather(self.draw())
 
     def _shift(self, uniform: Tensor) -> Tensor | None:
         """Offset of each row down and across, int64 ``[B, 2]``, in ``[-pad, pad]``; ``None``: there is never one."""
@@ -204,20 +184,6 @@ class PixelBatchSampler:
             # copies whole frames, where indexing copies byte by byte
             return self._frames.index_select(0, frame)
         return shifted_frames(self._frames, frame, shift, self.pad)
-
-    def with_seed(self, seed: int) -> PixelBatchSampler:
-        """The same frames, not copied, under a generator of its own; equal to a sampler made with that seed."""
-        other = copy.copy(self)
-        other.generator = torch.Generator(self._action.device).manual_seed(seed)
-        return other
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the generator."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state of the generator."""
-        self.generator.set_state(state["generator"])
 
 
 def _same(achieved: Tensor, goal: Tensor) -> Tensor:

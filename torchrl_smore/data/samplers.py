@@ -30,6 +30,7 @@ WeightsFn = Callable[[TensorDictBase], Tensor | None]
 #: Where collectors of TorchRL write which trajectory a row belongs to.
 TRAJECTORY_KEY: NestedKey = ("collector", "traj_ids")
 _FLAGS = ("done", "terminated", "truncated")
+_END_KEYS = tuple(("next", name) for name in _FLAGS)
 _logger = logging.getLogger("torchrl_smore")
 
 
@@ -129,15 +130,19 @@ class GoalTransition(SampleUnit):
     :func:`~torchrl_smore.functional.goals.goal_transition_rows`; random numbers come from the buffer's generator.
 
     Trajectories end where ``("next", done | terminated | truncated)`` says, or where the trajectory named by
-    ``trajectory_key`` changes (data without flags: ``traj_stop``), read once for each state of the storage. Rows of
-    several trajectories may be interleaved if that key is there. A trajectory that still grows, or whose beginning a
-    full storage has overwritten, is relabelled within what is there. One-dimensional tensor storages only.
+    ``trajectory_key`` changes (data without flags: ``traj_stop``). They are read once for each state of the storage;
+    between two samples of a storage that is extended once, growing or full, only the new rows are read, unless rows of
+    several trajectories are interleaved, which they may be if that key is there, or ``anchors`` or ``"away"`` look at
+    all of them. A trajectory that still grows, or whose beginning a full storage has overwritten, is relabelled within
+    what is there. One-dimensional tensor storages only.
+
+    With ``prefetch=`` of the buffer several threads draw from one generator in an order of their own: such batches are
+    not the same from run to run.
 
     Args:
         strategy: see :func:`~torchrl_smore.functional.goals.goal_row`: a name, or shares of several. ``"away"`` needs
             ``threshold``.
         gamma: used by ``"geometric"``.
-        coupled: let goal transitions share anchor and goal with the offline transitions.
         reached: maps the stored data to the rows that reach their stored goal, bool ``[N]``; by default those with a
             positive reward.
         anchors: maps the stored data to weights of rows (``functools.partial(anchor_weights, "moving", threshold=...)``
@@ -155,7 +160,6 @@ class GoalTransition(SampleUnit):
         strategy: Strategy = "future",
         *,
         gamma: float = 0.99,
-        coupled: bool = False,
         reached: ReachedFn = stored_goal_reached,
         anchors: WeightsFn | None = None,
         threshold: float | None = None,
@@ -164,7 +168,6 @@ class GoalTransition(SampleUnit):
         check_away(check_strategy(strategy), threshold)
         self.strategy = strategy
         self.gamma = gamma
-        self.coupled = coupled
         self.reached = reached
         self.anchors = anchors
         self.threshold = threshold
@@ -198,13 +201,12 @@ class GoalTransition(SampleUnit):
             her_ratio=1.0,
             strategy=self.strategy,
             gamma=self.gamma,
-            coupled=self.coupled,
             index=known.position(index) if known.anchors is None else None,
             anchors=known.anchors,
             away=known.away,
         )
         positions = torch.stack([rows.index, rows.goal_index, rows.q_index, rows.reached_index], -1)
-        return positions if known.order is None else known.order[positions], info
+        return known.places(positions), info
 
     def _rows(self, storage: Storage) -> _Rows:
         """What sampling needs to know of the stored rows, cached until the storage changes."""
@@ -223,71 +225,120 @@ class GoalTransition(SampleUnit):
         return cache.rows
 
     def _append(self, cache: _Cache, storage: TensorStorage, size: int, revision: int) -> bool:
-        """Reads the rows that one write has added behind those known; ``False`` if that is not all that happened."""
-        rows = cache.rows
+        """Reads the rows that one write has put behind those known; ``False`` if that is not all that happened."""
+        rows, number = cache.rows, _num_written(storage, cache.size)
         if self.anchors is not None or rows.away is not None or rows.order is not None:
             return False
-        # a single write that has made the storage longer, and not filled it, has left the rows before alone
-        if revision != cache.revision + 1 or not cache.size < size < storage.max_size:
+        if revision != cache.revision + 1 or number == 0 or cache.last is None:
             return False
-        if storage._last_cursor_index != size - 1:
+        last = (cache.last + number) % storage.max_size
+        # what a full storage has written over is gone from the beginning
+        dropped = cache.size + number - size
+        in_turn = rows.start == 0 or cache.size == storage.max_size
+        if storage._last_cursor_index != last or not in_turn or not 0 <= dropped < cache.size:
             return False
+        start = (last + 1) % size
         # the trajectory that was the last one may go on
-        first = int(torch.searchsorted(rows.stop, cache.size))
-        tail = storage[first:size]
-        if tail.get(self.trajectory_key or TRAJECTORY_KEY, None) is not None or _end_flags(tail) is None:
+        first = max(int(torch.searchsorted(rows.stop, cache.size)), dropped)
+        place = (torch.arange(first - dropped, size, device=rows.stop.device) + start) % size
+        stored = storage[:size]
+        tail = stored.select(self.trajectory_key or TRAJECTORY_KEY, *_END_KEYS, strict=False)[place]
+        ids = tail.get(self.trajectory_key or TRAJECTORY_KEY, None)
+        if ids is not None:
+            ids = ids.reshape(-1)
+            # none of them may be one of a trajectory further back
+            if cache.newest is None or int(ids[0]) < cache.newest or bool((ids[1:] < ids[:-1]).any()):
+                return False
+        tail = with_ends(tail, self.trajectory_key)
+        if _end_flags(tail) is None:
             return False
-        stop = cache.stop.replaced(first, stored_stop(tail, open_end=True) + first)
-        new = checked_reached(self.reached, tail[cache.size - first :]).nonzero().squeeze(-1) + cache.size
-        reached = cache.reached.replaced(rows.reached.shape[0], new)
-        cache.rows = _Rows(stop, reached, None, None, None, None)
+        new = checked_reached(self.reached, stored[place[-number:]]).nonzero().squeeze(-1) + size - number
+        gone = int(torch.searchsorted(rows.reached, dropped))
+        stop = cache.stop.replaced(first, stored_stop(tail, open_end=True) + first - dropped, dropped, by=dropped)
+        reached = cache.reached.replaced(rows.reached.shape[0], new, gone, by=dropped)
+        cache.rows, cache.last = _Rows(stop, reached, start), last
+        cache.newest = None if ids is None else int(ids[-1])
         return True
 
     def _read(self, storage: TensorStorage) -> _Cache:
         """Reads all rows."""
         stored, size = storage[: len(storage)], len(storage)
         reached = checked_reached(self.reached, stored)
-        names = ("traj_stop", *(("next", name) for name in _FLAGS))
-        data = stored.select(self.trajectory_key or TRAJECTORY_KEY, *names, strict=False)
-        order, last = None, storage._last_cursor_index
-        if last is not None and int(last) != size - 1:
-            # a full storage goes on at its beginning: its oldest row follows the one written last
-            order = torch.arange(size, device=reached.device).roll(-int(last) - 1)
-            data = torch.cat([data[int(last) + 1 :], data[: int(last) + 1]])
-        together = trajectory_order(data, self.trajectory_key)
-        if together is not None:
-            order, data = (together if order is None else order[together]), data[together]
-        stop = stored_stop(with_ends(data, self.trajectory_key), open_end=True)
-        place = None
+        key = self.trajectory_key or TRAJECTORY_KEY
+        data = stored.select(key, "traj_stop", *_END_KEYS, strict=False)
+        last = storage._last_cursor_index
+        # a full storage goes on at its beginning: its oldest row follows the one written last
+        start = 0 if last is None else (int(last) + 1) % size
+        if start:
+            data = torch.cat([data[start:], data[:start]])
+        ids, order, place = data.get(key, None), trajectory_order(data, self.trajectory_key), None
         if order is not None:
+            data, order, start = data[order], (order + start) % size, 0
             reached, place = reached[order], torch.empty_like(order)
-            if self.anchors is not None or "away" in check_strategy(self.strategy):
-                stored = stored[order]
             place[order] = torch.arange(size, device=order.device)
+        stop = stored_stop(with_ends(data, self.trajectory_key), open_end=True)
+        reached = reached.roll(-start)
+        if self.anchors is not None or "away" in check_strategy(self.strategy):
+            if order is not None:
+                stored = stored[order]
+            elif start:
+                stored = torch.cat([stored[start:], stored[:start]])
         weights = None if self.anchors is None else self.anchors(with_ends(stored, self.trajectory_key))
         anchors = None if weights is None else anchor_distribution(weights, size, stop.device)
         away = rows_away(check_strategy(self.strategy), stored, stop, self.threshold)
-        rows = _Rows(stop, reached.nonzero().squeeze(-1), order, place, anchors, away)
-        return _Cache(weakref.ref(storage), rows, _Growing(rows.stop), _Growing(rows.reached))
+        rows = _Rows(stop, reached.nonzero().squeeze(-1), start, order, place, anchors, away)
+        newest = None if ids is None or ids.reshape(-1)[-1] < ids.max() else int(ids.reshape(-1)[-1])
+        grown = (_Growing(rows.stop), _Growing(rows.reached))
+        return _Cache(weakref.ref(storage), rows, *grown, None if last is None else int(last), newest)
+
+
+def _num_written(storage: TensorStorage, known: int) -> int:
+    """Rows of the last write if it put them one behind the other; 0 if that cannot be told.
+
+    Args:
+        storage: where they are.
+        known: how many rows it had before.
+    """
+    if len(storage) < storage.max_size:
+        return max(len(storage) - known, 0)
+    cursor = storage._last_cursor
+    if isinstance(cursor, slice):
+        cursor = range(*cursor.indices(storage.max_size))
+    if not isinstance(cursor, (int, range, Tensor)):
+        return 0
+    places = torch.as_tensor(cursor).reshape(-1)
+    in_turn = ((places[1:] - places[:-1]) % storage.max_size == 1).all()
+    # what another process wrote last is not known here
+    return len(places) if len(places) and in_turn and int(places[-1]) == storage._last_cursor_index else 0
 
 
 @dataclass(frozen=True)
 class _Rows:
     """Stored rows in the order of their trajectories.
 
-    ``order`` are their places in the storage and ``place`` is its inverse, if they lie in another one.
+    ``start`` is the place in the storage of the first of them, after which the others follow in a ring; where they lie
+    in another order, ``order`` are their places and ``place`` is its inverse.
     """
 
     stop: Tensor
     reached: Tensor
-    order: Tensor | None
-    place: Tensor | None
-    anchors: Tensor | None
-    away: Tensor | None
+    start: int = 0
+    order: Tensor | None = None
+    place: Tensor | None = None
+    anchors: Tensor | None = None
+    away: Tensor | None = None
 
     def position(self, index: Tensor) -> Tensor:
         """Positions in the order of trajectories of rows of the storage."""
-        return index if self.place is None else self.place[index]
+        if self.place is not None:
+            return self.place[index]
+        return (index - self.start) % self.stop.shape[0] if self.start else index
+
+    def places(self, position: Tensor) -> Tensor:
+        """The inverse of :meth:`position`."""
+        if self.order is not None:
+            return self.order[position]
+        return (position + self.start) % self.stop.shape[0] if self.start else position
 
 
 class _Growing:
@@ -295,26 +346,40 @@ class _Growing:
 
     def __init__(self, numbers: Tensor) -> None:
         self._held = numbers
+        self._spare: Tensor | None = None
 
-    def replaced(self, start: int, numbers: Tensor) -> Tensor:
-        """The first ``start`` of them, followed by ``numbers``; valid until the next call."""
-        size = start + numbers.shape[0]
+    def replaced(self, stop: int, numbers: Tensor, start: int = 0, *, by: int = 0) -> Tensor:
+        """Those from ``start`` to ``stop``, less ``by``, followed by ``numbers``; valid until the next call."""
+        size = stop - start + numbers.shape[0]
+        if start or by:
+            # into the place of the last but one, since new memory of some megabytes takes longer than the numbers
+            spare = self._spare
+            moved = numbers.new_empty(size) if spare is None or spare.shape[0] < size else spare
+            torch.sub(self._held[start:stop], by, out=moved[: stop - start])
+            moved[stop - start : size] = numbers
+            self._held, self._spare = moved, self._held
+            return moved[:size]
         if size > self._held.shape[0]:
             larger = numbers.new_empty(max(size, 2 * self._held.shape[0]))
-            larger[:start] = self._held[:start]
+            larger[:stop] = self._held[:stop]
             self._held = larger
-        self._held[start:size] = numbers
+        self._held[stop:size] = numbers
         return self._held[:size]
 
 
 @dataclass
 class _Cache:
-    """What is known of a storage as it was at a size and a revision."""
+    """What is known of a storage as it was at a size and a revision.
+
+    ``last`` is the row that was written last, ``newest`` its trajectory's number if none of the others is larger.
+    """
 
     storage: weakref.ref[Storage]
     rows: _Rows
     stop: _Growing
     reached: _Growing
+    last: int | None
+    newest: int | None
     size: int = 0
     revision: int = -1
 
@@ -334,7 +399,22 @@ def rows_away(used: Collection[str], data: TensorDictBase, stop: Tensor, thresho
     if "away" not in used:
         return None
     assert threshold is not None
-    return first_row_away(data.get(("next", "achieved_goal")), stop, threshold)
+    return first_row_away(achieved_goals(data), stop, threshold)
+
+
+def achieved_goals(data: TensorDictBase) -> Tensor:
+    """Goals achieved after each step.
+
+    Raises:
+        KeyError: if the data have none; says what to do.
+    """
+    goals = data.get(("next", "achieved_goal"), None)
+    if goals is None:
+        raise KeyError(
+            "the data have no ('next', 'achieved_goal'), which the goal strategy 'away' and the anchor rule 'moving' "
+            f"read: rename the entry that holds it, one of {', '.join(sorted(map(str, data.keys(True, True))))}."
+        )
+    return goals
 
 
 def anchor_distribution(weights: Tensor, num_rows: int, device: torch.device | str) -> Tensor:
@@ -352,7 +432,7 @@ def checked_reached(reached: ReachedFn, data: TensorDictBase) -> Tensor:
     """``reached(data)``, bool ``[N]``.
 
     Raises:
-        ValueError: for another shape than ``[N]`` or ``[N, 1]``.
+        ValueError: for another shape than ``[N]`` or ``[N, 1]``, or another device.
         TypeError: for anything but booleans.
     """
     mask = reached(data)
@@ -362,6 +442,8 @@ def checked_reached(reached: ReachedFn, data: TensorDictBase) -> Tensor:
     size = data.shape[0]
     if mask.shape not in ((size,), (size, 1)):
         raise ValueError(f"reached must return shape {[size]} or {[size, 1]}, got {list(mask.shape)}.")
+    if data.device is not None and mask.device != data.device:
+        raise ValueError(f"reached must return a tensor on {data.device}, as the data are, got {mask.device}.")
     return mask.reshape(size)
 
 

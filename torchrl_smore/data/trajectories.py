@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torchrl_smore.data import _disk
 from torchrl_smore.data._composition import check_composition, select_composition
 from torchrl_smore.data._episodes import stack_episodes
 from torchrl_smore.data._files import reading
+from torchrl_smore.data._ranges import Range, described_outside
 from torchrl_smore.data._schema import (
     SCHEMA,
     check_frames,
@@ -25,6 +27,8 @@ from torchrl_smore.data._schema import (
 )
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.storages import RowStorage
+
+_logger = logging.getLogger("torchrl_smore")
 
 
 class TrajectoryStore:
@@ -199,22 +203,61 @@ class TrajectoryStore:
             )
         return index.long()
 
-    def check_task(self, *, observation_dim: int, goal_dim: int, action_dim: int, name: str) -> None:
-        """Checks that the columns are as wide as a task's spaces.
+    def check_task(
+        self,
+        *,
+        observation_dim: int,
+        goal_dim: int,
+        action_dim: int,
+        name: str,
+        action_range: Range = (-1.0, 1.0),
+        goal_range: Range | None = None,
+        goal_slack: float = 0.0,
+    ) -> None:
+        """Checks that the columns are as wide as a task's spaces, and warns of rows that lie outside of them.
+
+        The warnings (logger ``torchrl_smore``) say how many rows there are, which is the first and what it holds; such
+        rows stay as they are, see :meth:`with_clipped_actions`.
 
         Args:
             observation_dim: width of the task's observation.
             goal_dim: width of the task's goal.
             action_dim: width of the task's action.
             name: the task's name, for the message.
+            action_range: smallest and largest action, one number for all components or one for each.
+            goal_range: the same of the goals that the task asks for; ``None``: not known.
+            goal_slack: how far beyond ``goal_range`` a desired goal may lie, in the unit of the goal, not negative.
 
         Raises:
             DatasetError: if a width differs.
+            ValueError: if a range is not as wide as its column.
         """
         expected = {"observation_dim": observation_dim, "goal_dim": goal_dim, "action_dim": action_dim}
         found = {key: getattr(self, key) for key in expected}
         if found != expected:
             raise DatasetError(f"the dataset does not fit the task {name!r}: expected {expected}, found {found}.")
+        for key, allowed, slack in (("action", action_range, 0.0), ("desired_goal", goal_range, goal_slack)):
+            said = None if allowed is None else described_outside(self.data.get(key), allowed, slack)
+            if allowed is not None and said is not None:
+                _logger.warning("%r lies outside of what %s allows, %s, in %s", key, name, list(allowed), said)
+
+    def with_clipped_actions(self, low: float = -1.0, high: float = 1.0) -> TrajectoryStore:
+        """The same columns, not copied, with actions clipped to a range; ``meta`` says how many rows that changed.
+
+        Args:
+            low: smallest action.
+            high: largest action, above ``low``.
+
+        Raises:
+            ValueError: if ``low`` is not below ``high``.
+        """
+        if not low < high:
+            raise ValueError(f"expected low below high, got {low} and {high}.")
+        action = self.data.get("action")
+        clipped = action.clamp(low, high)
+        data = self.data.copy().set("action", clipped)
+        changed = int((clipped != action).any(-1).sum())
+        return self._of_valid(data, {**self.meta, "clipped_actions": changed}, self.frames)
 
     def summary(self, gamma: float = 0.99) -> str:
         """A few lines for people: counts, share of successful trajectories, mean discounted return.

@@ -32,7 +32,6 @@ class HindsightGoalTransform(Transform):
         success: ``success(achieved_goal [*, G], goal [*, G]) -> bool [*]``, the task's success rule.
         reward_values: reward of a step that does not, and that does, reach the goal; float32, whatever the goals are.
         terminate_at_goal: end the trajectory (``terminated``) where the goal is reached.
-        coupled: what the unit has; offline and goal transitions are then relabelled in the same rows.
         reached: what the unit has; not used when ``success`` is given, which says the same.
         generator: random numbers of the relabelling mask; torch's global ones if ``None``.
         achieved_goal_key: key of the achieved goal.
@@ -51,7 +50,6 @@ class HindsightGoalTransform(Transform):
         success: SuccessFn | None = None,
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
-        coupled: bool = False,
         reached: ReachedFn = stored_goal_reached,
         generator: torch.Generator | None = None,
         achieved_goal_key: NestedKey = "achieved_goal",
@@ -64,7 +62,6 @@ class HindsightGoalTransform(Transform):
         self.her_ratio = her_ratio
         self.success = success
         self._reward = None if success is None else SparseReward(success, reward_values, terminate_at_goal)
-        self.coupled = coupled
         self.reached = reached
         self.generator = generator
         self.achieved_goal_key = achieved_goal_key
@@ -80,13 +77,15 @@ class HindsightGoalTransform(Transform):
         """See the class.
 
         Raises:
-            ValueError: if the batch is not ``[B, 4]``, or was expanded by a unit with another ``reached`` rule.
+            ValueError: if the batch is not ``[B, 4]``, or the first batch shows that the unit has another ``reached``
+                rule.
             KeyError: if it lacks the goals.
         """
         if tensordict.ndim != 2 or tensordict.shape[1] != 4:
             raise ValueError(
                 "HindsightGoalTransform expects a [B, 4] batch from GoalTransition, "
-                f"got batch size {list(tensordict.shape)}."
+                f"got batch size {list(tensordict.shape)}. What is stored is read from the buffer's storage, "
+                "buffer.storage[...], and not from buffer[...], which applies its transform."
             )
         for key in (("next", self.achieved_goal_key), self.desired_goal_key):
             # without a stored goal everything is relabelled, and needs none
@@ -112,8 +111,6 @@ class HindsightGoalTransform(Transform):
         stored = tensordict.get(self.desired_goal_key)
         uniform = torch.rand(2, stored.shape[0], device=stored.device, generator=self.generator)
         keep, q_keep = uniform >= self.her_ratio
-        if self.coupled:
-            q_keep = keep
         # without a row that reaches its stored goal the unit repeats the entering row, which must be relabelled
         if self.success is not None:
             reaches = reached_mask(self.success, self._entered(tensordict)[:, 3], stored[:, 3])

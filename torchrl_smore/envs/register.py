@@ -90,6 +90,8 @@ def register_task(
     columns = None if goal_columns is None else tuple(goal_columns)
     make_base_env = partial(_own_env, env, columns, goals, has_fallen)
     with contextlib.closing(make_base_env()) as built:
+        if has_fallen is not None:
+            _check_rule(name, has_fallen, built)
         widths = _widths(name, built)
     names = {"observation": observation_names, "desired_goal": goal_names, "action": action_names}
     texts = {key: _names(key, given, widths[key]) for key, given in names.items()}
@@ -110,6 +112,7 @@ def register_task(
         horizon=horizon,
         has_fallen=has_fallen,
         gammas=gammas,
+        goal_range=None if goals is None or callable(goals) else (_floats(goals[0]), _floats(goals[1])),
     )
     try:
         pickle.dumps(task)
@@ -259,6 +262,35 @@ def _widths(name: str, env: Env) -> dict[str, int]:
         raise ValueError(f"{name}: achieved_goal and desired_goal differ in width.")
     widths = {key: len(first[key]) for key in ("observation", "desired_goal")}
     return {**widths, "action": env.action_space.shape[0]}  # type: ignore[index]
+
+
+def _floats(bound: Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, bound))
+
+
+def _check_rule(name: str, has_fallen: Callable[[Any], Any], env: Env) -> None:
+    """Refuses a rule of falls that does not say one thing of each of two observations.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    first = env.reset(seed=0)[0]
+    if not isinstance(first, dict) or "observation" not in first:
+        return  # no observation of a task, which is refused in its own words
+    row = np.asarray(first["observation"], dtype=np.float32)
+    for rows in (row, np.stack([row, row])):
+        try:
+            found = np.asarray(has_fallen(rows))
+        except Exception as error:
+            raise ValueError(
+                f"{name}: has_fallen: expected booleans for observations {list(rows.shape)}, failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if found.shape != rows.shape[:-1] or found.dtype != np.bool_:
+            raise ValueError(
+                f"{name}: has_fallen: expected booleans of shape {list(rows.shape[:-1])} for observations "
+                f"{list(rows.shape)}, got {found.dtype} {list(found.shape)}."
+            )
 
 
 def _names(key: str, given: Sequence[str] | None, width: int) -> tuple[str, ...]:

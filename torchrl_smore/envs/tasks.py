@@ -36,7 +36,7 @@ from torchrl_smore.envs.experts import (
 from torchrl_smore.envs.experts.actor_file import refuse_to_act
 from torchrl_smore.envs.locomotion import make_ant, make_half_cheetah
 from torchrl_smore.envs.pixels import Painter, PointPainter, TabletopPainter
-from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, PointBatch, PointEnv, PointWorld
+from torchrl_smore.envs.point import FOUR_ROOMS, GOAL_RADIUS, HALF_WIDTH, PointBatch, PointEnv, PointWorld
 from torchrl_smore.envs.reacher import make_reacher_env
 from torchrl_smore.envs.sawyer import DOOR, REACH, SawyerEnv, SawyerWorld
 from torchrl_smore.envs.tabletop import Kind, TabletopEnv
@@ -85,6 +85,7 @@ class Task:
             several: each must then be within ``threshold`` of its own goal.
         make_painter: builds what draws its states as pictures of a given size by a given OpenGL library (``None``: see
             :func:`render_episode`); ``None``: its observation does not say all that is seen.
+        goal_range: smallest and largest value of each column of the goals that episodes ask for; ``None``: not stated.
         data_task: name of the task whose episodes a dataset for this one consists of; ``None``: its own.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
@@ -113,6 +114,7 @@ class Task:
     expert_noise: float = 0.0
     expert_random_prob: float = 0.0
     goal_parts: tuple[tuple[str, int, int], ...] = ()
+    goal_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     data_task: str | None = None
     make_painter: Callable[[int, OpenGL | None], Painter] | None = None
 
@@ -376,6 +378,7 @@ _REACHER = Task(
     goal_columns=_axes("fingertip position", "m", "xy"),
     action_columns=("shoulder torque [200 N m]", "elbow torque [200 N m]"),
     threshold=0.05,
+    goal_range=((-0.2,) * 2, (0.2,) * 2),
     make_base_env=make_reacher_env,
     make_expert=ReacherExpert,
     description="Swing a two-link arm until its fingertip is at a point of the plane.",
@@ -433,6 +436,7 @@ def _point(name: str, simulator: str, world: PointWorld, description: str) -> Ta
         make_expert=partial(PointExpert, world),
         make_batch=partial(PointBatch, world),
         make_painter=partial(PointPainter, world),
+        goal_range=((-HALF_WIDTH,) * 2, (HALF_WIDTH,) * 2),
         description=description,
         paper_note=_POINT_NOTE.format(old=simulator),
     )
@@ -474,6 +478,7 @@ def _sawyer(name: str, simulator: str, world: SawyerWorld, expert: Callable[[], 
         goal_columns=angle or _HAND,
         action_columns=_axes("hand displacement", "0.02 m"),
         threshold=0.06,
+        goal_range=(world.goal_low, world.goal_high),
         make_base_env=partial(SawyerEnv, world),
         make_expert=expert,
         description=description,
@@ -546,6 +551,7 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
         goal_columns=_VELOCITY_GOAL,
         action_columns=_CHEETAH_ACTION if cheetah else _ANT_ACTION,
         threshold=0.5,
+        goal_range=((float(target),), (float(target),)),
         make_base_env=make_half_cheetah if cheetah else make_ant,
         make_expert=partial(refuse_to_act, name),
         description=f"Run forwards at {target} m/s; the data are 30 expert episodes, the rest {rest}.",
@@ -564,13 +570,21 @@ def _target_velocity(robot: Literal["Cheetah", "Ant"], rest: Literal["random", "
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        _fetch("FetchReach", "FetchReach", FetchReachExpert, "gripper", "Move the gripper to a point in the air."),
+        _fetch(
+            "FetchReach",
+            "FetchReach",
+            FetchReachExpert,
+            "gripper",
+            "Move the gripper to a point in the air.",
+            goal_range=((1.19, 0.59, 0.38), (1.5, 0.9, 0.69)),
+        ),
         _fetch(
             "FetchPush",
             "FetchPush",
             FetchPushExpert,
             "block",
             "Push a block to a point on the table.",
+            goal_range=((1.19, 0.59, 0.42), (1.5, 0.9, 0.43)),
             actors="FetchPush",
             expert_noise=0.2,
             expert_random_prob=0.1,
@@ -581,6 +595,7 @@ TASKS: dict[str, Task] = {
             FetchPickExpert,
             "block",
             "Carry a block to a point on the table or, half the time, in the air.",
+            goal_range=((1.19, 0.59, 0.42), (1.5, 0.9, 0.88)),
             actors="FetchPick",
             expert_noise=0.2,
             expert_random_prob=0.05,
@@ -591,6 +606,7 @@ TASKS: dict[str, Task] = {
             FetchSlideExpert,
             "puck",
             "Strike a puck so that it slides to a point on a long table, out of the robot's reach.",
+            goal_range=((1.09, 0.44, 0.41), (1.7, 1.05, 0.42)),
             actors="FetchSlide",
             make_teacher=FetchSlideReactiveExpert,
         ),

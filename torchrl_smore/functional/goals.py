@@ -284,7 +284,6 @@ def goal_transition_rows(
     strategy: Strategy = "future",
     actor_strategy: Strategy | None = None,
     gamma: float = 0.99,
-    coupled: bool = False,
     index: Tensor | None = None,
     anchors: Tensor | None = None,
     away: Tensor | None = None,
@@ -293,8 +292,8 @@ def goal_transition_rows(
 
     SMORe Sec. 3.3: "first pick g by HER, then the transition that leads to it". Both rows i and m are thus distributed
     as in the paper: i uniform over the data, its goal the future of i; m the HER goal row of a second, independent
-    anchor (``coupled=True``: of the same anchor, so that both share the goal). The share ``1 - her_ratio`` of q that is
-    not relabelled is uniform over ``reached``, the rows that reach their stored goal; with none it is relabelled too.
+    anchor. The share ``1 - her_ratio`` of q that is not relabelled is uniform over ``reached``, the rows that reach
+    their stored goal; with none it is relabelled too.
 
     ``anchors`` draws both anchors in proportion to weights instead. That reweights rho and q alike: the score's fixed
     point at a transition does not depend on the weights, the expectile over actions and the regression do.
@@ -307,7 +306,6 @@ def goal_transition_rows(
         strategy: see :func:`goal_row`.
         actor_strategy: of the actor's goals, if they are to differ from those of score and value.
         gamma: used by the ``"geometric"`` strategy.
-        coupled: share anchor and goal between rho and q.
         index: rows i when a sampler has drawn them already, int64, shape ``[B]``; otherwise drawn as ``anchors`` says.
         anchors: from :func:`cumulative_weights`, float64, shape ``[N]``; ``None`` is uniform over the data.
         away: from :func:`first_row_away`, int64, shape ``[N]``; for the strategy ``"away"``.
@@ -342,11 +340,8 @@ def goal_transition_rows(
     actor_goal_index = goal_index if actor_strategy is None else goal_of(index, u_actor_goal, actor_strategy)
     relabel_mask = u_relabel < her_ratio
 
-    if coupled:
-        entering, q_relabel_mask = goal_index, relabel_mask
-    else:
-        entering = goal_of(anchor_row(u_q_anchor), u_q_goal, strategy)
-        q_relabel_mask = u_q_relabel < her_ratio
+    entering = goal_of(anchor_row(u_q_anchor), u_q_goal, strategy)
+    q_relabel_mask = u_q_relabel < her_ratio
     if reached.shape[0] == 0:
         reached_index, q_relabel_mask = entering, torch.ones_like(q_relabel_mask)
     else:

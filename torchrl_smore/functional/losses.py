@@ -130,7 +130,7 @@ def expectile_awr(
         advantage = difference.detach()
         if advantage_scale != 1.0:
             advantage = advantage_scale * advantage
-        weight = actor_weight(advantage, temperature, weight_clip)
+        weight = weighed(advantage, awr_weight(advantage, temperature, weight_clip), weight_clip)
     value = value.detach()
     return ExpectileAWR(expectile_loss(difference, expectile), value, value.mean(), weight)
 

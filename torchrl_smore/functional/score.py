@@ -232,6 +232,8 @@ class ScoreObjective:
             reward of :func:`in_sample_reward_range` over ``1 - gamma``. ``official``: its reward is at least -1e-4 and
             has no upper bound. ``official_stable``: a weighted mean of 2/(1-gamma), 0 and -2 + gamma M. ``dual``
             depends on the policy: no bound in terms of the data.
+        needs_policy: whether :meth:`terms` reads scores at the policy's actions.
+        needs_q_residual: whether :meth:`terms` reads the residual on ``q``; the official code has it on ``rho`` only.
 
     Raises:
         ValueError: for an unknown name or a constant outside its range.
@@ -244,6 +246,8 @@ class ScoreObjective:
     residual_coef: float = 0.25
     max_ratio: float = 100.0
     range: tuple[float, float] = field(init=False, repr=False, compare=False)
+    needs_policy: bool = field(init=False, repr=False, compare=False)
+    needs_q_residual: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.formulation not in get_args(Formulation):
@@ -259,16 +263,8 @@ class ScoreObjective:
             raise ValueError(f"max_ratio must be at least 1, got {self.max_ratio}.")
         # once and not in every loss: it reads a tensor's number, which a compiled loss cannot
         object.__setattr__(self, "range", _RANGE[self.formulation](self))
-
-    @property
-    def needs_policy(self) -> bool:
-        """Whether :meth:`terms` reads scores at the policy's actions."""
-        return self.formulation == "dual"
-
-    @property
-    def needs_q_residual(self) -> bool:
-        """Whether :meth:`terms` reads the Bellman residual on ``q``; the official code has it on ``rho`` only."""
-        return self.formulation in ("in_sample", "dual")
+        object.__setattr__(self, "needs_policy", self.formulation == "dual")
+        object.__setattr__(self, "needs_q_residual", self.formulation in ("in_sample", "dual"))
 
     def terms(
         self,
@@ -295,11 +291,17 @@ class ScoreObjective:
         Raises:
             ValueError: if a tensor that the formulation needs is missing.
         """
-        if self.needs_q_residual and q_residual is None:
+        if self.formulation == "official":
+            return official_objective(score, residual, q_score)
+        if self.formulation == "official_stable":
+            return official_stable_objective(score, residual, q_score, gamma=self.gamma)
+        if q_residual is None:
             raise ValueError(f"formulation={self.formulation!r} needs q_residual.")
-        if self.needs_policy and (policy_score is None or q_next_policy_score is None):
+        if self.formulation == "in_sample":
+            return in_sample_objective(score, residual, q_score, q_residual, **self.constants())
+        if policy_score is None or q_next_policy_score is None:
             raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
-        return _TERMS[self.formulation](self, score, residual, q_score, q_residual, policy_score, q_next_policy_score)
+        return dual_objective(policy_score, residual, q_score, q_residual, q_next_policy_score, **self.constants())
 
     @property
     def bootstrap_bounds(self) -> tuple[float, float] | None:
@@ -312,8 +314,13 @@ class ScoreObjective:
 
     def constants(self) -> dict[str, Any]:
         """Keyword arguments of the objectives of this module."""
-        names = ("divergence", "beta", "gamma", "residual_coef", "max_ratio")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "divergence": self.divergence,
+            "beta": self.beta,
+            "gamma": self.gamma,
+            "residual_coef": self.residual_coef,
+            "max_ratio": self.max_ratio,
+        }
 
 
 def _in_sample_range(o: ScoreObjective) -> tuple[float, float]:
@@ -321,13 +328,6 @@ def _in_sample_range(o: ScoreObjective) -> tuple[float, float]:
     lower, upper = in_sample_reward_range(divergence, o.beta, o.gamma, o.residual_coef, o.max_ratio)
     return lower / (1.0 - o.gamma), upper / (1.0 - o.gamma)
 
-
-_TERMS: dict[str, Callable[..., Pair]] = {
-    "in_sample": lambda o, s, y, q_s, q_y, p_s, q_np_s: in_sample_objective(s, y, q_s, q_y, **o.constants()),
-    "dual": lambda o, s, y, q_s, q_y, p_s, q_np_s: dual_objective(p_s, y, q_s, q_y, q_np_s, **o.constants()),
-    "official": lambda o, s, y, q_s, q_y, p_s, q_np_s: official_objective(s, y, q_s),
-    "official_stable": lambda o, s, y, q_s, q_y, p_s, q_np_s: official_stable_objective(s, y, q_s, gamma=o.gamma),
-}
 
 _RANGE: dict[str, Callable[[ScoreObjective], tuple[float, float]]] = {
     "in_sample": _in_sample_range,
@@ -366,16 +366,14 @@ def score_rows(
     Raises:
         ValueError: see :meth:`ScoreObjective.terms`.
     """
-    values = [None if value is None else value.detach() for value in (next_value, q_next_value)]
-    if bounds is not None:
-        values = [None if value is None else value.clamp(*bounds) for value in values]
-    residual, q_residual = (
-        None if value is None else bellman_residual(own, value, objective.gamma)
-        for own, value in zip((score, q_score), values)
-    )
-    assert residual is not None
-    terms = objective.terms(score, residual, q_score, q_residual, policy_score, q_next_policy_score)
-    return terms[0].sum(0), terms[1].sum(0)
+    next_value = next_value.detach() if bounds is None else next_value.detach().clamp(*bounds)
+    residual = bellman_residual(score, next_value, objective.gamma)
+    q_residual: Tensor | None = None
+    if q_next_value is not None:
+        q_next_value = q_next_value.detach() if bounds is None else q_next_value.detach().clamp(*bounds)
+        q_residual = bellman_residual(q_score, q_next_value, objective.gamma)
+    rho, q = objective.terms(score, residual, q_score, q_residual, policy_score, q_next_policy_score)
+    return rho.sum(0), q.sum(0)
 
 
 def action_free_objective(

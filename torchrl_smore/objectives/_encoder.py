@@ -44,7 +44,7 @@ def encode_pictures(
     for end in ends:
         if end > first:
             flat = [entry.flatten(0, -4) for entry in pictures[first:end]]
-            vectors = encode(torch.cat(flat, 0)).split([entry.shape[0] for entry in flat])
+            vectors = torch.split(encode(torch.cat(flat, 0)), [entry.shape[0] for entry in flat])
             for number, vector in enumerate(vectors):
                 shape = pictures[first + number].shape[:-3]
                 for key in places[first + number]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.functional.score import ScoreObjective, action_free_objective, bellman_residual
 from torchrl_smore.objectives._construction import add_weighted_actor, check_choice
-from torchrl_smore.objectives._inputs import inputs_after, inputs_of, next_keys
+from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term, regression_term
 

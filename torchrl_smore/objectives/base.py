@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NoReturn, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -18,8 +18,7 @@ from torchrl.objectives.utils import _vmap_func
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.objectives._encoder import encode_pictures
-from torchrl_smore.objectives._networks import Networks
-from torchrl_smore.objectives._parameters import Entries, lent, members
+from torchrl_smore.objectives._networks import Entries, Networks, lent, members
 from torchrl_smore.objectives.terms import Reduce
 
 Reduction = Literal["none", "mean", "sum"]
@@ -90,6 +89,7 @@ class OfflineLoss(Networks, LossModule):
         """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), maps of ensembles."""
         drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
         self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
+        self._parameter_sets = [name for name in self._modules if name.endswith("_params")]
         self._set_in_keys()
         self._make_vmap()
 
@@ -199,16 +199,20 @@ class OfflineLoss(Networks, LossModule):
         if not rows.batch_dims:
             # a dispatched call comes without one: sizes alone do not tell a batch from features
             rows.batch_size = rows[self._batch_key()].shape[:-1]
+        if self.use_prioritized_weights is True and rows.get(self.tensor_keys.priority_weight, None) is None:
+            raise KeyError(
+                f"{type(self).__name__} was to weigh rows by {self.tensor_keys.priority_weight!r}, which the batch "
+                "does not have; prioritised buffers of TorchRL write 'priority_weight'."
+            )
         q_key = getattr(self.tensor_keys, "q", None)
-        for part, exclude in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
-            found = [part.get(key, None) for key in self._loss_mask_keys()]
-            masks = [mask for mask in found if mask is not None]
-            for key, entry in part.exclude(*filter(None, [exclude])).items(True, True) if masks else ():
-                if entry.is_floating_point():
-                    for mask in masks:
+        for part, apart in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
+            for mask_key in self._loss_mask_keys():
+                mask = part.get(mask_key, None)
+                for key, entry in () if mask is None else part.exclude(*filter(None, [apart])).items(True, True):
+                    if entry.is_floating_point():
                         # the reduction drops these rows, but a NaN there would still have gradient 0 * NaN
                         entry = torch.where(self._expand_loss_mask(mask, entry), entry, torch.zeros_like(entry))
-                    part.set(key, entry)
+                        part.set(key, entry)
         return rows if self.encoder_network is None else self.encoded(rows)
 
     def _call(
@@ -248,6 +252,29 @@ class OfflineLoss(Networks, LossModule):
             name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness) for name in self.ensembles
         }
 
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Names the entries that are read; see :meth:`torchrl.objectives.LossModule.set_keys`.
+
+        Raises:
+            ValueError: for an entry that this loss does not have; proposes the nearest that it has.
+        """
+        accepted = self._AcceptedKeys.__dataclass_fields__
+        for name in kwargs:
+            if name not in accepted:
+                raise ValueError(f"{name} is not an accepted tensordict key: {unknown_name('key', name, accepted)}")
+        super().set_keys(**kwargs)
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> NoReturn:
+        """Part of TorchRL's interface; there is none to make.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no value estimator: its own formula bootstraps, and a discount is the argument "
+            "gamma of its constructor."
+        )
+
     def train(self, mode: bool = True) -> OfflineLoss:
         """Sets the mode of the loss and of its functional networks, which TorchRL's own method does not reach."""
         super().train(mode)
@@ -270,8 +297,10 @@ class OfflineLoss(Networks, LossModule):
         # not _maybe_get_priority_weight, which fails for a nested key
         if self.use_prioritized_weights in (True, "auto"):
             weight = rows.get(self.tensor_keys.priority_weight, None)
-        marks = [weight, *(rows.get(key, None) for key in self._loss_mask_keys())]
-        if self.reduction == "mean" and all(mark is None for mark in marks):
+        plain = self.reduction == "mean" and weight is None
+        for key in self._loss_mask_keys():
+            plain = plain and rows.get(key, None) is None
+        if plain:
             return torch.mean
         return lambda loss: self._reduce_loss(
             loss, tensordict=rows, weights=None if weight is None else weight.reshape(loss.shape)
@@ -299,5 +328,5 @@ class OfflineLoss(Networks, LossModule):
                     out.set_non_tensor(name, value)
         else:
             out = TensorDict({**losses, **diagnostics})
-        self._clear_weakrefs(rows, out, *(name for name in self._modules if name.endswith("_params")))
+        self._clear_weakrefs(rows, out, *self._parameter_sets)
         return out

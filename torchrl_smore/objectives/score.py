@@ -14,7 +14,7 @@ from tensordict.utils import unravel_key
 
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore.functional.score import Bounds, Formulation, ScoreObjective
-from torchrl_smore.objectives._inputs import inputs_after, inputs_of, next_keys
+from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term, score_term
 
@@ -137,7 +137,7 @@ class ScoreLoss(OfflineLoss):
         scores = self._call_ensemble("score_network", torch.cat(scored, 0), keys.score)
         return score_term(
             self.objective,
-            *torch.split(scores, [part.shape[0] for part in scored], 1),
+            *scores.chunk(len(scored), 1),
             next_value=rows[keys.next_value].squeeze(-1),
             q_next_value=q[keys.next_value].squeeze(-1) if self.objective.needs_q_residual else None,
             bounds=self.score_bounds,

@@ -16,7 +16,7 @@ from torchrl_smore._dispatch import Kernels, expectile_awr
 from torchrl_smore.functional.losses import ExpectileAWR
 from torchrl_smore.functional.score import Formulation, ScoreObjective
 from torchrl_smore.objectives._construction import AdvantageUnit, add_weighted_actor, check_choice, scale_of
-from torchrl_smore.objectives._inputs import at_actor_goal, constant, inputs_after, inputs_of, next_keys
+from torchrl_smore.objectives._networks import at_actor_goal, constant, inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.score import ScoreBounds, resolve_bounds
 from torchrl_smore.objectives.terms import Term, regression_term, score_term
@@ -197,8 +197,8 @@ class SMORELoss(OfflineLoss):
         """Smallest target score, ``[*B]``, of the dataset's actions or of the policy's."""
         # not target_score_network_params without a delay: it would read .data, which torch.vmap forbids
         params = self.target_score_network_params if self.delay_score else None
-        replaced = {self.tensor_keys.action: self._policy_action(rows)} if self.value_target == "policy" else None
-        rows = inputs_of(rows, self.score_network.in_keys, replaced)
+        if self.value_target == "policy":
+            rows = inputs_of(rows, self.score_network.in_keys, {self.tensor_keys.action: self._policy_action(rows)})
         return self._call_ensemble("score_network", rows, self.tensor_keys.score, params).amin(0)
 
     def _fit(self, rows: TensorDictBase) -> ExpectileAWR:
@@ -232,10 +232,10 @@ class SMORELoss(OfflineLoss):
         """Eq. 10, the score's objective with ``M(s', g)`` to bootstrap from."""
         keys, q, inputs = self.tensor_keys, rows[self.tensor_keys.q], self.score_network.in_keys
         scored = [inputs_of(rows, inputs), inputs_of(q, inputs)]
-        bootstrapped = [rows, q] if self.objective.needs_q_residual else [rows]
         with torch.no_grad():
-            after = torch.cat([inputs_after(part, self.value_network.in_keys, keys) for part in bootstrapped], 0)
-            next_value, *q_next_value = self._call("value_network", after, keys.value).chunk(len(bootstrapped), 0)
+            parts = [rows, q] if self.objective.needs_q_residual else [rows]
+            after = torch.cat([inputs_after(part, self.value_network.in_keys, keys) for part in parts], 0)
+            next_values = self._call("value_network", after, keys.value).chunk(len(parts), 0)
             if self.objective.needs_policy:
                 scored.append(inputs_of(rows, inputs, {keys.action: self._policy_action(rows)}))
                 next_action = self._policy_action(inputs_after(q, self.actor_network.in_keys, keys))
@@ -243,9 +243,9 @@ class SMORELoss(OfflineLoss):
         scores = self._call_ensemble("score_network", torch.cat(scored, 0), keys.score)
         return score_term(
             self.objective,
-            *torch.split(scores, [part.shape[0] for part in scored], 1),
-            next_value=next_value,
-            q_next_value=q_next_value[0] if q_next_value else None,
+            *scores.chunk(len(scored), 1),
+            next_value=next_values[0],
+            q_next_value=next_values[1] if self.objective.needs_q_residual else None,
             bounds=self.score_bounds,
             reduce=(self._reducer(rows), self._reducer(q)),
             kernels=self.kernels,

@@ -52,19 +52,21 @@ def score_term(
         The loss; means of ``score`` and ``q_score``, root mean square ``residual`` on offline rows, fractions
         ``bound_clipped`` of next values and ``score_outside`` of offline scores outside the closed form's range.
     """
-    values = [next_value.detach(), *([] if q_next_value is None else [q_next_value.detach()])]
-    clipped = next_value.new_zeros(())
+    next_value, clipped = next_value.detach(), next_value.new_zeros(())
     if bounds is not None:
         lower, upper = bounds
-        outside = [((value < lower) | (value > upper)).flatten() for value in values]
-        clipped = torch.cat(outside).to(next_value.dtype).mean()
-        values = [value.clamp(lower, upper) for value in values]
+        values = next_value.flatten()
+        if q_next_value is not None:
+            values = torch.cat([values, q_next_value.detach().flatten()])
+            q_next_value = q_next_value.clamp(lower, upper)
+        clipped = ((values < lower) | (values > upper)).to(values.dtype).mean()
+        next_value = next_value.clamp(lower, upper)
     loss = score_objective(
         objective,
         score=score,
-        next_value=values[0],
+        next_value=next_value,
         q_score=q_score,
-        q_next_value=values[1] if len(values) > 1 else None,
+        q_next_value=q_next_value,
         policy_score=policy_score,
         q_next_policy_score=q_next_policy_score,
         reduce=reduce,
@@ -74,7 +76,7 @@ def score_term(
     return loss, {
         "score": score.mean(),
         "q_score": q_score.detach().mean(),
-        "residual": bellman_residual(score, values[0], objective.gamma).square().mean().sqrt(),
+        "residual": bellman_residual(score, next_value, objective.gamma).square().mean().sqrt(),
         "bound_clipped": clipped,
         "score_outside": ((score < lower) | (score > upper)).to(score.dtype).mean(),
     }

@@ -14,12 +14,14 @@ group           names
 =============== =========================================================================================
 
 Every argument of a class is a field of its config, under its name and with its default: the configs are made of the
-signatures. ``recipes/configs/torchrl/smore.yaml`` composes all of them with TorchRL's own.
+signatures, that of each public loss as ``<class>Config``. ``recipes/configs/torchrl/smore.yaml`` composes all of them
+with TorchRL's own.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -51,24 +53,8 @@ from torchrl_smore.trainers.evaluation import Evaluator
 from torchrl_smore.trainers.offline import OfflineTrainer, OnDivergence
 from torchrl_smore.trainers.update import Compile
 
-#: Every loss, by its name in the group ``loss``.
-LOSSES: dict[str, type[LossModule]] = {
-    "action_free_smore": objectives.ActionFreeSMORELoss,
-    "actionable_models": objectives.ActionableModelsLoss,
-    "awr_actor": objectives.AWRActorLoss,
-    "contrastive_rl": objectives.ContrastiveRLLoss,
-    "contrastive_td": objectives.ContrastiveTDLoss,
-    "expectile_value": objectives.ExpectileValueLoss,
-    "gc_eql": objectives.GCEQLLoss,
-    "gc_iql": objectives.GCIQLLoss,
-    "gc_sql": objectives.GCSQLLoss,
-    "gc_xql": objectives.GCXQLLoss,
-    "gcsl": objectives.GCSLLoss,
-    "gofar": objectives.GoFARLoss,
-    "score": objectives.ScoreLoss,
-    "smore": objectives.SMORELoss,
-    "wgcsl": objectives.WGCSLLoss,
-}
+#: Names in the group ``loss`` of those that have another than their class's in snake case, without ``Loss``.
+_NAMES = {"GCEQL": "gc_eql", "GCIQL": "gc_iql", "GCSQL": "gc_sql", "GCXQL": "gc_xql", "GoFAR": "gofar"}
 _PLAIN = (bool, int, float, str)
 
 
@@ -103,21 +89,16 @@ def _field_default(default: Any) -> Any:
     return default
 
 
-ActionFreeSMORELossConfig = _config(objectives.ActionFreeSMORELoss, LossConfig)
-ActionableModelsLossConfig = _config(objectives.ActionableModelsLoss, LossConfig)
-AWRActorLossConfig = _config(objectives.AWRActorLoss, LossConfig)
-ContrastiveRLLossConfig = _config(objectives.ContrastiveRLLoss, LossConfig)
-ContrastiveTDLossConfig = _config(objectives.ContrastiveTDLoss, LossConfig)
-ExpectileValueLossConfig = _config(objectives.ExpectileValueLoss, LossConfig)
-GCEQLLossConfig = _config(objectives.GCEQLLoss, LossConfig)
-GCIQLLossConfig = _config(objectives.GCIQLLoss, LossConfig)
-GCSQLLossConfig = _config(objectives.GCSQLLoss, LossConfig)
-GCXQLLossConfig = _config(objectives.GCXQLLoss, LossConfig)
-GCSLLossConfig = _config(objectives.GCSLLoss, LossConfig)
-GoFARLossConfig = _config(objectives.GoFARLoss, LossConfig)
-ScoreLossConfig = _config(objectives.ScoreLoss, LossConfig)
-SMORELossConfig = _config(objectives.SMORELoss, LossConfig)
-WGCSLLossConfig = _config(objectives.WGCSLLoss, LossConfig)
+def _name(loss: str) -> str:
+    """The name of a loss's config: ``ActionFreeSMORELoss`` is ``action_free_smore``."""
+    plain = loss.removesuffix("Loss")
+    return _NAMES.get(plain) or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", plain).lower()
+
+
+#: Every public loss, by its name in the group ``loss``.
+LOSSES: dict[str, type[LossModule]] = {_name(loss): getattr(objectives, loss) for loss in objectives.__all__}
+_LOSS_CONFIGS = {name: _config(loss, LossConfig) for name, loss in LOSSES.items()}
+globals().update({made.__name__: made for made in _LOSS_CONFIGS.values()})
 GoalTransitionConfig = _config(GoalTransition, SampleUnitConfig)
 HindsightGoalTransformConfig = _config(HindsightGoalTransform, TransformConfig)
 
@@ -283,8 +264,8 @@ def _make_offline_trainer(
 
 def _register() -> None:
     store = ConfigStore.instance()
-    for name, loss in LOSSES.items():
-        store.store(group="loss", name=name, node=globals()[f"{loss.__name__}Config"])
+    for name, config in _LOSS_CONFIGS.items():
+        store.store(group="loss", name=name, node=config)
     store.store(group="sample_unit", name="goal_transition", node=GoalTransitionConfig)
     store.store(group="transform", name="hindsight_goal", node=HindsightGoalTransformConfig)
     store.store(group="storage", name="trajectories", node=TrajectoryStorageConfig)

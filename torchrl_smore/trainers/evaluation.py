@@ -17,6 +17,7 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
+from torchrl_smore.modules import GaussianHead
 from torchrl_smore.trainers.modes import in_mode
 
 Observation = Mapping[str, np.ndarray]
@@ -41,8 +42,8 @@ class Pool(Protocol):
 class ActorPolicy:
     """The deterministic policy of a loss module's ``actor_network``, on batches of numpy observations.
 
-    Actions are the distribution's mode, clipped to ``[-1, 1]``. The network acts in evaluation mode, which is given
-    back, and keeps its state. Which of its keys is which observation is read from ``loss.tensor_keys``, whatever
+    Actions are the distribution's mode, clipped to the range of actions. The network acts in evaluation mode, which is
+    given back, and keeps its state. Which of its keys is which observation is read from ``loss.tensor_keys``, whatever
     ``set_keys`` has made of them; a key that is not named there goes by its own name or, nested, by the last part of
     it.
 
@@ -50,10 +51,18 @@ class ActorPolicy:
         loss: has ``actor_network`` and ``actor_network_params``.
         action_key: key that the actor writes; ``None``: ``loss.tensor_keys.action``, or ``"action"`` where a loss has
             none.
+        action_range: smallest and largest action, a number or one for each component; ``None``: the bounds of the
+            actor's :class:`~torchrl_smore.modules.GaussianHead`, or -1 and 1 where it has none.
     """
 
-    def __init__(self, loss: LossModule, action_key: NestedKey | None = None) -> None:
+    def __init__(
+        self,
+        loss: LossModule,
+        action_key: NestedKey | None = None,
+        action_range: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
+    ) -> None:
         self.loss = loss
+        self.action_range = action_range_of(loss) if action_range is None else action_range
         self.action_key = action_key or getattr(loss.tensor_keys, "action", "action")
 
     @torch.no_grad()
@@ -81,8 +90,9 @@ class ActorPolicy:
             params.to_module(network, preserve_module_state=False),
             set_exploration_type(ExplorationType.DETERMINISTIC),
         ):
-            action = network(batch).get(self.action_key)
-        return action.clamp(-1.0, 1.0).cpu().numpy()
+            action = network(batch.to(device)).get(self.action_key)
+        low, high = (torch.as_tensor(bound, dtype=action.dtype, device=device) for bound in self.action_range)
+        return action.clamp(low, high).cpu().numpy()
 
     def _name(self, key: NestedKey, observation: Observation) -> str:
         """The observation that is meant by a key of the network."""
@@ -93,6 +103,19 @@ class ActorPolicy:
             if name in observation:
                 return str(name)
         raise KeyError(f"actor_network reads {key!r}, and the environments give {', '.join(map(repr, observation))}.")
+
+
+def action_range_of(loss: LossModule) -> tuple[float | list[float], float | list[float]]:
+    """Smallest and largest action of a loss's actor: the bounds of its head, one for each component, or -1 and 1."""
+    actor = loss.actor_network
+    if actor is None:
+        return -1.0, 1.0
+    # the bounds are buffers, which a functional network has only where it is called
+    with loss.actor_network_params.to_module(actor):
+        for part in actor.modules():
+            if isinstance(part, GaussianHead) and part.low is not None and part.high is not None:
+                return part.low.tolist(), part.high.tolist()
+    return -1.0, 1.0
 
 
 @dataclass(frozen=True)

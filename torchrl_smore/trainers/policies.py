@@ -21,7 +21,6 @@ from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy
 from torchrl_smore.modules import (
     ContaminatedNormal,
     Encoded,
-    GaussianHead,
     PairEmbedding,
     PixelEncoder,
     Standardize,
@@ -29,6 +28,7 @@ from torchrl_smore.modules import (
     describe_network,
 )
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+from torchrl_smore.trainers.evaluation import action_range_of
 
 Which = Literal["best", "last"]
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -72,20 +72,12 @@ def record_policy(
         "format_version": POLICY_FORMAT,
         **(about or {}),
         "columns": {key: list(columns[key]) for key in _KEYS},
-        "action_range": _action_range(loss.actor_network),
+        "action_range": list(action_range_of(loss)),
         "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
         "pixels": _pixels(loss),
         "networks": _networks(loss),
     }
     write_text(Path(run_dir) / POLICY_FILE, json.dumps(written, indent=2, allow_nan=False) + "\n")
-
-
-def _action_range(actor: Any) -> list[Any]:
-    """Smallest and largest action: two numbers, or two lists of one for each component."""
-    for part in [] if actor is None else actor.modules():
-        if isinstance(part, GaussianHead) and part.low is not None and part.high is not None:
-            return [part.low.tolist(), part.high.tolist()]
-    return [-1.0, 1.0]
 
 
 def _pixels(loss: LossModule) -> int | None:

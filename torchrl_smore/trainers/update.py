@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -12,12 +13,14 @@ from torch import Tensor
 from torchrl.objectives import HardUpdate, LossModule, TargetNetUpdater
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.trainers.checkpoint import check_fits, fitting_generators
+from torchrl_smore.trainers.checkpoint import CheckpointError, check_fits, fitting_generators
 
 #: How :func:`torch.compile` is used: not at all, with its default mode, or with its slowest search.
 Compile = Literal["off", "default", "max"]
 #: Names of :func:`torch.compile` for ours.
 MODES: dict[str, str] = {"default": "default", "max": "max-autotune-no-cudagraphs"}
+#: What optimisers of torch keep in the shape of each parameter.
+_LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
 
 
 @runtime_checkable
@@ -68,6 +71,7 @@ class Update:
 
     Raises:
         ValueError: for another ``compile``.
+        TypeError: for an ``optimizer`` that is none, such as the pair that :func:`adam` returns.
     """
 
     def __init__(
@@ -82,6 +86,9 @@ class Update:
     ) -> None:
         if compile not in get_args(Compile):
             raise unknown_name("compile mode", compile, get_args(Compile))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            hint = ": adam() returns an optimiser and its scheduler" if isinstance(optimizer, tuple) else ""
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}{hint}.")
         self.loss = loss
         self.losses: tuple[LossModule, ...] = (loss,)
         self.seeds: tuple[int, ...] = (0,)
@@ -131,6 +138,31 @@ class Update:
         own = self.state_dict()
         check_fits({key: key for key in state}, {key: key for key in own}, "update")
         check_fits(state["loss"], own["loss"], "loss")
+        self._check_optimizer(state["optimizer"])
+        before = copy.deepcopy(own)
+        try:
+            self._load(state, own)
+        except Exception as error:  # parts of TorchRL and of the user say each in their own way what they cannot take
+            self._load(before, own)
+            raise CheckpointError(
+                f"the checkpoint does not fit this run: update: {type(error).__name__}: {error}"
+            ) from error
+
+    def _check_optimizer(self, saved: dict[str, Any]) -> None:
+        """Checks groups and moments, which no optimiser does when it loads them."""
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        found = [len(group["params"]) for group in saved["param_groups"]]
+        if found != (expected := [len(group) for group in groups]):
+            raise CheckpointError(
+                f"the checkpoint does not fit this run: update.optimizer has groups of {found} parameters, expected "
+                f"{expected}."
+            )
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        for number, parameter in zip(numbers, (parameter for group in groups for parameter in group)):
+            moments = {name: v for name, v in saved["state"].get(number, {}).items() if name in _LIKE_PARAMETERS}
+            check_fits(moments, dict.fromkeys(moments, parameter), f"update.optimizer.{number}")
+
+    def _load(self, state: dict[str, Any], own: dict[str, Any]) -> None:
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:

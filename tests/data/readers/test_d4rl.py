@@ -569,3 +569,13 @@ def test_a_chunk_that_inflates_to_less_than_it_must_is_refused(write, kept):
 def test_a_filter_that_is_not_read_is_named(write):
     with pytest.raises(DatasetError, match=r"compressed by gzip, found the filter 'lzf': 'h5repack -f GZIP=4"):
         d4rl.read(write(flat(), compression="lzf"), reached=reached, goals=VELOCITY)
+
+
+def test_rules_that_keep_a_dimension_are_squeezed(write):
+    arrays = flat([(4, "timeout")])
+    arrays["next_observations"][:, 2] = [4.6, 4.4, 5.4, 5.6]
+    arrays["next_observations"][:, 0] = [0.0, 0.0, 9.0, 0.0]
+    store = d4rl.read(
+        write(arrays), reached=lambda a, g: np.abs(a - g) < 0.5, fallen=lambda rows: rows[:, :1] > 5.0, goals=VELOCITY
+    )
+    assert store.data["next", "reward"][:, 0].tolist() == [1.0, 0.0, 0.0, 0.0]

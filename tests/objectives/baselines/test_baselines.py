@@ -70,15 +70,6 @@ def test_stacked_parameters_under_vmap_equal_separate_losses(name, deactivate_vm
                 torch.testing.assert_close(grad, parameter.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_vmap_equals_the_loop(name, build, batch_for):
-    vmapped, looped = build(name), build(name, deactivate_vmap=True)
-    looped.load_state_dict(vmapped.state_dict())
-    batch = batch_for(vmapped)
-    for key, value in vmapped(batch).items():
-        torch.testing.assert_close(value, looped(batch)[key])
-
-
 LENGTH = 10
 
 

@@ -142,7 +142,8 @@ class RowNumbers:
 
     def __init__(self, label: str, rows: int) -> None:
         check_numbered(label, rows)
-        self.label, self.shape = label, (rows, 1)
+        self.label = label
+        self.shape: tuple[int, ...] = (rows, 1)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Consecutive numbers."""

@@ -124,6 +124,8 @@ def rewards(reached: Reached, achieved: np.ndarray, goal: np.ndarray) -> np.ndar
             f"reached: expected booleans for goals of shape {list(goal.shape)}, failed with "
             f"{type(error).__name__}: {shortened(str(error))}"
         ) from error
+    if reward.shape == (*goal.shape[:-1], 1):
+        reward = reward[..., 0]
     if reward.shape != goal.shape[:-1] or reward.dtype != np.bool_:
         raise DatasetError(
             f"reached: expected booleans of shape {list(goal.shape[:-1])}, found {reward.dtype} {list(reward.shape)}."
@@ -151,6 +153,8 @@ def without_falls(reward: np.ndarray, fallen: Fallen | None, observation: np.nda
             f"fallen: expected booleans for observations of shape {list(observation.shape)}, failed with "
             f"{type(error).__name__}: {shortened(str(error))}"
         ) from error
+    if down.shape == (*reward.shape, 1):
+        down = down[..., 0]
     if down.shape != reward.shape or down.dtype != np.bool_:
         raise DatasetError(
             f"fallen: expected booleans of shape {list(reward.shape)}, found {down.dtype} {list(down.shape)}."

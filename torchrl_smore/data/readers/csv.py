@@ -9,20 +9,24 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from torchrl_smore.data._files import open_regular, quoted, reading
+from torchrl_smore.data._files import check_regular, open_regular, quoted, reading
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._flat import assemble, check_limits, episodes_of
 from torchrl_smore.data.readers._goals import Fallen, Reached
+from torchrl_smore.data.readers._hdf5 import MAX_RATIO
 from torchrl_smore.data.trajectories import TrajectoryStore
 
 _REQUIRED = ("observation", "action", "achieved_goal")
+_COMPARED: Final = 1000  # columns among which the nearest name is looked for
+_SMALL: Final = 1 << 26  # bytes of numbers that a Parquet file of any size may hold
 
 
 @dataclass(frozen=True)
@@ -209,8 +213,18 @@ def _parquet(path: Path, wanted: Sequence[str], episode: str) -> tuple[list[str]
     except ImportError as error:
         raise ImportError(f'{path} needs pyarrow ({error}): pip install "torchrl-smore[parquet]"') from error
     with open_regular(path) as stream:
-        file = pyarrow.parquet.ParquetFile(stream)
+        file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         _places(path, file.schema_arrow.names, [*wanted, episode])
+        nbytes, held = 8 * file.metadata.num_rows * len(wanted), check_regular(path)
+        if nbytes > max(_SMALL, MAX_RATIO * held):
+            raise DatasetError(
+                f"{path}: expected at most {MAX_RATIO} bytes for each of {held}, found {nbytes} declared."
+            )
+        named = file.schema_arrow.field(episode).type
+        if pyarrow.types.is_string(named) or pyarrow.types.is_large_string(named):
+            # each name once, however many rows it has
+            stream.seek(0)
+            file = pyarrow.parquet.ParquetFile(stream, read_dictionary=[episode], page_checksum_verification=True)
         table = file.read(columns=[*dict.fromkeys([*wanted, episode])])
     numbers = np.empty((table.num_rows, len(wanted)))
     for number, name in enumerate(wanted):
@@ -218,7 +232,19 @@ def _parquet(path: Path, wanted: Sequence[str], episode: str) -> tuple[list[str]
         if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):
             raise DatasetError(f"{path}, column {name!r}: expected numbers, found {kind}.")
         numbers[:, number] = table[name].cast("float64").fill_null(np.nan).to_numpy()
-    return [str(value) for value in table[episode].to_pylist()], numbers, 1
+    return _names(table[episode]), numbers, 1
+
+
+def _names(column: Any) -> list[str]:
+    """The episode of each row; rows of one dictionary share its texts."""
+    names: list[str] = []
+    for chunk in column.chunks:
+        if hasattr(chunk, "dictionary"):
+            texts = [str(value) for value in chunk.dictionary.to_pylist()]
+            names += ["None" if code is None else texts[code] for code in chunk.indices.to_pylist()]
+        else:
+            names += [str(value) for value in chunk.to_pylist()]
+    return names
 
 
 def _places(path: Path, header: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -227,7 +253,7 @@ def _places(path: Path, header: Sequence[str], wanted: Sequence[str]) -> list[in
         if header.count(name) > 1:
             raise DatasetError(f"{path}: expected one column {name!r}, found {header.count(name)}.")
         if name not in header:
-            near = difflib.get_close_matches(name, header, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name, header[:_COMPARED], n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise DatasetError(f"{path}: expected a column {name!r}, found {quoted(list(header))}.{hint}")
     return [header.index(name) for name in wanted]
@@ -235,17 +261,17 @@ def _places(path: Path, header: Sequence[str], wanted: Sequence[str]) -> list[in
 
 def _ends(path: Path, episode: Sequence[str], first_line: int) -> np.ndarray:
     """The last row of each episode, bool, shape ``[rows]``."""
-    names = np.asarray(episode)
-    end = np.ones(len(names), dtype=bool)
-    end[:-1] = names[1:] != names[:-1]
+    # not as an array, all of whose names take as much memory as the longest one
+    end = np.ones(len(episode), dtype=bool)
+    end[:-1] = [first != second for first, second in itertools.pairwise(episode)]
     seen: set[str] = set()
-    for row in np.flatnonzero(np.concatenate([[True], end[:-1]])) if len(names) else []:
-        if names[row] in seen:
+    for row in np.flatnonzero(np.concatenate([[True], end[:-1]])).tolist() if len(episode) else []:
+        if episode[row] in seen:
             raise DatasetError(
                 f"{path}, line {row + first_line}: the rows of an episode must follow each other, and those of "
-                f"{quoted(str(names[row]))} begin again; sort the table by episode and time."
+                f"{quoted(episode[row])} begin again; sort the table by episode and time."
             )
-        seen.add(names[row])
+        seen.add(episode[row])
     return end
 
 

@@ -29,7 +29,7 @@ def placing(path: str | Path) -> Iterator[Path]:
 
 
 def column(store: TrajectoryStore, *key: str) -> np.ndarray:
-    """A column of the store as an array ``[N, *]``; of one number a row ``[N]``.
+    """A column of the store as an array ``[N, *]``; of one number per row ``[N]``.
 
     Raises:
         DatasetError: if the store has frames, which would be lost.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.lib import format as npy
 
 from torchrl_smore._files import replacing
 from torchrl_smore.envs.experts._base import Array, Expert
@@ -20,6 +23,7 @@ Output = Literal["tanh", "clip"]
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": lambda x: np.maximum(x, 0.0), "tanh": np.tanh}
 _OUTPUTS: dict[str, Callable[[Array], Array]] = {"tanh": np.tanh, "clip": lambda x: np.clip(x, -1.0, 1.0)}
 _SETTINGS = ("activation", "output", "goal_dim", "mean", "std", "clip")
+_MAX_BYTES: Final = 1 << 26  # of a file, inflated: the actors of the package have 0.3 MB
 
 
 @dataclass(frozen=True)
@@ -150,16 +154,15 @@ def read_actor(path: str | Path) -> Actor:
     if not path.is_file():
         raise ValueError(f"{path}: expected the file of a trained actor, found none. recipes/train_expert.py makes it.")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("a member is no array")
+        arrays = _arrays(path)
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
         raise ValueError(f"{path} is no file of a trained actor, or a damaged one: {str(error)[:200]}.") from error
     settings = {name: arrays.pop(name) for name in _SETTINGS if name in arrays}
     names = [name for number in range(len(arrays) // 2) for name in (f"weight_{number}", f"bias_{number}")]
     if not names or set(names) != set(arrays):
-        raise ValueError(f"{path}: expected arrays weight_0, bias_0, weight_1, ..., found {sorted(arrays) or 'none'}.")
+        raise ValueError(
+            f"{path}: expected arrays weight_0, bias_0, weight_1, ..., found {str(sorted(arrays) or 'none')[:200]}."
+        )
     layers = tuple((arrays[weight], arrays[bias]) for weight, bias in zip(names[::2], names[1::2]))
     width = None
     for number, (weight, bias) in enumerate(layers):
@@ -173,6 +176,28 @@ def read_actor(path: str | Path) -> Actor:
             raise ValueError(f"{path}: layer {number} holds numbers that are not finite.")
         width = weight.shape[0]
     return _checked(path, Actor(layers), settings)
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an archive, none of which may declare more than it holds."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if (size := sum(member.file_size for member in members)) > _MAX_BYTES:
+            raise ValueError(f"expected at most {_MAX_BYTES:,} bytes, found {size:,}")
+        arrays = {}
+        for member in members:
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{member.filename}: expected an array as NumPy compresses it")
+            stream = io.BytesIO(archive.read(member))
+            held = len(stream.getvalue())
+            if npy.read_magic(stream) != (1, 0):
+                raise ValueError(f"{member.filename}: expected version 1.0 of the npy format")
+            shape, _, dtype = npy.read_array_header_1_0(stream)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize != held - stream.tell():
+                raise ValueError(f"{member.filename}: expected the numbers that it declares")
+            stream.seek(0)
+            arrays[member.filename.removesuffix(".npy")] = npy.read_array(stream, allow_pickle=False)
+    return arrays
 
 
 def _checked(path: Path, actor: Actor, settings: dict[str, Array]) -> Actor:

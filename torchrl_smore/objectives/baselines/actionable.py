@@ -15,7 +15,7 @@ from torchrl_smore.functional.baselines.actionable import chained, softmax_choic
 from torchrl_smore.functional.baselines.iql import return_bounds, td_loss, td_target
 from torchrl_smore.functional.baselines.rows import successor
 from torchrl_smore.objectives._construction import check_bounds, check_discount
-from torchrl_smore.objectives._inputs import constant, inputs_after, inputs_of, next_keys
+from torchrl_smore.objectives._networks import constant, inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term
 

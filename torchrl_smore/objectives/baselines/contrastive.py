@@ -20,7 +20,7 @@ from torchrl_smore.functional.baselines.contrastive import (
 )
 from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.objectives._construction import add_weighted_actor, check_choice, require_stochastic
-from torchrl_smore.objectives._inputs import constant, inputs_of
+from torchrl_smore.objectives._networks import constant, inputs_of
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term, energy_term, regression_term
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy, td_nce, td_nce_weight
 from torchrl_smore.functional.baselines.rows import successor
 from torchrl_smore.objectives._construction import check_choice, check_discount, require_stochastic
-from torchrl_smore.objectives._inputs import constant, inputs_after, inputs_of, next_keys
+from torchrl_smore.objectives._networks import constant, inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term, energy_term
 

@@ -21,7 +21,7 @@ from torchrl_smore.functional.baselines.gofar import (
 )
 from torchrl_smore.functional.losses import awr_weight, expectile_loss
 from torchrl_smore.objectives._construction import check_choice, check_discount, require_stochastic
-from torchrl_smore.objectives._inputs import inputs_after, inputs_of, next_keys, state_keys
+from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys, state_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.baselines.gcsl import Regression
 from torchrl_smore.objectives.terms import Term, imitation_term

@@ -15,7 +15,7 @@ from torchrl_smore._dispatch import Kernels, expectile_awr
 from torchrl_smore.functional.baselines.iql import td_target
 from torchrl_smore.functional.losses import ExpectileAWR
 from torchrl_smore.objectives._construction import AdvantageUnit, add_weighted_actor, check_discount, scale_of
-from torchrl_smore.objectives._inputs import at_actor_goal, inputs_after, next_keys
+from torchrl_smore.objectives._networks import at_actor_goal, inputs_after, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term, regression_term, td_term
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl_smore.functional.baselines.iql import sql_value_loss, sql_weight, td_target
 from torchrl_smore.functional.losses import weighed
 from torchrl_smore.objectives._construction import add_weighted_actor, check_discount
-from torchrl_smore.objectives._inputs import at_actor_goal, inputs_after, next_keys
+from torchrl_smore.objectives._networks import at_actor_goal, inputs_after, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term, regression_term, td_term
 

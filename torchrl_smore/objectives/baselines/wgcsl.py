@@ -16,7 +16,7 @@ from torchrl_smore.functional.baselines.iql import return_bounds, td_target
 from torchrl_smore.functional.baselines.wgcsl import best_advantage_weight, offset_weight, percentile, push
 from torchrl_smore.functional.losses import awr_weight
 from torchrl_smore.objectives._construction import check_bounds, check_choice, check_discount, require_stochastic
-from torchrl_smore.objectives._inputs import inputs_after, inputs_of, next_keys
+from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.baselines.gcsl import Regression
 from torchrl_smore.objectives.terms import Term, imitation_term, td_term

@@ -37,7 +37,8 @@ def image_figure(results: Iterable[Result]) -> Figure:
             # of one seed there is no deviation: a bar of length 0 is not drawn
             spread = float(np.nan_to_num(sample.std))
             axis.bar(place, sample.mean, 0.75, yerr=spread or None, color=styles[method].color, capsize=3)
-            axis.plot(np.full(sample.num_seeds, place), sample.values, "o", color="0.15", markersize=2.5)
+            if sample.values is not None:
+                axis.plot(np.full(sample.num_seeds, place), sample.values, "o", color="0.15", markersize=2.5)
         if not samples:
             say_empty(axis)
         axis.set_xticks(range(len(samples)), list(samples), rotation=30, ha="right", fontsize=8)

@@ -189,7 +189,7 @@ def _score(d: Diagnosis) -> list[Finding]:
                 f"Scores lie in [{n['score_smallest']:.4g}, {n['score_largest']:.4g}], the closed form's range is "
                 f"{bounds}; {n['outside']:.1%} are outside.",
                 n["outside"] > OUTSIDE,
-                "a smaller expectile (0.7), whose bias adds up over the horizon; clip_bootstrap=true; a smaller gamma",
+                "a smaller expectile (0.7), whose bias adds up over the horizon; score_bounds=auto; a smaller gamma",
             )
         )
     return found

@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
 
-from torchrl_smore.objectives import _parameters
-from torchrl_smore.objectives._parameters import lent, members
+from torchrl_smore.objectives import _networks
+from torchrl_smore.objectives._networks import lent, members
 
 
 class Scaled(nn.Module):
@@ -111,7 +111,7 @@ def test_a_traced_call_takes_tensordicts_way(network, monkeypatch):
     x, params = torch.randn(5, 3), parameters_of(network, 3.0)
     with lent(network, params):
         expected = run(network, x)
-    monkeypatch.setattr(_parameters, "_find_places", None)  # nobody calls it
+    monkeypatch.setattr(_networks, "_find_places", None)  # nobody calls it
 
     def function(x):
         with lent(network, params):
