@@ -244,8 +244,10 @@ def input_of(record: RunRecord, key: str) -> dict[str, Any]:
     if record.pixels is not None:
         shape = ["batch", record.pixels, record.pixels, 3]
         return {"shape": shape, "dtype": "uint8", "content": "picture, RGB, the first row at the top"}
-    own = {"shape": ["batch", len(record.columns[key])], "dtype": "float32", "columns": record.columns[key]}
-    return own | ({"range_in_data": record.about["goal_range"]} if key == "desired_goal" else {})
+    # runs that began before observations were looked at name no range of theirs
+    found = record.about.get("goal_range" if key == "desired_goal" else "observation_range")
+    shape = ["batch", len(record.columns[key])]
+    return {"shape": shape, "dtype": "float32", "columns": record.columns[key], "range_in_data": found}
 
 
 def described(policy: TrainedPolicy, format: str, difference: float) -> dict[str, Any]:

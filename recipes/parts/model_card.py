@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from parts.cli import read_plain
 from parts.shared import commit_of_library
 from torchrl_smore import TrajectoryStore
@@ -27,9 +29,8 @@ def make_loadable(trainer: OfflineTrainer, task: Task, store: TrajectoryStore, i
         identity: names of task, method and formulation.
     """
     assert trainer.run_dir is not None
-    goals = [store.data.get("desired_goal"), store.data.get(("next", "achieved_goal"))]
-    low = goals[0].amin(0).minimum(goals[1].amin(0))
-    high = goals[0].amax(0).maximum(goals[1].amax(0))
+    goals = _range(store.data.get("desired_goal"), store.data.get(("next", "achieved_goal")))
+    seen = _range(store.data.get("observation"), store.data.get(("next", "observation")))
     data = {
         "sha256": store.sha256,
         "trajectories": store.num_trajectories,
@@ -47,10 +48,21 @@ def make_loadable(trainer: OfflineTrainer, task: Task, store: TrajectoryStore, i
             "desired_goal": task.goal_columns,
             "action": task.action_columns,
         },
-        goal_range=(low, high),
-        about={**identity, "success_rule": task.success_rule, "data": data, "commit": commit_of_library()},
+        goal_range=goals,
+        about={
+            **identity,
+            "success_rule": task.success_rule,
+            "data": data,
+            "observation_range": [bound.tolist() for bound in seen],
+            "commit": commit_of_library(),
+        },
     )
     trainer.register_op("post_steps", KeepBest(trainer))
+
+
+def _range(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each column, of two tensors ``[N, C]``."""
+    return first.amin(0).minimum(second.amin(0)), first.amax(0).maximum(second.amax(0))
 
 
 def write_model_card(run_dir: Path) -> None:

@@ -111,19 +111,30 @@ def an_actor(**changes):
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("output", ["tanh", "clip"])
 @pytest.mark.parametrize("clip", [None, 1.5, np.inf])
-@pytest.mark.parametrize("goal_dim", [0, 2])
-def test_an_actor_comes_back_from_its_file_and_acts_as_its_equations_say(tmp_path, activation, output, clip, goal_dim):
+@pytest.mark.parametrize(("goal_dim", "achieved_dim"), [(0, 0), (2, 0), (1, 3), (0, 1)])
+def test_an_actor_comes_back_from_its_file_and_acts_as_its_equations_say(
+    tmp_path, activation, output, clip, goal_dim, achieved_dim
+):
     mean, std = np.arange(5, dtype=np.float32), np.array([1.0, 0.5, 2.0, 0.1, 1.0], np.float32)
     scale = {} if clip is None else {"mean": mean, "std": std, "clip": clip}
-    written = an_actor(activation=activation, output=output, goal_dim=goal_dim, **scale)
+    written = an_actor(activation=activation, output=output, goal_dim=goal_dim, achieved_dim=achieved_dim, **scale)
     write_actor(tmp_path / "a.npz", written)
     actor = ActorExpert(tmp_path / "a.npz")
-    assert (actor.observation_dim, actor.goal_dim, actor.action_dim) == (5 - goal_dim, goal_dim, 2)
+    own = 5 - goal_dim - achieved_dim
+    assert (actor.observation_dim, actor.goal_dim, actor.achieved_dim, actor.action_dim) == (
+        own,
+        goal_dim,
+        achieved_dim,
+        2,
+    )
 
     x = np.random.default_rng(4).normal(size=(20, 5)).astype(np.float32)
-    seen = {"observation": x[:, : 5 - goal_dim], "desired_goal": x[:, 5 - goal_dim :]}
-    if goal_dim == 0:
-        seen["desired_goal"] = np.full((20, 2), np.nan)  # not looked at
+    seen = {
+        "observation": x[:, :own],
+        # what it has no columns of is not looked at
+        "desired_goal": x[:, own : own + goal_dim] if goal_dim else np.full((20, 2), np.nan),
+        "achieved_goal": x[:, own + goal_dim :] if achieved_dim else np.full((20, 2), np.nan),
+    }
     h = x.astype(np.float64)
     if clip is not None:
         h = np.minimum(np.maximum((h - mean) / std, -clip), clip)
@@ -154,6 +165,10 @@ def test_a_file_of_layers_alone_is_an_actor_with_relu_tanh_and_raw_observations(
         ({"goal_dim": np.array(5)}, r"goal_dim: expected an integer in \[0, 5\), found 5"),
         ({"goal_dim": np.array(-1)}, r"goal_dim: expected an integer in \[0, 5\), found -1"),
         ({"goal_dim": np.array(1.0)}, r"goal_dim: expected an integer in \[0, 5\), found 1.0"),
+        (
+            {"goal_dim": np.array(2), "achieved_dim": np.array(3)},
+            r"achieved_dim: expected an integer in \[0, 3\), found 3",
+        ),
         ({"mean": None}, "expected mean, std and clip together, found std and clip"),
         ({"std": np.zeros(5, np.float32)}, r"std: expected positive float32 \[5\], found float32 \[5\]"),
         ({"std": np.full(5, np.nan, np.float32)}, r"std: expected positive float32 \[5\]"),

@@ -11,6 +11,7 @@ import re
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,15 +28,20 @@ VEC_NORMALIZE, STATISTICS = (
 )
 
 
-def data_of(observation_dim=5, action_dim=2, bound="1.", **changes):
-    def box(low, high, size):
-        text = {"low": f"[{' '.join([low] * size)}]", "high": f"[{' '.join([high] * size)}]"}
-        return {":type:": "<class 'gymnasium.spaces.box.Box'>", ":serialized:": "gASV", **text}
+def box(low, high):
+    text = {"low": f"[{' '.join(low)}]", "high": f"[{' '.join(high)}]"}
+    return {":type:": "<class 'gymnasium.spaces.box.Box'>", ":serialized:": "gASV", **text}
 
+
+def dict_of(text):
+    return {":type:": "<class 'gymnasium.spaces.dict.Dict'>", ":serialized:": "gASV", "spaces": text, "_shape": None}
+
+
+def data_of(observation_dim=5, action_dim=2, **changes):
     return {
         "policy_kwargs": {},
-        "observation_space": box("-inf", "inf", observation_dim),
-        "action_space": box(f"-{bound}", bound, action_dim),
+        "observation_space": box(["-inf"] * observation_dim, ["inf"] * observation_dim),
+        "action_space": box(["-1."] * action_dim, ["1."] * action_dim),
         "_last_original_obs": None,
     } | changes
 
@@ -119,6 +125,123 @@ def test_an_agent_acts_as_its_network_does(tmp_path, make, data, output):
     np.testing.assert_allclose(actions, expected.numpy(), atol=2e-6)
 
 
+BOUNDS = box(["-0.5", "2."], ["3.5", " 4.e+00"])
+LOW, HIGH = np.array([-0.5, 2.0]), np.array([3.5, 4.0])
+
+
+@pytest.mark.parametrize("make", [on_policy, sac, td3])
+@torch.no_grad()
+def test_actions_of_other_bounds_are_scaled_from_them(tmp_path, make):
+    policy, mean = make()
+    write_agent(tmp_path / "agent.zip", policy, data_of(action_space=BOUNDS))
+    actor = read_policy(tmp_path / "agent.zip")
+    observation = 2.0 * torch.randn(30, 5)
+    actions = ActorExpert(actor)({"observation": observation.numpy()})
+    np.testing.assert_array_equal(actor.bounds, (LOW, HIGH))
+    # what the environment gets, as Stable-Baselines3 documents it: clipped to its bounds, or stretched to them
+    if make is on_policy:
+        expected = np.minimum(np.maximum(mean(observation).numpy(), LOW), HIGH)
+        assert ((expected == LOW) | (expected == HIGH)).any()
+    else:
+        expected = LOW + (mean(observation).tanh().numpy() + 1.0) * (HIGH - LOW) / 2.0
+    np.testing.assert_allclose(LOW + (actions + 1.0) * (HIGH - LOW) / 2.0, expected, atol=1e-5)
+
+
+WIDTHS = {"achieved_goal": 2, "desired_goal": 2, "observation": 3}
+SPACES = (
+    "{'achieved_goal': Box(-inf, inf, (2,), float64), 'desired_goal': Box(-inf, inf, (2,), float64), "
+    "'observation': Box([-inf -1. -2.], [inf  1.  2.], (3,), float64)}",
+    "OrderedDict([('achieved_goal', Box(-inf, inf, (2,), float32)), ('desired_goal', Box(-inf, inf, (2,), float32)), "
+    "('observation', Box(-inf, inf, (3,), float32))])",
+)
+
+
+@pytest.mark.parametrize("spaces", SPACES)
+@pytest.mark.parametrize("make", [on_policy, sac, td3])
+@pytest.mark.parametrize("normalized", [False, True])
+@torch.no_grad()
+def test_an_agent_of_goals_sees_each_part_in_its_own_place(tmp_path, packages, spaces, make, normalized):
+    policy, mean = make(7)
+    used = {"_last_original_obs": {":type:": "<class 'dict'>"}} if normalized else {}
+    write_agent(tmp_path / "agent.zip", policy, data_of(observation_space=dict_of(spaces), **used))
+    rng = np.random.default_rng(0)
+    parts = {key: rng.normal(size=(20, width)).astype(np.float32) for key, width in WIDTHS.items()}
+    seen = dict(parts)
+    if normalized:
+        means = {key: rng.normal(size=width) for key, width in WIDTHS.items()}
+        variances = {key: rng.uniform(0.01, 2.0, size=width) for key, width in WIDTHS.items()}
+        whole = vec_normalize(packages, np.zeros(1), np.ones(1), clip_obs=1.5)
+        whole.obs_rms = {key: running(packages, means[key], variances[key]) for key in WIDTHS}
+        (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(whole))
+        seen = {k: np.clip((v - means[k]) / np.sqrt(variances[k] + 1e-8), -1.5, 1.5) for k, v in parts.items()}
+    actor = ActorExpert(read_policy(tmp_path / "agent.zip"))
+    assert (actor.observation_dim, actor.goal_dim, actor.achieved_dim) == (3, 2, 2)
+    expected = mean(torch.from_numpy(np.concatenate([seen[key] for key in sorted(WIDTHS)], -1)).float())
+    expected = clip(expected) if make is on_policy else expected.tanh()
+    np.testing.assert_allclose(actor(parts), expected.numpy(), atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_agent_need_not_see_what_is_achieved(tmp_path):
+    policy, mean = sac(5)
+    spaces = "{'desired_goal': Box(-inf, inf, (2,), float64), 'observation': Box(-inf, inf, (3,), float64)}"
+    write_agent(tmp_path / "agent.zip", policy, data_of(observation_space=dict_of(spaces)))
+    actor = ActorExpert(read_policy(tmp_path / "agent.zip"))
+    goal, observation = torch.randn(6, 2), torch.randn(6, 3)
+    actions = actor({"observation": observation.numpy(), "desired_goal": goal.numpy()})
+    np.testing.assert_allclose(actions, mean(torch.cat([goal, observation], -1)).tanh().numpy(), atol=2e-6)
+
+
+FILES = Path(__file__).parent / "sb3_files"
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo", "td3", "sac", "tqc"])
+def test_files_that_stable_baselines3_wrote_act_as_there(name):
+    """Files and actions are those of ``sb3_files/make.py``: predict(..., deterministic=True)."""
+    with np.load(FILES / "expected.npz") as file:
+        arrays = {key.removeprefix(f"{name}/"): file[key] for key in file.files if key.startswith(f"{name}/")}
+    expected = arrays.pop("action")
+    actor = ActorExpert(read_policy(FILES / f"{name}.zip"))
+    assert actor.achieved_dim == arrays.get("achieved_goal", np.zeros((1, 0))).shape[1]
+    actions = actor(arrays)
+    if name in ("trpo", "td3"):
+        low, high = {"trpo": ([-0.5, -2.0], [3.5, 4.0]), "td3": ([-2.0] * 2, [2.0] * 2)}[name]
+        np.testing.assert_array_equal(actor.actor.bounds, (low, high))
+        actions = low + (actions + 1.0) * (np.array(high) - low) / 2.0
+    else:
+        assert actor.actor.bounds is None
+    np.testing.assert_allclose(actions, expected, atol=1e-5)
+    assert expected.std(0).min() > 1e-3
+
+
+def reach_agent(path, **changes):
+    policy, mean = sac(16, 4)
+    spaces = (
+        "{{'achieved_goal': {0}(3,), float64), 'desired_goal': {0}(3,), float64), 'observation': {0}(10,), float64)}}"
+    )
+    data = data_of(16, 4, observation_space=dict_of(spaces.format("Box(-inf, inf, ")), **changes)
+    write_agent(path, policy, data)
+    return mean
+
+
+def test_data_of_a_goal_task_are_collected_from_an_agent(tmp_path):
+    mean = reach_agent(tmp_path / "agent.zip")
+    store = collect(
+        "FetchReach",
+        **{"expert_episodes": 1, "random_episodes": 0, "seed": 0, "progress": False, "workers": 1},
+        expert_policy=tmp_path / "agent.zip",
+    )
+    seen = torch.cat([store.data[key] for key in ("achieved_goal", "desired_goal", "observation")], -1)
+    with torch.no_grad():
+        torch.testing.assert_close(store.data["action"], mean(seen).tanh(), rtol=0.0, atol=1e-5)
+
+
+def test_an_agent_of_another_range_of_actions_than_the_task_s_is_refused(tmp_path):
+    reach_agent(tmp_path / "agent.zip", action_space=box(["-2."] * 4, ["2."] * 4))
+    with pytest.raises(ValueError, match=r"no actor for FetchReach, whose actions go from \[-1.0.* to \[1.0.*\[-2.0"):
+        task_actor(get_task("FetchReach"), tmp_path / "agent.zip")
+
+
 @pytest.fixture
 def packages(monkeypatch):
     """What a VecNormalize is pickled from; gone before it is read."""
@@ -133,9 +256,14 @@ def packages(monkeypatch):
     return found
 
 
-def vec_normalize(packages, mean, var, **changes):
-    statistics, whole = packages["RunningMeanStd"](), packages["VecNormalize"]()
+def running(packages, mean, var):
+    statistics = packages["RunningMeanStd"]()
     statistics.__dict__ |= {"mean": mean, "var": var, "count": 1000.0001}
+    return statistics
+
+
+def vec_normalize(packages, mean, var, **changes):
+    statistics, whole = running(packages, mean, var), packages["VecNormalize"]()
     whole.__dict__ |= {
         "num_envs": 2,
         "spaces": collections.deque([np.random.RandomState(0), {1, 2}, frozenset({3})]),
@@ -294,6 +422,17 @@ def truncated_statistics(folder, policy, packages):
     (folder / "vecnormalize.pkl").write_bytes(whole[:-30])
 
 
+def statistics_of_some_parts(folder, policy, packages):
+    used = data_of(observation_space=dict_of(GOALS), _last_original_obs=[0.0])
+    write_agent(folder / "agent.zip", on_policy(6)[0], used)
+    whole = vec_normalize(packages, np.zeros(1), np.ones(1))
+    whole.obs_rms = {"observation": running(packages, np.zeros(3), np.ones(3))}
+    (folder / "vecnormalize.pkl").write_bytes(pickle.dumps(whole))
+
+
+GOALS = "{'desired_goal': Box(-1.0, 1.0, (3,), float32), 'observation': Box(-1.0, 1.0, (3,), float32)}"
+
+
 def other_data(**changes):
     return lambda folder, policy, packages: write_agent(folder / "agent.zip", policy, data_of(**changes))
 
@@ -356,8 +495,24 @@ HOSTILE = [
     (objects_in_an_array, r"vecnormalize.pkl .*: expected an array of numbers, found one of something else"),
     (negative_variance, r"vecnormalize.pkl .*: expected finite means, positive variances"),
     (truncated_statistics, r"vecnormalize.pkl is no VecNormalize"),
-    (other_data(bound="2."), r"its actions are not in \[-1, 1\]: low is \[-2. -2.\]"),
-    (other_data(observation_space={":type:": "<class 'gym.spaces.dict.Dict'>"}), "its observation_space is no Box"),
+    (other_data(action_space=box(["-inf"] * 2, ["inf"] * 2)), r"its actions have no bounds: low is \[-inf -inf\]"),
+    (other_data(action_space=box(["1."] * 2, ["-1."] * 2)), r"its actions have no bounds: low is \[1. 1.\], high is"),
+    (other_data(action_space=box(["-1."] * 3, ["1."] * 3)), "its action_space has 3 components, its actor 2"),
+    (other_data(action_space={":type:": "<class 'gym.spaces.discrete.Discrete'>"}), "its action_space is no Box"),
+    (other_data(observation_space=dict_of("{}")), "expected a Box or a Dict of observation, .* found keys none"),
+    (other_data(observation_space=dict_of(GOALS.replace("observation", "state"))), "found keys desired_goal, state"),
+    (
+        other_data(observation_space=dict_of(GOALS.replace("(3,)", "(3, 8, 8)"))),
+        "expected vectors, found 'desired_goal'",
+    ),
+    (
+        other_data(
+            observation_space=dict_of("{'observation': Discrete(3), 'desired_goal': Box(-1.0, 1.0, (3,), float32)}")
+        ),
+        "expected vectors, found 'observation' of Discrete",
+    ),
+    (other_data(observation_space=dict_of(GOALS)), "its observation_space has 6 columns, its actor 5"),
+    (statistics_of_some_parts, "expected statistics of desired_goal, observation, found those of observation"),
     (other_data(policy_kwargs=GELU), "its activation is 'GELU'; expected one of ReLU, Tanh"),
     (no_zip, "agent.zip is no agent of Stable-Baselines3 that can be read: File is not a zip file"),
     (damaged, "agent.zip is no agent of Stable-Baselines3 that can be read"),

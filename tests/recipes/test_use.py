@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchrl.collectors import Collector
+from torchrl.envs import GymWrapper
 
 from torchrl_smore import load_policy, load_value
 from torchrl_smore.envs import EnvPool, collect, get_task
@@ -129,6 +131,46 @@ def test_an_evaluation_equals_the_evaluator_on_the_loaded_policies(recipe, train
     assert f"success {success.mean():.3f} over 6 episodes, action noise 0.3" in done.stdout.splitlines()[-3]
 
 
+def test_torchrl_takes_the_module_as_it_is(trained):
+    policy = load_policy(trained[1])
+    env = GymWrapper(get_task("PointReach").make_env())
+    rollout = env.rollout(5, policy=policy.module)
+    assert rollout.shape == (5,)
+    torch.testing.assert_close(rollout["action"], policy(rollout["observation"], rollout["desired_goal"]))
+    # of that argument TorchRL 0.14 wants to be told something, whatever the policy
+    options = {"frames_per_batch": 10, "total_frames": 20, "auto_register_policy_transforms": False}
+    collector = Collector(env, policy.module, **options)
+    batches = list(collector)
+    collector.shutdown()
+    assert len(batches) == 2
+    for batch in batches:
+        torch.testing.assert_close(batch["action"], policy(batch["observation"], batch["desired_goal"]))
+
+
+def test_another_run_is_compared_on_the_same_episodes(recipe, trained, tmp_path):
+    cwd, run = trained
+    earlier = f"runs/{run.name}/checkpoint/step_000000002"
+    options = ("episodes=6", "first_seed=700", "noise=0.3", f"out={tmp_path / 'out'}")
+    done = recipe("evaluate.py", f"run=runs/{run.name}", f"versus={earlier}", *options, cwd=cwd)
+    assert done.status == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    places = [run, run / "checkpoint" / "step_000000002"]
+    distances = []
+    with EnvPool("PointReach", 4, action_noise=0.3) as pool:
+        evaluator = Evaluator(pool, episodes=6, first_seed=700, gammas=get_task("PointReach").gammas)
+        for place in places:
+            policies = [load_policy(place, seed=seed) for seed in (0, 1)]
+            found = evaluator.run_all([lambda o, p=p: p(o["observation"], o["desired_goal"]) for p in policies])
+            distances.append(np.mean([each.per_episode["final_distance"] for each in found], 0))
+    own = result["paired"]["final_distance"]
+    assert own["mean"] == pytest.approx(float((distances[0] - distances[1]).mean()))
+    assert own["mean"] != 0.0
+    low, high = own["interval"]
+    assert low <= own["mean"] <= high
+    assert [each["step"] for each in result["versus"]["runs"]] == [2, 2]
+    assert f"against {earlier}, 95% interval" in done.stdout
+
+
 def test_two_runs_are_compared_episode_by_episode_and_filmed(recipe, trained, tmp_path):
     cwd, run = trained
     options = ("episodes=5", "film=1", f"out={tmp_path / 'out'}", "which=best")
@@ -216,7 +258,9 @@ def test_an_exported_file_acts_as_the_run_and_says_what_it_takes(recipe, trained
     says = json.loads((tmp_path / "policy.bin.json").read_text())
     assert [own["shape"] for own in says["inputs"]] == [["batch", 2], ["batch", 2]]
     assert says["output"]["range"] == [-1.0, 1.0]
+    # PointReach observes its position, and a goal is one; goals are drawn, and reached or not, anywhere in its box
     assert says["inputs"][1]["range_in_data"] == [[-5.0, -5.0], [5.0, 5.0]]
+    assert says["inputs"][0]["range_in_data"] == [[-5.0, -5.0], [5.0, 5.0]]
     assert (says["task"], says["seed"], says["format"], says["rows_checked"]) == ("PointReach", 1, format, 1000)
     assert says["largest_difference"] <= 1e-5
     assert {path.name for path in tmp_path.iterdir()} >= {"policy.bin", "policy.bin.json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,20 +72,34 @@ def task_actor(task: Task, path: str | Path) -> Actor:
         path: a file of :func:`~torchrl_smore.envs.experts.read_policy`.
 
     Raises:
-        ValueError: if the file is missing, damaged, or holds no actor for this task.
+        ValueError: if the file is missing, damaged, or holds no actor for this task: of other widths, or trained in an
+            environment of other actions than the task's own.
     """
     actor = read_policy(path)
-    if actor.input_dim - actor.goal_dim == task.observation_dim + task.zero_columns:
+    if actor.observation_dim == task.observation_dim + task.zero_columns:
         actor = without_zero_columns(actor, task.zero_columns)
     found = ActorExpert(actor)
     widths = (found.observation_dim, found.action_dim)
-    if widths != (task.observation_dim, task.action_dim) or found.goal_dim not in (0, task.goal_dim):
+    goals = {found.goal_dim, found.achieved_dim} - {0, task.goal_dim}
+    if widths != (task.observation_dim, task.action_dim) or goals:
         raise ValueError(
             f"{path} is no actor for {task.name}: expected {task.observation_dim} observation columns, "
             f"{task.goal_dim} (or no) goal columns and {task.action_dim} action components, found {widths[0]}, "
-            f"{found.goal_dim} and {widths[1]}."
+            f"{min(goals, default=found.goal_dim)} and {widths[1]}."
         )
+    if actor.bounds is not None:
+        _check_bounds(task, path, actor.bounds)
     return actor
+
+
+def _check_bounds(task: Task, path: str | Path, bounds: tuple[Array, Array]) -> None:
+    """Refuses an actor whose actions are not those of the task's simulator: they would be scaled by another range."""
+    with contextlib.closing(task.make_base_env()) as env:
+        space: Any = env.unwrapped.action_space
+        own = space.low, space.high
+    if not all(np.allclose(given, expected, rtol=1e-6, atol=1e-6) for given, expected in zip(bounds, own)):
+        given, expected = (f"{low.tolist()} to {high.tolist()}" for low, high in (bounds, own))
+        raise ValueError(f"{path} is no actor for {task.name}, whose actions go from {expected}; its go from {given}.")
 
 
 def run_episodes(

@@ -22,7 +22,7 @@ Output = Literal["tanh", "clip"]
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": lambda x: np.maximum(x, 0.0), "tanh": np.tanh}
 _OUTPUTS: dict[str, Callable[[Array], Array]] = {"tanh": np.tanh, "clip": lambda x: np.clip(x, -1.0, 1.0)}
-_SETTINGS = ("activation", "output", "goal_dim", "mean", "std", "clip")
+_SETTINGS = ("activation", "output", "goal_dim", "achieved_dim", "mean", "std", "clip")
 _MAX_BYTES: Final = 1 << 26  # of a file, inflated: the actors of the package have 0.3 MB
 
 
@@ -36,30 +36,40 @@ class Actor:
         activation: between layers.
         output: what brings the last layer into ``[-1, 1]``.
         goal_dim: columns of ``desired_goal`` that follow those of ``observation`` in the input; 0: it sees no goal.
+        achieved_dim: columns of ``achieved_goal`` that follow those; 0: it does not see what is achieved.
         mean: subtracted from the input, ``[in]``, float32; ``None``: inputs are not standardised.
         std: by which the difference is divided, ``[in]``, positive, float32.
         clip: largest absolute standardised input, positive, may be infinite.
+        bounds: smallest and largest action of the environment that it was trained in, ``[out]`` each, that its
+            ``[-1, 1]`` stand for; ``None``: unknown, or ``[-1, 1]``. Files of :func:`write_actor` do not hold them.
     """
 
     layers: tuple[Layer, ...]
     activation: Activation = "relu"
     output: Output = "tanh"
     goal_dim: int = 0
+    achieved_dim: int = 0
     mean: Array | None = None
     std: Array | None = None
     clip: float = math.inf
+    bounds: tuple[Array, Array] | None = None
 
     @property
     def input_dim(self) -> int:
         """Columns of the input."""
         return int(self.layers[0][0].shape[1])
 
+    @property
+    def observation_dim(self) -> int:
+        """Columns of the input that are of ``observation``; they are its first."""
+        return self.input_dim - self.goal_dim - self.achieved_dim
+
 
 class ActorExpert:
     """The mean action of a trained actor.
 
-    It sees ``observation``, and ``desired_goal`` where it was trained on goals. A row of actions depends on its own row
-    of inputs alone, to the last bit.
+    It sees ``observation``, and ``desired_goal`` and ``achieved_goal`` where it was trained on them. A row of actions
+    depends on its own row of inputs alone, to the last bit.
 
     Args:
         actor: the actor, or a file of :func:`write_actor`.
@@ -74,12 +84,17 @@ class ActorExpert:
     @property
     def observation_dim(self) -> int:
         """Columns of the observation it was trained on."""
-        return self.actor.input_dim - self.actor.goal_dim
+        return self.actor.observation_dim
 
     @property
     def goal_dim(self) -> int:
         """Columns of the goal it was trained on; 0 for an actor without goals."""
         return self.actor.goal_dim
+
+    @property
+    def achieved_dim(self) -> int:
+        """Columns of the achieved goal it was trained on; 0 for an actor that does not see it."""
+        return self.actor.achieved_dim
 
     @property
     def action_dim(self) -> int:
@@ -88,9 +103,10 @@ class ActorExpert:
 
     def __call__(self, observation: Mapping[str, Array]) -> Array:
         """Returns actions ``[n, da]``, float32 in ``[-1, 1]``."""
-        keys = ("observation", "desired_goal") if self.actor.goal_dim else ("observation",)
-        inputs = np.concatenate([observation[key].astype(np.float32) for key in keys], -1)
-        if self.actor.mean is not None:
+        widths = {"observation": 1, "desired_goal": self.goal_dim, "achieved_goal": self.achieved_dim}
+        seen = [observation[key].astype(np.float32) for key, width in widths.items() if width]
+        inputs = np.concatenate(seen, -1)
+        if self.actor.mean is not None and self.actor.std is not None:
             inputs = np.clip((inputs - self.actor.mean) / self.actor.std, -self.actor.clip, self.actor.clip)
         # one product a row: those of whole batches round differently with the size of the batch
         return np.stack([self._act(row) for row in inputs])
@@ -111,7 +127,7 @@ def without_zero_columns(actor: Actor, count: int) -> Actor:
     if not count:
         return actor
     first, rest = actor.layers[0], actor.layers[1:]
-    stop = actor.input_dim - actor.goal_dim
+    stop = actor.observation_dim
     gone = np.zeros(actor.input_dim, dtype=bool)
     gone[stop - count : stop] = True
     weight, bias = (array.astype(np.float64) for array in first)
@@ -137,6 +153,8 @@ def write_actor(path: str | Path, actor: Actor | Sequence[Layer]) -> None:
         arrays |= {f"weight_{number}": np.asarray(weight, np.float32), f"bias_{number}": np.asarray(bias, np.float32)}
     arrays |= {"activation": np.array(actor.activation), "output": np.array(actor.output)}
     arrays["goal_dim"] = np.array(actor.goal_dim, np.int64)
+    if actor.achieved_dim:
+        arrays["achieved_dim"] = np.array(actor.achieved_dim, np.int64)
     if actor.mean is not None:
         arrays |= {"mean": np.asarray(actor.mean, np.float32), "std": np.asarray(actor.std, np.float32)}
         arrays["clip"] = np.array(actor.clip, np.float32)
@@ -209,11 +227,15 @@ def _checked(path: Path, actor: Actor, settings: dict[str, Array]) -> Actor:
             if settings[name].shape != () or chosen[name] not in valid:
                 raise ValueError(f"{path}: {name}: expected one of {', '.join(valid)}, found {chosen[name][:50]!r}.")
     width = actor.input_dim
-    if "goal_dim" in settings:
-        goal = settings["goal_dim"]
-        if goal.shape != () or not np.issubdtype(goal.dtype, np.integer) or not 0 <= int(goal) < width:
-            raise ValueError(f"{path}: goal_dim: expected an integer in [0, {width}), found {str(goal)[:50]}.")
-        chosen["goal_dim"] = int(goal)
+    rest = width  # columns that may be of a goal: one at least is of the observation
+    for name in ("goal_dim", "achieved_dim"):
+        if name not in settings:
+            continue
+        dim = settings[name]
+        if dim.shape != () or not np.issubdtype(dim.dtype, np.integer) or not 0 <= int(dim) < rest:
+            raise ValueError(f"{path}: {name}: expected an integer in [0, {rest}), found {str(dim)[:50]}.")
+        chosen[name] = int(dim)
+        rest -= int(dim)
     scale = [name for name in ("mean", "std", "clip") if name in settings]
     if scale and len(scale) < 3:
         raise ValueError(f"{path}: expected mean, std and clip together, found {' and '.join(scale)}.")

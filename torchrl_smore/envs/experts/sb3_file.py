@@ -7,6 +7,7 @@ import json
 import math
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,20 +21,27 @@ _MAX_BYTES: Final = 1 << 26  # of one member of an archive
 _STORAGES: Final = {"torch.FloatStorage": "f4", "torch.DoubleStorage": "f8"}
 _ACTIVATIONS: Final[dict[str, Activation]] = {"ReLU": "relu", "Tanh": "tanh"}
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf|nan)")
+# of the text of a Dict space, from {'a': Box(...), ...} or OrderedDict([('a', Box(...)), ...])
+_PART = re.compile(r"'([^']+)'[:,]\s*(\w+)\(")
+_VECTOR = re.compile(r"Box\(.*?\((\d{1,6}),\), \w+\)", re.DOTALL)
+# in the order of an Actor's input
+_KEYS: Final = ("observation", "desired_goal", "achieved_goal")
 
 
 def read_sb3(path: str | Path) -> Actor:
     """Reads the actor of an agent that ``model.save`` of Stable-Baselines3 or sb3-contrib has written.
 
-    PPO, A2C and TRPO, SAC and TQC, TD3 and DDPG, with ``MlpPolicy``. Where the agent saw observations of
-    ``VecNormalize``, their statistics are read from the file of :func:`normalization_file`. Files of PPO, A2C and TRPO
-    tell whether it did; those of the others do not, and their agents did if there is such a file.
+    PPO, A2C and TRPO, SAC and TQC, TD3 and DDPG, with ``MlpPolicy``, or with ``MultiInputPolicy`` on observations of
+    ``observation``, ``achieved_goal`` and ``desired_goal``. Where the agent saw observations of ``VecNormalize``, their
+    statistics are read from the file of :func:`normalization_file`. Files of PPO, A2C and TRPO tell whether it did;
+    those of the others do not, and their agents did if there is such a file.
 
     Args:
         path: the ``.zip`` file.
 
     Returns:
-        The actor; it acts as ``model.predict(observation, deterministic=True)`` does, to float32.
+        The actor; it acts as ``model.predict(observation, deterministic=True)`` does, to float32, where the agent's
+        actions lie in ``[-1, 1]``. Other bounds are the actor's ``bounds``, and its actions are scaled from them.
 
     Raises:
         ValueError: if a file is missing, damaged, or holds something else, or an agent of another kind. Nothing in it
@@ -48,14 +56,17 @@ def read_sb3(path: str | Path) -> Actor:
             tensors = _Tensors(_member(archive, "policy.pth"))
         if not isinstance(data, dict):
             raise ValueError("data: expected a dictionary")
+        parts = _parts(data)
         actor = _actor(data, tensors)
+        if parts is not None and sum(parts.values()) != actor.input_dim:
+            raise ValueError(f"its observation_space has {sum(parts.values())} columns, its actor {actor.input_dim}")
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
         raise ValueError(f"{path} is no agent of Stable-Baselines3 that can be read: {_said(error)}.") from error
-    if data.get("_last_original_obs") is None:
-        return actor
     # SAC and TD3 keep that observation with and without VecNormalize, so that only the file of statistics can tell
-    missing = not normalization_file(path).is_file()
-    return actor if missing and not tensors.names("action_net.") else _normalized(path, actor)
+    unknown = not tensors.names("action_net.") and not normalization_file(path).is_file()
+    if data.get("_last_original_obs") is not None and not unknown:
+        actor = _normalized(path, actor, parts)
+    return actor if parts is None else _in_order(actor, parts)
 
 
 def normalization_file(path: str | Path) -> Path:
@@ -128,12 +139,14 @@ def _storage(value: Any) -> tuple[str, str]:
 
 
 def _actor(data: dict[str, Any], tensors: _Tensors) -> Actor:
-    _check_spaces(data)
+    low, high = _action_bounds(data)
     options = data.get("policy_kwargs")
     options = options if isinstance(options, dict) else {}
     extractors = ("features_extractor.", "pi_features_extractor.", "actor.features_extractor.")
     if any(tensors.names(prefix) for prefix in extractors):
-        raise ValueError("it has a features extractor of its own; expected an MlpPolicy")
+        raise ValueError(
+            "it has a features extractor of its own; expected an MlpPolicy, or a MultiInputPolicy of vectors"
+        )
     activation: Activation
     output: Output
     if tensors.names("action_net."):  # PPO, A2C, TRPO
@@ -154,18 +167,68 @@ def _actor(data: dict[str, Any], tensors: _Tensors) -> Actor:
             raise ValueError(f"its activation is {name[:40]!r}; expected one of {', '.join(_ACTIVATIONS)}")
         activation = _ACTIVATIONS[name]
     _check_layers(layers)
-    return Actor(layers, activation, output)
+    if layers[-1][1].shape != low.shape:
+        raise ValueError(f"its action_space has {len(low)} components, its actor {len(layers[-1][1])}")
+    if (low == -1.0).all() and (high == 1.0).all():
+        return Actor(layers, activation, output)
+    if output == "clip":  # to the bounds; what is squashed is in [-1, 1] already
+        layers = (*layers[:-1], _scaled(layers[-1], low, high))
+    return Actor(layers, activation, output, bounds=(low, high))
 
 
-def _check_spaces(data: dict[str, Any]) -> None:
-    for name in ("observation_space", "action_space"):
-        space = data.get(name)
-        if not isinstance(space, dict) or not str(space.get(":type:")).endswith(".Box'>"):
-            raise ValueError(f"its {name} is no Box")
-    for name, bound in (("low", -1.0), ("high", 1.0)):
-        found = [float(number) for number in _NUMBER.findall(str(data["action_space"].get(name)))]
-        if not found or any(number != bound for number in found):
-            raise ValueError(f"its actions are not in [-1, 1]: {name} is {str(data['action_space'].get(name))[:60]}")
+def _parts(data: dict[str, Any]) -> dict[str, int] | None:
+    """Columns of each part of a Dict observation, in the order in which the agent sees them; ``None`` for a vector."""
+    space = data.get("observation_space")
+    space = space if isinstance(space, dict) else {}
+    if str(space.get(":type:")).endswith(".Box'>"):
+        return None
+    text = str(space.get("spaces")) if str(space.get(":type:")).endswith(".Dict'>") else ""
+    found = list(_PART.finditer(text))
+    parts: dict[str, int] = {}
+    for match, end in zip(found, [*(match.start() for match in found[1:]), len(text)]):
+        vector = _VECTOR.match(text, match.start(2), end)
+        if vector is None:
+            raise ValueError(f"its observation_space: expected vectors, found {match[1][:40]!r} of {match[2][:40]}")
+        parts[match[1]] = int(vector[1])
+    if not {"observation"} <= set(parts) <= set(_KEYS):
+        keys = ", ".join(sorted(parts))[:80] or "none"
+        raise ValueError(f"its observation_space: expected a Box or a Dict of {', '.join(_KEYS)}, found keys {keys}")
+    return parts
+
+
+def _action_bounds(data: dict[str, Any]) -> tuple[Array, Array]:
+    """Smallest and largest action, ``[A]`` each, float64."""
+    space = data.get("action_space")
+    if not isinstance(space, dict) or not str(space.get(":type:")).endswith(".Box'>"):
+        raise ValueError("its action_space is no Box")
+    texts = [str(space.get(name)) for name in ("low", "high")]
+    low, high = (np.array([float(number) for number in _NUMBER.findall(text)]) for text in texts)
+    fits = len(low) > 0 and low.shape == high.shape and bool((low < high).all())
+    if not fits or not (np.abs([low, high]) < np.finfo(np.float32).max).all():
+        raise ValueError(f"its actions have no bounds: low is {texts[0][:60]}, high is {texts[1][:60]}")
+    return low, high
+
+
+def _scaled(layer: Layer, low: Array, high: Array) -> Layer:
+    """A layer whose output is that of ``layer`` on the scale on which ``low`` is -1 and ``high`` is 1."""
+    weight, bias = (array.astype(np.float64) for array in layer)
+    half = (high - low) / 2.0
+    return (weight / half[:, None]).astype(np.float32), ((bias - low) / half - 1.0).astype(np.float32)
+
+
+def _in_order(actor: Actor, parts: dict[str, int]) -> Actor:
+    """The actor with the columns of its input in the order of :class:`Actor`."""
+    starts = dict(zip(parts, np.cumsum([0, *parts.values()])))
+    columns = np.concatenate([np.arange(starts[key], starts[key] + parts[key]) for key in _KEYS if key in parts])
+    weight, bias = actor.layers[0]
+    return replace(
+        actor,
+        layers=((np.ascontiguousarray(weight[:, columns]), bias), *actor.layers[1:]),
+        goal_dim=parts.get("desired_goal", 0),
+        achieved_dim=parts.get("achieved_goal", 0),
+        mean=None if actor.mean is None else actor.mean[columns],
+        std=None if actor.std is None else actor.std[columns],
+    )
 
 
 def _check_layers(layers: tuple[Layer, ...]) -> None:
@@ -180,7 +243,7 @@ def _check_layers(layers: tuple[Layer, ...]) -> None:
         width = weight.shape[0]
 
 
-def _normalized(path: Path, actor: Actor) -> Actor:
+def _normalized(path: Path, actor: Actor, parts: dict[str, int] | None) -> Actor:
     """The actor with the statistics that lie beside its file."""
     file = normalization_file(path)
     if not file.is_file():
@@ -196,20 +259,35 @@ def _normalized(path: Path, actor: Actor) -> Actor:
             raise ValueError("expected a VecNormalize")
         if state.get("norm_obs") is False:
             return actor
-        statistics = state.get("obs_rms")
-        if not isinstance(statistics, Made) or not isinstance(statistics.state, dict):
-            raise ValueError("expected statistics of one observation, obs_rms")
         clip, epsilon = (float(array_of(state.get(name))) for name in ("clip_obs", "epsilon"))
-        mean, variance = (array_of(statistics.state.get(name)).astype(np.float64) for name in ("mean", "var"))
-        if mean.shape != (actor.input_dim,) or variance.shape != mean.shape:
-            raise ValueError(f"expected {actor.input_dim} columns, found {list(mean.shape)} and {list(variance.shape)}")
+        found = state.get("obs_rms")
+        whole = {"": found}, {"": actor.input_dim}
+        mean, variance = _statistics(*(whole if parts is None else (found, parts)))
         with np.errstate(invalid="ignore", over="ignore"):
             mean, std = mean.astype(np.float32), np.sqrt(variance + epsilon).astype(np.float32)
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0.0).all() and clip > 0.0):
             raise ValueError("expected finite means, positive variances and a positive clip_obs")
     except Exception as error:  # as above
         raise ValueError(f"{file} is no VecNormalize of {path} that can be read: {_said(error)}.") from error
-    return Actor(actor.layers, actor.activation, actor.output, mean=mean, std=std, clip=clip)
+    return replace(actor, mean=mean, std=std, clip=clip)
+
+
+def _statistics(found: Any, widths: dict[str, int]) -> tuple[Array, Array]:
+    """Means and variances of the columns of every part of an observation, one part after the other, float64."""
+    if not isinstance(found, dict) or set(found) != set(widths):
+        keys = ", ".join(sorted(found))[:80] if isinstance(found, dict) else "one observation"
+        raise ValueError(f"expected statistics of {', '.join(widths)}, found those of {keys}")
+    means, variances = [], []
+    for key, width in widths.items():
+        own = found[key]
+        if not isinstance(own, Made) or not isinstance(own.state, dict):
+            raise ValueError("expected statistics of one observation, obs_rms")
+        mean, variance = (array_of(own.state.get(name)).astype(np.float64) for name in ("mean", "var"))
+        if mean.shape != (width,) or variance.shape != mean.shape:
+            raise ValueError(f"expected {width} columns, found {list(mean.shape)} and {list(variance.shape)}")
+        means.append(mean)
+        variances.append(variance)
+    return np.concatenate(means), np.concatenate(variances)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
