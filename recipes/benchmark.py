@@ -73,7 +73,7 @@ class Config:
         None, "smoke (all tables, tiny), quick, paper; default: paper for tables, quick for others"
     )
     table: str | None = option(None, "table of the paper: 1, 2, 6 to 16")
-    figure: str | None = option(None, "figure of the paper: 2")
+    figure: str | None = option(None, "figure of the paper: 2, 3")
     tasks: list[str] = field(default_factory=list, metadata={"help": "[FetchReach,...]; default: the table's"})
     methods: list[str] = field(
         default_factory=list, metadata={"help": "[smore,gc_iql,...] or [all]; default: the table's, or all"}
@@ -475,6 +475,8 @@ def order(config: Config, job: Job, commit: str, session: str) -> dict[str, Any]
     """What a worker is told of a job: plain values."""
     dataset = dataset_folder(config.data_dir, **job.dataset).resolve()
     options = {**job.options, "seed": job.seeds[0], "seeds": len(job.seeds), "dataset": str(dataset)}
+    # where pictures of the dataset are kept
+    options["data_dir"] = str(Path(config.data_dir).resolve())
     options = {key: value for key, value in options.items() if key not in ("run_root", "resume")}
     identity = {
         **{"table": " ".join(job.cell.tables), "task": job.cell.task, "method": paper_name(job.cell.method)},

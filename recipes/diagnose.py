@@ -148,6 +148,8 @@ def open_subject(config: Config, run: RunConfig, states: list[dict[str, Any]], m
     """The loss of one seed with its parameters, and the dataset that it was trained on."""
     if not 0 <= config.position < len(states):
         raise ValueError(f"position must be in [0, {len(states) - 1}], got {config.position}.")
+    if run.pixels:
+        raise ValueError(f"run={config.run} sees pictures (pixels={run.pixels}): only what sees states is diagnosed.")
     task = get_task(run.task)
     store = find_dataset(run, task)
     if meta.get("dataset_sha256", store.sha256) != store.sha256:

@@ -10,6 +10,7 @@ The episodes are not those of training unless ``first_seed=10000``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from parts import OPENGL
 from parts.cli import check_range, option, run_recipe
 from parts.shared import commit_of_library, film_episode, write_json
 
 from torchrl_smore import load_policy
-from torchrl_smore.envs import EnvPool, Task, get_task, task_names
+from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.reports import plot_goals
 from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, mean_metrics, run_seeds
 from torchrl_smore.trainers.evaluation import bootstrap_interval
@@ -50,12 +52,18 @@ class Config:
 def main(config: Config) -> None:
     """Runs the recipe."""
     check(config)
+    with contextlib.ExitStack() as painters:
+        evaluate(config, painters)
+
+
+def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
+    """Loads, evaluates, writes and prints; ``painters`` closes what draws for policies that see pictures."""
     names = [name for name in (config.run, config.versus) if name is not None]
     groups = [load_seeds(config, name) for name in names]
     task = get_task(config.task or task_of(groups[0][0]))
     for group in groups:
         check_fits(task, group[0], chosen=config.task is not None)
-    policies = [as_policy(policy) for group in groups for policy in group]
+    policies = [as_policy(policy, task, painters) for group in groups for policy in group]
     with EnvPool(
         task, min(config.episodes * len(policies), 50), num_workers=config.workers, action_noise=config.noise
     ) as pool:
@@ -88,7 +96,9 @@ def main(config: Config) -> None:
     for kind, wanted in (("success", success == 1), ("failure", success == 0)):
         for episode in np.flatnonzero(wanted)[: config.film]:
             seed = config.first_seed + int(episode)
-            print(film_episode(task, policies[0], seed, out / f"{kind}_{seed}.gif", config.noise))
+            pictures = groups[0][0].record.pixels is not None
+            out_film = out / f"{kind}_{seed}.gif"
+            print(film_episode(task, policies[0], seed, out_film, config.noise, goal_beside=pictures))
     print(f"all of it: {out / 'evaluation.json'}")
 
 
@@ -124,9 +134,15 @@ def check_fits(task: Task, policy: TrainedPolicy, *, chosen: bool) -> None:
         )
 
 
-def as_policy(policy: TrainedPolicy) -> Callable[[Any], np.ndarray]:
-    """A policy as an evaluator calls it."""
-    return lambda observation: policy(observation["observation"], observation["desired_goal"])
+def as_policy(policy: TrainedPolicy, task: Task, painters: contextlib.ExitStack) -> Callable[[Any], np.ndarray]:
+    """A policy as an evaluator calls it: with states, of which one that sees pictures is given these."""
+
+    def act(observation: Any) -> np.ndarray:
+        return policy(observation["observation"], observation["desired_goal"])
+
+    if policy.record.pixels is None:
+        return act
+    return PixelPolicy(act, painters.enter_context(contextlib.closing(task.painter(policy.record.pixels, OPENGL))))
 
 
 def first_goals(pool: EnvPool, seeds: Sequence[int]) -> np.ndarray:

@@ -31,7 +31,7 @@ from torch import nn
 from torchrl_smore import load_policy
 from torchrl_smore.envs.experts import Actor, ActorExpert, write_actor
 from torchrl_smore.modules import GELUMLP, ConcatMLP, GaussianHead, Standardize
-from torchrl_smore.trainers import TrainedPolicy, replacing
+from torchrl_smore.trainers import RunRecord, TrainedPolicy, replacing
 
 TOLERANCE = 1e-5  # largest difference of an action component from the run's
 ROWS = 1000  # that are compared
@@ -109,8 +109,14 @@ def largest_difference(policy: TrainedPolicy, run: Run) -> float:
 
 
 def sample_rows(policy: TrainedPolicy) -> tuple[np.ndarray, np.ndarray]:
-    """Observations and goals: normal around the run's statistics, three times as wide, so that the clip is met."""
+    """Observations and goals: normal around the run's statistics, three times as wide, so that the clip is met.
+
+    Pictures are of uniform noise.
+    """
     generator = np.random.default_rng(0)
+    if policy.record.pixels is not None:
+        size = (ROWS, policy.record.pixels, policy.record.pixels, 3)
+        return generator.integers(0, 256, size, dtype=np.uint8), generator.integers(0, 256, size, dtype=np.uint8)
     widths = [len(policy.record.columns[key]) for key in _INPUTS]
     scales: list[Any] = [None, None]
     head = policy.module.module.head
@@ -136,11 +142,17 @@ def plain_module(policy: TrainedPolicy) -> nn.Module:
 
 def examples(policy: TrainedPolicy) -> tuple[torch.Tensor, ...]:
     """Two rows of each input."""
+    if policy.record.pixels is not None:
+        shape = (2, policy.record.pixels, policy.record.pixels, 3)
+        return torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
     return tuple(torch.zeros(2, len(policy.record.columns[key])) for key in _INPUTS)
 
 
 def write_onnx(policy: TrainedPolicy, path: Path) -> Run:
-    """Writes an ONNX file; inputs ``observation`` and ``desired_goal``, output ``action``, float32, any batch."""
+    """Writes an ONNX file; inputs ``observation`` and ``desired_goal``, output ``action``, float32, any batch.
+
+    Pictures are uint8.
+    """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - the exporter reports it missing in other words
@@ -205,6 +217,8 @@ def write_npz(policy: TrainedPolicy, path: Path) -> Run:
         ValueError: for a network that such a file cannot hold.
     """
     head = policy.module.module.head
+    if policy.record.pixels is not None:
+        raise ValueError("format=npz holds no encoder of pictures; use another.")
     scaling = head if isinstance(head, Standardize) else None
     gaussian = head.network if isinstance(head, Standardize) else head
     trunk = gaussian.trunk if isinstance(gaussian, GaussianHead) else gaussian
@@ -225,18 +239,24 @@ def write_npz(policy: TrainedPolicy, path: Path) -> Run:
     return lambda *rows: expert(dict(zip(_INPUTS, rows)))
 
 
+def input_of(record: RunRecord, key: str) -> dict[str, Any]:
+    """What the sidecar says of shape and content of an input."""
+    if record.pixels is not None:
+        shape = ["batch", record.pixels, record.pixels, 3]
+        return {"shape": shape, "dtype": "uint8", "content": "picture, RGB, the first row at the top"}
+    # runs that began before observations were looked at name no range of theirs
+    found = record.about.get("goal_range" if key == "desired_goal" else "observation_range")
+    shape = ["batch", len(record.columns[key])]
+    return {"shape": shape, "dtype": "float32", "columns": record.columns[key], "range_in_data": found}
+
+
 def described(policy: TrainedPolicy, format: str, difference: float) -> dict[str, Any]:
     """What the sidecar says."""
     record, low_high = policy.record, policy.record.about["action_range"]
     columns = {"observation": "observation", "desired_goal": "goal"}
     return {
         "format": format,
-        "inputs": [
-            {"name": key, "meaning": text, "shape": ["batch", len(record.columns[key])], "dtype": "float32"}
-            # runs that began before observations were looked at name no range of theirs
-            | {"columns": record.columns[key], "range_in_data": record.about.get(f"{text}_range")}
-            for key, text in columns.items()
-        ],
+        "inputs": [{"name": key, "meaning": text, **input_of(record, key)} for key, text in columns.items()],
         "output": {
             "name": "action",
             "shape": ["batch", len(record.columns["action"])],

@@ -22,9 +22,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import yaml
+from parts import OPENGL
 from parts.cli import check_range, nearest, option, resumed_config, run_recipe
 from parts.defaults import PRESETS, resolve
-from parts.methods import METHODS, Setting
+from parts.methods import METHODS, PixelSetting, Setting
 from parts.model_card import make_loadable, write_model_card
 from parts.pixels import check_pixels, with_pictures
 from parts.shared import (
@@ -51,6 +52,7 @@ from torchrl_smore.data import ANCHOR_RULES, PixelBatchSampler, anchor_weights, 
 from torchrl_smore.data.readers import FORMATS, Goals
 from torchrl_smore.envs import EnvPool, Painter, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.functional.goals import STRATEGIES, check_strategy
+from torchrl_smore.modules import CHANNELS
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
@@ -74,6 +76,9 @@ LOGGERS = ("tensorboard", "wandb")
 SMORE = METHODS["smore"].accepts
 #: ``arriving`` where a trajectory comes to its goal, else ``uniform``, with a warning.
 AUTO_ANCHORS = "auto"
+ENCODERS = ("separate", "shared")
+#: Options of networks that see pictures.
+PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold")
 ON_DIVERGENCE = ("stop", "continue")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
 MOST = {
@@ -168,7 +173,9 @@ class Config:
     score_bounds: str | None = option(
         SMORE["score_bounds"], "auto clips bootstrapped scores to the range of the closed form, null leaves them free"
     )
-    her_ratio: float | None = option(None, "probability of relabelling, in [0, 1]; default: the method's (1 SMORe)")
+    her_ratio: float | None = option(
+        None, "probability of relabelling, in [0, 1]; default: the method's (1 SMORe), and 1 for pictures"
+    )
     anchors: str | None = option(
         None,
         f"rows that most samples start from: {', '.join(ANCHOR_RULES)}, such as moving+reaching, or auto, which is "
@@ -196,6 +203,13 @@ class Config:
         "height and width of the pictures (36 to 512) that observations and goals are; 0: states. Never standardised",
     )
     crop_prob: float = option(0.5, "probability that a row's pictures are shifted by up to 4 pixels, in [0, 1]")
+    encoder: str = option(
+        "separate",
+        "of pictures: separate, one for each network; shared, one for all, trained by score (Q, critic) and value",
+    )
+    encoder_size: str = option("small", f"of pictures: {', '.join(CHANNELS)}")
+    pixel_norm: bool = option(True, "LayerNorm in the hidden layers of networks that see pictures")
+    pixel_cold: bool = option(True, "last layer of the goal embedding near 0 at first, for networks that see pictures")
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
     learning_rate: float | None = option(None, "of Adam; default: the method's (1e-3 SMORe)")
@@ -245,7 +259,7 @@ def train(config: Config) -> dict[str, Any]:
         device, task = resolve_device(config.device), get_task(config.task)
         painter = None
         if config.pixels:
-            painter = stack.enter_context(contextlib.closing(task.painter(config.pixels)))
+            painter = stack.enter_context(contextlib.closing(task.painter(config.pixels, OPENGL)))
         store = make_dataset(config, task)
         if painter is not None:
             store = with_pictures(store, painter, Path(config.data_dir))
@@ -304,6 +318,8 @@ def with_defaults(config: Config) -> Config:
     get_task(config.task)
     for name, valid in (("method", METHODS), ("preset", PRESETS)):
         check_name(config, name, list(valid))
+    if config.pixels and config.her_ratio is None:
+        config = dataclasses.replace(config, her_ratio=1.0)  # goals are pictures of the data
     config = resolve(config)
     if config.eval_interval is None and config.steps is not None:
         config = dataclasses.replace(config, eval_interval=max(1, config.steps // 8))
@@ -388,6 +404,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": COMPILE, "kernels": KERNELS, "logger": (None, *LOGGERS)}
     names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE}
+    names |= {"encoder": ENCODERS, "encoder_size": tuple(CHANNELS)}
     for name, valid in names.items():
         check_name(config, name, list(valid))
     if config.anchors != AUTO_ANCHORS:
@@ -404,6 +421,10 @@ def check(config: Config) -> None:
     if config.pixels:
         check_range("pixels", config.pixels, 36, 512)
         check_pixels(config.pixels, get_task(config.task), config.method, config.her_ratio)
+    else:
+        own = [name for name in PIXEL_OPTIONS if getattr(config, name) != getattr(Config, name)]
+        if own:
+            raise ValueError(f"{', '.join(own)}: of no use without pixels=, the size of pictures.")
     make_goals(config)  # refuses a goal without its columns
     if config.dataset is not None and config.dataset_format is None:
         recognise_dataset(config.dataset)
@@ -485,12 +506,25 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         contamination=config.contamination,  # type: ignore[arg-type]
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
-        pixels=config.pixels,
+        pixels=pixel_setting(config),
     )
     loss = METHODS[config.method].build(setting).to(device)
     if config.actor_goals is not None and METHODS[config.method].actor_goals:
         loss.set_keys(actor_goal="actor_goal")
     return loss
+
+
+def pixel_setting(config: Config) -> PixelSetting | None:
+    """How networks see pictures; ``None`` where they see states."""
+    if not config.pixels:
+        return None
+    return PixelSetting(
+        config.pixels,
+        shared=config.encoder == "shared",
+        encoder=config.encoder_size,  # type: ignore[arg-type] # checked
+        layer_norm=config.pixel_norm,
+        cold=config.pixel_cold,
+    )
 
 
 def make_update(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> FusedUpdate:
@@ -510,7 +544,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         cosine=("actor_network",) if method.cosine else (),
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
-        compile=resolve_compile(config.compile, device, len(seeds) * config.steps),
+        compile=resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0),
     )
 
 
@@ -591,7 +625,8 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
     rollout = ""
     if config.rollout:
-        rollout = record_rollout(task, trainer.policies[0], trainer.evaluator.first_seed, run_dir / "rollout.gif")
+        first_seed, film = trainer.evaluator.first_seed, run_dir / "rollout.gif"
+        rollout = record_rollout(task, trainer.policies[0], first_seed, film, goal_beside=bool(config.pixels))
     print(f"\n{title}: {trainer.step:,} updates at {trainer.updates_per_second:.0f}/s, {seconds:.0f} s in all")
     for line in table_lines(evaluations):
         print(line)

@@ -21,9 +21,11 @@ from parts.cli import nearest, typed
 from parts.methods import METHODS
 from torchrl_smore.envs import ACTION_NOISES, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert
-from torchrl_smore.reports import Paper, Result, canonical_setting
+from torchrl_smore.reports import IMAGE_SETTING, IMAGE_TASKS, Paper, Result, canonical_setting
 
 PAPER_METHODS = ("SMORe", "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL")
+#: Those of Figure 3 that learn from pictures.
+IMAGE_METHODS = ("SMORe", "CRL", "GC-IQL", "hindsight_bc")
 #: Parts of a setting that are no option of the recipe.
 VARIANTS: dict[str, dict[str, Any]] = {
     "no_her": {"her_ratio": 0.0},
@@ -31,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_awr_no_expectile": {"actor": "score", "value_target": "policy", "expectile": 0.5},
     "gofar_binary": {"reward": "binary"},
     "gofar_expectile_awr": {"actor_weight": "expectile_awr"},
+    "images": {"pixels": 48},
 }
 #: Options of the recipe that the benchmark decides itself: a setting says what is trained, not where and how.
 _NO_SETTINGS = frozenset(
@@ -154,13 +157,18 @@ def table_plan(number: str) -> Plan:
 
 
 def figure_plan(number: str) -> Plan:
-    """The cells of Figure 2: FetchReach with noise on the executed actions.
+    """The cells of Figure 2, FetchReach with noise on the executed actions, or of Figure 3, tasks seen as pictures.
+
+    Beside SMORe the paper names two methods of Figure 3, stable contrastive RL and GC-IQL; here SMORe's control,
+    cloning of hindsight goals, is run as well.
 
     Raises:
         ValueError: for another figure.
     """
+    if number == "3":
+        return _plan([(task, method, IMAGE_SETTING, "figure 3") for method in IMAGE_METHODS for task in IMAGE_TASKS])
     if number != "2":
-        raise ValueError(f"figure={number} cannot be run: expected 2 (Figure 1 is a sketch, Figure 3 needs images).")
+        raise ValueError(f"figure={number} cannot be run: expected 2 or 3 (Figure 1 is a sketch).")
     settings = [f"expert=0.1;noise={noise:g}" for noise in ACTION_NOISES]
     return _plan([("FetchReach", method, setting, "figure 2") for method in PAPER_METHODS for setting in settings])
 

@@ -19,6 +19,7 @@ from torchrl.objectives import LossModule
 
 from torchrl_smore.modules import (
     STANDARDIZED_CLIP,
+    EncoderSize,
     Precision,
     Standardize,
     make_contrastive_networks,
@@ -42,6 +43,17 @@ from torchrl_smore.objectives import (
 
 
 @dataclass(frozen=True)
+class PixelSetting:
+    """How networks see pictures of ``size`` by ``size``; see :func:`~torchrl_smore.modules.make_pixel_networks`."""
+
+    size: int
+    shared: bool = False
+    encoder: EncoderSize = "small"
+    layer_norm: bool = True
+    cold: bool = True
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a loss is built from.
 
@@ -59,21 +71,41 @@ class Setting:
     kernels: str = "auto"
     clip: float | None = STANDARDIZED_CLIP
     contamination: float = 0.0
-    pixels: int = 0
+    pixels: PixelSetting | None = None
 
     def networks(self) -> dict[str, Any]:
         """Actor, score (or Q) and value networks by the names that losses give them.
 
-        They are of states, or of pictures of ``pixels`` by ``pixels``.
+        They are of states, or of ``pixels`` with the encoder that they share, if any.
         """
+        if self.pixels is not None:
+            return self._of_pictures(embeddings=False)
         options: dict[str, Any] = {"precision": self.precision, "contamination": self.contamination}
-        if self.pixels:
-            made = make_pixel_networks(self.specs[1], pixels=self.pixels, **options)
-        else:
-            options |= {"preset": self.preset, "statistics": self.statistics, "clip": self.clip}
-            made = make_networks(*self.specs, **options)
+        options |= {"preset": self.preset, "statistics": self.statistics, "clip": self.clip}
+        made = make_networks(*self.specs, **options)
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
+
+    def contrastive_pictures(self) -> dict[str, Any]:
+        """Actor, critics and value of embeddings of ``pixels``, by the names that contrastive losses give them."""
+        return self._of_pictures(embeddings=True)
+
+    def _of_pictures(self, *, embeddings: bool) -> dict[str, Any]:
+        assert self.pixels is not None
+        made = make_pixel_networks(
+            self.specs[1],
+            pixels=self.pixels.size,
+            encoder=self.pixels.encoder,
+            shared=self.pixels.shared,
+            embeddings=embeddings,
+            layer_norm=self.pixels.layer_norm,
+            cold=self.pixels.cold,
+            contamination=self.contamination,
+            precision=self.precision,
+        )
+        names = ("critic_network",) if embeddings else ("score_network", "qvalue_network")
+        scores = dict.fromkeys(names, made.score)
+        return {"actor_network": made.actor, "value_network": made.value, **scores, "encoder_network": made.encoder}
 
     def standardized(self, module: TensorDictModule) -> TensorDictModule:
         """A network with standardised inputs, for builders that know no statistics."""
@@ -136,7 +168,10 @@ class Method:
         taken = {name for name, _ in _parameters(self.loss, keyword=True)}
         options = {name: value for name, value in handed.items() if name in taken}
         networks = {name: made.get(name) for name, _ in _parameters(self.loss, keyword=False)}
-        return self.loss(**networks, **options, **self.fixed, **self.options(setting.options))
+        loss = self.loss(**networks, **options, **self.fixed, **self.options(setting.options))
+        if made.get("encoder_network") is not None:
+            loss.share_encoder(made["encoder_network"])
+        return loss
 
 
 def _parameters(loss: type[LossModule], *, keyword: bool) -> list[tuple[str, inspect.Parameter]]:
@@ -168,9 +203,13 @@ def gofar_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def contrastive_networks(setting: Setting) -> dict[str, Any]:
     """Those of contrastive RL, narrower than OGBench's 3 x 512, like those of the other methods here."""
-    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
-    critics = [setting.standardized(critic) for critic in made.critic]
-    value = setting.standardized(made.value) if setting.options.get("actor") == "awr" else None
+    awr = setting.options.get("actor") == "awr"
+    if setting.pixels is not None:
+        made = setting.contrastive_pictures()
+        return made if awr else {**made, "value_network": None}
+    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
+    critics = [setting.standardized(critic) for critic in networks.critic]
+    value = setting.standardized(networks.value) if awr else None
     actor = setting.networks()["actor_network"]
     return {"actor_network": actor, "critic_network": critics, "value_network": value}
 

@@ -104,7 +104,7 @@ def _card(name: str, summary: dict[str, Any], about: dict[str, Any], options: di
         "from torchrl_smore import load_policy",
         "",
         f'policy = load_policy("{name}")  # needs torch and the core of torchrl-smore alone',
-        "action = policy(observation, goal)  # numpy or torch, one row or a batch",
+        f"action = policy(observation, goal)  # {_inputs(about)}",
         "```",
         "",
         *_columns(about),
@@ -146,8 +146,15 @@ def _text(number: float | None) -> str:
     return "none" if number is None else f"{number:.3f}"
 
 
+def _inputs(about: dict[str, Any]) -> str:
+    pixels = about.get("pixels")
+    pictures = "" if pixels is None else f"pictures, uint8 [{pixels}, {pixels}, 3] each, RGB; "
+    return f"{pictures}numpy or torch, one row or a batch"
+
+
 def _columns(about: dict[str, Any]) -> list[str]:
-    return [
+    seen = [] if about.get("pixels") is None else ["What is painted, and the action:", ""]
+    return seen + [
         f"- `{key}` [{len(columns)}]: {'; '.join(columns)}"
         + (f"; each in {about['action_range']}" if key == "action" else "")
         for key, columns in about["columns"].items()

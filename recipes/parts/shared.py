@@ -39,7 +39,7 @@ from torchrl_smore.envs import (
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.wrappers import disturb, noise_generator
 from torchrl_smore.reports import write_gif
-from torchrl_smore.trainers import ActorPolicy, OfflineTrainer, locked, mean_metrics, write_text
+from torchrl_smore.trainers import OfflineTrainer, locked, mean_metrics, write_text
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -88,19 +88,22 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resolve_compile(mode: str, device: torch.device, updates: int) -> str:
+def resolve_compile(mode: str, device: torch.device, updates: int, *, pictures: bool = False) -> str:
     """How to compile the update; ``"auto"`` chooses and says why.
 
     Args:
         mode: one of :data:`~torchrl_smore.trainers.Compile`, or ``"auto"``.
         device: to train on.
         updates: of all seeds.
+        pictures: whether networks see pictures.
     """
     if mode != "auto":
         return mode
     chosen = "off"
     if device.type != "cpu":
         reason = "compilation has been timed on CPUs alone"
+    elif pictures:
+        reason = "compilation has not been timed where networks see pictures"
     elif updates < UPDATES_WORTH_COMPILING:
         reason = f"it pays from {UPDATES_WORTH_COMPILING:,} updates on"
     elif not _has_compiler():
@@ -455,13 +458,21 @@ def seed_of_farthest_goal(task: Task, first_seed: int) -> int:
     return first_seed + int(np.linalg.norm(start["achieved_goal"] - start["desired_goal"], axis=-1).argmax())
 
 
-def record_rollout(task: Task, policy: ActorPolicy, first_seed: int, out: Path) -> str:
+def record_rollout(
+    task: Task, policy: Callable[[Any], np.ndarray], first_seed: int, out: Path, *, goal_beside: bool = False
+) -> str:
     """Films the episode of :func:`seed_of_farthest_goal`; see :func:`film_episode`."""
-    return film_episode(task, policy, seed_of_farthest_goal(task, first_seed), out)
+    return film_episode(task, policy, seed_of_farthest_goal(task, first_seed), out, goal_beside=goal_beside)
 
 
 def film_episode(
-    task: Task, policy: Callable[[Any], np.ndarray], seed: int, out: Path, action_noise: float = 0.0
+    task: Task,
+    policy: Callable[[Any], np.ndarray],
+    seed: int,
+    out: Path,
+    action_noise: float = 0.0,
+    *,
+    goal_beside: bool = False,
 ) -> str:
     """Films the first 100 steps of an episode to a GIF in a process of its own, where no OpenGL can harm the run.
 
@@ -471,6 +482,7 @@ def film_episode(
         seed: of the episode.
         out: the file.
         action_noise: of the environment, the same as that of a pool with this seed.
+        goal_beside: what a policy of pictures sees, the scene and the goal side by side, in the place of goal marks.
 
     Returns:
         One line that says what came of it.
@@ -484,7 +496,14 @@ def film_episode(
             actions.append(disturb(action, action_noise, noise) if action_noise > 0 else action)
             observation, _ = pool.step(actions[-1][None])
     try:
-        film = render_episode(task, seed, np.stack(actions), opengl=OPENGL, own_process=True)  # type: ignore[arg-type]
+        film = render_episode(
+            task,
+            seed,
+            np.stack(actions),
+            opengl=OPENGL,  # type: ignore[arg-type]
+            own_process=True,
+            goal_beside=goal_beside,
+        )
         write_gif(film, out)
     except (RenderError, ValueError) as error:
         return f"no {out.name}: {error}"

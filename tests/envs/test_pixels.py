@@ -131,3 +131,9 @@ def test_painters_reach_other_processes_by_name():
     task = pickle.loads(pickle.dumps(get_task("PointReach")))
     assert dataclasses.asdict(task)["name"] == "PointReach"
     assert task.painter(16).size == 16
+
+
+def test_the_opengl_library_is_the_one_that_was_asked_for():
+    with pytest.raises(ValueError, match="unknown OpenGL library 'elg'"):
+        get_task("Tabletop-drawer").painter(48, "elg")
+    assert get_task("PointReach").painter(16, "glfw").size == 16

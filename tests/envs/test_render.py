@@ -242,3 +242,17 @@ def test_wrong_arguments_are_refused(arguments, said):
 def test_a_tiny_picture_is_refused():
     with pytest.raises(ValueError, match="at least 16 pixels, got 8"):
         render_episode("PointReach", 0, np.zeros((1, 2)), size=8)
+
+
+def test_beside_the_goal_a_film_shows_what_a_policy_of_pictures_sees():
+    actions = np.array([[1.0, 0.0], [0.0, -1.0]])
+    states, goal = position(5, actions)
+    frames = render_episode("PointReach", 5, actions, size=64, goal_beside=True)
+    assert frames.shape == (3, 64, 64 + 4 + 64, 3)
+    painter = get_task("PointReach").painter(64)
+    for frame, state in zip(frames, painter.states(states)):
+        np.testing.assert_array_equal(frame[:, :64], state)
+        np.testing.assert_array_equal(frame[:, 68:], painter.goals(goal[None])[0])
+        assert (frame[:, 64:68] == 255).all()
+    with pytest.raises(ValueError, match="FetchReach has no pictures"):
+        render_episode("FetchReach", 5, np.zeros((1, 4)), goal_beside=True)

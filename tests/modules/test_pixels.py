@@ -34,19 +34,17 @@ def test_an_encoder_maps_pictures_of_any_batch_to_vectors():
     )
 
 
-def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_minus_and_plus_a_half():
-    """The first convolution by hand at one place, down the picture and not across."""
-    encoder = PixelEncoder()
-    first = encoder.convolutions[0]
-    seen = []
-    first.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-    picture = pictures(1)
-    encoder(picture)
-    ((scaled, output),) = seen
-    assert (scaled.min(), scaled.max()) == (-0.5, 0.5)
-    patch = picture[0, 8:16, 4:12].float() / 255.0 - 0.5  # rows 8 to 15, columns 4 to 11
-    expected = (patch.permute(2, 0, 1) * first.weight[3]).sum() + first.bias[3]
-    torch.testing.assert_close(output[0, 3, 2, 1], expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("size", ["small", "impala"])
+def test_an_encoder_sees_height_and_width_as_they_are_and_numbers_between_minus_and_plus_a_half(size):
+    torch.manual_seed(0)
+    encoder, picture = PixelEncoder(size=size), pictures(2)
+    scaled = torch.stack([picture[..., channel] for channel in range(3)], 1) / 255.0 - 0.5
+    assert (scaled.shape, scaled.min(), scaled.max()) == ((2, 3, 48, 48), -0.5, 0.5)
+    expected = encoder.trunk(encoder.convolutions(scaled))
+    torch.testing.assert_close(encoder(picture), expected, rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(encoder(picture).square().sum(), [encoder.convolutions[0].weight])
+    (explicit,) = torch.autograd.grad(expected.square().sum(), [encoder.convolutions[0].weight])
+    torch.testing.assert_close(gradient, explicit, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +67,6 @@ def test_arguments_out_of_range_are_refused():
     with pytest.raises(ValueError, match="36 pixels or more in each direction, got 35"):
         PixelEncoder(pixels=35)
     assert PixelEncoder(pixels=36)(pictures(1, pixels=36)).shape == (1, 128)
-    with pytest.raises(ValueError, match="one score network alone, got num_score_nets=2"):
-        make_pixel_networks(ACTIONS, shared=True)
 
 
 def test_pictures_are_encoded_and_other_inputs_pass():
@@ -110,24 +106,45 @@ def test_the_score_is_an_inner_product_that_starts_at_0_and_has_a_gradient():
     assert psi.weight.grad.abs().max() > 1e-3
 
 
-def test_a_shared_encoder_has_gradients_of_score_and_value_and_none_of_the_actor():
-    networks = make_pixel_networks(ACTIONS, hidden=(16,), num_score_nets=1, shared=True)
-    encoder = networks.value.module.encoder
-    assert encoder is networks.score[0].module.encoder is networks.actor.module[0].module.encoder
-    batch = batch_of(4)
+def test_networks_of_a_shared_encoder_read_its_vectors():
+    networks = make_pixel_networks(ACTIONS, hidden=(16,), latent=8, shared=True)
+    assert (networks.encoder.in_keys, networks.encoder.out_keys) == (["pixels"], ["latent"])
+    latent = networks.encoder(TensorDict({"pixels": pictures(3)}, [3]))["latent"]
+    assert latent.shape == (3, 8)
+    batch = TensorDict({"observation": latent, "desired_goal": latent, "action": torch.rand(3, 4)}, [3])
+    assert networks.score[1](batch.clone())["score"].shape == (3, 1)
+    assert networks.value(batch.clone())["state_value"].shape == (3, 1)
+    assert networks.actor(batch.clone())["action"].shape == (3, 4)
+    assert make_pixel_networks(ACTIONS, hidden=(16,)).encoder is None
 
-    def gradient(network, key):
-        for parameter in network.parameters():
-            parameter.grad = None
-        network(batch.clone())[key].square().sum().backward()
-        return [parameter.grad for parameter in encoder.parameters()]
 
-    assert all(grad is None for grad in gradient(networks.actor, "loc"))
-    assert all(p.grad is not None for p in networks.actor.module[0].module.network.trunk.parameters())
-    assert all(grad.abs().sum() > 0.0 for grad in gradient(networks.value, "state_value"))
-    # of the score it is tiny at first, for psi is cold
-    torch.nn.init.normal_(networks.score[0].module.network.embedding.psi.layers[-1].weight)
-    assert all(grad.abs().sum() > 0.0 for grad in gradient(networks.score[0], "score"))
+@pytest.mark.parametrize("size", ["small", "medium", "impala"])
+@pytest.mark.parametrize("pixels", [36, 48, 64])
+def test_every_encoder_takes_pictures_of_every_size_and_bf16_is_near_float32(size, pixels):
+    torch.manual_seed(0)
+    encoder = PixelEncoder(size=size, pixels=pixels, latent=32)
+    lower = PixelEncoder(size=size, pixels=pixels, latent=32, precision="bf16")
+    lower.load_state_dict(encoder.state_dict())
+    seen = pictures(4, pixels=pixels)
+    out, approximate = encoder(seen), lower(seen)
+    assert out.dtype == approximate.dtype == torch.float32
+    # 8 bits of mantissa, outputs of unit deviation
+    assert (out - approximate).abs().mean() < 0.05
+    approximate.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in lower.parameters())
+
+
+def test_embeddings_are_what_contrastive_losses_read_and_options_change_what_they_say():
+    networks = make_pixel_networks(ACTIONS, hidden=(16,), representation=5, embeddings=True)
+    assert networks.score[0](batch_of(3))["embedding"].shape == (3, 2, 5)
+    assert networks.value(batch_of(3))["embedding"].shape == (3, 2, 5)
+    psi = networks.score[0].module.network.psi.layers
+    assert psi[-1].weight.detach().abs().max() <= COLD
+    assert any(isinstance(layer, torch.nn.LayerNorm) for layer in psi)
+    plain = make_pixel_networks(ACTIONS, hidden=(16,), embeddings=True, layer_norm=False, cold=False)
+    psi = plain.score[0].module.network.psi.layers
+    assert psi[-1].weight.detach().abs().max() > 0.1
+    assert not any(isinstance(layer, torch.nn.LayerNorm) for layer in psi)
 
 
 def test_a_separate_encoder_is_trained_by_its_actor():

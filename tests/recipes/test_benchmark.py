@@ -171,7 +171,7 @@ def assert_refused(done, cwd, before, *said):
         (["tasks=[PointReach]", "settings=[no_hre]"], ["no_hre", "Did you mean no_her?"]),
         (["tasks=[PointReach]", "settings=['beta=2']"], ["beta", "2"]),
         (["table=3"], ["table", "'3'"]),
-        (["figure=3"], ["figure=3"]),
+        (["figure=1"], ["figure=1"]),
         (["table=1", "tasks=[PointReach]"], ["no cell"]),
         (["tasks=[PointReach]", "seeds=0"], ["seeds", "at least 1"]),
         (["tasks=[PointReach]", "seeds=99999999999"], ["seeds", "at most 1,000"]),

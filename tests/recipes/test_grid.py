@@ -9,7 +9,7 @@ import pytest
 
 from torchrl_smore.envs import MIXTURES, get_task, task_names
 from torchrl_smore.envs.experts import write_actor
-from torchrl_smore.reports import Paper, canonical_setting
+from torchrl_smore.reports import IMAGE_SETTING, Paper, canonical_setting
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,17 @@ def test_figure_2_is_seven_methods_at_three_noises(grid):
     assert {cell.task for cell in plan.cells} == {"FetchReach"}
     assert len(plan.cells) == 21
     assert {dict(cell.options)["action_noise"] for cell in plan.cells} == {0.5, 1.0, 1.5}
-    with pytest.raises(ValueError, match="figure=3"):
-        grid.figure_plan("3")
+    with pytest.raises(ValueError, match="figure=1"):
+        grid.figure_plan("1")
+
+
+def test_figure_3_is_four_methods_on_four_tasks_from_pictures_of_primitives_alone(grid):
+    plan = grid.figure_plan("3")
+    assert len({(cell.task, cell.method) for cell in plan.cells}) == len(plan.cells) == 16
+    assert {cell.method for cell in plan.cells} == {"smore", "crl", "gc_iql", "hindsight_bc"}
+    assert {cell.setting for cell in plan.cells} == {IMAGE_SETTING}
+    for cell in plan.cells:
+        assert dict(cell.options) == {"expert_fraction": 1.0, "pixels": 48}
 
 
 def test_the_tables_shares_of_experts_are_the_named_mixtures(grid):

@@ -78,3 +78,13 @@ def test_auto_compiles_where_it_pays_and_says_why(
 @pytest.mark.parametrize("mode", ["off", "default", "max"])
 def test_a_compilation_that_was_asked_for_is_not_questioned(import_recipe, mode):
     assert import_recipe("parts.shared").resolve_compile(mode, torch.device("cuda"), 1) == mode
+
+
+def test_auto_does_not_compile_where_networks_see_pictures(import_recipe, monkeypatch, caplog):
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    resolve = import_recipe("parts.shared").resolve_compile
+    with caplog.at_level("INFO", logger="torchrl_smore.recipes"):
+        assert resolve("auto", torch.device("cpu"), 10**6, pictures=True) == "off"
+    assert "has not been timed where networks see pictures" in caplog.text
+    assert resolve("auto", torch.device("cpu"), 10**6) == "default"
+    assert resolve("default", torch.device("cpu"), 10**6, pictures=True) == "default"

@@ -5,15 +5,23 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.objectives import SoftUpdate
 
 from torchrl_smore import SMORELoss
 from torchrl_smore.data import PixelBatchSampler
 from torchrl_smore.envs import collect, get_task, paint
-from torchrl_smore.modules import make_pixel_networks
-from torchrl_smore.objectives import GCIQLLoss, GCSLLoss
-from torchrl_smore.trainers import ActorPolicy, FusedUpdate
+from torchrl_smore.modules import PixelEncoder, make_pixel_networks
+from torchrl_smore.objectives import ContrastiveRLLoss, GCIQLLoss, GCSLLoss
+from torchrl_smore.trainers import (
+    ActorPolicy,
+    FusedUpdate,
+    load_policy,
+    load_value,
+    record_policy,
+    save_checkpoint,
+)
 
 ACTIONS = Bounded(-1.0, 1.0, (2,))
 
@@ -24,13 +32,24 @@ def store():
     return paint(plain, get_task("PointReach").painter(36))
 
 
-def make_loss(name):
-    torch.manual_seed(0)
-    networks = make_pixel_networks(ACTIONS, pixels=36, latent=16, hidden=(16,))
+def make_loss(name, shared=False, seed=0, **options):
+    torch.manual_seed(seed)
+    contrastive = name.startswith("crl")
+    networks = make_pixel_networks(
+        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=shared, embeddings=contrastive, cold=False
+    )
     if name == "bc":
         return GCSLLoss(networks.actor, regression="nll")
-    kind = {"smore": SMORELoss, "iql": GCIQLLoss}[name]
-    loss = kind(networks.actor, networks.score, networks.value, deactivate_vmap=True)
+    if contrastive:
+        value, actor = (networks.value, "awr") if name == "crl_awr" else (None, "ddpgbc")
+        loss = ContrastiveRLLoss(networks.actor, networks.score, value, actor=actor, deactivate_vmap=True)
+    else:
+        kind = {"smore": SMORELoss, "iql": GCIQLLoss}[name]
+        loss = kind(networks.actor, networks.score, networks.value, deactivate_vmap=True, **options)
+    if shared:
+        loss.share_encoder(networks.encoder)
+    if contrastive:
+        return loss
     SoftUpdate(loss, tau=0.005)  # which tells the loss that its targets are looked after
     return loss
 
@@ -75,6 +94,161 @@ def test_the_policy_of_a_loss_keeps_pictures_as_they_are(store):
     assert action.shape == (3, 2)
     with pytest.raises(ValueError, match=r"expected 2 pictures of uint8, got 0"):
         policy({"observation": frames.astype(np.float64), "desired_goal": frames.astype(np.float64)})
+
+
+SHARING = ["smore", "smore_score", "iql", "crl", "crl_awr"]
+
+
+def make_shared(name, **options):
+    if name == "smore_score":
+        return make_loss("smore", shared=True, actor="score", **options)
+    return make_loss(name, shared=True, **options)
+
+
+def encoder_gradient(loss, out, names):
+    """Of the sum of some losses; one number for each parameter of the encoder."""
+    parameters = list(loss.encoder_network_params.parameters())
+    total = sum(out[name] for name in names)
+    gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+    return [0.0 if gradient is None else gradient.abs().sum().item() for gradient in gradients]
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_a_shared_encoder_is_trained_by_score_and_value_and_not_by_the_actor(store, name):
+    loss = make_shared(name)
+    out = loss(make_sampler(store, name.partition("_")[0])())
+    parts = [key for key, _ in out.items() if key.startswith("loss_") and key != "loss_actor"]
+    assert len(parts) == (1 if name == "crl" else 2)
+    for part in parts:
+        assert min(encoder_gradient(loss, out, [part])) > 0.0
+    assert encoder_gradient(loss, out, ["loss_actor"]) == [0.0] * 16
+    actor = list(loss.actor_network_params.parameters())
+    gradients = torch.autograd.grad(out["loss_actor"], actor, allow_unused=True)
+    # the standard deviation has none where the action is the mean
+    assert sum(gradient is not None for gradient in gradients) >= len(actor) - 1
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch(store, name):
+    loss, batch = make_shared(name), make_sampler(store, name.partition("_")[0])()
+    shared = loss(batch)
+    encoder = PixelEncoder(pixels=36, latent=16)
+    encoder.load_state_dict(
+        {
+            key.removeprefix("encoder_network_params.module."): value
+            for key, value in loss.state_dict().items()
+            if key.startswith("encoder_network_params.")
+        }
+    )
+    plain = copy.deepcopy(loss)
+    plain.encoder_network = None
+    encoded = batch.apply(lambda entry: encoder(entry) if entry.dtype == torch.uint8 else entry)
+    torch.testing.assert_close(dict(plain(encoded).items()), dict(shared.items()))
+
+
+def test_what_is_one_picture_is_encoded_once_and_what_is_not_read_not_at_all(store):
+    loss = make_loss("smore", shared=True)
+    loss.set_keys(actor_goal="actor_goal")
+    batch = make_sampler(store, "smore", actor_strategy="future")()
+    seen = []
+    loss.encoder_network.module.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    loss(batch)
+    # observations and goals of both kinds of rows; then the next observation and the actor's goal
+    assert seen == [4 * 16, 2 * 16]
+    assert batch["observation"].dtype == torch.uint8
+
+
+def test_a_shared_encoder_needs_a_loss_that_trains_it(store):
+    networks = make_pixel_networks(ACTIONS, pixels=36, latent=16, hidden=(16,), shared=True)
+    with pytest.raises(ValueError, match="GCSLLoss has an actor alone"):
+        GCSLLoss(networks.actor).share_encoder(networks.encoder)
+    loss = make_loss("iql", shared=True)
+    with pytest.raises(ValueError, match="GCIQLLoss has an encoder already"):
+        loss.share_encoder(networks.encoder)
+
+
+def test_seeds_with_a_shared_encoder_train_together_as_alone_and_go_on_from_their_state(store):
+    def update(seeds):
+        losses = [make_loss("smore", shared=True, seed=seed) for seed in seeds]
+        return FusedUpdate(losses, make_sampler(store, "smore"), seeds=seeds, tau=0.005)
+
+    both, alone = update([3, 4]), update([4])
+    assert "encoder_network" in both.params
+    assert "encoder_network" not in both.targets
+    before = both.params["encoder_network"].clone()
+    for _ in range(3):
+        both()
+        alone()
+    torch.testing.assert_close(both.params["encoder_network"][1], alone.params["encoder_network"][0])
+    assert not torch.equal(both.params["encoder_network"], before)
+    again = update([3, 4])
+    again.load_state_dict(copy.deepcopy(both.state_dict()))
+    torch.testing.assert_close(dict(again().items()), dict(both().items()), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smore", "iql", "crl"])
+def test_an_update_with_a_shared_encoder_is_one_graph(store, name):
+    update = FusedUpdate(make_loss(name, shared=True), make_sampler(store, name), tau=None if name == "crl" else 0.005)
+    buffers = (update.params, update.targets, *update._moments)
+    rows = [{group: flat[0] for group, flat in flats.items()} for flats in buffers]
+    arguments = (rows[0], rows[1], update._stack.constants(0), update.samplers[0].draw())
+    update._functional = True
+    expected, _ = update._gradients(*arguments)
+    compiled = torch.compile(update._gradients, fullgraph=True, backend="eager")
+    found, _ = compiled(*arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_with_a_shared_encoder_can_be_mapped(store):
+    def update(how):
+        losses = [make_loss("smore", shared=True, seed=seed) for seed in (3, 4)]
+        return FusedUpdate(losses, make_sampler(store, "smore"), seeds=[3, 4], tau=0.005, map_seeds=how)
+
+    mapped, looped = update("vmap"), update("loop")
+    torch.testing.assert_close(dict(mapped().items()), dict(looped().items()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_from_pictures_is_loaded_as_it_was_trained(store, tmp_path, shared):
+    loss, frames = make_loss("smore", shared=shared), store.frames[:6].numpy()
+    columns = {"observation": ["x", "y"], "desired_goal": ["x", "y"], "action": ["x", "y"]}
+    record_policy(tmp_path, loss, columns=columns, about={"method": "smore"})
+    save_checkpoint(tmp_path / "checkpoint", 1, {"update": {"loss": loss.state_dict()}}, {"task": None})
+    policy, value = load_policy(tmp_path), load_value(tmp_path)
+    assert policy.record.pixels == 36
+    here, goal = frames[:3], frames[3:]
+    expected = ActorPolicy(loss)({"observation": here, "desired_goal": goal})
+    np.testing.assert_allclose(policy(here, goal), expected, atol=1e-6)
+    np.testing.assert_allclose(policy(here[0], goal[0]), expected[0], atol=1e-6)
+    assert policy(torch.from_numpy(here).reshape(3, 1, 36, 36, 3), torch.from_numpy(goal)[:, None]).shape == (3, 1, 2)
+    batch = TensorDict(
+        {"observation": store.frames[:3], "desired_goal": store.frames[3:6], "action": torch.ones(3, 2)}, [3]
+    )
+    rows = loss.encoded(batch) if shared else batch
+    state_value = loss._call("value_network", rows, "state_value").detach().numpy()
+    np.testing.assert_allclose(value(here, goal), state_value, atol=1e-6)
+    score = loss._call_ensemble("score_network", rows, "score").amin(0).detach().numpy()
+    np.testing.assert_allclose(value.score(here, goal, np.ones((3, 2))), score, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda frames: frames.astype(np.float32), TypeError, r"observation: expected pictures of uint8.*float32"),
+        (lambda frames: frames[:, :30], ValueError, r"uint8 and shape \[..., 36, 36, 3\], got \[2, 30, 36, 3\]"),
+        (lambda frames: frames.tolist(), TypeError, "got list"),
+        (lambda frames: torch.from_numpy(frames).float(), TypeError, "got dtype torch.float32"),
+        (lambda frames: frames[0, 0, 0], ValueError, r"got \[3\]"),
+    ],
+)
+def test_a_loaded_policy_refuses_what_are_not_its_pictures(store, tmp_path, change, error, message):
+    loss, frames = make_loss("bc"), store.frames[:2].numpy()
+    columns = {"observation": ["x", "y"], "desired_goal": ["x", "y"], "action": ["x", "y"]}
+    record_policy(tmp_path, loss, columns=columns)
+    save_checkpoint(tmp_path / "checkpoint", 1, {"update": {"loss": loss.state_dict()}}, {"task": None})
+    with pytest.raises(error, match=message):
+        load_policy(tmp_path)(change(frames), frames)
 
 
 @pytest.mark.slow

@@ -209,6 +209,8 @@ def shifted_frames(frames: Tensor, index: Tensor, shift: Tensor, pad: int) -> Te
     line = index[:, None] * height + (rows + shift[:, :1]).clamp(0, height - 1)
     lines = frames.view(-1, width * channels).index_select(0, line.flatten()).view(-1, width, channels)
     padded = torch.cat([lines[:, :1].expand(-1, pad, -1), lines, lines[:, -1:].expand(-1, pad, -1)], 1)
-    windows = padded.view(len(lines), -1).unfold(1, width * channels, channels)
-    start = (shift[:, 1] + pad).repeat_interleave(height)
-    return windows[torch.arange(len(lines), device=index.device), start].view(-1, height, width, channels)
+    windows = padded.flatten().unfold(0, width * channels, channels)
+    first = torch.arange(len(lines), device=index.device) * (width + 2 * pad)
+    # index_select copies windows, where indexing copies byte by byte
+    chosen = windows.index_select(0, first + (shift[:, 1] + pad).repeat_interleave(height))
+    return chosen.view(-1, height, width, channels)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore.envs._opengl import default_opengl, open_gl
+from torchrl_smore.envs._opengl import OpenGL, default_opengl, open_gl
 from torchrl_smore.envs.point import HALF_WIDTH, PointWorld
 from torchrl_smore.envs.tabletop import HOME, OPEN_FINGERS, load_model, placer
 
@@ -49,12 +49,13 @@ class PointPainter:
     Args:
         world: box and walls.
         size: height and width of a frame in pixels.
+        opengl: not needed.
     """
 
     _PAPER, _WALL, _POINT = (235, 238, 242), (84, 94, 110), (28, 82, 168)
     _RADIUS = 0.6  # of the point, in the unit of positions; the goal's is 1
 
-    def __init__(self, world: PointWorld, size: int) -> None:
+    def __init__(self, world: PointWorld, size: int, opengl: OpenGL | None = None) -> None:
         self.size = check_size(size)
         axis = ((np.arange(size) + 0.5) / size * 2.0 - 1.0) * HALF_WIDTH
         self._x, self._y = axis[None].astype(np.float32), -axis[:, None].astype(np.float32)
@@ -82,13 +83,14 @@ class TabletopPainter:
 
     Args:
         size: height and width of a frame in pixels.
+        opengl: library to draw with, see :func:`~torchrl_smore.envs.render_episode`.
 
     Raises:
         RenderError: if there is no OpenGL; says what to install.
         ImportError: if mujoco is missing; says what to install.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, opengl: OpenGL | None = None) -> None:
         self.size = check_size(size)
         self._model = load_model()
         import mujoco
@@ -96,7 +98,7 @@ class TabletopPainter:
         self._mujoco = mujoco
         self._data = mujoco.MjData(self._model)
         _, self._put = placer(self._model)
-        self._window, self._context = open_gl(self._model, size, default_opengl())
+        self._window, self._context = open_gl(self._model, size, opengl or default_opengl())
         self._scene = mujoco.MjvScene(self._model, maxgeom=100)
         self._option = mujoco.MjvOption()
         self._view = mujoco.MjvCamera()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ def render_episode(
     size: int = 256,
     opengl: OpenGL | None = None,
     own_process: bool = False,
+    goal_beside: bool = False,
 ) -> Frame:
     """Films the episode that starts at a seed and takes the given actions.
 
@@ -48,13 +49,16 @@ def render_episode(
         opengl: library for the simulators; ``None`` is what the environment variable ``MUJOCO_GL`` names, else EGL
             (on macOS CGL, on Windows GLFW). All but GLFW need no display.
         own_process: draw in a process of its own, where a graphics driver that crashes takes nothing else down.
+        goal_beside: draw what a policy of pictures sees, larger: the state, and to its right the goal, without marks.
 
     Returns:
-        Frames ``[T + 1, size, size, 3]``, RGB: the start and the state after each action.
+        Frames ``[T + 1, size, size, 3]``, RGB: the start and the state after each action; with the goal beside it they
+        are ``2 * size + 4`` wide.
 
     Raises:
         RenderError: if the task needs OpenGL and it cannot be had.
-        ValueError: for an unknown task or library, a wrong shape, or an environment that cannot be drawn.
+        ValueError: for an unknown task or library, a wrong shape, an environment that cannot be drawn, or a task that
+            has no pictures, beside which the goal cannot be shown.
         ImportError: if a package the simulator needs is missing.
     """
     task = get_task(task)
@@ -65,10 +69,10 @@ def render_episode(
         raise ValueError(f"size must be at least 16 pixels, got {size}.")
     backend = opengl or default_opengl()
     if not own_process:
-        return _film(task, seed, actions, size, backend)
+        return _film(task, seed, actions, size, backend, goal_beside)
     try:
         with closing(Worker(f"the process that films {task.name}")) as worker:
-            worker.send(_film_apart, task, seed, actions, size, backend)
+            worker.send(_film_apart, task, seed, actions, size, backend, goal_beside)
             frames = worker.receive()
     except RuntimeError as error:
         raise render_error(backend, str(error).strip().splitlines()[0]) from error
@@ -85,12 +89,12 @@ def _film_apart(_: Any, *args: Any) -> Frame | Exception:
         return error
 
 
-def _film(task: Task, seed: int, actions: NDArray[Any], size: int, backend: str) -> Frame:
+def _film(task: Task, seed: int, actions: NDArray[Any], size: int, backend: str, goal_beside: bool) -> Frame:
     with ExitStack() as stack:
         env = task.make_env()
         stack.callback(env.close)
         observation, _ = env.reset(seed=seed)
-        camera = _camera(env.unwrapped, task, size, backend)
+        camera = _PicturesCamera(task, size, backend) if goal_beside else _camera(env.unwrapped, task, size, backend)
         stack.callback(camera.close)
         frames = [camera.shoot(observation)]
         for action in actions:
@@ -105,6 +109,26 @@ def _camera(env: Env, task: Task, size: int, backend: str) -> _PlaneCamera | _Mu
     if hasattr(env, "model") and hasattr(env, "data"):
         return _MujocoCamera(env, task, size, backend)
     raise ValueError(f"{task.name} cannot be drawn: {type(env).__name__} is neither a point nor a MuJoCo simulation.")
+
+
+class _PicturesCamera:
+    """Draws what a policy of pictures sees: state and goal, side by side."""
+
+    _GAP = 4  # pixels between them
+
+    def __init__(self, task: Task, size: int, backend: str) -> None:
+        self._painter = task.painter(size, cast("OpenGL", backend))
+        self._gap = np.full((size, self._GAP, 3), 255, dtype=np.uint8)
+
+    def shoot(self, observation: Observation) -> Frame:
+        """The pictures of the state and of its goal."""
+        state = self._painter.states(observation["observation"][None])[0]
+        goal = self._painter.goals(observation["desired_goal"][None])[0]
+        return np.concatenate([state, self._gap, goal], axis=1)
+
+    def close(self) -> None:
+        """Releases what it draws with."""
+        self._painter.close()
 
 
 class _MujocoCamera:

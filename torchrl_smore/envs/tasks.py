@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torchrl_smore._errors import unknown_name
 from torchrl_smore._falls import ant_has_fallen
 from torchrl_smore.envs._gym import Env
+from torchrl_smore.envs._opengl import OpenGL
 from torchrl_smore.envs.batch import BatchEnv, GymBatch
 from torchrl_smore.envs.experts import (
     Expert,
@@ -82,8 +83,8 @@ class Task:
         expert_random_prob: probability in each step that a uniform action replaces that expert's, likewise.
         goal_parts: name and columns (first, one past the last) of each thing that the goal is about, if it is about
             several: each must then be within ``threshold`` of its own goal.
-        make_painter: builds what draws its states as pictures of a given size; ``None``: its observation does not say
-            all that is seen.
+        make_painter: builds what draws its states as pictures of a given size by a given OpenGL library (``None``: see
+            :func:`render_episode`); ``None``: its observation does not say all that is seen.
         goal_range: smallest and largest value of each column of the goals that episodes ask for; ``None``: not stated.
         data_task: name of the task whose episodes a dataset for this one consists of; ``None``: its own.
 
@@ -115,7 +116,7 @@ class Task:
     goal_parts: tuple[tuple[str, int, int], ...] = ()
     goal_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     data_task: str | None = None
-    make_painter: Callable[[int], Painter] | None = None
+    make_painter: Callable[[int, OpenGL | None], Painter] | None = None
 
     @property
     def observation_dim(self) -> int:
@@ -241,8 +242,8 @@ class Task:
         """
         return GoalTaskWrapper(self.make_base_env(), self.reached)
 
-    def painter(self, size: int) -> Painter:
-        """What draws its states as pictures of ``size`` by ``size`` pixels.
+    def painter(self, size: int, opengl: OpenGL | None = None) -> Painter:
+        """What draws its states as pictures of ``size`` by ``size`` pixels, by a library as in :func:`render_episode`.
 
         Raises:
             ValueError: if the task has none, or for a size out of range.
@@ -250,7 +251,7 @@ class Task:
         """
         if self.make_painter is None:
             raise ValueError(f"{self.name} has no pictures: its observation does not say all that is seen.")
-        return self.make_painter(size)
+        return self.make_painter(size, opengl)
 
     def make_batch_env(self, num_envs: int, action_noise: float = 0.0) -> BatchEnv:
         """Builds ``num_envs`` environments that are stepped together in this process."""

@@ -20,10 +20,18 @@ from torchrl_smore.modules.networks import (
     goal_specs,
     make_networks,
 )
-from torchrl_smore.modules.pixels import Encoded, PixelEncoder, make_pixel_networks
+from torchrl_smore.modules.pixels import (
+    CHANNELS,
+    Encoded,
+    EncoderSize,
+    PixelEncoder,
+    PixelNetworks,
+    make_pixel_networks,
+)
 from torchrl_smore.modules.precision import Precision
 
 __all__ = [
+    "CHANNELS",
     "GELUMLP",
     "STANDARDIZED_CLIP",
     "BilinearScore",
@@ -31,11 +39,13 @@ __all__ = [
     "ContaminatedNormal",
     "ContrastiveNetworks",
     "Encoded",
+    "EncoderSize",
     "FixedStdHead",
     "GaussianHead",
     "Networks",
     "PairEmbedding",
     "PixelEncoder",
+    "PixelNetworks",
     "Precision",
     "Standardize",
     "TanhMLP",

@@ -12,10 +12,14 @@ from torch import nn
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import GELUMLP, BilinearScore, FixedStdHead, PairEmbedding
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Standardize
+from torchrl_smore.modules.pixels import Encoded, PixelEncoder
 
 _CLASSES: dict[str, type[nn.Module]] = {
     kind.__name__: kind
-    for kind in (BilinearScore, ConcatMLP, FixedStdHead, GELUMLP, GaussianHead, PairEmbedding, Standardize)
+    for kind in (
+        *(BilinearScore, ConcatMLP, Encoded, FixedStdHead, GELUMLP, GaussianHead, PairEmbedding, PixelEncoder),
+        Standardize,
+    )
 }
 _STATISTICS = "statistics"
 _BOUNDS = ("low", "high")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
@@ -15,11 +17,11 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, PairEmbedding
 from torchrl_smore.modules.distributions import policy_distribution
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Networks
-from torchrl_smore.modules.precision import Precision
+from torchrl_smore.modules.precision import Precision, check_precision
 
-EncoderSize = Literal["small", "medium"]
-#: Channels of the convolutions, of kernels 8, 4 and 3 and strides 4, 2 and 1.
-CHANNELS: dict[str, tuple[int, int, int]] = {"small": (16, 32, 32), "medium": (32, 64, 64)}
+EncoderSize = Literal["small", "medium", "impala"]
+#: Channels of the convolutions; for ``"small"`` and ``"medium"`` of kernels 8, 4 and 3 and strides 4, 2 and 1.
+CHANNELS: dict[str, tuple[int, int, int]] = {"small": (16, 32, 32), "medium": (32, 64, 64), "impala": (16, 32, 32)}
 #: Bound of the weights of a last layer that is initialised cold, as in stable contrastive RL (arXiv:2306.03346).
 COLD = 1e-12
 _KERNELS, _STRIDES = (8, 4, 3), (4, 2, 1)
@@ -27,17 +29,49 @@ _GROUP = 8  # channels that are normalised together
 
 
 class MappedGroupNorm(nn.GroupNorm):
-    """``GroupNorm`` that ``torch.vmap`` can map, as an ensemble does; PyTorch's asks a mapped tensor for its layout."""
+    """``GroupNorm`` that ``torch.vmap`` can map, as an ensemble does; PyTorch's asks a mapped tensor for its layout.
+
+    Where nothing is mapped it is PyTorch's, which takes channels last in memory as they are.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``[*B, channels, height, width]``."""
+        mapped = torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(input)
+        if input.ndim == 4 and not mapped:
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
         groups = input.unflatten(-3, (self.num_groups, -1))
-        normalized = nn.functional.layer_norm(groups, groups.shape[-3:], eps=self.eps).flatten(-4, -3)
-        return normalized * self.weight[:, None, None] + self.bias[:, None, None]
+        normalized = F.layer_norm(groups, groups.shape[-3:], eps=self.eps).flatten(-4, -3)
+        return normalized * self.weight.to(input.dtype)[:, None, None] + self.bias.to(input.dtype)[:, None, None]
+
+
+class _Residual(nn.Module):
+    """``x + conv(relu(conv(relu(x))))``, kernels of 3, size kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps ``[*B, channels, height, width]`` to the same shape."""
+        return input + _convolved(self.second, _convolved(self.first, input.relu()).relu())
+
+
+def _convolved(layer: nn.Conv2d, input: Tensor) -> Tensor:
+    """The layer in the dtype of its input; its parameters keep theirs."""
+    if input.dtype == layer.weight.dtype:
+        return layer(input)  # type: ignore[no-any-return]
+    assert layer.bias is not None
+    return F.conv2d(input, layer.weight.to(input.dtype), layer.bias.to(input.dtype), layer.stride, layer.padding)
 
 
 class PixelEncoder(nn.Module):
-    """Three convolutions with GroupNorm, a linear layer and LayerNorm: pictures to a vector.
+    """Convolutions, a linear layer and LayerNorm: pictures to a vector.
+
+    ``"small"`` and ``"medium"`` are three convolutions with GroupNorm, ``"impala"`` is the small ResNet of IMPALA
+    (arXiv:1802.01561) as OGBench has it: three times a convolution, maximum over 3 x 3 at every second place, and one
+    residual block.
 
     Pictures come as uint8 and become floating point in ``[-0.5, 0.5]`` here, on the device of the parameters. Several
     are stacked along their channels.
@@ -46,26 +80,42 @@ class PixelEncoder(nn.Module):
         pictures: how many it takes at once, at least 1.
         pixels: height and width of a picture, at least 36.
         latent: size of the output.
-        size: ``"small"`` or ``"medium"``, see ``CHANNELS``.
+        size: ``"small"``, ``"medium"`` or ``"impala"``, see ``CHANNELS``.
+        precision: ``"float32"``, or ``"bf16"`` for all but the input's scaling and the output, which is float32;
+            parameters are float32 in both.
 
     Raises:
-        ValueError: for an unknown size, or pictures that are too small for the convolutions.
+        ValueError: for an unknown size or precision, or pictures that are too small for the convolutions.
     """
 
-    def __init__(self, pictures: int = 1, *, pixels: int = 48, latent: int = 128, size: EncoderSize = "small") -> None:
+    def __init__(
+        self,
+        pictures: int = 1,
+        *,
+        pixels: int = 48,
+        latent: int = 128,
+        size: EncoderSize = "small",
+        precision: Precision = "float32",
+    ) -> None:
         super().__init__()
         if size not in get_args(EncoderSize):
             raise unknown_name("size of encoders", size, get_args(EncoderSize))
         if pixels < 36:
             raise ValueError(f"expected pictures of 36 pixels or more in each direction, got {pixels}.")
         self.pictures, self.pixels, self.latent, self.size = pictures, pixels, latent, size
+        self.precision = check_precision(precision)
         channels, side = CHANNELS[size], pixels
-        for kernel, stride in zip(_KERNELS, _STRIDES):
-            side = (side - kernel) // stride + 1
         layers: list[nn.Module] = []
-        for before, after, kernel, stride in zip((3 * pictures, *channels), channels, _KERNELS, _STRIDES):
-            # TorchRL's ConvNet takes no norm whose size goes with that of the layer
-            layers += [nn.Conv2d(before, after, kernel, stride), MappedGroupNorm(after // _GROUP, after), nn.ReLU()]
+        if size == "impala":
+            for before, after in zip((3 * pictures, *channels), channels):
+                layers += [nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(3, 2, padding=1), _Residual(after)]
+                side = (side - 1) // 2 + 1
+            layers.append(nn.ReLU())
+        else:
+            for before, after, kernel, stride in zip((3 * pictures, *channels), channels, _KERNELS, _STRIDES):
+                # TorchRL's ConvNet takes no norm whose size goes with that of the layer
+                layers += [nn.Conv2d(before, after, kernel, stride), MappedGroupNorm(after // _GROUP, after), nn.ReLU()]
+                side = (side - kernel) // stride + 1
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.trunk = nn.Sequential(nn.Linear(channels[-1] * side * side, latent), nn.LayerNorm(latent), nn.ReLU())
 
@@ -87,9 +137,27 @@ class PixelEncoder(nn.Module):
         joined = pictures[0] if len(pictures) == 1 else torch.cat(pictures, -1)
         batch = joined.shape[:-3]
         # of one leading dimension and with channels last in memory, which is how pictures are stored
-        scaled = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2).float() / 255.0 - 0.5
-        latent: Tensor = self.trunk(self.convolutions(scaled))
-        return latent.reshape(*batch, self.latent)
+        raw = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2)
+        layers = list(self.convolutions)
+        assert isinstance(layers[0], nn.Conv2d)
+        x = self._scaled_convolution(layers[0], raw.to(torch.bfloat16 if self.precision == "bf16" else torch.float32))
+        for layer in layers[1:]:
+            x = _convolved(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+        linear, norm = self.trunk[0], self.trunk[1]
+        assert isinstance(linear, nn.Linear)
+        x = F.linear(x, linear.weight.to(x.dtype), linear.bias.to(x.dtype))
+        latent: Tensor = norm(x.float()).relu()
+        return latent if joined.ndim == 4 else latent.reshape(*batch, self.latent)
+
+    @staticmethod
+    def _scaled_convolution(layer: nn.Conv2d, raw: Tensor) -> Tensor:
+        """The layer on ``raw / 255 - 0.5``; ``raw`` holds whole numbers up to 255, which bfloat16 holds exactly."""
+        if layer.padding != (0, 0):
+            return _convolved(layer, raw / 255.0 - 0.5)  # the padding is 0 after the scaling
+        assert layer.bias is not None
+        # the scaling is linear: in the parameters it costs nothing, over the pictures it takes a fifth of an update
+        weight, bias = layer.weight / 255.0, layer.bias - 0.5 * layer.weight.sum((1, 2, 3))
+        return F.conv2d(raw, weight.to(raw.dtype), bias.to(raw.dtype), layer.stride)
 
 
 class Encoded(nn.Module):
@@ -99,12 +167,11 @@ class Encoded(nn.Module):
         encoder: of one picture, which then encodes each input by itself, all in one call, or of as many as there are,
             which encodes them together to one vector, the network's first input.
         network: takes the vectors in the place of pictures.
-        frozen: whether the encoder is left alone by this network's gradient: it belongs to others, which train it.
     """
 
-    def __init__(self, encoder: PixelEncoder, network: nn.Module, *, frozen: bool = False) -> None:
+    def __init__(self, encoder: PixelEncoder, network: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.network, self.frozen = encoder, network, frozen
+        self.encoder, self.network = encoder, network
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The network's output for ``inputs``.
@@ -116,18 +183,12 @@ class Encoded(nn.Module):
         if len(pictures) < self.encoder.pictures:
             raise ValueError(f"expected {self.encoder.pictures} pictures of uint8, got {len(pictures)}.")
         if self.encoder.pictures > 1:
-            latent = self._encode(*pictures)
             rest = [value for value in inputs if value.dtype != torch.uint8]
-            return self.network(latent, *rest)  # type: ignore[no-any-return]
-        latents = iter(self._encode(torch.stack(pictures)))
+            return self.network(self.encoder(*pictures), *rest)  # type: ignore[no-any-return]
+        latents = iter(self.encoder(torch.stack(pictures)))
         return self.network(  # type: ignore[no-any-return]
             *(next(latents) if value.dtype == torch.uint8 else value for value in inputs)
         )
-
-    def _encode(self, *pictures: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            latent: Tensor = self.encoder(*pictures)
-        return latent
 
 
 @torch.no_grad()
@@ -140,6 +201,13 @@ def cool(network: ConcatMLP) -> ConcatMLP:
     return network
 
 
+@dataclass(frozen=True)
+class PixelNetworks(Networks):
+    """What :func:`make_pixel_networks` builds; ``encoder`` is the shared one, for a loss's ``share_encoder``."""
+
+    encoder: TensorDictModule | None = None
+
+
 def make_pixel_networks(
     action_spec: TensorSpec,
     *,
@@ -150,19 +218,19 @@ def make_pixel_networks(
     representation: int = 16,
     num_score_nets: int = 2,
     shared: bool = False,
+    embeddings: bool = False,
+    layer_norm: bool = True,
+    cold: bool = True,
     contamination: float = 0.0,
     precision: Precision = "float32",
-) -> Networks:
+) -> PixelNetworks:
     """Build score, value and Gaussian actor networks whose observations and goals are pictures.
 
-    The score is ``phi(s, a)^T psi(g)``, of dimension 16 in the paper (Table 5), with a cold last layer of ``psi``
-    alone: of two cold factors neither would have a gradient. Hidden layers are normalised by LayerNorm.
+    The score is ``phi(s, a)^T psi(g)``, of dimension 16 in the paper (Table 5).
 
     Separate encoders are one for each network; score and value see the two pictures one by one, the actor's own encoder
-    sees them together. A shared one serves all of them and is trained by score and value: the actor's gradient stops
-    before it. :class:`~torchrl_smore.trainers.FusedUpdate` takes networks that share no parameters, and an ensemble
-    stacks its members, so a shared encoder goes with one score network and
-    :class:`~torchrl_smore.trainers.Update`.
+    sees them together. A shared one is a network of its own, which a loss takes by
+    :meth:`~torchrl_smore.objectives.base.OfflineLoss.share_encoder`: the networks then read its vectors.
 
     Args:
         action_spec: ``[A]``, for actions in ``[-1, 1]``.
@@ -173,44 +241,60 @@ def make_pixel_networks(
         representation: dimension of ``phi`` and ``psi``.
         num_score_nets: size of the score ensemble.
         shared: whether all networks have one encoder.
+        embeddings: whether score networks write both embeddings, ``[*B, 2, D]``, as contrastive losses read them, and
+            the value network those of the state alone and the goal.
+        layer_norm: whether hidden layers are normalised, as in stable contrastive RL (arXiv:2306.03346).
+        cold: whether the last layer of ``psi`` begins near 0, as there; that of ``phi`` does not: of two cold factors
+            neither would have a gradient.
         contamination: see :func:`make_networks`.
-        precision: of the hidden layers behind the encoder, see :func:`~torchrl_smore.modules.precision.run_layers`.
+        precision: of encoders and hidden layers, see :class:`PixelEncoder` and
+            :func:`~torchrl_smore.modules.precision.run_layers`.
 
     Returns:
         Networks with in_keys ``observation``, ``desired_goal`` (and ``action`` for the score), uint8
-        ``[*B, pixels, pixels, 3]``, and out keys ``score``, ``state_value`` and ``action``.
+        ``[*B, pixels, pixels, 3]`` or, of a shared encoder, float32 ``[*B, latent]``, and out keys ``score``,
+        ``state_value`` (both ``embedding`` for ``embeddings``) and ``action``.
 
     Raises:
-        ValueError: for an unknown size or precision, or a shared encoder with several score networks.
+        ValueError: for an unknown size or precision, or pictures that are too small.
     """
-    if shared and num_score_nets != 1:
-        raise ValueError(f"an encoder is shared with one score network alone, got num_score_nets={num_score_nets}.")
     action_dim = action_spec.shape[-1]
-    common = PixelEncoder(pixels=pixels, latent=latent, size=encoder) if shared else None
 
     def eyes(pictures: int = 1) -> PixelEncoder:
-        return common or PixelEncoder(pictures, pixels=pixels, latent=latent, size=encoder)
+        return PixelEncoder(pictures, pixels=pixels, latent=latent, size=encoder, precision=precision)
+
+    def seeing(make: Callable[[], nn.Module], pictures: int = 1) -> nn.Module:
+        return make() if shared else Encoded(eyes(pictures), make())
 
     def mlp(num_inputs: int, num_outputs: int) -> ConcatMLP:
-        return ConcatMLP(num_inputs, num_outputs, hidden, layer_norm=True, precision=precision)
+        return ConcatMLP(num_inputs, num_outputs, hidden, layer_norm=layer_norm, precision=precision)
 
-    def bilinear() -> BilinearScore:
-        psi = cool(mlp(latent, representation))
-        return BilinearScore(PairEmbedding(mlp(latent + action_dim, representation), psi))
+    def pair(num_inputs: int) -> PairEmbedding:
+        psi = mlp(latent, representation)
+        psi = cool(psi) if cold else psi
+        return PairEmbedding(mlp(num_inputs, representation), psi)
+
+    def bilinear() -> nn.Module:
+        both = pair(latent + action_dim)
+        return both if embeddings else BilinearScore(both)
 
     state_keys = ["observation", "desired_goal"]
-    score = [
-        TensorDictModule(Encoded(eyes(), bilinear()), ["observation", "action", "desired_goal"], ["score"])
-        for _ in range(num_score_nets)
-    ]
-    value = TensorDictModule(Encoded(eyes(), mlp(2 * latent, 1)), state_keys, ["state_value"])
-    sight = eyes(2)
-    trunk = mlp(2 * latent if shared else latent, action_dim)
+    score_keys, out_keys = ["observation", "action", "desired_goal"], ["embedding" if embeddings else "score"]
+    score = [TensorDictModule(seeing(bilinear), score_keys, out_keys) for _ in range(num_score_nets)]
+    if embeddings:
+        value = TensorDictModule(seeing(lambda: pair(latent)), state_keys, ["embedding"])
+    else:
+        value = TensorDictModule(seeing(lambda: mlp(2 * latent, 1)), state_keys, ["state_value"])
+
+    def head() -> nn.Module:
+        return GaussianHead(mlp(2 * latent if shared else latent, action_dim), action_dim)
+
     actor = ProbabilisticActor(
-        TensorDictModule(Encoded(sight, GaussianHead(trunk, action_dim), frozen=shared), state_keys, ["loc", "scale"]),
+        TensorDictModule(seeing(head, 2), state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],
         out_keys=["action"],
         return_log_prob=False,
         **policy_distribution(contamination, None, None, action_dim),
     )
-    return Networks(actor, score, value)
+    common = TensorDictModule(eyes(), ["pixels"], ["latent"]) if shared else None
+    return PixelNetworks(actor, score, value, common)

@@ -42,6 +42,9 @@ class Networks:
     discriminator_network: TensorDictModule
     discriminator_network_params: TensorDictParams
     target_discriminator_network_params: TensorDictParams
+    encoder_network: TensorDictModule | None = None
+    encoder_network_params: TensorDictParams
+    target_encoder_network_params: TensorDictParams
     expectile: Tensor
     temperature: Tensor
     weight_clip: float

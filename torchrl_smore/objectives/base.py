@@ -17,6 +17,7 @@ from torchrl.objectives.utils import _vmap_func
 
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.objectives._encoder import encode_pictures
 from torchrl_smore.objectives._networks import Entries, Networks, lent, members
 from torchrl_smore.objectives.terms import Reduce
 
@@ -125,6 +126,58 @@ class OfflineLoss(Networks, LossModule):
             network, size = given[0] if len(given) == 1 else given, len(given)
         self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
 
+    def share_encoder(self, encoder_network: TensorDictModule) -> None:
+        """Gives all networks one encoder: they then read vectors where a batch has pictures (entries of uint8).
+
+        The encoder becomes a network of its own, ``encoder_network``, trained by the losses of score, Q, critic and
+        value; the gradient of the actor stops before it. It has no target: target networks read what the encoder that
+        is trained makes of a picture. A picture that several networks read is encoded once.
+
+        Args:
+            encoder_network: reads one picture, uint8 ``[*B, H, W, C]``, and writes one vector, ``[*B, D]``.
+
+        Raises:
+            ValueError: if the loss has one already, or has nothing that would train it.
+        """
+        if self.encoder_network is not None:
+            raise ValueError(f"this {type(self).__name__} has an encoder already.")
+        own = [name for name in self._modules if name.endswith("_params") and not name.startswith("target_")]
+        if own == ["actor_network_params"]:
+            raise ValueError(
+                f"{type(self).__name__} has an actor alone, whose gradient would not train a shared encoder: give the "
+                "actor an encoder of its own."
+            )
+        if (len(encoder_network.in_keys), len(encoder_network.out_keys)) != (1, 1):
+            raise ValueError(
+                f"expected an encoder of one in key and one out key, got {encoder_network.in_keys} and "
+                f"{encoder_network.out_keys}."
+            )
+        self._add_network("encoder_network", encoder_network)
+
+    def encoded(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """A shallow copy with vectors in the place of the pictures that the networks read, see :meth:`share_encoder`.
+
+        Args:
+            tensordict: a batch, or of one what some network reads, of at least one dimension.
+        """
+        rows, network = tensordict.copy(), self.encoder_network
+        assert network is not None
+        (in_key,), (out_key,) = network.in_keys, network.out_keys
+
+        def encode(pictures: Tensor) -> Tensor:
+            with lent(network, self.encoder_network_params):
+                latent: Tensor = network(TensorDict({in_key: pictures}, batch_size=pictures.shape[:1]))[out_key]
+            return latent
+
+        goal = getattr(self.tensor_keys, "actor_goal", None)
+        later = [key for key in self.in_keys if key == goal or (isinstance(key, tuple) and "next" in key)]
+        encode_pictures(rows, [[key for key in self.in_keys if key not in later], later], encode)
+        return rows
+
+    def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
+        """What an actor is trained on: its gradient stops before a shared encoder."""
+        return inputs if self.encoder_network is None else inputs.detach()
+
     def _set_coefficient(self, name: str, value: float, valid: bool, expected: str) -> None:
         """Register a schedulable coefficient after its one check."""
         if not valid:
@@ -141,7 +194,7 @@ class OfflineLoss(Networks, LossModule):
         self.kernels = kernels
 
     def _rows(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Shallow copy to write to, with its batch size, where the rows that a mask drops read 0."""
+        """Shallow copy to write to, with its batch size, where dropped rows read 0 and pictures are encoded."""
         rows = tensordict.copy()
         if not rows.batch_dims:
             # a dispatched call comes without one: sizes alone do not tell a batch from features
@@ -160,7 +213,7 @@ class OfflineLoss(Networks, LossModule):
                         # the reduction drops these rows, but a NaN there would still have gradient 0 * NaN
                         entry = torch.where(self._expand_loss_mask(mask, entry), entry, torch.zeros_like(entry))
                         part.set(key, entry)
-        return rows
+        return rows if self.encoder_network is None else self.encoded(rows)
 
     def _call(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
@@ -186,12 +239,13 @@ class OfflineLoss(Networks, LossModule):
     def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
         """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
         with lent(self.actor_network, self.actor_network_params if params is None else params):
-            return self.actor_network(inputs.select(*self.actor_network.in_keys))[self.tensor_keys.action]
+            seen = self._for_actor(inputs.select(*self.actor_network.in_keys))
+            return self.actor_network(seen)[self.tensor_keys.action]
 
     def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
         """Action distribution of the current policy."""
         with lent(self.actor_network, self.actor_network_params):
-            return self.actor_network.get_dist(inputs.select(*self.actor_network.in_keys))
+            return self.actor_network.get_dist(self._for_actor(inputs.select(*self.actor_network.in_keys)))
 
     def _make_vmap(self) -> None:
         self._vmapped = {

@@ -218,7 +218,9 @@ class SMORELoss(OfflineLoss):
         """Eq. 11 with the weights of ``fit``, unless the actor has goals of its own; or ascent of the score."""
         keys, own = self.tensor_keys, at_actor_goal(rows, self.tensor_keys)
         if self.actor == "score":
-            inputs = inputs_of(own, self.score_network.in_keys, {keys.action: self._policy_action(own)})
+            inputs = inputs_of(
+                self._for_actor(own), self.score_network.in_keys, {keys.action: self._policy_action(own)}
+            )
             params = constant(self.score_network_params)
             score = self._call_ensemble("score_network", inputs, keys.score, params).amin(0)
             return self._reducer(own)(-score), {"policy_score": score.detach().mean()}

@@ -37,6 +37,8 @@ from torchrl_smore.reports.numbers import (
     write_results,
 )
 from torchrl_smore.reports.paper import (
+    IMAGE_SETTING,
+    IMAGE_TASKS,
     Outcome,
     Paper,
     PaperCell,
@@ -59,6 +61,8 @@ from torchrl_smore.reports.table_page import write_table_page
 
 __all__ = [
     "DIAGNOSIS_TABLES",
+    "IMAGE_SETTING",
+    "IMAGE_TASKS",
     "Cell",
     "Comparison",
     "Estimate",

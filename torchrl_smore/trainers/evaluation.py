@@ -82,6 +82,9 @@ class ActorPolicy:
             # pictures stay what they are until they are on their device
             dtype = np.uint8 if rows_of_key.dtype == np.uint8 else np.float32
             batch.set(key, torch.as_tensor(np.ascontiguousarray(rows_of_key, dtype=dtype)))
+        batch = batch.to(device)
+        if getattr(self.loss, "encoder_network", None) is not None:
+            batch = self.loss.encoded(batch)
         with (
             in_mode(False, network),
             params.to_module(network, preserve_module_state=False),

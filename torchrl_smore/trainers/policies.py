@@ -20,7 +20,9 @@ from torchrl_smore._files import write_text
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy
 from torchrl_smore.modules import (
     ContaminatedNormal,
+    Encoded,
     PairEmbedding,
+    PixelEncoder,
     Standardize,
     build_network,
     describe_network,
@@ -39,6 +41,7 @@ BEST_FOLDER = "best"
 POLICY_FORMAT = 1
 _SCORES = ("score_network", "qvalue_network", "critic_network")
 _KEYS = ("observation", "desired_goal", "action")
+_PICTURES = ("observation", "desired_goal")  # inputs that are pictures where the networks have encoders
 
 
 def record_policy(
@@ -55,7 +58,8 @@ def record_policy(
         run_dir: the run's folder.
         loss: has ``actor_network`` and perhaps networks of score and value. Networks of other classes than this
             package's are named, and cannot be loaded.
-        columns: meaning of each column of ``observation``, ``desired_goal`` and ``action``.
+        columns: meaning of each column of ``observation``, ``desired_goal`` and ``action``; where the networks see
+            pictures, of the states that are painted.
         goal_range: smallest and largest value of each column of the goals that the data hold, each ``[G]``.
         about: further entries (JSON), for example task and method.
 
@@ -70,13 +74,21 @@ def record_policy(
         "columns": {key: list(columns[key]) for key in _KEYS},
         "action_range": list(action_range_of(loss)),
         "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
+        "pixels": _pixels(loss),
         "networks": _networks(loss),
     }
     write_text(Path(run_dir) / POLICY_FILE, json.dumps(written, indent=2, allow_nan=False) + "\n")
 
 
+def _pixels(loss: LossModule) -> int | None:
+    """Height and width of the pictures that the networks see, or ``None`` where they see states."""
+    networks = (getattr(loss, "encoder_network", None), loss.actor_network)
+    encoders = [part for network in networks if network is not None for part in network.modules()]
+    return next((part.pixels for part in encoders if isinstance(part, PixelEncoder)), None)
+
+
 def _networks(loss: LossModule) -> dict[str, Any]:
-    """Descriptions of actor, value and score, by what they are for."""
+    """Descriptions of actor, value and score, by what they are for, and of the encoder that they share."""
     found: dict[str, Any] = {}
     actor = loss.actor_network
     if actor is not None:
@@ -91,6 +103,9 @@ def _networks(loss: LossModule) -> dict[str, Any]:
             network = getattr(loss, name, None)
             if network is not None:
                 found[role] = {**_described(name, network, "module."), "energy": getattr(loss, "energy", None)}
+    encoder = getattr(loss, "encoder_network", None)
+    if encoder is not None:
+        found["encoder"] = _described("encoder_network", encoder, "module.")
     return found
 
 
@@ -115,7 +130,7 @@ class _Mean(nn.Module):
         self.register_buffer("high", torch.tensor(high))
 
     def forward(self, observation: Tensor, goal: Tensor) -> Tensor:
-        loc, _ = self.head(observation.to(torch.float32), goal.to(torch.float32))
+        loc, _ = self.head(*_as_seen(self.head, observation, goal))
         return cast("Tensor", loc.clamp(self.low, self.high))
 
 
@@ -128,15 +143,21 @@ class _Smallest(nn.Module):
         self.energy = energy if _is_pair(members[0]) else None
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        outputs = [member(*(x.to(torch.float32) for x in inputs)) for member in self.members]
+        outputs = [member(*_as_seen(member, *inputs)) for member in self.members]
         if self.energy is not None:
             pairs = [output.unbind(-2) for output in outputs]
             outputs = [pair_energy(phi, psi, cast("Energy", self.energy)).unsqueeze(-1) for phi, psi in pairs]
         return torch.stack(outputs).amin(0)
 
 
+def _as_seen(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """Inputs as float32, but for the pictures of a network that encodes them."""
+    encodes = isinstance(network, Encoded)
+    return [x if encodes and x.dtype == torch.uint8 else x.to(torch.float32) for x in inputs]
+
+
 def _is_pair(network: nn.Module) -> bool:
-    return isinstance(network.network if isinstance(network, Standardize) else network, PairEmbedding)
+    return isinstance(network.network if isinstance(network, (Encoded, Standardize)) else network, PairEmbedding)
 
 
 @dataclass(frozen=True)
@@ -165,28 +186,56 @@ class RunRecord:
         return self.about.get("task")
 
     @property
+    def pixels(self) -> int | None:
+        """Height and width of the pictures that observations and goals are; ``None``: they are states."""
+        return self.about.get("pixels")
+
+    @property
     def columns(self) -> dict[str, list[str]]:
-        """Meaning of each column of ``observation``, ``desired_goal`` and ``action``."""
+        """Meaning of each column of ``observation``, ``desired_goal`` and ``action``; of states if it sees pictures."""
         return cast("dict[str, list[str]]", self.about["columns"])
 
     def checked(self, **inputs: Any) -> tuple[list[Tensor], type]:
-        """Inputs as float32 tensors of one batch shape, and the type that outputs shall have.
+        """Inputs as tensors of one batch shape, float32 or, of pictures, uint8, and the type that outputs shall have.
 
         Raises:
-            TypeError: for inputs that are neither arrays nor tensors of real numbers.
-            ValueError: for a wrong width, batch shapes that do not go together, values that are not finite, or goals
-                far outside those of the data.
+            TypeError: for inputs that are neither arrays nor tensors of real numbers, or pictures that are not uint8.
+            ValueError: for a wrong width or size, batch shapes that do not go together, values that are not finite, or
+                goals far outside those of the data.
         """
-        tensors = {key: self._tensor(key, value) for key, value in inputs.items()}
-        batches = {key: list(tensor.shape[:-1]) for key, tensor in tensors.items()}
+        tensors = {
+            key: self._picture(key, value) if self._seen(key) else self._tensor(key, value)
+            for key, value in inputs.items()
+        }
+        batches = {key: list(tensor.shape[: tensor.ndim - self._dims(key)]) for key, tensor in tensors.items()}
         largest = max(batches.values(), key=len)
         for key, batch in batches.items():
             if batch not in ([], largest):
                 raise ValueError(f"expected one row or equally many of each input, got {key} {batch} beside {largest}.")
-        if "desired_goal" in tensors:
+        if "desired_goal" in tensors and self.pixels is None:
             self._check_goals(tensors["desired_goal"])
         kind = Tensor if any(isinstance(value, Tensor) for value in inputs.values()) else np.ndarray
-        return [tensor.expand(*largest, -1) for tensor in tensors.values()], kind
+        return [
+            tensor.expand(*largest, *tensor.shape[tensor.ndim - self._dims(key) :]) for key, tensor in tensors.items()
+        ], kind
+
+    def _seen(self, key: str) -> bool:
+        """Whether an input is a picture."""
+        return self.pixels is not None and key in _PICTURES
+
+    def _dims(self, key: str) -> int:
+        """Dimensions of one row of an input."""
+        return 3 if self._seen(key) else 1
+
+    def _picture(self, key: str, value: Any) -> Tensor:
+        expected = f"{key}: expected pictures of uint8 and shape [..., {self.pixels}, {self.pixels}, 3]"
+        if not isinstance(value, (np.ndarray, Tensor)):
+            raise TypeError(f"{expected} as a numpy array or a torch tensor, got {type(value).__name__}.")
+        if value.dtype != (torch.uint8 if isinstance(value, Tensor) else np.uint8):
+            raise TypeError(f"{expected}, got dtype {value.dtype}.")
+        if tuple(value.shape[-3:]) != (self.pixels, self.pixels, 3):
+            raise ValueError(f"{expected}, got {list(value.shape)}.")
+        return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
     def _tensor(self, key: str, value: Any) -> Tensor:
         expected = f"{key}: expected numbers of shape [..., {len(self.columns[key])}]"
@@ -241,8 +290,9 @@ class TrainedPolicy:
         """Actions ``[*B, A]`` in the task's range, float32, of the type of ``observation``.
 
         Args:
-            observation: shape ``[*B, O]`` or ``[O]``, a numpy array or a torch tensor of real numbers.
-            goal: shape ``[*B, G]`` or ``[G]``.
+            observation: shape ``[*B, O]`` or ``[O]``, a numpy array or a torch tensor of real numbers; of a run from
+                pictures uint8, ``[*B, H, W, 3]`` or ``[H, W, 3]``.
+            goal: shape ``[*B, G]`` or ``[G]``; of a run from pictures as the observation.
 
         Raises:
             TypeError: see :meth:`RunRecord.checked`.
@@ -470,7 +520,7 @@ def _best_folders(run_dir: Path) -> list[Path]:
 
 
 def _loaded(record: RunRecord, networks: Mapping[str, Any], role: str, state: Mapping[str, Tensor]) -> list[nn.Module]:
-    """The members of a network with their weights, one for a network that is no ensemble."""
+    """The members of a network (one where it is no ensemble) with their weights, behind the encoder that they share."""
     described = networks.get(role)
     if described is None:
         raise CheckpointError(f"{record.path / POLICY_FILE} describes no {role}.")
@@ -494,4 +544,9 @@ def _loaded(record: RunRecord, networks: Mapping[str, Any], role: str, state: Ma
             member.load_state_dict(rows)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{record.checkpoint}: its {role} does not fit {POLICY_FILE}: {error}.") from error
-    return members
+    if role == "encoder" or "encoder" not in networks:
+        return members
+    (encoder,) = _loaded(record, networks, "encoder", state)
+    if not isinstance(encoder, PixelEncoder):
+        raise CheckpointError(f"{record.path / POLICY_FILE} describes a {type(encoder).__name__} as encoder.")
+    return [Encoded(encoder, member) for member in members]

@@ -8,6 +8,7 @@ import os
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import Goals, minari
@@ -421,3 +422,91 @@ def test_what_minari_writes_is_read(tmp_path):
         for number, episode in enumerate(made)
     )
     assert_holds(minari.read(tmp_path / "set", reached=reached), made, stored_goals)
+
+
+def with_pictures(made, where, size=(4, 5)):
+    """Episodes with random pictures as a part of their observations, or in their place."""
+    rng = np.random.default_rng(1)
+    for episode in made:
+        seen = rng.integers(0, 256, (len(episode["actions"]) + 1, *size, 3), dtype="u1")
+        if where is None:
+            episode["observations"] = seen
+        else:
+            episode["observations"] |= {where: seen}
+    return made
+
+
+def picture_space(shape):
+    return {"type": "Box", "dtype": "uint8", "shape": list(shape), "low": 0, "high": 255}
+
+
+def declared(made, shape=(4, 5, 3)):
+    observations = made[0]["observations"]
+    if not isinstance(observations, dict):
+        return {"observation_space": json.dumps(picture_space(shape))}
+    vectors = {key: value for key, value in observations.items() if key != "camera"}
+    space = space_of(vectors)
+    space["subspaces"]["camera"] = picture_space(shape)
+    return {"observation_space": json.dumps(space)}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}], ids=str)
+def test_pictures_beside_vectors_become_frames(write, tmp_path, options, mapped):
+    made = with_pictures(episodes(), "camera")
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    path = write(made, metadata=declared(made), **options)
+    store = minari.read(path, reached=reached, frames_folder=folder if mapped else None)
+    assert_holds(store, made, stored_goals)
+    frames = np.concatenate([episode["observations"]["camera"] for episode in made])
+    assert torch.equal(store.frames, torch.from_numpy(frames))
+    assert "flattened" not in store.meta
+    assert len(list(folder.iterdir())) == int(mapped)
+
+
+def test_pictures_alone_are_known_by_their_numbers(write):
+    made = with_pictures(episodes("plain"), None)
+    store = minari.read(write(made, metadata=declared(made)), reached=reached)
+    assert store.meta["states"] == "frame numbers"
+    assert store.data["observation"].flatten().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 10, 11]
+    assert store.data["desired_goal"].flatten().tolist() == [5] * 5 + [9] * 3 + [12] * 2
+    # not where the numbers are near, as the rule of the task would have it
+    assert store.data["next", "reward"].flatten().tolist() == [0, 0, 0, 0, 1, 0, 0, 1, 0, 1]
+    assert store.frames.shape == (13, 4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda made: made[1]["observations"].update(camera=np.zeros((4, 6, 5, 3), "u1")),
+            r"4 pictures of \[4, 5, 3\]",
+        ),
+        (lambda made: made[1]["observations"].update(camera=np.zeros((3, 4, 5, 3), "u1")), r"found \[3, 4, 5, 3\]"),
+        (lambda made: made[0]["observations"].update(camera=np.zeros((6, 4, 5, 3), "f4")), "of uint8.*found float32"),
+        (lambda made: made[2]["observations"].update(camera=np.zeros((3, 4, 5, 3), "f4")), "of uint8.*found float32"),
+        (
+            lambda made: made[0]["observations"].update(camera=np.zeros((6, 4, 5, 1), "u1")),
+            r"found uint8 \[6, 4, 5, 1\]",
+        ),
+        (
+            lambda made: made[0]["observations"].update(camera=np.zeros((6, 5, 4, 3), "u1")),
+            r"declared .*found \[5, 4, 3",
+        ),
+    ],
+)
+def test_wrong_pictures_are_clear_errors_and_leave_nothing_behind(write, tmp_path, change, message):
+    made = with_pictures(episodes(), "camera")
+    change(made)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    with pytest.raises(DatasetError, match=message):
+        minari.read(write(made, metadata=declared(made)), reached=reached, frames_folder=folder)
+    assert not list(folder.iterdir())
+
+
+def test_two_pictures_of_a_state_are_refused(write):
+    made = with_pictures(with_pictures(episodes(), "camera"), "depth")
+    with pytest.raises(DatasetError, match=r"expected one picture of each state, found .*camera.*depth"):
+        minari.read(write(made, metadata={"observation_space": None}), reached=reached)

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import Goals, ogbench
@@ -125,6 +126,18 @@ def drop(name):
     return lambda held: {key: array for key, array in held.items() if key != name}
 
 
+def picture(shape, dtype, next=False):
+    """Observations that are pictures, or nearly."""
+    names = ["observations", "next_observations"] if next else ["observations"]
+    return lambda held: held | {name: np.zeros(shape, dtype) for name in names}
+
+
+def pictures(held):
+    """Observations of random pictures, of 4 by 5 pixels, in the place of the vectors."""
+    rng = np.random.default_rng(1)
+    return held | {"observations": rng.integers(0, 256, (len(held["observations"]), 4, 5, 3), dtype="u1")}
+
+
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
@@ -144,11 +157,12 @@ def drop(name):
         ("published", poke("terminals", 2, (7,)), "'terminals': expected 0 or 1, found 2.0 in row 7"),
         ("published", poke("observations", np.nan), "'observations': expected finite numbers, found .* in row 7 "),
         ("published", poke("actions", 1e300), "'actions': expected finite numbers, found .* in row 7 "),
-        (
-            "published",
-            lambda held: held | {"observations": np.zeros((12, 64, 64, 3), "u1")},
-            r"'observations': expected shape \[rows, width\], found uint8 .*images",
+        *(
+            ("published", picture(shape, kind), f"'observations': expected pictures of uint8.*found {kind}")
+            for shape, kind in (((12, 64, 64, 3), "float32"), ((12, 64, 64, 1), "uint8"), ((12, 64, 192), "uint8"))
         ),
+        ("published", lambda held: drop("qpos")(picture((12, 8, 8, 3), "uint8")(held)), "expected an array 'qpos'"),
+        ("full", picture((9, 8, 8, 3), "uint8", next=True), "found 'next_observations': write the file without"),
         ("published", lambda held: held | {"actions": np.arange(12)}, r"'actions': expected shape .*discrete"),
         (
             "published",
@@ -232,3 +246,45 @@ def test_nothing_is_unpickled(write, tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match="refused dtype object"):
         ogbench.read(write(arrays("published") | {"terminals": bomb}), reached=equal)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("layout", ["published", "compact"])
+def test_pictures_become_frames_and_their_states_observations(write, tmp_path, monkeypatch, layout, save, mapped):
+    monkeypatch.setattr("torchrl_smore.data.readers._npz.BLOCK_BYTES", 150)  # several blocks, of two pictures
+    held = pictures(arrays(layout))
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    store = ogbench.read(write(held, save), reached=equal, frames_folder=folder if mapped else None)
+    assert store.meta["states"] == "qpos"
+    assert torch.equal(store.frames, torch.from_numpy(held["observations"]))
+    for start, stop, (_, actions, qpos) in zip(*map(list, store.trajectory_bounds), trajectories()):
+        rows = store.data[start:stop]
+        np.testing.assert_array_equal(rows["observation"].numpy(), qpos[:-1])
+        np.testing.assert_array_equal(rows["next", "achieved_goal"].numpy(), qpos[1:])
+        np.testing.assert_array_equal(rows["action"].numpy(), actions[:-1])
+    assert len(list(folder.iterdir())) == int(mapped)
+    first = ogbench.read(write(held, save), reached=equal, max_trajectories=2)
+    assert torch.equal(first.frames, store.frames[: 5 + 4])
+
+
+def test_a_picture_without_states_is_known_by_its_number_and_its_goal_is_reached_in_its_own_frame_alone(write):
+    held = drop("qpos")(pictures(arrays("published")))
+    store = ogbench.read(write(held), reached=lambda achieved, goal: np.ones(len(goal), bool), states=None)
+    assert store.meta["states"] == "frame numbers"
+    assert store.data["observation"].flatten().tolist() == [0, 1, 2, 3, 5, 6, 7, 9, 10]
+    assert store.data["desired_goal"].flatten().tolist() == [4] * 4 + [8] * 3 + [11] * 2
+    assert store.data["next", "reward"].flatten().tolist() == [0, 0, 0, 1, 0, 0, 1, 0, 1]
+
+
+def test_a_truncated_file_of_pictures_is_a_clear_error_and_leaves_no_frames_behind(write, tmp_path):
+    path = write(pictures(arrays("published")))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"NUMPY") + 300] ^= 255  # in the data of the first array, the pictures
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for damaged in (bytes(content), bytes(content[: len(content) // 2])):
+        with pytest.raises(DatasetError, match=r"a\.npz"):
+            ogbench.read(write(damaged), reached=equal, frames_folder=folder)
+        assert not list(folder.iterdir())

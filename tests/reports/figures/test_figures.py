@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from torchrl_smore.reports.figures.aggregates import improvement_figure, profile_figure
+from torchrl_smore.reports.figures.images import image_figure
 from torchrl_smore.reports.figures.returns import (
     coverage_figure,
     curve_settings,
@@ -19,6 +20,7 @@ from torchrl_smore.reports.numbers.results import METHODS
 
 pytest.importorskip("matplotlib")
 imageio = pytest.importorskip("imageio.v3")
+to_hex = pytest.importorskip("matplotlib.colors").to_hex
 
 
 def texts(axis):
@@ -123,3 +125,27 @@ def test_a_figure_becomes_a_png_and_a_pdf_of_the_same_bytes_each_time(tmp_path):
     assert [path.read_bytes() for path in paths] == before
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["empty.pdf", "empty.png"]
     assert pyplot.get_fignums() == []
+
+
+def test_success_from_pictures_is_a_bar_for_each_method_and_a_panel_for_each_task(make_result):
+    shared = {"setting": "expert=1;images", "metric": "success_last"}
+    runs = [
+        make_result(task="Tabletop-pick", method=method, seed=seed, value=value, **shared)
+        for method, values in (("SMORe", (0.2, 0.4)), ("CRL", (0.5,)))
+        for seed, value in enumerate(values)
+    ]
+    runs += [make_result(task="PointReach", value=0.9, **shared), make_result(metric="success_last")]
+    figure = image_figure(runs)
+    tasks = ["Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open", "PointReach"]
+    assert [axis.get_title() for axis in figure.axes[:5]] == tasks
+    axis = titled(figure, "Tabletop-pick")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["SMORe", "CRL"]
+    np.testing.assert_allclose([bar.get_height() for bar in axis.patches], [0.3, 0.5])
+    styles = method_styles(["SMORe", "CRL"])
+    colors = [style.color for style in (styles["SMORe"], styles["CRL"])]
+    assert [to_hex(bar.get_facecolor()) for bar in axis.patches] == [to_hex(color) for color in colors]
+    # a bar of one deviation for two seeds, none for one
+    (spread,) = [part.get_segments()[0] for part in axis.collections]
+    np.testing.assert_allclose(spread[:, 1], [0.3 - np.sqrt(0.02), 0.3 + np.sqrt(0.02)])
+    assert texts(titled(figure, "Tabletop-drawer")) == ["no runs"]
+    assert len(titled(figure, "PointReach").patches) == 1

@@ -182,7 +182,9 @@ def test_c5_needs_smore_ahead_at_every_noise(make_result):
 def test_c6_needs_four_image_tasks_with_a_rival(make_result):
     def runs(tasks, smore=0.9):
         return [
-            make_result(task=f"Image{i}", method=method, setting="images", seed=s, metric="success_last", value=value)
+            make_result(
+                task=f"Image{i}", method=method, setting="expert=1;images", seed=s, metric="success_last", value=value
+            )
             for i in range(tasks)
             for method, value in (("SMORe", smore), ("CRL", 0.5))
             for s in range(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from torchrl_smore.data._files import quoted
 from torchrl_smore.data._numbers import is_rounded, say_rounded
 from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers._frames import check_pictures, is_picture
 from torchrl_smore.data.readers._goals import Goals, columns_of
 from torchrl_smore.data.readers._hdf5 import Hdf5Array, address, import_h5py, member
 from torchrl_smore.data.readers._rows import Column, check_numbers
@@ -32,6 +34,10 @@ class EpisodeLayout:
         goals: what the goals become; ``None`` takes those of a Dict observation.
         observation_columns: what is kept of the observation; ``None`` takes all.
 
+    Attributes:
+        pictures: name of the part of the observations that is pictures, or ``None``.
+        numbered: whether there is nothing else, so that states are numbers of frames.
+
     Raises:
         DatasetError: if the observations are no vectors, or hold no goals and none are given.
     """
@@ -48,6 +54,13 @@ class EpisodeLayout:
         found = list(itertools.islice(_leaves(path, group, "observations"), _MAX_PARTS + 1))
         if len(found) > _MAX_PARTS:
             raise DatasetError(f"{path}: expected observations of at most {_MAX_PARTS} parts, found more.")
+        self.pictures = self._find_pictures(path, group, metadata, found)
+        found = [name for name in found if name != self.pictures]
+        self.numbered = not found
+        if self.numbered:
+            self.parts: dict[str, list[str]] = {}
+            self._widths: dict[str, int] = {}
+            return
         parts = {key: [name for name in found if _below(name, f"observations/{key}")] for key in _GOAL_KEYS}
         has_goals = all(parts.values())
         if not has_goals and goals is None:
@@ -64,10 +77,22 @@ class EpisodeLayout:
                 _check_space(path, metadata, name)
         self._widths = {name: _width(Hdf5Array(path, group, name)) for name in itertools.chain(*self.parts.values())}
 
+    def _find_pictures(self, path: Path, group: Any, metadata: Mapping[str, Any], found: Sequence[str]) -> str | None:
+        """The part of the observations that is pictures, if there is one."""
+        arrays = {name: Hdf5Array(path, group, name) for name in found}
+        named = [name for name, array in arrays.items() if is_picture(array)]
+        if len(named) > 1:
+            raise DatasetError(f"{path}: expected one picture of each state, found {named}.")
+        self.picture_shape: tuple[int, ...] = ()
+        for name in named:
+            self.picture_shape = check_pictures(arrays[name]).shape[1:]
+            _check_space(path, metadata, name, self.picture_shape)
+        return named[0] if named else None
+
     @property
     def row_bytes(self) -> int:
         """What the observations of one step take in a store, at least."""
-        return 4 * sum(self._widths.values())
+        return 4 * sum(self._widths.values()) + math.prod(self.picture_shape or (0,))
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -80,9 +105,21 @@ class EpisodeLayout:
         """Number of steps of an episode."""
         return Hdf5Array(path, group, "actions").shape[0]
 
-    def read(self, path: Path, group: Any, steps: int) -> tuple[dict[str, np.ndarray], bool]:
-        """The rows of an episode for each column, and whether it terminated."""
+    def read(self, path: Path, group: Any, steps: int, first: int) -> tuple[dict[str, np.ndarray], bool]:
+        """The rows of an episode for each column, and whether it terminated.
+
+        Without vectors the observation is the number of the frame, of which ``first`` is the episode's first, and the
+        goal that of its last.
+        """
         action = _vectors(Hdf5Array(path, group, "actions"), steps)
+        if self.numbered:
+            number = np.arange(first, first + steps + 1, dtype=np.float32)[:, None]
+            states = {
+                "observation": number,
+                "achieved_goal": number,
+                "desired_goal": np.full_like(number, first + steps),
+            }
+            return _as_rows(states, action), _terminated(Hdf5Array(path, group, "terminations"), steps)
         states = {
             key: np.concatenate(
                 [_vectors(Hdf5Array(path, group, name), steps + 1, self._widths[name]) for name in names], axis=1
@@ -98,19 +135,39 @@ class EpisodeLayout:
             states["desired_goal"] = np.repeat(goal[None], steps + 1, axis=0)
         if self.observation_columns is not None:
             states["observation"] = columns_of(label, self.observation_columns)(states["observation"])
-        rows = {
-            "observation": states["observation"][:-1],
-            "action": action,
-            "achieved_goal": states["achieved_goal"][:-1],
-            "desired_goal": states["desired_goal"][:-1],
-            "next_observation": states["observation"][1:],
-            "next_achieved_goal": states["achieved_goal"][1:],
-        }
-        return rows, _terminated(Hdf5Array(path, group, "terminations"), steps)
+        return _as_rows(states, action), _terminated(Hdf5Array(path, group, "terminations"), steps)
+
+    def read_pictures(self, path: Path, group: Any, steps: int) -> np.ndarray:
+        """The pictures of an episode, uint8 ``[steps + 1, height, width, 3]``.
+
+        Raises:
+            DatasetError: if there are more or fewer, or of another size than in the first episode.
+        """
+        assert self.pictures is not None
+        array = check_pictures(Hdf5Array(path, group, self.pictures))
+        expected = (steps + 1, *self.picture_shape)
+        if array.shape != expected:
+            raise DatasetError(
+                f"{array.label}: expected {expected[0]} pictures of {list(self.picture_shape)} as in the first "
+                f"episode, found {list(array.shape)}."
+            )
+        return array.read()
 
 
-def _check_space(path: Path, metadata: Mapping[str, Any], name: str) -> None:
-    """Refuses what is no vector by the declared space: encoded images look like vectors of bytes."""
+def _as_rows(states: Mapping[str, np.ndarray], action: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of transitions, from those of ``T + 1`` states."""
+    return {
+        "observation": states["observation"][:-1],
+        "action": action,
+        "achieved_goal": states["achieved_goal"][:-1],
+        "desired_goal": states["desired_goal"][:-1],
+        "next_observation": states["observation"][1:],
+        "next_achieved_goal": states["achieved_goal"][1:],
+    }
+
+
+def _check_space(path: Path, metadata: Mapping[str, Any], name: str, picture: tuple[int, ...] | None = None) -> None:
+    """Refuses what is no vector, or no such picture, by the declared space: encoded images look like vectors."""
     space = metadata.get("observation_space")
     if not isinstance(space, str):
         return
@@ -123,6 +180,13 @@ def _check_space(path: Path, metadata: Mapping[str, Any], name: str) -> None:
         raise DatasetError(
             f"{path}: 'observation_space' of the metadata: expected a space with {name!r}, found {space[:200]}."
         ) from error
+    if picture is not None:
+        if kind != "Box" or shape != list(picture):
+            raise DatasetError(
+                f"{path}: {name!r}: expected pictures of the declared {quoted(kind)} of shape {quoted(shape)}, found "
+                f"{list(picture)}."
+            )
+        return
     if kind != "Box" or not isinstance(shape, list) or len(shape) != 1:
         raise DatasetError(
             f"{path}: {name!r}: expected a Box of vectors, found a {quoted(kind)} of shape {quoted(shape)}; a "

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from torchrl_smore.data._files import check_regular, quoted, read_bounded, reading
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._flat import assemble
+from torchrl_smore.data.readers._frames import FrameSink, check_numbered, same_frame
 from torchrl_smore.data.readers._goals import Fallen, Goals, Reached
 from torchrl_smore.data.readers._hdf5 import MAX_RATIO, address, import_h5py, member, open_hdf5
 from torchrl_smore.data.readers._minari_episode import EpisodeLayout
@@ -43,6 +45,7 @@ def read(
     goals: Goals | None = None,
     fallen: Fallen | None = None,
     observation_columns: slice | Sequence[int] | None = None,
+    frames_folder: str | Path | None = None,
     max_trajectories: int | None = None,
     meta: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -51,8 +54,10 @@ def read(
 
     An episode is terminated if its last step is, and truncated otherwise. Episodes of fewer than two steps are left
     out, and counted in ``meta["dropped_rows"]``. Nested Dict observations and goals become one vector, their parts in
-    alphabetical order, as Gymnasium flattens them. Datasets in other formats than HDF5, images, Tuple spaces and
-    discrete actions are refused.
+    alphabetical order, as Gymnasium flattens them. One part may be pictures, uint8 ``[T+1, height, width, 3]``: they
+    become the frames of the store. If there is nothing else, observation and goal are the number of the frame, and a
+    goal, the last one of its episode, is reached in its own frame alone, whatever ``reached`` says. Datasets in other
+    formats than HDF5, encoded images, Tuple spaces and discrete actions are refused.
 
     Args:
         path: the dataset's folder, its ``data`` folder, the ``main_data.hdf5`` in it, or the id of a dataset that
@@ -66,6 +71,8 @@ def read(
         fallen: the task's rule of a fall, from observations ``[n, ds]`` (of the columns that are kept) to booleans
             ``[n]``: a step that ends in a fall has reward 0. By default nothing falls.
         observation_columns: columns of the observation to keep; all by default. ``goals`` are about all of them.
+        frames_folder: where frames are kept in a file that is mapped into memory, and has to be there for as long as
+            they are used; ``None``: they are held in memory.
         max_trajectories: how many trajectories to keep, the first ones; all by default.
         meta: of the store, beside ``"source"``, ``"format"``, ``"dropped_rows"`` and the names of flattened parts.
         progress: whether to show a tqdm bar.
@@ -87,22 +94,24 @@ def read(
     with reading(folder, "a Minari dataset"), contextlib.ExitStack() as stack:
         columns = _Columns(folder, goals, observation_columns, max_trajectories, stack)
         report = stack.enter_context(progress_bar(progress, folder.parent.name, len(columns.kept), "episode"))
-        values, terminated = columns.read(report)
+        values, terminated, frames = columns.read(report, frames_folder, stack)
         notes = {
             "source": str(path),
             "format": "minari",
             "dropped_rows": columns.dropped_rows,
             **columns.layout.notes,
+            **({"states": "frame numbers"} if columns.layout.numbered else {}),
         }
-        return assemble(
+        store = assemble(
             str(columns.main),
             values,
             columns.length,
             terminated,
-            reached=reached,
+            reached=same_frame if columns.layout.numbered else reached,
             fallen=fallen,
             meta={**(meta or {}), **notes},
         )
+        return store.with_frames(frames)
 
 
 class _Columns:
@@ -150,14 +159,21 @@ class _Columns:
         seen[place] = episode.name
         return self.layout.num_steps(episode.path, group)
 
-    def read(self, report: Progress) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The columns, and whether each episode terminated, bool, shape ``[K]``."""
+    def read(
+        self, report: Progress, folder: str | Path | None, stack: contextlib.ExitStack
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, Tensor | None]:
+        """The columns, whether each episode terminated, bool, shape ``[K]``, and the frames, if there are pictures."""
         values: dict[str, np.ndarray] = {}
+        sink, states = None, int(self.length.sum()) + len(self.length)
+        if self.layout.numbered:
+            check_numbered(str(self.main), states)
+        if self.layout.pictures is not None:
+            sink = stack.enter_context(FrameSink((states, *self.layout.picture_shape), folder))
         terminated = np.empty(len(self.kept), dtype=bool)
         first = 0
         for number, index in enumerate(self.kept):
             episode, steps = self.episodes[int(index)], int(self.length[number])
-            rows, terminated[number] = self.layout.read(episode.path, episode.group(), steps)
+            rows, terminated[number] = self.layout.read(episode.path, episode.group(), steps, first + number)
             for key, part in rows.items():
                 if key not in values:
                     values[key] = np.empty((int(self.length.sum()), part.shape[1]), dtype=np.float32)
@@ -167,9 +183,11 @@ class _Columns:
                         f"before, found {part.shape[1]}."
                     )
                 values[key][first : first + len(part)] = part
+            if sink is not None:
+                sink.take(self.layout.read_pictures(episode.path, episode.group(), steps))
             first += steps
             report(1)
-        return values, terminated
+        return values, terminated, None if sink is None else sink.frames()
 
 
 def find_dataset(path: str | Path) -> Path:

@@ -22,9 +22,10 @@ import numpy as np
 from torchrl_smore.data._files import reading
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._flat import check_limits, episodes_of, offset_of, read_flat
+from torchrl_smore.data.readers._frames import RowNumbers, check_pictures, is_picture, read_frames, same_frame
 from torchrl_smore.data.readers._goals import Fallen, Goals, Reached
 from torchrl_smore.data.readers._npz import NpzArray, array_names, open_npz
-from torchrl_smore.data.readers._rows import Progress, progress_bar, read_flags
+from torchrl_smore.data.readers._rows import Progress, RowArray, progress_bar, read_flags
 from torchrl_smore.data.trajectories import TrajectoryStore
 
 #: The goal is the whole observation, as in OGBench's own agents; stored is the last one of the trajectory.
@@ -37,13 +38,16 @@ def read(
     reached: Reached,
     goals: Goals = WHOLE_OBSERVATION,
     fallen: Fallen | None = None,
+    states: str | None = "qpos",
+    frames_folder: str | Path | None = None,
     max_trajectories: int | None = None,
     meta: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> TrajectoryStore:
     """Reads an OGBench file in one pass; needs memory for the store and some blocks of 16 MB.
 
-    Every trajectory is marked truncated. Files of images are refused: a trajectory store holds vectors of float32.
+    Every trajectory is marked truncated. Where the observations are pictures, uint8 ``[R, height, width, 3]``, they
+    become the frames of the store, and ``states`` says what its observations are.
 
     Args:
         path: the file; nothing in it is unpickled.
@@ -54,6 +58,11 @@ def read(
             last transition of each trajectory is left out for these, as its next row is not held.)
         fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
             has reward 0. By default nothing falls.
+        states: of pictures, the array that holds the states that they show, from which goals, rewards and falls come;
+            ``None``: the number of the row, and a goal of such numbers is reached in its own frame alone, whatever
+            ``reached`` says.
+        frames_folder: where frames are kept in a file that is mapped into memory, and has to be there for as long as
+            they are used; ``None``: they are held in memory.
         max_trajectories: how many trajectories to keep, the first ones; all by default.
         meta: of the store, beside ``"source"``, ``"format"``, ``"layout"`` and ``"dropped_rows"``.
         progress: whether to show a tqdm bar.
@@ -80,8 +89,25 @@ def read(
 
         for name in ("observations", "actions", "terminals"):
             array_of(name)
+        pictures, numbers = None, None
+        if is_picture(arrays["observations"]):
+            pictures = check_pictures(arrays["observations"])
+            if states is None:
+                numbers = RowNumbers(str(path), pictures.shape[0])
+                reached = same_frame if goals.array == "observations" else reached
+
+        def vectors_of(name: str) -> RowArray:
+            if pictures is None or name != "observations":
+                return array_of(name)
+            return numbers or array_of(str(states))
+
         names = array_names(archive)
         layout = "full" if "next_observations" in names else "compact" if "valids" in names else "published"
+        if pictures is not None and layout == "full":
+            raise DatasetError(
+                f"{path}: expected pictures of every state one after the other, found 'next_observations': write the "
+                "file without them."
+            )
         if layout == "full" and array_of("next_observations").shape != arrays["observations"].shape:
             raise DatasetError(
                 f"{path}: 'next_observations': expected the shape of 'observations', "
@@ -90,7 +116,7 @@ def read(
         total = sum(archive.getinfo(f"{name}.npy").file_size for name in arrays)
         with progress_bar(progress, path.name, total) as report:
             end = _last_rows(path, layout, array_of, report)
-            late = offset_of(str(path), array_of, goals, end)
+            late = offset_of(str(path), vectors_of, goals, end)
             next_held = layout == "full" and (goals.array == "observations" or late == 1)
             episodes = episodes_of(
                 str(path),
@@ -101,9 +127,9 @@ def read(
                 last_is_state=layout != "full",
                 max_trajectories=max_trajectories,
             )
-            return read_flat(
+            store = read_flat(
                 str(path),
-                array_of,
+                vectors_of,
                 episodes,
                 next_held=next_held,
                 late=late,
@@ -117,9 +143,13 @@ def read(
                     "format": "ogbench",
                     "layout": layout,
                     "dropped_rows": episodes.dropped,
+                    **({} if pictures is None else {"states": states or "frame numbers"}),
                 },
                 progress=report,
             )
+            if pictures is None:
+                return store
+            return store.with_frames(read_frames(pictures, episodes.source, episodes.length, frames_folder, report))
 
 
 def _last_rows(path: Path, layout: str, array_of: Any, report: Progress) -> np.ndarray:

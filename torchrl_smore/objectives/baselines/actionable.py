@@ -195,5 +195,6 @@ class ActionableModelsLoss(OfflineLoss):
         params, losses = constant(self.qvalue_network_params), []
         for rows in goals:
             replaced = {self.tensor_keys.action: self._policy_action(rows)}
-            losses.append(-self._qvalues(inputs_of(rows, self.qvalue_network.in_keys, replaced), params).amin(0))
+            inputs = inputs_of(self._for_actor(rows), self.qvalue_network.in_keys, replaced)
+            losses.append(-self._qvalues(inputs, params).amin(0))
         return self._reducer(goals[0])(self._mixed(losses)), {"policy_qvalue": -losses[0].detach().mean()}

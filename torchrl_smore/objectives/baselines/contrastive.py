@@ -198,7 +198,7 @@ class ContrastiveRLLoss(OfflineLoss):
         dist = self._distribution(rows)
         log_prob = dist.log_prob(action)
         own = self._draw_action(dist) if self.sample_action else dist.mean.clamp(-1.0, 1.0)
-        inputs = inputs_of(rows, self.critic_network.in_keys, {self.tensor_keys.action: own})
+        inputs = inputs_of(self._for_actor(rows), self.critic_network.in_keys, {self.tensor_keys.action: own})
         energy = self._energy("critic_network", inputs, constant(self.critic_network_params))
         coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
         return energy_term(energy, log_prob, self._row_weight(rows, energy), reduce, **coefficients)

@@ -161,7 +161,8 @@ class ContrastiveTDLoss(OfflineLoss):
         """Policy gradient through the critic, whose parameters are constants, plus imitation."""
         dist = self._distribution(rows)
         log_prob = dist.log_prob(rows[self.tensor_keys.action])
-        inputs = inputs_of(rows, self.critic_network.in_keys, {self.tensor_keys.action: self._own_action(dist)})
+        own = {self.tensor_keys.action: self._own_action(dist)}
+        inputs = inputs_of(self._for_actor(rows), self.critic_network.in_keys, own)
         pair = self._embeddings("critic_network", inputs, constant(self.critic_network_params))
         energy = pair_energy(*pair, self.energy).amin(0)
         coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}

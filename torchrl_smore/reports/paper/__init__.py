@@ -10,7 +10,15 @@ from torchrl_smore.reports.paper.claims import (
 )
 from torchrl_smore.reports.paper.markup import Table, escape_markdown, to_html, to_latex, to_markdown
 from torchrl_smore.reports.paper.published import HORIZONS, NUM_TRAJECTORIES, NUM_UPDATES, Paper, PaperCell, max_return
-from torchrl_smore.reports.paper.scores import BASE_SETTING, main_setting, our_sample, over_max, task_order
+from torchrl_smore.reports.paper.scores import (
+    BASE_SETTING,
+    IMAGE_SETTING,
+    IMAGE_TASKS,
+    main_setting,
+    our_sample,
+    over_max,
+    task_order,
+)
 from torchrl_smore.reports.paper.summary import (
     METHOD,
     THRESHOLDS,
@@ -25,6 +33,8 @@ from torchrl_smore.reports.paper.tables import build_table, render_table, table_
 __all__ = [
     "BASE_SETTING",
     "HORIZONS",
+    "IMAGE_SETTING",
+    "IMAGE_TASKS",
     "METHOD",
     "NUM_TRAJECTORIES",
     "NUM_UPDATES",

@@ -17,6 +17,7 @@ import numpy as np
 
 from torchrl_smore.reports.numbers import Cell, RunSet, Sample, SignificanceTest
 from torchrl_smore.reports.paper.published import Paper
+from torchrl_smore.reports.paper.scores import IMAGE_SETTING
 
 Numbers = dict[str, float | str]
 Lines = dict[str, dict[str, Sample]]
@@ -186,17 +187,20 @@ def _noise(view: View) -> tuple[bool, Numbers]:
     return holds, numbers
 
 
-@_claim("C6", "Figure 3: from images SMORe has the best success rate on all 4 tasks (runs of the setting images)")
+@_claim(
+    "C6", "Figure 3: from images SMORe has the best success rate on all 4 tasks (runs of the setting expert=1;images)"
+)
 def _images(view: View) -> tuple[bool, Numbers]:
     if not isinstance(view.source, RunSet):
         raise NotEnoughRuns("the paper prints no numbers")
-    found = {(r.task, r.method) for r in view.source.results if r.key[2] == "expert=0.1;images"}
-    cells = [Cell("", task, method, "images", "success_rate") for task, method in sorted(found)]
+    found = {(r.task, r.method) for r in view.source.results if r.key[2] == IMAGE_SETTING}
+    cells = [Cell("", task, method, IMAGE_SETTING, "success_rate") for task, method in sorted(found)]
     lines = view.of_cells(cells)
-    complete = {task: line for task, line in lines.items() if "SMORe images" in line and len(line) > 1}
+    own = f"SMORe {IMAGE_SETTING}"
+    complete = {task: line for task, line in lines.items() if own in line and len(line) > 1}
     if len(complete) < 4:
         raise NotEnoughRuns(f"{len(complete)} of 4 tasks with SMORe and a rival")
-    behind = [task for task, line in complete.items() if _best(line) != "SMORe images"]
+    behind = [task for task, line in complete.items() if _best(line) != own]
     return not behind, {"tasks": len(complete), "not best": _names(behind)}
 
 

@@ -16,6 +16,10 @@ Scores = dict[str, dict[str, np.ndarray]]
 
 #: The setting that most of the paper's tables have: a tenth of the data are an expert's.
 BASE_SETTING = "expert=0.1"
+#: The setting of Figure 3: observations and goals are pictures, and all of the data are primitives of a script.
+IMAGE_SETTING = "expert=1;images"
+#: The evaluation tasks of Figure 3, in its order of two single primitives and two stitched ones.
+IMAGE_TASKS = ("Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open")
 
 
 def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
