@@ -450,7 +450,7 @@ def assert_refused(done, cwd, before, *said):
         (["steps=many"], ["steps=many", "Integer"]),
         (["seed=1.5"], ["seed=1.5", "Integer"]),
         (["seed=0,1"], ["seed=0,1", "--multirun"]),
-        (["dataset=/tmp/a=b"], ["""'dataset="/tmp/a=b"'"""]),
+        (["dataset=/tmp/a=b"], ["/tmp/a=b does not exist"]),
         (["dataset=nowhere"], ["dataset=nowhere", "does not exist"]),
         (["resume=nowhere"], ["resume=nowhere", "config.yaml"]),
     ],

@@ -75,12 +75,19 @@ def test_every_table_and_figure_is_there_in_every_format(report):
     tables = {path.name for path in (out / "tables").iterdir()}
     assert tables == {f"table_{n}.{kind}" for n in Paper().tables for kind in ("md", "tex")}
     figures = {path.name for path in (out / "figures").iterdir()}
-    names = ["interquartile_mean", "performance_profile", "probability_of_improvement", "learning_curves", "coverage"]
+    names = [
+        "interquartile_mean",
+        "performance_profile",
+        "probability_of_improvement",
+        "learning_curves",
+        "coverage",
+        "images",
+    ]
     assert figures == {f"{name}.{kind}" for name in [*names, "noise"] for kind in ("png", "pdf")}
     assert {path.name for path in out.iterdir()} == {
         *("tables", "figures", "claims.md", "statistics.md", "report.md", "index.html")
     }
-    assert len(seen) == 13 + 6
+    assert len(seen) == 13 + 7
 
 
 def test_the_page_is_well_formed_asks_for_nothing_and_links_within_itself(report):
