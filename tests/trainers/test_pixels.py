@@ -197,7 +197,9 @@ def test_an_update_with_a_shared_encoder_is_one_graph(store, name):
     expected, _ = update._gradients(*arguments)
     compiled = torch.compile(update._gradients, fullgraph=True, backend="eager")
     found, _ = compiled(*arguments)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    for group, own in expected.items():
+        # sums over the pixels of a batch: single components cancel to less than their rounding
+        assert float((found[group] - own).norm()) < 1e-5 * float(own.norm()), group
 
 
 def test_seeds_with_a_shared_encoder_can_be_mapped(store):

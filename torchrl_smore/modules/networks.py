@@ -215,6 +215,13 @@ class Networks:
     value: TensorDictModule
 
 
+@dataclass(frozen=True)
+class PixelNetworks(Networks):
+    """What :func:`make_pixel_networks` builds; ``encoder`` is the shared one, for a loss's ``share_encoder``."""
+
+    encoder: TensorDictModule | None = None
+
+
 def goal_specs(observation_dim: int, goal_dim: int, action_dim: int) -> tuple[Composite, Bounded]:
     """Observation and action specs of a goal-conditioned task with actions in ``[-1, 1]``.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +15,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, PairEmbedding
 from torchrl_smore.modules.distributions import policy_distribution
-from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Networks
+from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, PixelNetworks
 from torchrl_smore.modules.precision import Precision, check_precision
 
 EncoderSize = Literal["small", "medium", "impala"]
@@ -199,13 +198,6 @@ def cool(network: ConcatMLP) -> ConcatMLP:
     nn.init.uniform_(last.weight, -COLD, COLD)
     nn.init.zeros_(last.bias)
     return network
-
-
-@dataclass(frozen=True)
-class PixelNetworks(Networks):
-    """What :func:`make_pixel_networks` builds; ``encoder`` is the shared one, for a loss's ``share_encoder``."""
-
-    encoder: TensorDictModule | None = None
 
 
 def make_pixel_networks(

@@ -126,6 +126,7 @@ class GoalActorConfig(ConfigBase):
     num_score_nets: int = 2
     statistics: Any = None
     clip: float | None = STANDARDIZED_CLIP
+    contamination: float = 0.0
     precision: str = "float32"
     matmul: str = "auto"
     part: str = "actor"
