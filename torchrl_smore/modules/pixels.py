@@ -18,6 +18,7 @@ from torchrl_smore.modules.distributions import policy_distribution
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, PixelNetworks
 from torchrl_smore.modules.precision import Precision, check_precision
 
+#: Sizes of :class:`PixelEncoder`: three convolutions, wider ones, OGBench's small residual network.
 EncoderSize = Literal["small", "medium", "impala"]
 #: Channels of the convolutions; for ``"small"`` and ``"medium"`` of kernels 8, 4 and 3 and strides 4, 2 and 1.
 CHANNELS: dict[str, tuple[int, int, int]] = {"small": (16, 32, 32), "medium": (32, 64, 64), "impala": (16, 32, 32)}
