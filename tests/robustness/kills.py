@@ -249,6 +249,7 @@ def run(count: int, seed: int = 0, kinds: tuple[str, ...] = tuple(COMMANDS)) -> 
             shutil.rmtree(cwd)
             how = "had ended" if status == 0 else "saved, then ended" if status > 0 else "ended at once"
             found[kind, signum.name, how] += 1
+            print(f"{number + 1} of {count}: {kind}, {signum.name}, {how}", file=sys.stderr, flush=True)
     return found
 
 
