@@ -139,13 +139,19 @@ def outcome(kind: str, cwd: Path) -> object:
         return exported(cwd)
     if kind == "grid":
         with (cwd / "out" / "results.csv").open(newline="") as file:
-            return [(row["method"], row["metric"], row["value"]) for row in csv.DictReader(file)]
+            rows = [(row["method"], row["metric"], row["value"]) for row in csv.DictReader(file)]
+        return rows, {folder.parts[-4]: names(folder) for folder in cwd.glob("out/cells/*/seed*/run/*")}
     (folder,) = (path for path in (cwd / "runs").iterdir() if (path / "summary.json").is_file())
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [
             {key: value for key, value in row.items() if key != "updates_per_second"} for row in csv.DictReader(file)
         ]
-    return rows, json.loads((folder / "summary.json").read_text())["eval"]
+    return rows, json.loads((folder / "summary.json").read_text())["eval"], names(folder)
+
+
+def names(folder: Path) -> list[str]:
+    """What a run folder holds, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def go_on(kind: str, cwd: Path) -> tuple[str, tuple[str, ...]]:
