@@ -109,6 +109,20 @@ def put_in_place(new: Path, path: Path, aside: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove_folder(path: Path, aside: Path) -> None:
+    """Removes a folder that others know by its name, so that a process killed meanwhile leaves no half of it there.
+
+    Args:
+        path: the folder.
+        aside: its name while it is being removed, which must be free: what a killed process may leave behind.
+
+    Raises:
+        OSError: if the name cannot be changed; the folder is whole then.
+    """
+    os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Brings a file, or a folder with everything in it, to the disk."""
     if path.is_dir():

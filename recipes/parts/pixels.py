@@ -47,6 +47,9 @@ def with_pictures(store: TrajectoryStore, painter: Painter, folder: Path) -> Tra
     out = folder / f"pictures_{size}_{store.sha256[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(f".{out.name}.lock"), f"pictures {out}", wait=True):
+        for left in folder.glob(f".{out.name}.*"):
+            if left.is_dir():  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
         if not out.exists():
             beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=folder))
             try:

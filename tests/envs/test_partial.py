@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from torchrl_smore import _files
+from torchrl_smore.envs import collect
 from torchrl_smore.envs._partial import PartialFolder, chunk_path, write_chunk
 
 ARRAYS = {"observation": np.arange(600.0).reshape(20, 30), "reward": np.zeros((20, 5))}
@@ -88,6 +91,22 @@ def test_what_a_killed_process_was_writing_is_removed_at_the_next_start(folder):
     assert not left.exists()
     assert own.exists()
     assert (folder.path / "notes").exists()
+
+
+def test_a_folder_that_is_half_removed_when_the_process_is_killed_is_none(tmp_path, monkeypatch):
+    options = {"expert_episodes": 2, "random_episodes": 2, "seed": 0, "out": tmp_path / "a", "progress": False}
+
+    def killed(path, **_):
+        (Path(path) / "request.json").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect("PointReach", **options)
+    # the store is whole; made anew, it does not stumble over the half, which goes
+    collect("PointReach", **options, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": 3', b"[" * 10**6, b"[1]", b"\xff"])

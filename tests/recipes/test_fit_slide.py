@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -126,6 +127,23 @@ def test_a_run_that_ends_anywhere_resumes_and_makes_the_same_model_bit_for_bit(
     for file in sorted(files):
         assert (folder / file).read_bytes() == (whole / file).read_bytes(), file
     assert (folder / "meta.json").read_text() == (whole / "meta.json").read_text()
+
+
+def test_a_run_without_a_checkpoint_fits_the_models_of_its_rounds_to_the_trials_of_these_alone(
+    fit_slide, whole, tmp_path, monkeypatch
+):
+    # as a run of an earlier version is, which kept its trials and nothing else
+    monkeypatch.setattr(fit_slide, "_SHARE", 1)
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoint")
+    (folder / "landing.npz").unlink()
+    last = max((folder / "trials").iterdir())
+    held = last.read_bytes()
+    last.unlink()  # tried again, by the model of the round before
+    fit_slide.fit_slide(fit_slide.Config(resume=str(folder)))
+    assert last.read_bytes() == held
+    assert (folder / "landing.npz").read_bytes() == (whole / "landing.npz").read_bytes()
 
 
 def test_a_killed_process_resumes(recipe, tmp_path):

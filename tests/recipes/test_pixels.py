@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -42,6 +43,16 @@ def test_points_are_learnt_from_pictures(recipe, tmp_path, method, options):
     # painted once, and by nothing that is left behind
     assert re.search("frames of 36 x 36 pixels", done.stdout)
     assert [path.name for path in (tmp_path / "datasets").glob(".*") if not path.name.endswith(".lock")] == []
+
+
+def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
+    store = collect("PointReach", expert_episodes=1, random_episodes=1, seed=0, progress=False)
+    left = tmp_path / f".pictures_36_{store.sha256[:16]}.abcdefgh"
+    left.mkdir()
+    (left / "frames").write_bytes(b"half")
+    with contextlib.closing(get_task("PointReach").painter(36)) as painter:
+        import_recipe("parts.pixels").with_pictures(store, painter, tmp_path)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

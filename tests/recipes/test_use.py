@@ -229,6 +229,7 @@ def test_paired_differences_are_first_minus_second_by_episode(import_recipe):
     [
         ((), "give the run folder as run=runs/NAME"),
         (("run=runs/none",), "is no folder"),
+        (("run=runs",), "runs has no policy.json: it is no run folder"),
         (("run={run}", "task=FetchReach"), "is of PointReach, with {'observation': 2, .* does not fit FetchReach"),
         (("run={run}", "episodes=0"), "episodes must be at least 1 and at most 1,000,000, got 0"),
         (("run={run}", "noise=-1"), "noise must be at least 0 and at most 1,000.0, got -1"),

@@ -10,6 +10,7 @@ import pickle
 import random
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +147,30 @@ def test_a_checkpoint_that_a_killed_process_had_moved_aside_is_put_back(tmp_path
     shutil.copytree(path, tmp_path / ".partial_step_000000001_replaced")
     clear_leftovers(tmp_path)
     assert names(tmp_path) == ["step_000000001"]
+
+
+@pytest.mark.parametrize("gone", ["state.pt", "meta.json"])
+@pytest.mark.parametrize(("saved", "new"), [((1, 2), 3), ((4, 8), 6)], ids=["old", "of a future"])
+def test_a_checkpoint_that_is_half_removed_when_the_process_is_killed_is_none(tmp_path, monkeypatch, saved, new, gone):
+    for step in saved:
+        save_checkpoint(tmp_path, step, STATE, {})
+    removed = []
+
+    def killed(path, **options):
+        (Path(path) / gone).unlink()
+        removed.append(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, new, STATE, {})
+    assert len(removed) == 1
+    for path in tmp_path.glob("step_*"):
+        load_checkpoint(path)
+    assert latest_checkpoint(tmp_path).name == f"step_{new:09d}"
+    clear_leftovers(tmp_path)
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("root", ["empty", "absent"])

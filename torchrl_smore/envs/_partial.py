@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore._files import remove_leftovers, replacing, write_text
+from torchrl_smore._files import remove_folder, remove_leftovers, replacing, write_text
 
 _logger = logging.getLogger("torchrl_smore")
 _REQUEST = "request.json"
@@ -87,8 +86,8 @@ class PartialFolder:
         return held
 
     def remove(self) -> None:
-        """Deletes the folder with everything in it."""
-        shutil.rmtree(self.path)
+        """Deletes the folder with everything in it; half of it would be taken for an unfinished collection."""
+        remove_folder(self.path, self.path.with_name(f".{self.path.name}-removed"))
 
 
 def chunk_path(folder: Path, number: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -20,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrl_smore._files import put_in_place, sync
+from torchrl_smore._files import put_in_place, remove_folder, sync
 
 #: Version of the layout of a checkpoint folder.
 FORMAT_VERSION = 3
 #: Versions that are read: 2 lacks ``meta_sha256``.
 READ_VERSIONS = (2, 3)
 _STATE, _META, _META_DIGEST = "state.pt", "meta.json", "meta_sha256"
-_REPLACED = "_replaced"
+_REPLACED, _REMOVED = "_replaced", "_removed"
 
 
 class CheckpointError(ValueError):
@@ -85,7 +86,8 @@ def save_checkpoint(
     found = _checkpoints(root)
     place = found.index(final) + 1
     for old in [*found[: max(place - max(keep, 1), 0)], *found[place:]]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_folder(old, old.with_name(f".partial_{old.name}{_REMOVED}"))
     return final
 
 

@@ -31,6 +31,7 @@ from torchrl_smore.trainers.checkpoint import (
 from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, Policy
 from torchrl_smore.trainers.logging import MetricsFile
 from torchrl_smore.trainers.modes import in_mode
+from torchrl_smore.trainers.policies import BEST_FOLDER
 from torchrl_smore.trainers.update import Compile, Update, UpdateStep
 
 _STAGES = (
@@ -286,7 +287,8 @@ class OfflineTrainer(Trainer):
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:
                 stack.enter_context(self.locked())
-                clear_leftovers(self.run_dir / "checkpoint")
+                for root in (self.run_dir / "checkpoint", *(self.run_dir / BEST_FOLDER).glob("seed_*")):
+                    clear_leftovers(root)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
             stack.enter_context(in_mode(True, *self.update.losses))
             super().train()
