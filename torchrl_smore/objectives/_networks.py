@@ -23,113 +23,6 @@ _Place = tuple[dict[str, Any], str]
 _places: weakref.WeakKeyDictionary[nn.Module, dict[NestedKey, _Place]] = weakref.WeakKeyDictionary()
 
 
-def inputs_of(rows: TensorDictBase, in_keys: Iterable[NestedKey], replaced: Replaced | None = None) -> TensorDict:
-    """Inputs of a network under their names at the root, some of them replaced."""
-    out = TensorDict({}, batch_size=rows.batch_size)
-    for key in in_keys:
-        out.set(key, replaced[key] if replaced and key in replaced else rows[key])
-    return out
-
-
-def inputs_after(
-    rows: TensorDictBase, in_keys: Iterable[NestedKey], keys: Any, replaced: Replaced | None = None
-) -> TensorDict:
-    """:func:`inputs_of` at the next state, with the goal of the root: a transition and its successor pursue the same.
-
-    Args:
-        rows: has what changes with the step under ``next``.
-        in_keys: of the network.
-        keys: ``tensor_keys`` of the loss, with ``action`` and ``desired_goal``.
-        replaced: entries in place of those of ``rows``; for the action there is no other.
-    """
-    out = TensorDict({}, batch_size=rows.batch_size)
-    for key in in_keys:
-        if replaced and key in replaced:
-            out.set(key, replaced[key])
-        else:
-            stays = key in (keys.action, keys.desired_goal)
-            out.set(key, rows[key if stays else unravel_key(("next", key))])
-    return out
-
-
-def state_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
-    """Those inputs that change with the step."""
-    return [key for key in in_keys if key not in (keys.action, keys.desired_goal)]
-
-
-def next_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
-    """Where they are read after the step."""
-    return [unravel_key(("next", key)) for key in state_keys(in_keys, keys)]
-
-
-def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
-    """``rows``, which pursue the goals of the actor where it has its own (``keys.actor_goal``)."""
-    return rows if keys.actor_goal is None else rows.copy().set(keys.desired_goal, rows[keys.actor_goal])
-
-
-def constant(params: TensorDictParams) -> TensorDictParams:
-    """Detached parameters, through which gradient flows to the inputs of a network alone."""
-    # not .detach(), which tensordict caches across .to(), and not .data, which torch.vmap forbids
-    return cast("TensorDictParams", params.apply(torch.Tensor.detach))
-
-
-@contextlib.contextmanager
-def lent(network: nn.Module, params: TensorDictBase | Entries) -> Iterator[None]:
-    """Within it, ``network`` computes with ``params``; afterwards it has what it had before.
-
-    ``to_module`` serves any module in any state, at 50 to 100 us a call; this puts tensors where the module reads them.
-    What is traced into a graph, or does not match the module entry by entry, is left to ``to_module``.
-
-    Args:
-        network: of a loss, made functional.
-        params: its parameters and buffers, or one of :func:`members`.
-    """
-    if not torch.compiler.is_compiling():
-        entries = params if isinstance(params, dict) else dict(params.items(True, True))
-        places = _places.get(network)
-        if places is None:
-            places = _places[network] = _find_places(network)
-        if entries.keys() == places.keys():
-            before = []
-            try:
-                for key, (holder, name) in places.items():
-                    before.append(holder[name])
-                    holder[name] = entries[key]
-                yield
-            finally:
-                for (holder, name), entry in zip(places.values(), before):
-                    holder[name] = entry
-            return
-    if isinstance(params, dict):
-        nested = TensorDict({})
-        for key, entry in params.items():
-            nested.set(key, entry)
-        params = nested
-    with params.to_module(network, preserve_module_state=False):  # type: ignore[arg-type]
-        yield
-
-
-def members(params: TensorDictBase) -> Sequence[TensorDictBase | Entries]:
-    """The parameters of each member of an ensemble; those of all are stacked along the first dimension."""
-    if torch.compiler.is_compiling():
-        return params.unbind(0)
-    parts: list[Entries] = [{} for _ in range(params.shape[0])]
-    for key, entry in params.items(True, True):
-        for part, own in zip(parts, entry.unbind(0)):
-            part[key] = own
-    return parts
-
-
-def _find_places(network: nn.Module) -> dict[NestedKey, _Place]:
-    return {
-        unravel_key((*(path.split(".") if path else ()), name)): (holder, name)
-        for path, module in network.named_modules()
-        for holder in (module._parameters, module._buffers)
-        for name, entry in holder.items()
-        if entry is not None
-    }
-
-
 class Networks(LossModule):
     """A loss that holds networks: registers them with their parameters and targets, and calls them with these.
 
@@ -240,3 +133,110 @@ class Networks(LossModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._make_vmap()
+
+
+def inputs_of(rows: TensorDictBase, in_keys: Iterable[NestedKey], replaced: Replaced | None = None) -> TensorDict:
+    """Inputs of a network under their names at the root, some of them replaced."""
+    out = TensorDict({}, batch_size=rows.batch_size)
+    for key in in_keys:
+        out.set(key, replaced[key] if replaced and key in replaced else rows[key])
+    return out
+
+
+def inputs_after(
+    rows: TensorDictBase, in_keys: Iterable[NestedKey], keys: Any, replaced: Replaced | None = None
+) -> TensorDict:
+    """:func:`inputs_of` at the next state, with the goal of the root: a transition and its successor pursue the same.
+
+    Args:
+        rows: has what changes with the step under ``next``.
+        in_keys: of the network.
+        keys: ``tensor_keys`` of the loss, with ``action`` and ``desired_goal``.
+        replaced: entries in place of those of ``rows``; for the action there is no other.
+    """
+    out = TensorDict({}, batch_size=rows.batch_size)
+    for key in in_keys:
+        if replaced and key in replaced:
+            out.set(key, replaced[key])
+        else:
+            stays = key in (keys.action, keys.desired_goal)
+            out.set(key, rows[key if stays else unravel_key(("next", key))])
+    return out
+
+
+def state_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
+    """Those inputs that change with the step."""
+    return [key for key in in_keys if key not in (keys.action, keys.desired_goal)]
+
+
+def next_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
+    """Where they are read after the step."""
+    return [unravel_key(("next", key)) for key in state_keys(in_keys, keys)]
+
+
+def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
+    """``rows``, which pursue the goals of the actor where it has its own (``keys.actor_goal``)."""
+    return rows if keys.actor_goal is None else rows.copy().set(keys.desired_goal, rows[keys.actor_goal])
+
+
+def constant(params: TensorDictParams) -> TensorDictParams:
+    """Detached parameters, through which gradient flows to the inputs of a network alone."""
+    # not .detach(), which tensordict caches across .to(), and not .data, which torch.vmap forbids
+    return cast("TensorDictParams", params.apply(torch.Tensor.detach))
+
+
+@contextlib.contextmanager
+def lent(network: nn.Module, params: TensorDictBase | Entries) -> Iterator[None]:
+    """Within it, ``network`` computes with ``params``; afterwards it has what it had before.
+
+    ``to_module`` serves any module in any state, at 50 to 100 us a call; this puts tensors where the module reads them.
+    What is traced into a graph, or does not match the module entry by entry, is left to ``to_module``.
+
+    Args:
+        network: of a loss, made functional.
+        params: its parameters and buffers, or one of :func:`members`.
+    """
+    if not torch.compiler.is_compiling():
+        entries = params if isinstance(params, dict) else dict(params.items(True, True))
+        places = _places.get(network)
+        if places is None:
+            places = _places[network] = _find_places(network)
+        if entries.keys() == places.keys():
+            before = []
+            try:
+                for key, (holder, name) in places.items():
+                    before.append(holder[name])
+                    holder[name] = entries[key]
+                yield
+            finally:
+                for (holder, name), entry in zip(places.values(), before):
+                    holder[name] = entry
+            return
+    if isinstance(params, dict):
+        nested = TensorDict({})
+        for key, entry in params.items():
+            nested.set(key, entry)
+        params = nested
+    with params.to_module(network, preserve_module_state=False):  # type: ignore[arg-type]
+        yield
+
+
+def members(params: TensorDictBase) -> Sequence[TensorDictBase | Entries]:
+    """The parameters of each member of an ensemble; those of all are stacked along the first dimension."""
+    if torch.compiler.is_compiling():
+        return params.unbind(0)
+    parts: list[Entries] = [{} for _ in range(params.shape[0])]
+    for key, entry in params.items(True, True):
+        for part, own in zip(parts, entry.unbind(0)):
+            part[key] = own
+    return parts
+
+
+def _find_places(network: nn.Module) -> dict[NestedKey, _Place]:
+    return {
+        unravel_key((*(path.split(".") if path else ()), name)): (holder, name)
+        for path, module in network.named_modules()
+        for holder in (module._parameters, module._buffers)
+        for name, entry in holder.items()
+        if entry is not None
+    }
