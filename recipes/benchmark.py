@@ -30,18 +30,11 @@ from parts import grid
 from parts.benchmark_jobs import read_result, run_job
 from parts.benchmark_ray import run_on_ray
 from parts.cli import check_range, nearest, option, run_recipe
+from parts.datasets import collect_or_load, dataset_folder, digest
 from parts.grid import GridCell, Plan, paper_name
 from parts.manifest import Manifest, read_manifest
 from parts.methods import METHODS
-from parts.shared import (
-    collect_or_load,
-    commit_of_library,
-    dataset_folder,
-    digest,
-    remove_partial_files,
-    versions_of,
-    write_json,
-)
+from parts.shared import commit_of_library, remove_partial_files, versions_of, write_json
 from parts.status import describe_status, status_of
 from smore_offline import MOST, PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from parts.cli import check_range, option, read_config, run_recipe
+from parts.datasets import dataset_folder
 from parts.diagnosis import (
     Groups,
     Row,
@@ -42,7 +43,7 @@ from parts.diagnosis import (
     weight_classes,
 )
 from parts.methods import METHODS
-from parts.shared import dataset_folder, write_json
+from parts.shared import write_json
 from smore_offline import Config as RunConfig
 from smore_offline import identity, make_dataset, make_loss, make_sampler
 from torch import Tensor

@@ -24,18 +24,16 @@ import torch
 import yaml
 from parts import OPENGL
 from parts.cli import check_range, nearest, option, resumed_config, run_recipe
+from parts.datasets import collect_or_load, load_dataset, recognise_dataset
 from parts.defaults import PRESETS, resolve
+from parts.films import record_rollout
 from parts.methods import METHODS, PixelSetting, Setting
 from parts.model_card import make_loadable, write_model_card
 from parts.pixels import check_pixels, with_pictures
 from parts.shared import (
     ProgressLines,
-    collect_or_load,
     finite_or_none,
-    load_dataset,
     new_run_folder,
-    recognise_dataset,
-    record_rollout,
     remove_partial_files,
     resolve_compile,
     resolve_device,
