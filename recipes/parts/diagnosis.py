@@ -61,13 +61,9 @@ def find_groups(store: TrajectoryStore, gamma: float) -> Groups:
     if "expert" in labels:
         names = tuple(dict.fromkeys(labels))
         return Groups(names, torch.tensor([names.index(label) for label in labels]), names.index("expert"), True)
-    start, stop = store.trajectory_bounds
-    rows = torch.arange(len(store)) - store.data["traj_start"]
-    reward = store.data["next", "reward"].squeeze(-1).double()
-    number = torch.arange(len(start)).repeat_interleave(stop - start)
-    returns = torch.zeros(len(start), dtype=torch.float64).index_add_(0, number, reward * gamma**rows)
-    best = returns.argsort(descending=True, stable=True)[: max(1, round(BEST_SHARE * len(start)))]
-    of = torch.ones(len(start), dtype=torch.long)
+    returns = store.discounted_returns(gamma)
+    best = returns.argsort(descending=True, stable=True)[: max(1, round(BEST_SHARE * len(returns)))]
+    of = torch.ones(len(returns), dtype=torch.long)
     # a trajectory that never reaches its goal is nobody's expert
     of[best[returns[best] > 0.0]] = 0
     return Groups(("best", "others"), of, 0, False)
