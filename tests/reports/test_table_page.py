@@ -70,33 +70,48 @@ def test_ours_stand_beside_the_papers_and_the_control(page):
         *("task", "unit", "", "SMORe", "control (hindsight BC)", "the data: expert, all", "differs from the paper in")
     ]
     # 35.55, 37.525 and 39.5 of (1 - 0.99^50) / 0.01 = 39.4994; 31.6 the same three times
-    assert cells(page, "| FetchReach |")[1:5] == [
+    assert cells(page, "| FetchReach | return")[1:5] == [
         *("return / largest at 0.99", "ours", "**0.950 ± 0.050** (3)", "0.800 ± 0.000 (3)")
     ]
     lines = page.read_text().splitlines()
-    below = lines[next(i for i, line in enumerate(lines) if line.startswith("| FetchReach |")) + 1]
+    below = lines[next(i for i, line in enumerate(lines) if line.startswith("| FetchReach | return")) + 1]
     # Table 1 prints 35.08 ± 0.54
     assert below == "|  |  | paper | 0.888 ± 0.014 | – |  |  |"
 
 
+def test_the_short_table_has_the_best_of_the_others_and_what_bounds_a_policy(source, make_result, tmp_path):
+    others = [
+        make_result(method=m, value=v, steps=20_000) for m, v in (("GCSL", 11.85), ("GC-IQL", 35.55), ("AM", 3.95))
+    ]
+    more = Source((*source.results, *others), source.curves, (), source.grid)
+    page = write_table_page(more, tmp_path / "c.md", command=COMMAND, resamples=5)
+    assert cells(page, "| FetchReach | 0") == [
+        *("FetchReach", "0.950 ± 0.050", "0.800 ± 0.000", "GC-IQL 0.900", "0.888 ± 0.014", "0.900")
+    ]
+    assert cells(page, "| CheetahTgtVel-m-e | 1") == [
+        *("CheetahTgtVel-m-e", "150.0 ± 14.1", "–", "–", "136.7 ± 10.6", "250.5")
+    ]
+
+
 def test_locomotion_is_the_return_at_0_999_beside_the_number_as_printed(page):
-    assert cells(page, "| CheetahTgtVel-m-e |")[1:5] == ["return at 0.999", "ours", "**150.0 ± 14.1** (2)", "–"]
+    assert cells(page, "| CheetahTgtVel-m-e | return")[1:5] == ["return at 0.999", "ours", "**150.0 ± 14.1** (2)", "–"]
 
 
 def test_what_data_expert_and_budget_differ_in_is_said_in_the_line(page):
-    assert cells(page, "| FetchReach |")[-1] == (
+    assert cells(page, "| FetchReach | return")[-1] == (
         "scripted expert; 1,000 trajectories, not 40,000; 20,000 updates, not 400,000; batch 256, not 512"
     )
-    assert cells(page, "| CheetahTgtVel-m-e |")[-1] == "40,000 updates, not 1,000,000; batch 256, not 512"
+    assert cells(page, "| CheetahTgtVel-m-e | return")[-1] == "40,000 updates, not 1,000,000; batch 256, not 512"
 
 
 def test_what_the_data_return_stands_in_the_line_in_its_unit(page, source, tmp_path):
     # (100 x 0.9 + 900 x 0.1) / 1,000; the data of another setting are not these
-    assert cells(page, "| FetchReach |")[-2] == "0.900, 0.180"
-    assert cells(page, "| CheetahTgtVel-m-e |")[-2] == "250.5, 250.5"
+    assert cells(page, "| FetchReach | return")[-2] == "0.900, 0.180"
+    assert cells(page, "| CheetahTgtVel-m-e | return")[-2] == "250.5, 250.5"
     unknown = Source(source.results, source.curves, (), {**source.grid, "datasets": {}})
     assert (
-        cells(write_table_page(unknown, tmp_path / "b.md", command=COMMAND, resamples=5), "| FetchReach |")[-2] == "–"
+        cells(write_table_page(unknown, tmp_path / "b.md", command=COMMAND, resamples=5), "| FetchReach | return")[-2]
+        == "–"
     )
 
 

@@ -116,7 +116,8 @@ def write_table_page(
     text = [
         *(f"<!-- {command} -->", "# Table 1", ""),
         *(*_extent(lines, source), ""),
-        *(*_table(lines), ""),
+        *(*_short(lines), ""),
+        *("## Every method", "", *_table(lines), ""),
         *(f"{escape_markdown(note)}\n" for note in _NOTES),
         *("## Over tasks", "", summary_to_markdown(summary, min_seeds)),
         *figures,
@@ -222,6 +223,25 @@ def _extent(lines: Sequence[_Line], source: Source) -> list[str]:
     told += [f"No run yet on {', '.join(tasks)}."] if tasks else []
     told += [f"Seeds to come: {'; '.join(few)}."] if few else []
     return [" ".join(map(escape_markdown, told)).replace(r"\*\*", "**")]
+
+
+def _short(lines: Sequence[_Line]) -> list[str]:
+    """A line a task: SMORe, its control, the best other method, the paper's SMORe, and the expert in the data."""
+    header = ["task", METHOD, "its control", "best of the others", "the paper's", "the expert in the data"]
+    rows = [header, ["---"] * len(header)]
+    for line in lines:
+        others = {name: sample for name, sample in line.ours.items() if name not in (METHOD, CONTROL)}
+        best = max(others, key=lambda name: others[name].mean, default=None)
+        rows.append(
+            [
+                line.task,
+                *(_entry(line.ours.get(method), line.digits) for method in (METHOD, CONTROL)),
+                "–" if best is None else f"{best} {_entry(others[best], line.digits)}",
+                _entry(line.paper.get(METHOD), line.digits),
+                line.data.partition(",")[0],
+            ]
+        )
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], rows[1], *map(_escaped, rows[2:]))]
 
 
 def _table(lines: Sequence[_Line]) -> list[str]:
