@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from parts import OPENGL
 from parts.cli import check_range, option, run_recipe
-from parts.shared import commit_of_library, film_episode, write_json
+from parts.films import film_episode
+from parts.shared import commit_of_library, write_json
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names

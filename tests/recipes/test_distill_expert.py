@@ -126,7 +126,7 @@ def test_what_cannot_be_distilled_is_refused_before_a_folder_is_made(import_reci
 
 
 def test_two_compositions_never_share_a_folder(import_recipe, distilled, tmp_path):
-    name = import_recipe("parts.shared").dataset_folder
+    name = import_recipe("parts.datasets").dataset_folder
     other = tmp_path / "other.npz"
     other.write_bytes((distilled / "expert.npz").read_bytes() + b"0")
     agent = tmp_path / "agent.zip"
