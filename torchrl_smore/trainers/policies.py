@@ -227,7 +227,7 @@ def run_seeds(path: str | Path, which: Which = "last") -> tuple[int, ...]:
     if which not in get_args(Which):
         raise unknown_name("which", which, get_args(Which))
     run_dir, checkpoint = _find(Path(path))
-    _policy_file(run_dir)  # without one it is no run folder
+    read_policy_file(run_dir)  # without one it is no run folder
     if checkpoint is None and which == "best":
         return tuple(int(folder.name[5:]) for folder in _best_folders(run_dir))
     state, _ = load_checkpoint(checkpoint or _newest(run_dir, which, None))
