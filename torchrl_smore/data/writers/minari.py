@@ -14,7 +14,7 @@ from torchrl_smore.data.readers._hdf5 import import_h5py
 from torchrl_smore.data.trajectories import TrajectoryStore
 from torchrl_smore.data.writers._states import bounds, column, placing, states, with_last_repeated
 
-#: Version of minari whose layout is written: the last for Python 3.10, since an older one refuses what a newer one wrote.
+#: Version of minari whose layout is written: the last for Python 3.10, which refuses what a newer one wrote.
 MINARI_VERSION = "0.5.3"
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 
