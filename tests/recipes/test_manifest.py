@@ -204,7 +204,7 @@ def test_the_manifest_of_table_1_holds_what_it_says(benchmark, tmp_path):
     manifest = benchmark.read_manifest(config.manifest, benchmark.Config, benchmark._OF_RUNS)
     stages = benchmark.make_stages(benchmark.of_manifest(config, manifest), manifest, tmp_path)
     *(ours, two, long, others, long_others, last), _ = [stage.jobs for stage in stages]
-    # 8 tasks and the 4 of locomotion by 2 and 2 methods, by 4 and by 7 others, three seeds at a time, and all by all, the other two
+    # three seeds at a time: 8 tasks by 2 and 2 methods, 4 of locomotion by 4, both by 7 others; and all, the last two
     assert [len(jobs) for jobs in (ours, two, long, others, long_others, last)] == [16, 16, 16, 56, 28, 12 * 11]
     assert {job.cell.method for job in ours} == {"smore", "hindsight_bc"}
     assert {job.cell.method for job in ours + two} == {job.cell.method for job in long}
