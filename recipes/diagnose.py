@@ -31,6 +31,7 @@ from parts.diagnosis import (
     has_score,
     input_rows,
     moving_mask,
+    noise_shares,
     phase_of,
     phase_rows,
     policy_actions,
@@ -296,7 +297,8 @@ def measure_experts(
         else:
             missing["score along expert trajectories"] = "none of them reaches its stored goal on its way."
     phase = phase_of(at_goal, subject.moving[rows])
-    tables["phases"] = phase_rows(phase, batch["action"], policy_actions(loss, batch), gap)
+    noise = noise_shares(loss, batch)
+    tables["phases"] = phase_rows(phase, batch["action"], policy_actions(loss, batch), gap, noise)
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
