@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 from tensordict.nn import TensorDictModule
@@ -153,7 +154,7 @@ class Method:
     extras: tuple[str, ...] = ()
     actor_goals: bool = False
 
-    @property
+    @cached_property
     def accepts(self) -> dict[str, Any]:
         """Options of the loss by name, with their defaults."""
         hidden = {*self.fixed, *_HANDED}
@@ -174,6 +175,7 @@ class Method:
         return loss
 
 
+@cache
 def _parameters(loss: type[LossModule], *, keyword: bool) -> list[tuple[str, inspect.Parameter]]:
     """The parameters of a loss that are given by keyword alone, or all others."""
     parameters = list(inspect.signature(loss.__init__).parameters.items())[1:]
