@@ -18,7 +18,7 @@ from torchrl.objectives.utils import _vmap_func
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.objectives._encoder import encode_pictures
-from torchrl_smore.objectives._networks import Entries, Networks, lent, members
+from torchrl_smore.objectives._networks import Entries, Networks, lent, members, output_of
 from torchrl_smore.objectives.terms import Reduce
 
 Reduction = Literal["none", "mean", "sum"]
@@ -221,7 +221,7 @@ class OfflineLoss(Networks, LossModule):
         """``out_key`` of a network, by default under its current parameters, a trailing dimension of 1 dropped."""
         network: TensorDictModule = getattr(self, name)
         with lent(network, getattr(self, f"{name}_params") if params is None else params):
-            return network(inputs.select(*network.in_keys))[out_key].squeeze(-1)
+            return output_of(network, inputs, out_key).squeeze(-1)
 
     def _call_ensemble(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | None = None
