@@ -30,23 +30,17 @@ from parts import grid
 from parts.benchmark_jobs import read_result, run_job
 from parts.benchmark_ray import run_on_ray
 from parts.cli import check_range, nearest, option, run_recipe
+from parts.datasets import collect_or_load, dataset_folder, digest
 from parts.grid import GridCell, Plan, paper_name
 from parts.manifest import Manifest, read_manifest
 from parts.methods import METHODS
-from parts.shared import (
-    collect_or_load,
-    commit_of_library,
-    dataset_folder,
-    digest,
-    remove_partial_files,
-    versions_of,
-    write_json,
-)
+from parts.shared import commit_of_library, remove_partial_files, versions_of, write_json
 from parts.status import describe_status, status_of
 from smore_offline import MOST, PACKAGES, check, with_defaults
 from smore_offline import Config as RunConfig
 from tqdm import tqdm
 
+from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Result, read_results, write_curves, write_results
 from torchrl_smore.trainers import locked
@@ -164,7 +158,8 @@ def main(config: Config) -> None:
         # another driver may have worked until now
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
         print(describe(plan, jobs, [job for job in jobs if job.folder not in results], out), flush=True)
-        write_json(out / "grid.json", grid_record(config, plan, jobs, commit, manifest))
+        record = grid_record(config, plan, jobs, commit, manifest)
+        write_json(out / "grid.json", record)
         write_tables(out, jobs, results)
         failures: dict[Path, str] = {}
         started = time.perf_counter()
@@ -173,6 +168,8 @@ def main(config: Config) -> None:
             if stage.name and todo:
                 print(f"stage {stage.name}: {len(todo)} of {len(stage.jobs)} runs to do", flush=True)
             failures |= make_datasets(config, todo)
+            record["datasets"] |= describe_datasets(config, stage.jobs)
+            write_json(out / "grid.json", record)
             run(config, [job for job in todo if job.folder not in failures], out, commit, (jobs, results, failures))
         summarise(out, jobs, results, failures, time.perf_counter() - started)
 
@@ -405,10 +402,13 @@ def grid_record(
                 "tables": list(dict.fromkeys(table for job in own for table in job.cell.tables)),
                 **{name: own[0].options[name] for name in ("steps", "batch_size")},
                 "num_trajectories": own[0].dataset["num_trajectories"],
+                "dataset": dataset_folder(config.data_dir, **own[0].dataset).name,
                 "seeds": sorted(seed for job in own for seed in job.seeds),
             }
             for folder, own in cells.items()
         ],
+        # filled in as they are collected
+        "datasets": {},
         "differs": {} if manifest is None else manifest.differs,
         "unavailable": list(plan.unavailable),
         "registry": list(task_names()),
@@ -431,6 +431,21 @@ def make_datasets(config: Config, jobs: Sequence[Job]) -> dict[Path, str]:
         except (ValueError, RuntimeError, ImportError) as error:
             failures |= {job.folder: f"no dataset: {error}" for job in users}
     return failures
+
+
+def describe_datasets(config: Config, jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
+    """By name of each dataset of the jobs that is there, its parts: whose, how many, and what they return.
+
+    The discount of a return is the largest that the task is evaluated at.
+    """
+    found = {}
+    for request in {json.dumps(job.dataset): job.dataset for job in jobs}.values():
+        folder = dataset_folder(config.data_dir, **request)
+        if folder.exists():
+            parts = TrajectoryStore.load(folder).meta.get("composition", [])
+            kept = ("behaviour", "num_trajectories", "discounted_return", "return_over_max")
+            found[folder.name] = [{name: part[name] for name in kept if name in part} for part in parts]
+    return found
 
 
 def run(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.cli import check_range, option, run_recipe
-from parts.shared import dataset_folder
+from parts.datasets import dataset_folder
 
 from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
 

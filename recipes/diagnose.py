@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from parts.cli import check_range, option, read_config, run_recipe
+from parts.datasets import dataset_folder
 from parts.diagnosis import (
     Groups,
     Row,
@@ -30,6 +31,7 @@ from parts.diagnosis import (
     has_score,
     input_rows,
     moving_mask,
+    noise_shares,
     phase_of,
     phase_rows,
     policy_actions,
@@ -41,7 +43,7 @@ from parts.diagnosis import (
     weight_classes,
 )
 from parts.methods import METHODS
-from parts.shared import dataset_folder, write_json
+from parts.shared import write_json
 from smore_offline import Config as RunConfig
 from smore_offline import identity, make_dataset, make_loss, make_sampler
 from torch import Tensor
@@ -295,7 +297,8 @@ def measure_experts(
         else:
             missing["score along expert trajectories"] = "none of them reaches its stored goal on its way."
     phase = phase_of(at_goal, subject.moving[rows])
-    tables["phases"] = phase_rows(phase, batch["action"], policy_actions(loss, batch), gap)
+    noise = noise_shares(loss, batch)
+    tables["phases"] = phase_rows(phase, batch["action"], policy_actions(loss, batch), gap, noise)
 
 
 def write_table(path: Path, rows: list[Row]) -> None:

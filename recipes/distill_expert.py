@@ -3,22 +3,22 @@
 python recipes/distill_expert.py task=FetchPush
 python recipes/distill_expert.py task=FetchPick rounds=30
 python recipes/distill_expert.py task=FetchSlide landing=runs/NAME/landing.npz
+python recipes/distill_expert.py resume=runs/NAME                               resume after a kill
 
 A scripted controller switches between cases; what it does cannot be cloned well from episodes of its own. A student
 that acts, is corrected by the controller in every state it gets into, and learns from all corrections so far becomes
 an expert that another network can be. Leaves ``expert.npz``, which ``expert_policy=`` takes, ``meta.json``,
-``metrics.csv`` and ``curves.png`` in a run folder.
+``metrics.csv`` and ``curves.png`` in a run folder. A checkpoint after each round lets a killed run go on, bit for bit.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
+import json
 import shlex
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from parts.cli import check_range, option, run_recipe
-from parts.shared import new_run_folder, versions_of, write_json
+from parts.cli import check_range, option, resumed_config, run_recipe
+from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
 
@@ -43,15 +43,19 @@ from torchrl_smore.envs.experts import (
     write_actor,
 )
 from torchrl_smore.reports import plot_curves
+from torchrl_smore.trainers import clear_leftovers, latest_checkpoint, load_checkpoint, locked, save_checkpoint
+from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
+from torchrl_smore.trainers.logging import MetricsFile
 
 Array = NDArray[Any]
 
-COLUMNS = ("step", "labels", "loss", "success", "discounted_return", "seconds")
 PANELS = {
     "success at the end, without noise": {"success": "student"},
     "discounted return at 0.99": {"discounted_return": "student"},
     "squared error to the expert": {"loss": "mean over action components"},
 }
+#: Options that do not decide what a round learns.
+FREE_OPTIONS = ("threads", "run_root", "resume", "measure_episodes")
 _MEASURE_SEED = 10_000_000
 _EPISODE_SEED = 20_000_000
 
@@ -77,6 +81,7 @@ class Config:
     seed: int = option(0, "of everything")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
     run_root: str = option("runs", "where run folders are made")
+    resume: str | None = option(None, "run folder to resume, under its own options")
 
 
 def main(config: Config) -> None:
@@ -85,49 +90,34 @@ def main(config: Config) -> None:
 
 
 def distill(config: Config) -> dict[str, Any]:
-    """Runs DAgger and leaves a run folder.
+    """Runs DAgger, from nothing or where ``config.resume`` was killed, and leaves a run folder.
 
     Returns:
         What ``meta.json`` holds, and the folder as ``"run_dir"``.
     """
+    folder = None
+    if config.resume is not None:
+        folder, config = Path(config.resume), resumed_config(config)
     task = check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    folder = new_run_folder(
-        config.run_root, config.task, "distilled", config=yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-    )
-    started = time.perf_counter()
-    with EnvPool(task, config.num_envs) as pool, (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        teacher, labels = teacher_of(config), Labels(task, config.clip)
-        student = Student(labels.width, task.action_dim)
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
-        generator, seeds = np.random.default_rng(config.seed), _episode_seeds(config)
-        for number in range(config.rounds + 1):
-            acting = None if number == 0 else labels.expert(student)
-            count = config.first_episodes if number == 0 else config.episodes
-            reward = labels.collect(pool, teacher, acting, count, seeds, generator, config)
-            if number <= 2:
-                # later statistics would move what the student has learnt
-                labels.measure()
-            last = number == config.rounds
-            loss = fit(student, optimizer, labels, config, config.final_updates if last else config.updates, last)
-            row = {"step": number, "labels": len(labels), "loss": loss, "seconds": time.perf_counter() - started}
-            row |= {key: reward[key] for key in ("success", "discounted_return")}
-            writer.writerow(row)
-            file.flush()
-            print(
-                f"round {number} of {config.rounds}: {len(labels):,} labels, error {loss:.4f}, episodes without noise: "
-                f"success {row['success']:.2f}, return {row['discounted_return']:.1f} ({row['seconds']:.0f} s)",
-                flush=True,
-            )
-        write_actor(folder / "expert.npz", labels.actor(student))
-        meta = report(config, task, pool, folder)
-    plot_curves(
-        folder / "metrics.csv", folder / "curves.png", title=f"{config.task}, distilled", panels=PANELS, unit="rounds"
-    )
+    if folder is None:
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+        folder = new_run_folder(config.run_root, config.task, "distilled", config=text)
+    print(f"run folder: {folder}", flush=True)
+    with locked(folder / ".lock", f"run folder {folder}"):
+        remove_partial_files(folder)
+        clear_leftovers(folder / "checkpoint")
+        distillation = Distillation(config, task, folder)
+        advice = f"Resume with: python recipes/distill_expert.py resume={folder}"
+        with EnvPool(task, config.num_envs) as pool:
+            with stopping_on_signals(distillation.request_stop, advice):
+                distillation.run(pool)
+            write_actor(folder / "expert.npz", distillation.labels.actor(distillation.student))
+            meta = report(config, task, pool, folder)
+        title = f"{config.task}, distilled"
+        plot_curves(folder / "metrics.csv", folder / "curves.png", title=title, panels=PANELS, unit="rounds")
     print(f"Learn from it: python recipes/smore_offline.py task={config.task} expert_policy={folder}")
     return {**meta, "run_dir": str(folder)}
 
@@ -165,6 +155,95 @@ def teacher_of(config: Config) -> Expert | PlanningExpert:
     return get_task(config.task).teacher()
 
 
+class Distillation:
+    """The rounds, and everything of them that a checkpoint holds."""
+
+    def __init__(self, config: Config, task: Task, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.labels = Labels(task, config.clip)
+        self.student = Student(self.labels.width, task.action_dim)
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate)
+        self.generator = np.random.default_rng(config.seed)
+        self.seed = _EPISODE_SEED * (1 + config.seed)  # of the next episode
+        self.rounds = 0  # done, that of the expert included
+        self.seconds = 0.0
+        self.stop: BaseException | None = None
+        options = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE_OPTIONS}
+        if config.landing is not None:
+            options["landing_sha256"] = hashlib.sha256(Path(config.landing).read_bytes()).hexdigest()
+        self.identity = {"recipe": "distill_expert", "options": options}
+        if any((folder / "checkpoint").glob("step_*")):
+            self._load()
+        self.metrics = MetricsFile(folder / "metrics.csv", last_step=self.rounds - 1)
+
+    def request_stop(self, error: BaseException) -> None:
+        """Makes :meth:`run` raise ``error`` after the round in progress, whose checkpoint is then saved."""
+        self.stop = error
+
+    def run(self, pool: EnvPool) -> None:
+        """Runs the rounds that are left, and leaves a checkpoint after each."""
+        config, labels, teacher = self.config, self.labels, teacher_of(self.config)
+        began = time.perf_counter() - self.seconds
+        while self.rounds <= config.rounds:
+            number = self.rounds
+            reward = self._collect(pool, teacher, number)
+            if number <= 2:
+                # later statistics would move what the student has learnt
+                labels.measure()
+            last = number == config.rounds
+            updates = config.final_updates if last else config.updates
+            loss = fit(self.student, self.optimizer, labels, config, updates, last)
+            self.seconds = time.perf_counter() - began
+            row = {
+                "labels": len(labels),
+                "loss": loss,
+                **{key: reward[key] for key in ("success", "discounted_return")},
+            }
+            self.metrics.write(number, {**row, "seconds": self.seconds})
+            self.rounds += 1
+            self._save()
+            print(
+                f"round {number} of {config.rounds}: {len(labels):,} labels, error {loss:.4f}, episodes without noise: "
+                f"success {row['success']:.2f}, return {row['discounted_return']:.1f} ({self.seconds:.0f} s)",
+                flush=True,
+            )
+            if self.stop is not None:
+                raise self.stop
+
+    def _collect(self, pool: EnvPool, teacher: Any, number: int) -> dict[str, Any]:
+        config, count = self.config, self.config.first_episodes if number == 0 else self.config.episodes
+        acting = None if number == 0 else self.labels.expert(self.student)
+        batches = -(-count // pool.num_envs)
+        seeds = range(self.seed, self.seed + batches * pool.num_envs)
+        self.seed = seeds.stop
+        return self.labels.collect(pool, teacher, acting, seeds, self.generator, config)
+
+    def _save(self) -> None:
+        state = {
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "labels": {name: getattr(self.labels, name) for name in Labels.STATE},
+            # of 128 bits, which no tensor holds
+            "generator": json.dumps(self.generator.bit_generator.state),
+            "rng": rng_state(),
+        }
+        save_checkpoint(self.folder / "checkpoint", self.rounds, state, self.identity, keep=1)
+
+    def _load(self) -> None:
+        state, _ = load_checkpoint(latest_checkpoint(self.folder / "checkpoint"), self.identity)
+        self.rounds, self.seed, self.seconds = (state[name] for name in ("rounds", "seed", "seconds"))
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in Labels.STATE:
+            setattr(self.labels, name, state["labels"][name])
+        self.generator.bit_generator.state = json.loads(state["generator"])
+        set_rng_state(state["rng"])
+        print(f"resuming after {self.rounds} of {self.config.rounds + 1} rounds", flush=True)
+
+
 class Student(nn.Sequential):
     """The paper's actor: two hidden layers of 256 with ReLU, tanh at the end."""
 
@@ -176,6 +255,9 @@ class Student(nn.Sequential):
 
 class Labels:
     """States that were met, with the expert's action in each."""
+
+    #: Everything that changes.
+    STATE = ("inputs", "actions", "mean", "std")
 
     def __init__(self, task: Task, clip: float) -> None:
         self.task, self.clip = task, clip
@@ -220,8 +302,7 @@ class Labels:
         pool: EnvPool,
         teacher: Expert,
         acting: Expert | None,
-        episodes: int,
-        seeds: Iterator[int],
+        seeds: Sequence[int],
         generator: np.random.Generator,
         config: Config,
     ) -> dict[str, Any]:
@@ -231,15 +312,14 @@ class Labels:
             pool: environments.
             teacher: labels every state.
             acting: acts; ``None``: the teacher.
-            episodes: how many, rounded up to whole pools.
-            seeds: of the episodes.
+            seeds: of the episodes, as many as make whole pools.
             generator: of the noise.
             config: its strength.
         """
         rewards, inputs, actions = [], [], []
         noisy = np.arange(pool.num_envs) % 2 == 1
-        for _ in range(-(-episodes // pool.num_envs)):
-            chosen = [next(seeds) for _ in range(pool.num_envs)]
+        for first in range(0, len(seeds), pool.num_envs):
+            chosen = seeds[first : first + pool.num_envs]
             observation = pool.reset(chosen)
             guide = begin_episodes(teacher, observation, chosen)
             earned = []
@@ -311,17 +391,13 @@ def measure(pool: EnvPool, expert: Expert, episodes: int) -> dict[str, Any]:
 
 def command(config: Config) -> str:
     """The command that repeats a run from nothing."""
-    given = dataclasses.replace(config, run_root="runs", threads=0)
+    given = dataclasses.replace(config, run_root="runs", threads=0, resume=None)
     options = [
         f"{field.name}={getattr(given, field.name)}"
         for field in dataclasses.fields(Config)
         if field.name in ("task", "seed") or getattr(given, field.name) != field.default
     ]
     return shlex.join(["python", "recipes/distill_expert.py", *options])
-
-
-def _episode_seeds(config: Config) -> Iterator[int]:
-    return iter(range(_EPISODE_SEED * (1 + config.seed), sys.maxsize))
 
 
 if __name__ == "__main__":

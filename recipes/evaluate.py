@@ -4,13 +4,15 @@ python recipes/evaluate.py run=runs/NAME episodes=500
 python recipes/evaluate.py run=runs/NAME which=best noise=0.5 film=3
 python recipes/evaluate.py run=runs/NAME versus=runs/OTHER         paired, on the same episodes
 
-Writes ``evaluation.json`` (and ``goals.png``, ``success_*.gif``, ``failure_*.gif``) into a folder below the run's.
+Writes ``evaluation.json`` (and ``goals.png``, ``success_*.gif``, ``failure_*.gif``) into a folder below the run's, in
+the place of those of an earlier evaluation there.
 The episodes are not those of training unless ``first_seed=10000``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,14 +23,18 @@ from typing import Any
 import numpy as np
 from parts import OPENGL
 from parts.cli import check_range, option, run_recipe
-from parts.shared import commit_of_library, film_episode, write_json
+from parts.films import film_episode
+from parts.shared import commit_of_library, write_json
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.reports import plot_goals
-from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, mean_metrics, run_seeds
+from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, locked, mean_metrics, run_seeds
 from torchrl_smore.trainers.evaluation import bootstrap_interval
 
+_FILE = re.compile(
+    r"goals\.png|(success|failure)_[0-9]+\.gif|\.(goals\.png|(success|failure)_[0-9]+\.gif)\.[0-9]+\.partial"
+)
 _PACKAGES = ("torchrl-smore", "torch", "torchrl", "gymnasium", "gymnasium-robotics", "mujoco")
 
 
@@ -74,7 +80,6 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
         goals = first_goals(pool, range(config.first_seed, config.first_seed + config.episodes))
     split = [evaluations[: len(groups[0])], evaluations[len(groups[0]) :]]
     out = Path(config.out) if config.out else groups[0][0].record.path / folder_name(config, task)
-    out.mkdir(parents=True, exist_ok=True)
     success = np.mean([own.per_episode["success_last"] for own in split[0]], 0)
     result = {
         "task": task.name,
@@ -88,18 +93,29 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
     if config.versus is not None:
         result["versus"] = described(names[1], groups[1], split[1])
         result["paired"] = paired(*split)
-    write_json(out / "evaluation.json", result)
-    report(config, task, result)
-    title = f"{task.name}, {groups[0][0].record.about.get('method', 'policy')}"
-    if plot_goals(goals, success, task.goal_columns, out / "goals.png", title=title):
-        print(f"where it fails: {out / 'goals.png'}")
-    for kind, wanted in (("success", success == 1), ("failure", success == 0)):
-        for episode in np.flatnonzero(wanted)[: config.film]:
-            seed = config.first_seed + int(episode)
-            pictures = groups[0][0].record.pixels is not None
-            out_film = out / f"{kind}_{seed}.gif"
-            print(film_episode(task, policies[0], seed, out_film, config.noise, goal_beside=pictures))
+    with locked(out / ".lock", f"folder {out}"):
+        remove_earlier(out)
+        write_json(out / "evaluation.json", result)
+        report(config, task, result)
+        title = f"{task.name}, {groups[0][0].record.about.get('method', 'policy')}"
+        if plot_goals(goals, success, task.goal_columns, out / "goals.png", title=title):
+            print(f"where it fails: {out / 'goals.png'}")
+        for kind, wanted in (("success", success == 1), ("failure", success == 0)):
+            for episode in np.flatnonzero(wanted)[: config.film]:
+                seed = config.first_seed + int(episode)
+                pictures = groups[0][0].record.pixels is not None
+                out_film = out / f"{kind}_{seed}.gif"
+                print(film_episode(task, policies[0], seed, out_film, config.noise, goal_beside=pictures))
     print(f"all of it: {out / 'evaluation.json'}")
+
+
+def remove_earlier(out: Path) -> None:
+    """Removes what an earlier evaluation left in a folder: the numbers, the goals and the films, and nothing else."""
+    if not (out / "evaluation.json").is_file():
+        return
+    for path in out.iterdir():
+        if _FILE.fullmatch(path.name):
+            path.unlink()
 
 
 def check(config: Config) -> None:

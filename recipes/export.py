@@ -6,12 +6,13 @@ python recipes/export.py run=runs/NAME format=torch_export   for torch.export.lo
 python recipes/export.py run=runs/NAME format=npz            plain arrays; expert_policy of the other recipes takes it
 
 The file is compared with the run on 1,000 rows before it is put in place; FILE.json beside it names shapes, units,
-ranges and the commit.
+ranges, the commit and the file's SHA-256.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -76,7 +77,8 @@ def main(config: Config) -> None:
             run = write(policy, beside)
             difference = largest_difference(policy, run)
             # first what describes: a file without its sidecar would look finished
-            write_json(sidecar, described(policy, config.format, difference))
+            held = {"sha256": hashlib.sha256(beside.read_bytes()).hexdigest()}
+            write_json(sidecar, described(policy, config.format, difference) | held)
     except BaseException:
         if not out.exists():
             sidecar.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from parts.cli import nearest, option, run_recipe
 from parts.dataset_card import dataset_card
-from parts.shared import load_dataset, recognise_dataset
+from parts.datasets import load_dataset, recognise_dataset
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.data import writers

@@ -5,7 +5,8 @@ python recipes/fit_slide.py resume=runs/NAME
 
 In the simulator, states in which the gripper may strike are struck in many ways each. First they are those of random
 strikes, then, round by round, those that the expert gets into with the model so far. Leaves ``landing.npz``,
-``meta.json`` and the trials in ``trials/``, which a resumed run does not repeat, in a run folder. Then
+``meta.json`` and the trials in ``trials/`` in a run folder. A resumed run repeats neither the trials nor the models of
+finished rounds, and ends with the same file bit for bit. Then
 
 python recipes/distill_expert.py task=FetchSlide landing=runs/NAME/landing.npz
 """
@@ -26,7 +27,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
-from parts.shared import new_run_folder, versions_of, write_json
+from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
 from smore_offline import PACKAGES
 from torch import Tensor, nn
 
@@ -38,13 +39,22 @@ from torchrl_smore.envs.experts import (
     strike_inputs,
     write_actor,
 )
-from torchrl_smore.trainers import replacing
+from torchrl_smore.trainers import (
+    clear_leftovers,
+    latest_checkpoint,
+    load_checkpoint,
+    locked,
+    replacing,
+    save_checkpoint,
+)
+from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 
 Array = NDArray[Any]
 
 _SEED = 30_000_000
 _ZEROS = 3  # steps after a strike, until nothing touches the puck
 _REST = 40  # steps in which every puck comes to rest
+_SHARE = 50  # episodes whose trials are one file
 _STRETCH = 50  # neighbouring trials that are learnt from, or held out, together
 _TABLE = 0.38  # height below which a puck has fallen off
 _KEYS = ("state", "action", "after", "rest")
@@ -84,36 +94,92 @@ def fit_slide(config: Config) -> dict[str, Any]:
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
         folder = new_run_folder(config.run_root, "FetchSlide", "landing", config=text)
     print(f"run folder: {folder}", flush=True)
-    (folder / "trials").mkdir(exist_ok=True)
-    started, table = time.perf_counter(), Table()
-    for number in range(config.rounds + 1):
-        expert = None if number == 0 else FetchSlideReactiveExpert(folder / "landing.npz")
-        for first, count in shares(config.first_episodes if number == 0 else config.episodes):
-            path = folder / "trials" / f"{number:02}_{first:05}.npz"
-            if path.is_file():
-                continue
+    with locked(folder / ".lock", f"run folder {folder}"):
+        (folder / "trials").mkdir(exist_ok=True)
+        for each in (folder, folder / "trials"):
+            remove_partial_files(each)
+        clear_leftovers(folder / "checkpoint")
+        fitting = Fitting(config, folder)
+        advice = f"Resume with: python recipes/fit_slide.py resume={folder}"
+        with stopping_on_signals(fitting.request_stop, advice):
+            fitting.run()
+        meta = {
+            "task": "FetchSlide",
+            "command": command(config),
+            "versions": versions_of(PACKAGES),
+            "sha256": hashlib.sha256((folder / "landing.npz").read_bytes()).hexdigest(),
+            "strikes": fitting.strikes,
+            "median_error": fitting.error,
+        }
+        write_json(folder / "meta.json", meta)
+    return {**meta, "run_dir": str(folder)}
+
+
+class Fitting:
+    """The rounds. A checkpoint after each holds what the next one needs besides the trials and the model."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.rounds = 0  # done, that of random strikes included
+        self.strikes, self.error, self.seconds = 0, float("nan"), 0.0
+        self.stop: BaseException | None = None
+        options = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("run_root", "resume")}
+        self.identity = {"recipe": "fit_slide", "options": options}
+        if any((folder / "checkpoint").glob("step_*")):
+            self._load()
+
+    def request_stop(self, error: BaseException) -> None:
+        """Makes :meth:`run` raise ``error`` after the file of trials, or the round, in progress."""
+        self.stop = error
+
+    def run(self) -> None:
+        """Runs the rounds that are left."""
+        config, began = self.config, time.perf_counter() - self.seconds
+        table = Table()
+        while self.rounds <= config.rounds:
+            number = self.rounds
+            self._try_strikes(table, number)
+            trials = load(self.folder / "trials", number)
+            updates = config.final_updates if number == config.rounds else config.updates
+            model, self.error = fit(trials, config, updates)
+            # before the checkpoint: without it, this very round is fitted anew
+            write_actor(self.folder / "landing.npz", model)
+            self.rounds, self.strikes, self.seconds = number + 1, len(trials["state"]), time.perf_counter() - began
+            self._save()
+            print(
+                f"round {number} of {config.rounds}: {self.strikes:,} strikes, median error of those held out "
+                f"{100 * self.error:.1f} cm ({self.seconds:.0f} s)",
+                flush=True,
+            )
+            if self.stop is not None:
+                raise self.stop
+
+    def _try_strikes(self, table: Table, number: int) -> None:
+        """Writes the files of trials of a round that are not there."""
+        config = self.config
+        missing = [
+            (path, first, count)
+            for first, count in shares(config.first_episodes if number == 0 else config.episodes)
+            if not (path := self.folder / "trials" / f"{number:02}_{first:05}.npz").is_file()
+        ]
+        expert = FetchSlideReactiveExpert(self.folder / "landing.npz") if number and missing else None
+        for path, first, count in missing:
             seeds = [_SEED * (1 + config.seed) + 100_000 * number + first + index for index in range(count)]
             episodes = [table.explore(seed) if expert is None else table.correct(expert, seed) for seed in seeds]
             save(path, [trial for episode in episodes for trial in episode])
-        trials = load(folder / "trials")
-        updates = config.final_updates if number == config.rounds else config.updates
-        model, error = fit(trials, config, updates)
-        write_actor(folder / "landing.npz", model)
-        print(
-            f"round {number} of {config.rounds}: {len(trials['state']):,} strikes, median error of those held out "
-            f"{100 * error:.1f} cm ({time.perf_counter() - started:.0f} s)",
-            flush=True,
-        )
-    meta = {
-        "task": "FetchSlide",
-        "command": command(config),
-        "versions": versions_of(PACKAGES),
-        "sha256": hashlib.sha256((folder / "landing.npz").read_bytes()).hexdigest(),
-        "strikes": len(trials["state"]),
-        "median_error": error,
-    }
-    write_json(folder / "meta.json", meta)
-    return {**meta, "run_dir": str(folder)}
+            if self.stop is not None:
+                raise self.stop
+
+    def _save(self) -> None:
+        state = {name: getattr(self, name) for name in ("rounds", "strikes", "error", "seconds")}
+        save_checkpoint(self.folder / "checkpoint", self.rounds, {**state, "rng": rng_state()}, self.identity, keep=1)
+
+    def _load(self) -> None:
+        state, _ = load_checkpoint(latest_checkpoint(self.folder / "checkpoint"), self.identity)
+        set_rng_state(state.pop("rng"))
+        for name, value in state.items():
+            setattr(self, name, value)
+        print(f"resuming after {self.rounds} of {self.config.rounds + 1} rounds", flush=True)
 
 
 def check(config: Config) -> None:
@@ -130,8 +196,8 @@ def check(config: Config) -> None:
 
 def shares(episodes: int) -> Iterator[tuple[int, int]]:
     """First number and number of the episodes that one file holds."""
-    for first in range(0, episodes, 50):
-        yield first, min(50, episodes - first)
+    for first in range(0, episodes, _SHARE):
+        yield first, min(_SHARE, episodes - first)
 
 
 class Table:
@@ -269,9 +335,10 @@ def save(path: Path, trials: list[dict[str, Array]]) -> None:
         np.savez(file, **{key: np.array([trial[key] for trial in trials], np.float32) for key in _KEYS})
 
 
-def load(folder: Path) -> dict[str, Array]:
-    """All trials so far, ``[n, *]`` each, in their order."""
-    parts = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+def load(folder: Path, last_round: int) -> dict[str, Array]:
+    """Trials of all rounds up to one, ``[n, *]`` each, in their order."""
+    paths = {tuple(map(int, path.stem.split("_"))): path for path in folder.glob("[0-9]*_[0-9]*.npz")}
+    parts = [np.load(paths[place]) for place in sorted(paths) if place[0] <= last_round]
     return {key: np.concatenate([part[key] for part in parts]) for key in _KEYS}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from parts import OPENGL
 from parts.cli import check_range, option, run_recipe
-from parts.shared import seed_of_farthest_goal
+from parts.films import seed_of_farthest_goal
 from PIL import Image
 from tqdm import tqdm
 

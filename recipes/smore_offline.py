@@ -24,18 +24,16 @@ import torch
 import yaml
 from parts import OPENGL
 from parts.cli import check_range, nearest, option, resumed_config, run_recipe
+from parts.datasets import collect_or_load, load_dataset, recognise_dataset
 from parts.defaults import PRESETS, resolve
+from parts.films import record_rollout
 from parts.methods import METHODS, PixelSetting, Setting
 from parts.model_card import make_loadable, write_model_card
 from parts.pixels import check_pixels, with_pictures
 from parts.shared import (
     ProgressLines,
-    collect_or_load,
     finite_or_none,
-    load_dataset,
     new_run_folder,
-    recognise_dataset,
-    record_rollout,
     remove_partial_files,
     resolve_compile,
     resolve_device,
@@ -52,7 +50,7 @@ from torchrl_smore.data import ANCHOR_RULES, PixelBatchSampler, anchor_weights, 
 from torchrl_smore.data.readers import FORMATS, Goals
 from torchrl_smore.envs import EnvPool, Painter, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.functional.goals import STRATEGIES, check_strategy
-from torchrl_smore.modules import CHANNELS
+from torchrl_smore.modules import CHANNELS, MIN_STD
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
@@ -195,6 +193,9 @@ class Config:
         None,
         "share of dataset actions that the actor's likelihood takes to be uniform noise, in [0, 1); default: the "
         "preset's (0.2; 0)",
+    )
+    min_std: float | None = option(
+        None, "smallest standard deviation of the actor, of actions in [-1, 1]; default: the task's, or e^-5 = 0.0067"
     )
     kernels: str = option("auto", "auto, reference, triton: of losses that have kernels, and of the optimiser")
     precision: str = option("float32", "of hidden layers: float32, or bf16 with float32 parameters")
@@ -394,6 +395,7 @@ def check(config: Config) -> None:
         ),
         **dict.fromkeys(("action_noise", "input_clip"), ("in [0, 1000]", lambda value: 0 <= value <= 1000)),
         "contamination": ("in [0, 1)", lambda value: value is not None and 0 <= value < 1),
+        "min_std": ("in (0, 7]", lambda value: value is None or 0 < value <= 7),
         "expert_noise": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
@@ -504,6 +506,7 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         deactivate_vmap=device.type == "cpu",
         options=loss_options(config),
         contamination=config.contamination,  # type: ignore[arg-type]
+        min_std=MIN_STD if config.min_std is None else config.min_std,
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
         pixels=pixel_setting(config),

@@ -76,7 +76,8 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(path)  # killed before its first file was whole
     if not begun:
         return train(Config(**options, run_root=str(root)))
-    if (begun[0] / "summary.json").is_file():
+    # the curves are the last that it leaves: one killed before them resumes at its end
+    if all((begun[0] / name).is_file() for name in ("summary.json", "curves.png")):
         summary = json.loads((begun[0] / "summary.json").read_text())
         if summary.get("diverged") is None:
             return {**summary, "run_dir": str(begun[0])}

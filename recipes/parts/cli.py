@@ -9,6 +9,7 @@ import functools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,6 +82,8 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
 
     @hydra.main(version_base=None, config_path=str(folder), config_name="recipe")
     def run(composed: Any) -> None:
+        # tensordict's own use of torch: nothing that a user could mend
+        warnings.filterwarnings("ignore", r"torch\._dynamo\.config\.inline_inbuilt_nn_modules", FutureWarning)
         try:
             main(OmegaConf.to_object(composed))
         except KeyboardInterrupt as interrupt:

@@ -21,6 +21,7 @@ from torchrl_smore.data import standardization
 from torchrl_smore.envs import EnvPool, Task
 from torchrl_smore.functional.baselines.iql import sql_weight
 from torchrl_smore.functional.losses import awr_weight
+from torchrl_smore.modules import ContaminatedNormal
 from torchrl_smore.objectives import GCSQLLoss
 from torchrl_smore.reports import effective_sample_size, rank_correlation
 from torchrl_smore.trainers import ActorPolicy
@@ -60,13 +61,9 @@ def find_groups(store: TrajectoryStore, gamma: float) -> Groups:
     if "expert" in labels:
         names = tuple(dict.fromkeys(labels))
         return Groups(names, torch.tensor([names.index(label) for label in labels]), names.index("expert"), True)
-    start, stop = store.trajectory_bounds
-    rows = torch.arange(len(store)) - store.data["traj_start"]
-    reward = store.data["next", "reward"].squeeze(-1).double()
-    number = torch.arange(len(start)).repeat_interleave(stop - start)
-    returns = torch.zeros(len(start), dtype=torch.float64).index_add_(0, number, reward * gamma**rows)
-    best = returns.argsort(descending=True, stable=True)[: max(1, round(BEST_SHARE * len(start)))]
-    of = torch.ones(len(start), dtype=torch.long)
+    returns = store.discounted_returns(gamma)
+    best = returns.argsort(descending=True, stable=True)[: max(1, round(BEST_SHARE * len(returns)))]
+    of = torch.ones(len(returns), dtype=torch.long)
     # a trajectory that never reaches its goal is nobody's expert
     of[best[returns[best] > 0.0]] = 0
     return Groups(("best", "others"), of, 0, False)
@@ -217,7 +214,18 @@ def along_trajectories(remaining: Tensor, score: Tensor, value: Tensor) -> tuple
     }
 
 
-def phase_rows(phase: Tensor, action: Tensor, policy_action: Tensor, gap: Tensor | None = None) -> list[Row]:
+@torch.no_grad()
+def noise_shares(loss: Any, batch: TensorDictBase) -> Tensor | None:
+    """Probability of each action to be noise by the actor's likelihood, ``[n]``; ``None`` where that knows no noise."""
+    actor = loss.actor_network
+    with loss.actor_network_params.to_module(actor, preserve_module_state=False):
+        policy = actor.get_dist(batch.select(*actor.in_keys))
+    return policy.noise_share(batch["action"]) if isinstance(policy, ContaminatedNormal) else None
+
+
+def phase_rows(
+    phase: Tensor, action: Tensor, policy_action: Tensor, gap: Tensor | None = None, noise: Tensor | None = None
+) -> list[Row]:
     """Of each phase: how near the policy is to the expert, and whether the score prefers the expert to chance.
 
     Args:
@@ -225,11 +233,12 @@ def phase_rows(phase: Tensor, action: Tensor, policy_action: Tensor, gap: Tensor
         action: the expert's, ``[n, A]``.
         policy_action: the policy's in the same states, ``[n, A]``.
         gap: score of the expert's action less that of a random one, ``[n]``; ``None`` where there is no score.
+        noise: see :func:`noise_shares`.
 
     Returns:
-        ``phase``, ``rows``, mean ``cosine`` of both actions, ``error`` (root mean square over components), and with a
-        score ``preferred`` (the share of positive gaps), mean ``gap`` and ``gap_std``. Phases without a row are left
-        out.
+        ``phase``, ``rows``, mean ``cosine`` of both actions, ``error`` (root mean square over components), of a
+        likelihood with noise its mean ``noise``, and with a score ``preferred`` (the share of positive gaps), mean
+        ``gap`` and ``gap_std``. Phases without a row are left out.
     """
     cosine = torch.nn.functional.cosine_similarity(action.double(), policy_action.double(), dim=-1)
     error = (action - policy_action).double().square().mean(-1)
@@ -240,6 +249,8 @@ def phase_rows(phase: Tensor, action: Tensor, policy_action: Tensor, gap: Tensor
             continue
         row: Row = {"phase": name, "rows": int(own.sum()), "cosine": float(cosine[own].mean())}
         row["error"] = float(error[own].mean().sqrt())
+        if noise is not None:
+            row["noise"] = float(noise[own].double().mean())
         if gap is not None:
             numbers = gap[own].double()
             row["preferred"] = float((numbers > 0).double().mean())

@@ -19,6 +19,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.objectives import LossModule
 
 from torchrl_smore.modules import (
+    MIN_STD,
     STANDARDIZED_CLIP,
     EncoderSize,
     Precision,
@@ -59,8 +60,8 @@ class Setting:
     """What a loss is built from.
 
     ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs, which
-    ``clip`` bounds; ``contamination`` is that of the actor's likelihood, ``precision`` that of hidden layers,
-    ``kernels`` what the losses that have kernels run.
+    ``clip`` bounds; ``contamination`` and ``min_std`` are those of the actor's likelihood, ``precision`` that of hidden
+    layers, ``kernels`` what the losses that have kernels run.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -72,6 +73,7 @@ class Setting:
     kernels: str = "auto"
     clip: float | None = STANDARDIZED_CLIP
     contamination: float = 0.0
+    min_std: float = MIN_STD
     pixels: PixelSetting | None = None
 
     def networks(self) -> dict[str, Any]:
@@ -81,9 +83,9 @@ class Setting:
         """
         if self.pixels is not None:
             return self._of_pictures(embeddings=False)
-        options: dict[str, Any] = {"precision": self.precision, "contamination": self.contamination}
+        options: dict[str, Any] = {"contamination": self.contamination, "min_std": self.min_std}
         options |= {"preset": self.preset, "statistics": self.statistics, "clip": self.clip}
-        made = make_networks(*self.specs, **options)
+        made = make_networks(*self.specs, precision=self.precision, **options)
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
 
@@ -102,6 +104,7 @@ class Setting:
             layer_norm=self.pixels.layer_norm,
             cold=self.pixels.cold,
             contamination=self.contamination,
+            min_std=self.min_std,
             precision=self.precision,
         )
         names = ("critic_network",) if embeddings else ("score_network", "qvalue_network")

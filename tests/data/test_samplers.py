@@ -500,10 +500,14 @@ def test_data_without_rewards_reach_no_stored_goal_and_say_so(caplog):
     assert "no reward is positive" in caplog.text
 
 
-def test_a_storage_of_lists_is_refused_with_what_to_use():
-    rb = ReplayBuffer(storage=ListStorage(10), batch_size=2, sample_unit=GoalTransition(), collate_fn=lambda x: x)
-    rb.extend(list(labelled((3,))))
-    with pytest.raises(NotImplementedError, match="LazyTensorStorage, got ListStorage"):
+@pytest.mark.parametrize("kind", [ReplayBuffer, TensorDictReplayBuffer])
+@pytest.mark.parametrize("how", ["sample_unit", "sampler"])
+def test_a_storage_of_lists_is_refused_at_the_first_sample_with_what_to_use(kind, how):
+    drawing = {"sample_unit": GoalTransition()} if how == "sample_unit" else {"sampler": GoalTransitionSampler()}
+    # neither making the buffer nor filling it shows the storage to the unit
+    rb = kind(storage=ListStorage(10), batch_size=2, transform=HindsightGoalTransform(), **drawing)
+    rb.extend(labelled((3,)))
+    with pytest.raises(NotImplementedError, match=r"LazyTensorStorage or LazyMemmapStorage, got ListStorage: make the"):
         rb.sample()
 
 

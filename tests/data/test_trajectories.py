@@ -345,6 +345,16 @@ def test_the_summary_reports_success_and_return(make_episodes):
     assert "mean discounted return at 0.5: 0.25" in text
 
 
+def test_returns_of_trajectories_of_unequal_length_are_those_worked_by_hand(make_episodes):
+    first, second, third = make_episodes([4, 2, 3])
+    for episode, reward in zip((first, second, third), ([0.0, 1.0, 1.0, 0.0], [1.0, 1.0], [0.0] * 3)):
+        episode["reward"] = np.array(reward)
+    store = TrajectoryStore.from_episodes([first, second, third])
+    expected = torch.tensor([0.5 + 0.25, 1.5, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(store.discounted_returns(0.5), expected, rtol=0, atol=0)
+    torch.testing.assert_close(store.discounted_returns(0.0), torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+
+
 def test_a_replay_buffer_samples_rows_of_the_store(store):
     storage = store.to_storage()
     assert len(storage) == store.num_transitions

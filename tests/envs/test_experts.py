@@ -1,6 +1,8 @@
 import hashlib
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +13,18 @@ from torchrl_smore.envs.experts import FetchSlideExpert, HandReachExpert, Reache
 from torchrl_smore.envs.sawyer import HANDLE_TOP
 
 SCRIPTED = [name for name in task_names() if TASKS[name].scripted]
-# bars for success at the last step and for the return at discount 0.99, of 39.5 at most
-BARS = {
-    "FetchReach": (0.98, 37.0),
-    "FetchPush": (0.98, 29.0),
-    "FetchPick": (0.98, 28.0),
-    "FetchSlide": (0.85, 14.0),
-    "HandReach": (0.85, 30.0),
-    "Reacher": (0.98, 33.0),
-    "SawyerReach": (0.98, 36.0),
-    "SawyerDoor": (0.98, 36.0),
+# success at the last step and return at discount 0.99 over 200 episodes, as docs/tasks.md states them
+STATED = {
+    name: (float(success), float(discounted_return))
+    for name, success, discounted_return in re.findall(
+        r"^\| (\S+) \| ([\d.]+) \| ([\d.]+)(?: \| [\d.]+){4} \|$",
+        (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(),
+        re.M,
+    )
 }
 # of these a few episodes have to do
 COSTLY = {"FetchSlide": 8, "HandReach": 30}
-CHEAP = [name for name in BARS if name not in COSTLY]
+CHEAP = [name for name in STATED if name not in COSTLY]
 MEMORYLESS = [name for name in SCRIPTED if not isinstance(TASKS[name].make_expert(), PlanningExpert)]
 
 
@@ -52,7 +52,7 @@ def test_the_expert_of_the_rooms_arrives_from_everywhere():
 def test_simulated_experts_solve_a_handful_of_episodes(name):
     measured = quality(run(name, 12)["reward"])
     assert measured["success"] == 1.0
-    assert measured["discounted_return"] > BARS[name][1] - 2.0  # twelve episodes scatter by about 1
+    assert measured["discounted_return"] > STATED[name][1] - 2.6  # twelve episodes scatter by about 1
 
 
 @pytest.mark.parametrize(
@@ -78,20 +78,20 @@ def test_pushing_and_picking_have_networks_as_experts_that_do_what_their_file_sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHEAP)
-def test_simulated_experts_reach_their_bars_over_200_episodes(name):
-    success, discounted_return = BARS[name]
+def test_simulated_experts_are_as_good_as_stated_over_200_episodes(name):
+    success, discounted_return = STATED[name]
     measured = quality(run(name, 200, seed=5)["reward"])
-    assert measured["success"] >= success
-    assert measured["discounted_return"] >= discounted_return
+    assert measured["success"] >= success - 0.02
+    assert measured["discounted_return"] >= discounted_return - 0.6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "episodes"), COSTLY.items())
-def test_costly_experts_reach_their_bars_over_some_episodes(name, episodes):
-    success, discounted_return = BARS[name]
+def test_costly_experts_are_about_as_good_as_stated_over_some_episodes(name, episodes):
+    success, discounted_return = STATED[name]
     measured = quality(run(name, episodes, seed=5)["reward"])
-    assert measured["success"] >= success
-    assert measured["discounted_return"] >= discounted_return
+    assert measured["success"] >= success - 0.05
+    assert measured["discounted_return"] >= discounted_return - 2.35
 
 
 def test_the_door_expert_goes_to_any_angle_and_finds_back_into_the_slot():

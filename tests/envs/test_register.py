@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from torchrl_smore.envs import EnvPool, collect, get_task, register, register_task, tasks
+from torchrl_smore.envs import TASKS, EnvPool, collect, get_task, register_task
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch):
+def registry():
     """Whatever is registered in a test is gone after it."""
-    own = dict(tasks.TASKS)
-    monkeypatch.setattr(tasks, "TASKS", own)
-    monkeypatch.setattr(register, "TASKS", own)
+    before = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(before)
 
 
 class Cart(gymnasium.Env):
@@ -234,10 +235,10 @@ def test_a_module_that_fails_says_what_it_lacks_itself(tmp_path, monkeypatch):
     ],
 )
 def test_what_makes_no_task_is_refused_and_not_registered(env, options, message):
-    before = set(tasks.TASKS)
+    before = set(TASKS)
     with pytest.raises(ValueError, match=message):
         register_task(**{"name": "Cart", "env": env, **OPTIONS, **options})
-    assert set(tasks.TASKS) == before
+    assert set(TASKS) == before
 
 
 def test_a_registered_task_survives_pickling():

@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,17 +11,25 @@ from gymnasium.utils.env_checker import check_env
 from torchrl_smore.envs import TASKS, get_task, task_names
 
 ROBOTICS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
-TABLETOP = ("Tabletop", "Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open")
-RUNNING = ("CheetahTgtVel-m-e", "CheetahTgtVel-r-e", "AntTgtVel-m-e", "AntTgtVel-r-e")
+PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
 
 
-def test_the_registry_holds_the_tasks_in_order():
-    others = ("PointReach", "PointRooms", "Reacher", "SawyerReach", "SawyerDoor")
-    assert task_names() == (*ROBOTICS, *others, *RUNNING, *TABLETOP)
-    assert all(TASKS[name].name == name for name in task_names())
-    horizons = dict.fromkeys(RUNNING, 1000) | dict.fromkeys(TABLETOP, 400) | {"Tabletop": 60}
-    assert all(TASKS[name].horizon == horizons.get(name, 50) for name in task_names())
-    assert all(TASKS[name].scripted == (name not in RUNNING) for name in task_names())
+def test_the_page_of_tasks_lists_them_in_order_with_their_dimensions_horizon_and_threshold():
+    # name, dimensions, steps, goal, distance that counts as success
+    rows = re.findall(
+        r"^\| (\S+) \| (\d+, \d+, \d+) \| ([\d,]+) \| [^|]* \| (less than )?([\d.]+)[^|]* \|$", PAGE, re.M
+    )
+    assert [name for name, *_ in rows] == list(task_names()) == [task.name for task in TASKS.values()]
+    for name, dims, steps, strict, threshold in rows:
+        task = TASKS[name]
+        assert dims == f"{task.observation_dim}, {task.goal_dim}, {task.action_dim}"
+        assert int(steps.replace(",", "")) == task.horizon
+        assert (float(threshold), bool(strict)) == (task.threshold, task.strict)
+
+
+def test_the_page_of_tasks_measures_every_scripted_expert_with_data_of_its_own():
+    measured = re.findall(r"^\| (\S+)(?: \| [\d.]+){6} \|$", PAGE, re.M)
+    assert measured == [name for name, task in TASKS.items() if task.scripted and task.data_source is task]
 
 
 def test_a_misspelt_task_is_answered_with_the_nearest_name():

@@ -33,6 +33,7 @@ NETWORKS = {
     "plain": lambda: mlp(),
     "layer norm, orthogonal, bf16": lambda: mlp(layer_norm=True, orthogonal=True, precision="bf16"),
     "actor": lambda: Standardize(GaussianHead(mlp(), 2), statistics()),
+    "least deviation": lambda: GaussianHead(mlp(), 2, min_std=2.0),
     "another clip": lambda: Standardize(mlp(), statistics(), 2.0),
     "no clip": lambda: Standardize(mlp(), statistics(), None),
     "fixed": lambda: FixedStdHead(GELUMLP(5, 2, (4,), output_scale=0.01), 0.15),

@@ -27,6 +27,14 @@ def test_the_density_is_that_of_a_mixture_with_the_uniform_one():
     torch.testing.assert_close(contaminated().log_prob(action), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_action_is_noise_by_as_much_as_the_noise_explains_it():
+    action = torch.tensor([[0.35, -0.9], [0.8, -1.0]])
+    first = 0.8 * normal(0.35, 0.3, 0.1) * normal(-0.9, -0.2, 0.5)
+    # thirty-eight deviations away: certainly noise
+    expected = torch.tensor([0.05 / (first + 0.05), 1.0])
+    torch.testing.assert_close(contaminated().noise_share(action), expected, rtol=1e-5, atol=1e-6)
+
+
 def normal(x, mean, std):
     return math.exp(-(((x - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
 

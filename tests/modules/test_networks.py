@@ -10,7 +10,14 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded
 
-from torchrl_smore.modules import ConcatMLP, GaussianHead, Standardize, goal_specs, make_networks
+from torchrl_smore.modules import (
+    ConcatMLP,
+    GaussianHead,
+    Standardize,
+    goal_specs,
+    make_networks,
+    make_pixel_networks,
+)
 
 OBSERVATION, G, A = 5, 3, 4
 SPECS = goal_specs(OBSERVATION, G, A)
@@ -79,6 +86,28 @@ def test_the_gaussian_head_has_a_tanh_mean_and_a_clipped_log_std():
     torch.testing.assert_close(head(x)[1], expected.expand(6, A))
     head.reset_parameters()
     assert (head.log_std == 0.0).all()
+
+
+def test_the_smallest_deviation_of_the_gaussian_head_is_in_the_unit_of_its_actions():
+    head = GaussianHead(nn.Linear(OBSERVATION, 2), 2, torch.tensor([-4.0, 0.0]), torch.tensor([4.0, 1.0]), min_std=0.1)
+    with torch.no_grad():
+        head.log_std.copy_(torch.tensor([-3.0, -2.0]))
+    # half ranges 4 and 0.5; e^-3 lies below 0.1, e^-2 above
+    expected = torch.tensor([4.0 * 0.1, 0.5 * math.exp(-2.0)])
+    torch.testing.assert_close(head(torch.zeros(3, OBSERVATION))[1], expected.expand(3, 2))
+
+
+@pytest.mark.parametrize("min_std", [0.0, -0.1, 7.4, math.nan])
+def test_a_smallest_deviation_outside_its_range_is_refused(min_std):
+    with pytest.raises(ValueError, match=r"min_std must lie in \(0, 7.39\)"):
+        make_networks(*goal_specs(OBSERVATION, 2, A), min_std=min_std)
+
+
+def test_every_maker_of_networks_hands_the_smallest_deviation_to_its_actor():
+    specs = goal_specs(OBSERVATION, 2, A)
+    for made in (make_networks(*specs, min_std=0.3), make_pixel_networks(specs[1], pixels=36, min_std=0.3)):
+        heads = [module for module in made.actor.modules() if isinstance(module, GaussianHead)]
+        assert [head.min_std for head in heads] == [0.3]
 
 
 def test_standardize_applies_its_statistics_and_leaves_other_inputs_alone():

@@ -142,6 +142,20 @@ def test_a_run_killed_at_any_point_goes_on_and_gives_the_same_tables(recipe, cop
     assert tables(copy) == before
 
 
+def test_a_run_killed_while_its_curves_were_drawn_has_them_in_the_end(recipe, copy):
+    before = tables(copy)
+    (run,) = (min((copy / "out" / "cells").glob("*/seed*")) / "run").iterdir()
+    kept = sorted(path.name for path in run.iterdir())
+    (run.parents[1] / "result.json").unlink()
+    # of a process that cannot be: the largest number of one has seven digits
+    (run / "curves.png").rename(run / ".curves.png.99999999.partial")
+
+    done = recipe("benchmark.py", *QUICK, cwd=copy)
+    assert done.status == 0, done.stderr
+    assert sorted(path.name for path in run.iterdir()) == kept
+    assert tables(copy) == before
+
+
 def test_more_seeds_are_added_and_fewer_lose_nothing(recipe, copy):
     runs = files(copy / "out" / "cells")
     more = [option for option in QUICK if not option.startswith("seeds=")]

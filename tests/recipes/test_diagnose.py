@@ -164,6 +164,26 @@ def test_phases_tell_agreement_and_preference_worked_by_hand(diagnosis):
     assert (before["preferred"], before["gap"], before["gap_std"], at_goal["preferred"]) == (0.5, 1.0, 1.0, 0.0)
     (without, _) = diagnosis.phase_rows(torch.tensor([0, 0, 2]), action, policy)
     assert "preferred" not in without
+    assert "noise" not in without
+    taken = diagnosis.phase_rows(torch.tensor([0, 0, 2]), action, policy, noise=torch.tensor([0.5, 1.0, 0.0]))
+    assert [row["noise"] for row in taken] == [0.75, 0.0]
+
+
+def test_only_a_likelihood_that_knows_noise_takes_actions_for_it(diagnosis):
+    specs = goal_specs(observation_dim=3, goal_dim=2, action_dim=1)
+    inputs = {"observation": torch.zeros(2, 3), "desired_goal": torch.zeros(2, 2)}
+    batch = TensorDict({**inputs, "action": torch.tensor([[0.0], [1.0]])}, [2])
+    for contamination in (0.0, 0.3):
+        networks = make_networks(*specs, contamination=contamination, min_std=0.01)
+        for name, parameter in networks.actor.named_parameters():
+            torch.nn.init.constant_(parameter, -9.0 if "log_std" in name else 0.0)
+        found = diagnosis.noise_shares(SMORELoss(networks.actor, networks.score, networks.value), batch)
+        if contamination == 0.0:
+            assert found is None
+        else:
+            # mean 0, deviation 0.01: the density of 0 is 39.9, that of noise 1/2
+            own = 0.7 / (0.01 * math.sqrt(2 * math.pi))
+            torch.testing.assert_close(found, torch.tensor([0.15 / (0.15 + own), 1.0]))
 
 
 def test_inputs_are_told_by_column_in_standard_deviations(diagnosis):

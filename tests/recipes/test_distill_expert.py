@@ -1,5 +1,10 @@
+import csv
 import hashlib
 import json
+import os
+import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -33,6 +38,47 @@ def test_a_student_solves_what_its_expert_solves(distilled):
     assert (distilled / "curves.png").read_bytes().startswith(b"\x89PNG")
     labels = np.genfromtxt(distilled / "metrics.csv", delimiter=",", names=True)["labels"]
     assert labels.tolist() == [1000, 2000, 3000, 4000]
+
+
+def rows_of(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + 15)])
+def test_a_killed_run_resumes_and_makes_the_same_expert_bit_for_bit(recipe, distilled, tmp_path, signum, status):
+    with recipe.started("distill_expert.py", "task=PointReach", *SMALL, "seed=1", "threads=1", cwd=tmp_path) as run:
+        for _ in range(6000):
+            if "round 1 of 3" in run.stdout or run.status() is not None:
+                break
+            time.sleep(0.01)
+        os.kill(run.pid, signum)
+        assert run.wait().status == status
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not (folder / "expert.npz").exists()
+    (saved,) = (folder / "checkpoint").iterdir()
+    assert saved.name in ("step_000000002", "step_000000003")
+    done = recipe("distill_expert.py", f"resume={folder}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert f"resuming after {saved.name[-1]} of 4 rounds" in done.stdout
+    assert "round 1 of 3" not in done.stdout
+    assert (folder / "expert.npz").read_bytes() == (distilled / "expert.npz").read_bytes()
+    assert rows_of(folder) == rows_of(distilled)
+    ours, theirs = (json.loads((each / "meta.json").read_text()) for each in (folder, distilled))
+    assert ours == theirs
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+def test_a_run_whose_options_were_edited_is_not_resumed(recipe, distilled, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(distilled, copy)
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("updates: 150", "updates: 151", 1))
+    done = recipe("distill_expert.py", f"resume={copy}", cwd=tmp_path)
+    assert done.status != 0
+    assert "is a checkpoint with updates=150; expected 151" in done.stderr
+    done = recipe("distill_expert.py", f"resume={copy}", "seed=2", cwd=tmp_path)
+    assert "a resumed run keeps its own options; drop seed." in done.stderr
 
 
 def test_the_file_holds_a_network_that_sees_the_goal_and_acts_like_the_expert(distilled):
@@ -80,7 +126,7 @@ def test_what_cannot_be_distilled_is_refused_before_a_folder_is_made(import_reci
 
 
 def test_two_compositions_never_share_a_folder(import_recipe, distilled, tmp_path):
-    name = import_recipe("parts.shared").dataset_folder
+    name = import_recipe("parts.datasets").dataset_folder
     other = tmp_path / "other.npz"
     other.write_bytes((distilled / "expert.npz").read_bytes() + b"0")
     agent = tmp_path / "agent.zip"

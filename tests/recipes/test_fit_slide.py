@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from torchrl_smore.envs.experts import LandingModel
 SMALL = ("first_episodes=4", "rounds=1", "episodes=2", "updates=50", "final_updates=50", "hidden=16")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fit_slide(import_recipe):
     return import_recipe("fit_slide")
 
@@ -67,6 +70,81 @@ def test_the_recipe_tries_strikes_and_a_resumed_run_repeats_none(recipe, tmp_pat
     assert done.status == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()} == kept
     assert json.loads((folder / "meta.json").read_text())["strikes"] == meta["strikes"]
+
+
+@pytest.fixture(scope="module")
+def whole(import_recipe, tmp_path_factory):
+    """The run folder of a run that nobody stopped, whose files of trials hold one episode each."""
+    module, root = import_recipe("fit_slide"), tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SHARE", 1)
+        module.fit_slide(tiny(module, root))
+    (folder,) = root.iterdir()
+    return folder
+
+
+def tiny(module, root, **changes):
+    options = {"first_episodes": 2, "rounds": 2, "episodes": 2, "updates": 30, "final_updates": 30, "hidden": 16}
+    return module.Config(**(options | {"seed": 1, "run_root": str(root)} | changes))
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def ends_at(module, monkeypatch, name, number):
+    """Lets the ``number``-th call of a function end the run before it does anything."""
+    function, calls = getattr(module, name), []
+
+    def call(*arguments, **options):
+        calls.append(1)
+        if len(calls) == number:
+            raise Killed
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    # between two files of one round, before the model of a round is written, and between model and checkpoint
+    [("save", 2), ("save", 4), ("write_actor", 2), ("save_checkpoint", 1), ("save_checkpoint", 2)],
+)
+def test_a_run_that_ends_anywhere_resumes_and_makes_the_same_model_bit_for_bit(
+    fit_slide, whole, tmp_path, monkeypatch, name, number
+):
+    monkeypatch.setattr(fit_slide, "_SHARE", 1)
+    with monkeypatch.context() as patch:
+        ends_at(fit_slide, patch, name, number)
+        with pytest.raises(Killed):
+            fit_slide.fit_slide(tiny(fit_slide, tmp_path))
+    (folder,) = tmp_path.iterdir()
+    fit_slide.fit_slide(fit_slide.Config(resume=str(folder)))
+    files = {path.relative_to(whole) for path in whole.rglob("*.npz")}
+    assert {path.relative_to(folder) for path in folder.rglob("*.npz")} == files
+    assert len(files) == 1 + 3 * 2
+    for file in sorted(files):
+        assert (folder / file).read_bytes() == (whole / file).read_bytes(), file
+    assert (folder / "meta.json").read_text() == (whole / "meta.json").read_text()
+
+
+def test_a_killed_process_resumes(recipe, tmp_path):
+    options = (*SMALL, "updates=200000")
+    with recipe.started("fit_slide.py", *options, cwd=tmp_path) as run:
+        for _ in range(6000):
+            if list(tmp_path.glob("runs/*/trials/00_00000.npz")) or run.status() is not None:
+                break
+            time.sleep(0.01)
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.wait().status == -signal.SIGKILL
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not (folder / "landing.npz").exists()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("updates: 200000", "updates: 50"))
+    done = recipe("fit_slide.py", f"resume={folder}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    LandingModel(folder / "landing.npz")
+    assert [path.name for path in folder.glob(".*")] == []
 
 
 def test_a_strike_tried_again_from_a_state_ends_the_same_and_does_not_disturb_the_episode(fit_slide):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from torchrl_smore.data import TrajectoryStore, split_by_behaviour
 from torchrl_smore.reports import read_results
 from torchrl_smore.trainers import locked
 
@@ -72,6 +73,14 @@ def test_stages_are_run_in_their_order_gone_on_with_and_looked_at(recipe, write,
         for cell in grid["cells"]
     ] == [("PointReach", 4, 8, 20, [100, 101]), ("PointRooms", 6, 8, 20, [100, 101])]
     assert grid["differs"] == {"PointReach": "a point"}
+    for cell in grid["cells"]:
+        (place,) = tmp_path.rglob(cell["dataset"])
+        store = TrajectoryStore.load(place)
+        parts, told = split_by_behaviour(store), grid["datasets"][cell["dataset"]]
+        assert [part["behaviour"] for part in told] == list(parts) == ["expert", "random"]
+        for part in told:
+            mean = float(parts[part["behaviour"]].discounted_returns(0.99).mean())
+            assert part["discounted_return"] == pytest.approx(mean)
     assert {row.commit for row in rows} == {grid["commit"]}
     (lost,) = (tmp_path / "out" / "cells").glob("PointRooms*/seed101/result.json")
     lost.unlink()
@@ -194,12 +203,17 @@ def test_the_manifest_of_table_1_holds_what_it_says(benchmark, tmp_path):
     config = benchmark.Config(manifest=str(ROOT / "benchmarks" / "table1.yaml"), data_dir=str(tmp_path))
     manifest = benchmark.read_manifest(config.manifest, benchmark.Config, benchmark._OF_RUNS)
     stages = benchmark.make_stages(benchmark.of_manifest(config, manifest), manifest, tmp_path)
-    first, others, seeds, _ = [stage.jobs for stage in stages]
-    # 12 tasks by 4 methods, by 7 others, and by all 11
-    assert [len(jobs) for jobs in (first, others, seeds)] == [12 * 4 * 3, 12 * 7 * 3, 12 * 11 * 2]
-    assert {job.cell.method for job in first[:48]} == {"smore", "hindsight_bc", "gc_iql", "gcsl"}
-    assert {job.seeds for job in first[:48]} == {(100,)}
-    steps = {(job.cell.task, job.options["steps"]) for job in first + others + seeds}
+    *(ours, two, long, others, long_others, last), _ = [stage.jobs for stage in stages]
+    # three seeds at a time: 8 tasks by 2 and 2 methods, 4 of locomotion by 4, both by 7 others; and all, the last two
+    assert [len(jobs) for jobs in (ours, two, long, others, long_others, last)] == [16, 16, 16, 56, 28, 12 * 11]
+    assert {job.cell.method for job in ours} == {"smore", "hindsight_bc"}
+    assert {job.cell.method for job in ours + two} == {job.cell.method for job in long}
+    assert {job.cell.method for job in long} == {"smore", "hindsight_bc", "gc_iql", "gcsl"}
+    assert {job.cell.method for job in others} == {job.cell.method for job in long_others}
+    assert not {job.cell.method for job in others} & {job.cell.method for job in long}
+    assert {job.seeds for job in ours + two + long + others + long_others} == {(10, 11, 12)}
+    assert {job.seeds for job in last} == {(13, 14)}
+    steps = {(job.cell.task, job.options["steps"]) for job in ours + long + last}
     assert steps == {(task, 40_000 if "TgtVel" in task else 20_000) for task, _ in steps}
     assert len(steps) == 12
     every = [job for stage in stages for job in stage.jobs]

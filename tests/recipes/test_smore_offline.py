@@ -591,9 +591,9 @@ def test_a_second_process_waits_for_a_dataset_and_takes_what_the_first_has_made(
     from torchrl_smore.envs import get_task
     from torchrl_smore.trainers import locked
 
-    shared, task = import_recipe("parts.shared"), get_task("PointReach")
+    datasets, task = import_recipe("parts.datasets"), get_task("PointReach")
     request = {"num_trajectories": 20, "expert_fraction": 0.2, "seed": 0}
-    out = shared.dataset_folder(str(tmp_path), task, **request)
+    out = datasets.dataset_folder(str(tmp_path), task, **request)
     holding, found = threading.Event(), []
 
     def first():
@@ -605,7 +605,7 @@ def test_a_second_process_waits_for_a_dataset_and_takes_what_the_first_has_made(
     thread = threading.Thread(target=first)
     thread.start()
     holding.wait()
-    found.append(shared.collect_or_load(task, str(tmp_path), **request))
+    found.append(datasets.collect_or_load(task, str(tmp_path), **request))
     thread.join()
     assert found[0].num_trajectories == 20
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]

@@ -26,7 +26,7 @@ from torchrl_smore.trainers import latest_checkpoint, load_checkpoint
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 import train_expert  # noqa: E402
-from parts import sac, shared  # noqa: E402
+from parts import datasets, sac  # noqa: E402
 
 sys.path.remove(str(RECIPES))
 
@@ -394,7 +394,7 @@ def test_an_ant_that_has_fallen_at_the_goal_s_speed_has_no_reward_in_a_file_of_d
         file["rewards"] = np.zeros(6, dtype=np.float32)
         file["terminals"] = np.array([0, 0, 1, 0, 0, 0], dtype=bool)
         file["timeouts"] = np.array([0, 0, 0, 0, 0, 1], dtype=bool)
-    store = shared.load_dataset(str(tmp_path / "ant.hdf5"), get_task("AntTgtVel-m-e"))
+    store = datasets.load_dataset(str(tmp_path / "ant.hdf5"), get_task("AntTgtVel-m-e"))
     reward = store.data["next", "reward"].flatten()
     assert reward[:2].tolist() == [1.0, 0.0]
     assert store.data["next", "achieved_goal"][2].item() == 5.0
@@ -406,7 +406,7 @@ def test_an_ant_that_has_fallen_at_the_goal_s_speed_has_no_reward_in_a_file_of_d
 def test_without_an_actor_the_command_that_makes_one_is_named_and_nothing_written(tmp_path):
     bare = dataclasses.replace(get_task("AntTgtVel-m-e"), actors=None)
     with pytest.raises(ValueError, match=r"AntTgtVel-m-e has no scripted expert.*train_expert.py task=AntTgt"):
-        shared.collect_or_load(bare, str(tmp_path), seed=0, num_trajectories=40, expert_fraction=None)
+        datasets.collect_or_load(bare, str(tmp_path), seed=0, num_trajectories=40, expert_fraction=None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -422,7 +422,7 @@ def test_without_an_actor_the_command_that_makes_one_is_named_and_nothing_writte
 def test_a_dataset_that_cannot_be_collected_is_refused_with_the_reason(tmp_path, options, said):
     options = {"expert_fraction": None} | options
     with pytest.raises(ValueError, match=said):
-        shared.collect_or_load(get_task("AntTgtVel-m-e"), str(tmp_path), seed=0, **options)
+        datasets.collect_or_load(get_task("AntTgtVel-m-e"), str(tmp_path), seed=0, **options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import re
 import shutil
@@ -184,6 +186,32 @@ def test_two_runs_are_compared_episode_by_episode_and_filmed(recipe, trained, tm
     assert films == ({"success"} if success else set()) | ({"failure"} if success < 1 else set())
 
 
+def test_an_evaluation_takes_the_place_of_an_earlier_one_and_leaves_other_files_alone(recipe, trained, tmp_path):
+    cwd, run = trained
+    out = tmp_path / "out"
+    options = (f"run=runs/{run.name}", "episodes=3", "seed=0", f"out={out}")
+    assert recipe("evaluate.py", *options, "first_seed=40", "film=1", cwd=cwd).status == 0
+    films = {path.name for path in out.glob("*.gif")}
+    assert films
+    # an earlier film whose process was killed, and what nobody but the user can have made
+    (out / ".failure_41.gif.99999999.partial").write_bytes(b"GIF")
+    own = [out / name for name in ("notes.txt", "success_story.gif", "failure_1.gif.txt")]
+    for path in own:
+        path.write_text("mine")
+
+    assert recipe("evaluate.py", *options, "first_seed=90", cwd=cwd).status == 0
+    assert json.loads((out / "evaluation.json").read_text())["first_seed"] == 90
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "goals.png", *(path.name for path in own)}
+
+
+def test_films_in_a_folder_without_an_evaluation_are_not_taken_for_an_earlier_ones(recipe, trained, tmp_path):
+    cwd, run = trained
+    (tmp_path / "failure_7.gif").write_text("mine")
+    done = recipe("evaluate.py", f"run=runs/{run.name}", "episodes=2", f"out={tmp_path}", cwd=cwd)
+    assert done.status == 0, done.stderr
+    assert (tmp_path / "failure_7.gif").read_text() == "mine"
+
+
 def test_paired_differences_are_first_minus_second_by_episode(import_recipe):
     evaluate = import_recipe("evaluate")
 
@@ -304,6 +332,41 @@ def test_a_description_that_a_killed_export_left_is_no_obstacle_and_one_of_somet
     done = recipe("export.py", *options, cwd=cwd)
     assert (done.status, beside.read_text()) == (2, '{"mine": 1}')
     assert "policy.npz.json exists" in done.stderr
+
+
+def test_an_export_replaces_a_file_on_request_and_its_description_with_it(recipe, trained, tmp_path):
+    cwd, run = trained
+    out, beside = tmp_path / "policy.npz", tmp_path / "policy.npz.json"
+    options = (f"run=runs/{run.name}", "format=npz", f"out={out}")
+    assert recipe("export.py", *options, "seed=0", cwd=cwd).status == 0
+    first = out.read_bytes()
+    done = recipe("export.py", *options, "seed=1", cwd=cwd)
+    assert (done.status, out.read_bytes()) == (2, first)
+    assert json.loads(beside.read_text())["seed"] == 0
+    done = recipe("export.py", *options, "seed=1", "overwrite=true", cwd=cwd)
+    assert done.status == 0, done.stderr
+    said = json.loads(beside.read_text())
+    assert (said["seed"], said["sha256"]) == (1, hashlib.sha256(out.read_bytes()).hexdigest())
+    observation, goal = rows()
+    expected = load_policy(run, seed=1, goal_margin=None)(observation, goal)
+    found = ActorExpert(out)({"observation": observation, "desired_goal": goal})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.npz", "policy.npz.json"}
+
+
+def test_an_export_that_fails_leaves_what_it_was_to_replace(import_recipe, trained, tmp_path, monkeypatch):
+    export = import_recipe("export")
+    options = {"run": str(trained[1]), "format": "npz", "out": str(tmp_path / "policy.npz")}
+    export.main(export.Config(**options))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(export, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.main(export.Config(**options, overwrite=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_export_that_does_not_act_as_the_run_is_not_written(import_recipe, trained, tmp_path, monkeypatch):

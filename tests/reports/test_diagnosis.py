@@ -44,8 +44,9 @@ SCORES = [
     for steps in (1, 2, 3)
 ]
 PHASES = [
-    {"phase": "before", "rows": 10, "cosine": 0.8, "error": 0.1, "preferred": 0.6, "gap": 1.0, "gap_std": 2.0},
-    {"phase": "at_goal", "rows": 10, "cosine": -0.5, "error": 0.1, "preferred": 0.2, "gap": 1.0, "gap_std": 2.0},
+    {"phase": phase, "rows": 10, "cosine": cosine, "error": 0.1, "noise": noise, "preferred": preferred}
+    | {"gap": 1.0, "gap_std": 2.0}
+    for phase, cosine, noise, preferred in (("before", 0.8, 0.4, 0.6), ("at_goal", -0.5, 0.9, 0.2))
 ]
 INPUTS = [
     {"input": "observation", "column": "block <spin>", "mean": 0, "std": 1, "beyond": 0.005, "largest": 20.0},
@@ -93,7 +94,7 @@ def problems(findings):
 def test_numbers_at_their_thresholds_are_no_problem_and_the_page_states_each_threshold(diagnose, tmp_path):
     findings, page = diagnose()
     assert problems(findings) == []
-    assert len(findings) == 10
+    assert len(findings) == 11
     assert "Nothing out of the ordinary was found." in page
     for finding in findings:
         for text in (finding.name, finding.rule):
@@ -125,6 +126,11 @@ def test_numbers_at_their_thresholds_are_no_problem_and_the_page_states_each_thr
             {"phases": [{**PHASES[0], "phase": "moving", "cosine": 0.79}]},
             "agreement with the expert while it moves",
             "mean cosine of 0.79",
+        ),
+        (
+            {"phases": [{**PHASES[0], "noise": 0.41}]},
+            "expert's actions taken for noise before the achieved goal moves",
+            "takes 41% of the expert's actions",
         ),
         (
             {"episodes": [*EPISODES[:8], *({**row, "outcome": "never moved"} for row in EPISODES[8:])]},

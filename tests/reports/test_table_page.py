@@ -30,14 +30,26 @@ def source(make_result):
     other = [make_result(setting="expert=0.05", value=1.0), make_result(task="PointReach", value=1.0)]
     curves = [make_result(method=m, seed=100, steps=s, value=30.0) for m in ("SMORe", "hindsight_bc") for s in (1, 2)]
     shared = {"steps": 20_000, "batch_size": 256, "num_trajectories": 1000, "seeds": [100, 101, 102]}
+    reach_data, parts = {"dataset": "reach"}, {"reach": [(100, 0.9, 35.0), (900, 0.1, 4.0)], "m-e": [(30, 0.8, 250.5)]}
     grid = {
         "command": "from /a/place/of/one's own",
         "commit": "abc",
         "differs": {"FetchReach": "scripted expert"},
+        "datasets": {
+            name: [
+                {"behaviour": whose, "num_trajectories": n, "return_over_max": share, "discounted_return": value}
+                for whose, (n, share, value) in zip(("expert", "random"), counted)
+            ]
+            for name, counted in parts.items()
+        },
         "cells": [
-            {"task": "FetchReach", "method": "SMORe", "setting": "expert=0.1", **shared},
-            {"task": "FetchReach", "method": "hindsight_bc", "setting": "expert=0.1", **shared},
-            {"task": "CheetahTgtVel-m-e", "method": "SMORe", "setting": MIXED, **shared, "num_trajectories": 1030},
+            {"task": "FetchReach", "method": "SMORe", "setting": "expert=0.1", **shared, **reach_data},
+            {"task": "FetchReach", "method": "hindsight_bc", "setting": "expert=0.1", **shared, **reach_data},
+            {"task": "FetchReach", "method": "SMORe", "setting": "expert=0.05", **shared, "dataset": "m-e"},
+            {
+                **{"task": "CheetahTgtVel-m-e", "method": "SMORe", "setting": MIXED, **shared},
+                **{"num_trajectories": 1030, "dataset": "m-e"},
+            },
         ],
     }
     return Source((*reach, *cheetah, *other), tuple(curves), (), grid)
@@ -55,27 +67,52 @@ def cells(page, start):
 
 def test_ours_stand_beside_the_papers_and_the_control(page):
     assert cells(page, "| task | unit |") == [
-        *("task", "unit", "", "SMORe", "control (hindsight BC)", "differs from the paper in")
+        *("task", "unit", "", "SMORe", "control (hindsight BC)", "the data: expert, all", "differs from the paper in")
     ]
     # 35.55, 37.525 and 39.5 of (1 - 0.99^50) / 0.01 = 39.4994; 31.6 the same three times
-    assert cells(page, "| FetchReach |")[1:5] == [
+    assert cells(page, "| FetchReach | return")[1:5] == [
         *("return / largest at 0.99", "ours", "**0.950 ± 0.050** (3)", "0.800 ± 0.000 (3)")
     ]
     lines = page.read_text().splitlines()
-    below = lines[next(i for i, line in enumerate(lines) if line.startswith("| FetchReach |")) + 1]
+    below = lines[next(i for i, line in enumerate(lines) if line.startswith("| FetchReach | return")) + 1]
     # Table 1 prints 35.08 ± 0.54
-    assert below == "|  |  | paper | 0.888 ± 0.014 | – |  |"
+    assert below == "|  |  | paper | 0.888 ± 0.014 | – |  |  |"
+
+
+def test_the_short_table_has_the_best_of_the_others_and_what_bounds_a_policy(source, make_result, tmp_path):
+    others = [
+        make_result(method=m, value=v, steps=20_000) for m, v in (("GCSL", 11.85), ("GC-IQL", 35.55), ("AM", 3.95))
+    ]
+    more = Source((*source.results, *others), source.curves, (), source.grid)
+    page = write_table_page(more, tmp_path / "c.md", command=COMMAND, resamples=5)
+    assert cells(page, "| FetchReach | 0") == [
+        *("FetchReach", "0.950 ± 0.050", "0.800 ± 0.000", "GC-IQL 0.900", "0.888 ± 0.014", "0.900")
+    ]
+    assert cells(page, "| CheetahTgtVel-m-e | 1") == [
+        *("CheetahTgtVel-m-e", "150.0 ± 14.1", "–", "–", "136.7 ± 10.6", "250.5")
+    ]
 
 
 def test_locomotion_is_the_return_at_0_999_beside_the_number_as_printed(page):
-    assert cells(page, "| CheetahTgtVel-m-e |")[1:5] == ["return at 0.999", "ours", "**150.0 ± 14.1** (2)", "–"]
+    assert cells(page, "| CheetahTgtVel-m-e | return")[1:5] == ["return at 0.999", "ours", "**150.0 ± 14.1** (2)", "–"]
 
 
 def test_what_data_expert_and_budget_differ_in_is_said_in_the_line(page):
-    assert cells(page, "| FetchReach |")[-1] == (
+    assert cells(page, "| FetchReach | return")[-1] == (
         "scripted expert; 1,000 trajectories, not 40,000; 20,000 updates, not 400,000; batch 256, not 512"
     )
-    assert cells(page, "| CheetahTgtVel-m-e |")[-1] == "40,000 updates, not 1,000,000; batch 256, not 512"
+    assert cells(page, "| CheetahTgtVel-m-e | return")[-1] == "40,000 updates, not 1,000,000; batch 256, not 512"
+
+
+def test_what_the_data_return_stands_in_the_line_in_its_unit(page, source, tmp_path):
+    # (100 x 0.9 + 900 x 0.1) / 1,000; the data of another setting are not these
+    assert cells(page, "| FetchReach | return")[-2] == "0.900, 0.180"
+    assert cells(page, "| CheetahTgtVel-m-e | return")[-2] == "250.5, 250.5"
+    unknown = Source(source.results, source.curves, (), {**source.grid, "datasets": {}})
+    assert (
+        cells(write_table_page(unknown, tmp_path / "b.md", command=COMMAND, resamples=5), "| FetchReach | return")[-2]
+        == "–"
+    )
 
 
 def test_what_is_missing_is_named_and_left_out(page):

@@ -139,13 +139,19 @@ def outcome(kind: str, cwd: Path) -> object:
         return exported(cwd)
     if kind == "grid":
         with (cwd / "out" / "results.csv").open(newline="") as file:
-            return [(row["method"], row["metric"], row["value"]) for row in csv.DictReader(file)]
+            rows = [(row["method"], row["metric"], row["value"]) for row in csv.DictReader(file)]
+        return rows, {folder.parts[-4]: names(folder) for folder in cwd.glob("out/cells/*/seed*/run/*")}
     (folder,) = (path for path in (cwd / "runs").iterdir() if (path / "summary.json").is_file())
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [
             {key: value for key, value in row.items() if key != "updates_per_second"} for row in csv.DictReader(file)
         ]
-    return rows, json.loads((folder / "summary.json").read_text())["eval"]
+    return rows, json.loads((folder / "summary.json").read_text())["eval"], names(folder)
+
+
+def names(folder: Path) -> list[str]:
+    """What a run folder holds, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def go_on(kind: str, cwd: Path) -> tuple[str, tuple[str, ...]]:
@@ -249,6 +255,7 @@ def run(count: int, seed: int = 0, kinds: tuple[str, ...] = tuple(COMMANDS)) -> 
             shutil.rmtree(cwd)
             how = "had ended" if status == 0 else "saved, then ended" if status > 0 else "ended at once"
             found[kind, signum.name, how] += 1
+            print(f"{number + 1} of {count}: {kind}, {signum.name}, {how}", file=sys.stderr, flush=True)
     return found
 
 

@@ -134,7 +134,13 @@ class GoalTransition(SampleUnit):
     between two samples of a storage that is extended once, growing or full, only the new rows are read, unless rows of
     several trajectories are interleaved, which they may be if that key is there, or ``anchors`` or ``"away"`` look at
     all of them. A trajectory that still grows, or whose beginning a full storage has overwritten, is relabelled within
-    what is there. One-dimensional tensor storages only.
+    what is there.
+
+    One-dimensional storages of tensors only (``LazyTensorStorage``, ``LazyMemmapStorage``, ``TensorStorage``). Any
+    other, a ``ListStorage`` for example, is refused at the first sample and not when the buffer is made: TorchRL hands
+    a unit the storage with each call of :meth:`expand` and never before (a buffer keeps its unit and its transform
+    without telling either of its storage). A list cannot be made to work here either: it is indexed by one flat list of
+    rows, so that the four rows of a sample would come back as four samples.
 
     With ``prefetch=`` of the buffer several threads draw from one generator in an order of their own: such batches are
     not the same from run to run.
@@ -184,7 +190,8 @@ class GoalTransition(SampleUnit):
         """See :class:`~torchrl.data.replay_buffers.SampleUnit`.
 
         Raises:
-            NotImplementedError: for a storage of more than one dimension, or one that holds no tensors.
+            NotImplementedError: for a storage of more than one dimension, or one that holds no tensors, whose name it
+                gives.
             ValueError: for weights or data that cannot be sampled from.
         """
         if isinstance(index, tuple) or index.ndim != 1:
@@ -212,7 +219,8 @@ class GoalTransition(SampleUnit):
         """What sampling needs to know of the stored rows, cached until the storage changes."""
         if not isinstance(storage, TensorStorage):
             raise NotImplementedError(
-                f"GoalTransition needs a storage of tensors such as LazyTensorStorage, got {type(storage).__name__}."
+                "GoalTransition needs a storage of tensors such as LazyTensorStorage or LazyMemmapStorage, got "
+                f"{type(storage).__name__}: make the buffer with storage=LazyTensorStorage(max_size)."
             )
         size, revision = len(storage), int(storage._mutation_revision)
         cache = self._cache

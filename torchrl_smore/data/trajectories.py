@@ -259,6 +259,19 @@ class TrajectoryStore:
         changed = int((clipped != action).any(-1).sum())
         return self._of_valid(data, {**self.meta, "clipped_actions": changed}, self.frames)
 
+    def discounted_returns(self, gamma: float) -> Tensor:
+        """Discounted return of each trajectory under its stored goal, float64, shape ``[K]``.
+
+        Args:
+            gamma: discount, dimensionless, in ``[0, 1]``; the first step's reward is not discounted.
+        """
+        length = self._stop - self._start
+        step = torch.arange(self.num_transitions, device=length.device) - self.data.get("traj_start")
+        reward = self.data.get(("next", "reward")).squeeze(-1).double()
+        number = torch.arange(self.num_trajectories, device=length.device).repeat_interleave(length)
+        found = torch.zeros(self.num_trajectories, dtype=torch.float64, device=length.device)
+        return found.index_add_(0, number, reward * gamma**step)
+
     def summary(self, gamma: float = 0.99) -> str:
         """A few lines for people: counts, share of successful trajectories, mean discounted return.
 
@@ -266,17 +279,14 @@ class TrajectoryStore:
             gamma: discount of the return, dimensionless, in ``[0, 1]``.
         """
         length = self._stop - self._start
-        step = torch.arange(self.num_transitions, device=length.device) - self.data.get("traj_start")
-        reward = self.data.get(("next", "reward")).squeeze(-1).double()
-        number = torch.arange(self.num_trajectories, device=length.device).repeat_interleave(length)
-        discounted = torch.zeros(self.num_trajectories, dtype=torch.float64, device=length.device)
-        discounted.index_add_(0, number, reward * gamma**step)
+        last = self.data.get(("next", "reward")).squeeze(-1).double()[self._stop - 1]
+        discounted = self.discounted_returns(gamma)
         lines = [
             f"trajectories {self.num_trajectories:,} of {int(length.min())} to {int(length.max())} transitions, "
             f"{self.num_transitions:,} in all",
             f"observation {self.observation_dim}, goal {self.goal_dim}, action {self.action_dim}",
             f"at the goal in some step: {(discounted > 0).double().mean():.1%} of trajectories, "
-            f"in the last step: {reward[self._stop - 1].mean():.1%}",
+            f"in the last step: {last.mean():.1%}",
             f"mean discounted return at {gamma}: {discounted.mean():.2f}",
         ]
         if self.frames is not None:

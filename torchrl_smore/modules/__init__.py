@@ -12,6 +12,7 @@ from torchrl_smore.modules.description import build_network, describe_network
 from torchrl_smore.modules.discriminator import TanhMLP, make_discriminator
 from torchrl_smore.modules.distributions import ContaminatedNormal
 from torchrl_smore.modules.networks import (
+    MIN_STD,
     STANDARDIZED_CLIP,
     ConcatMLP,
     GaussianHead,
@@ -33,6 +34,7 @@ from torchrl_smore.modules.precision import Precision
 __all__ = [
     "CHANNELS",
     "GELUMLP",
+    "MIN_STD",
     "STANDARDIZED_CLIP",
     "BilinearScore",
     "ConcatMLP",

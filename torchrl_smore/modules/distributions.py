@@ -42,6 +42,14 @@ class ContaminatedNormal(IndependentNormal):
         own: Tensor = super().log_prob(value) + self.own
         return torch.logaddexp(own, torch.full_like(own, self.noise))
 
+    def noise_share(self, value: Tensor) -> Tensor:
+        """Probability that actions ``[*B, A]`` are noise and not the policy's own, in ``[0, 1]``, shape ``[*B]``.
+
+        A regression learns from an action by as much as this lacks to 1.
+        """
+        own: Tensor = super().log_prob(value) + self.own
+        return torch.sigmoid(self.noise - own)
+
     def entropy(self) -> Tensor:
         """There is no closed form.
 

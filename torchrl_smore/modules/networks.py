@@ -19,8 +19,8 @@ from torchrl_smore.modules.linear import Matmul
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 Preset = Literal["paper", "official"]
-#: Bounds of the state-independent log standard deviation in the official code (``policy.py``).
-LOG_STD_RANGE = (-5.0, 2.0)
+#: Bounds of the state-independent standard deviation in the official code (``policy.py``): of its logarithm -5 and 2.
+MIN_STD, MAX_STD = math.exp(-5.0), math.exp(2.0)
 #: Default bound of standardised inputs, in standard deviations, as in GoFAR's and WGCSL's normaliser.
 STANDARDIZED_CLIP = 5.0
 
@@ -101,7 +101,7 @@ def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
 class GaussianHead(nn.Module):
     """Mean ``tanh(trunk(inputs))`` and a state-independent standard deviation, as in the official code.
 
-    The log standard deviation is a parameter, initially 0, clipped to ``[-5, 2]``. Samples are not squashed.
+    The log standard deviation is a parameter, initially 0; it is clipped, at 2 from above. Samples are not squashed.
     Bounds other than ``[-1, 1]`` move and stretch both, so that the mean covers the box.
 
     Args:
@@ -109,16 +109,30 @@ class GaussianHead(nn.Module):
         action_dim: number of action components.
         low: smallest action, ``[action_dim]``, or ``None`` for -1.
         high: largest action, likewise; given with ``low`` or not at all.
+        min_std: smallest standard deviation, in ``(0, e^2)``, in the unit of actions in ``[-1, 1]``; the official
+            code's is ``e^-5``.
+
+    Raises:
+        ValueError: for a ``min_std`` outside its range.
     """
 
     center: Tensor
     half_range: Tensor
 
     def __init__(
-        self, trunk: nn.Module, action_dim: int, low: Tensor | None = None, high: Tensor | None = None
+        self,
+        trunk: nn.Module,
+        action_dim: int,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+        *,
+        min_std: float = MIN_STD,
     ) -> None:
         super().__init__()
+        if not 0.0 < min_std < MAX_STD:
+            raise ValueError(f"min_std must lie in (0, {MAX_STD:.3g}), got {min_std}.")
         self.trunk, self.action_dim = trunk, action_dim
+        self.min_std = min_std
         self.stretched = low is not None and high is not None
         if low is not None and high is not None:
             self.register_buffer("center", (low + high) / 2.0)
@@ -142,7 +156,7 @@ class GaussianHead(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale, each ``[*B, action_dim]``."""
         loc = self.trunk(*inputs).tanh()
-        scale = self.log_std.clamp(*LOG_STD_RANGE).exp()
+        scale = self.log_std.clamp(math.log(self.min_std), math.log(MAX_STD)).exp()
         if self.stretched:
             loc, scale = self.center + self.half_range * loc, self.half_range * scale
         return loc, scale.expand_as(loc)
@@ -248,6 +262,7 @@ def make_networks(
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     clip: float | None = STANDARDIZED_CLIP,
     contamination: float = 0.0,
+    min_std: float = MIN_STD,
     precision: Precision = "float32",
     matmul: Matmul = "auto",
 ) -> Networks:
@@ -270,6 +285,7 @@ def make_networks(
         clip: bound of standardised inputs, see :class:`Standardize`.
         contamination: share of dataset actions that the actor's likelihood takes to be uniform noise, in ``[0, 1)``;
             see :class:`~torchrl_smore.modules.ContaminatedNormal`.
+        min_std: smallest standard deviation of the actor, see :class:`GaussianHead`.
         precision: ``"float32"``, or ``"bf16"`` for the hidden layers; parameters are float32 in both.
         matmul: see :func:`~torchrl_smore.modules.linear.linear`.
 
@@ -278,8 +294,9 @@ def make_networks(
         ``state_value`` and ``action``.
 
     Raises:
-        ValueError: for an unknown preset or precision, bounds of actions that are not finite or not in order, or
-            statistics of an unknown key, of another width, or with a deviation that is not positive and finite.
+        ValueError: for an unknown preset or precision, a ``min_std`` outside its range, bounds of actions that are not
+            finite or not in order, or statistics of an unknown key, of another width, or with a deviation that is not
+            positive and finite.
         KeyError: if the spec lacks an entry.
     """
     if preset not in get_args(Preset):
@@ -313,7 +330,7 @@ def make_networks(
         for _ in range(num_score_nets)
     ]
     value = TensorDictModule(scaled(build(num_state, 1, layer_norm), 2), state_keys, ["state_value"])
-    gaussian = GaussianHead(build(num_state, action_dim), action_dim, *(bounds or ()))
+    gaussian = GaussianHead(build(num_state, action_dim), action_dim, *(bounds or ()), min_std=min_std)
     actor = ProbabilisticActor(
         TensorDictModule(scaled(gaussian, 2), state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],

@@ -15,7 +15,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, PairEmbedding
 from torchrl_smore.modules.distributions import policy_distribution
-from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, PixelNetworks
+from torchrl_smore.modules.networks import MIN_STD, ConcatMLP, GaussianHead, PixelNetworks
 from torchrl_smore.modules.precision import Precision, check_precision
 
 #: Sizes of :class:`PixelEncoder`: three convolutions, wider ones, OGBench's small residual network.
@@ -215,6 +215,7 @@ def make_pixel_networks(
     layer_norm: bool = True,
     cold: bool = True,
     contamination: float = 0.0,
+    min_std: float = MIN_STD,
     precision: Precision = "float32",
 ) -> PixelNetworks:
     """Build score, value and Gaussian actor networks whose observations and goals are pictures.
@@ -240,6 +241,7 @@ def make_pixel_networks(
         cold: whether the last layer of ``psi`` begins near 0, as there; that of ``phi`` does not: of two cold factors
             neither would have a gradient.
         contamination: see :func:`make_networks`.
+        min_std: see :func:`make_networks`.
         precision: of encoders and hidden layers, see :class:`PixelEncoder` and
             :func:`~torchrl_smore.modules.precision.run_layers`.
 
@@ -280,7 +282,7 @@ def make_pixel_networks(
         value = TensorDictModule(seeing(lambda: mlp(2 * latent, 1)), state_keys, ["state_value"])
 
     def head() -> nn.Module:
-        return GaussianHead(mlp(2 * latent if shared else latent, action_dim), action_dim)
+        return GaussianHead(mlp(2 * latent if shared else latent, action_dim), action_dim, min_std=min_std)
 
     actor = ProbabilisticActor(
         TensorDictModule(seeing(head, 2), state_keys, ["loc", "scale"]),

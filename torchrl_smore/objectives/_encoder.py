@@ -1,28 +1,49 @@
-"""Pictures of a batch as vectors: each distinct picture is encoded once, whatever reads it."""
+"""An encoder that the networks of a loss share: each distinct picture of a batch is encoded once, whatever reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor
+
+from torchrl_smore.objectives._networks import Networks
+
+
+def check_encoder(encoder: TensorDictModule, loss: Networks) -> None:
+    """Raises ``ValueError`` if an encoder cannot be shared by the networks of a loss."""
+    if loss.encoder_network is not None:
+        raise ValueError(f"this {type(loss).__name__} has an encoder already.")
+    own = [name for name in loss._modules if name.endswith("_params") and not name.startswith("target_")]
+    if own == ["actor_network_params"]:
+        raise ValueError(
+            f"{type(loss).__name__} has an actor alone, whose gradient would not train a shared encoder: give the "
+            "actor an encoder of its own."
+        )
+    if (len(encoder.in_keys), len(encoder.out_keys)) != (1, 1):
+        raise ValueError(
+            f"expected an encoder of one in key and one out key, got {encoder.in_keys} and {encoder.out_keys}."
+        )
 
 
 def encode_pictures(
-    rows: TensorDictBase, groups: Sequence[Sequence[NestedKey]], encode: Callable[[Tensor], Tensor]
-) -> None:
-    """Writes vectors in the place of pictures, which are the entries of uint8.
+    batch: TensorDictBase, groups: Sequence[Sequence[NestedKey]], encoder: TensorDictModule
+) -> TensorDictBase:
+    """A shallow copy with vectors in the place of pictures, which are the entries of uint8.
 
     What is one tensor under several keys is encoded once, with the first of them. Each group is one call: what a loss
     takes as a constant belongs into another group than what it differentiates, and nothing of its call is then
     differentiated.
 
     Args:
-        rows: written to; a shallow copy of a batch.
+        batch: of at least one dimension.
         groups: keys of the entries that are read; those that are missing or no pictures stay as they are.
-        encode: from pictures ``[n, H, W, C]`` to vectors ``[n, D]``, each for itself.
+        encoder: from pictures ``[n, H, W, C]`` to vectors ``[n, D]``, each for itself; one key in, one key out.
     """
+    rows = batch.copy()
+    (in_key,), (out_key,) = encoder.in_keys, encoder.out_keys
     pictures: list[Tensor] = []
     places: list[list[NestedKey]] = []
     ends: list[int] = []
@@ -44,9 +65,12 @@ def encode_pictures(
     for end in ends:
         if end > first:
             flat = [entry.flatten(0, -4) for entry in pictures[first:end]]
-            vectors = torch.split(encode(torch.cat(flat, 0)), [entry.shape[0] for entry in flat])
+            joined = torch.cat(flat, 0)
+            latent = encoder(TensorDict({in_key: joined}, batch_size=joined.shape[:1]))[out_key]
+            vectors = torch.split(latent, [entry.shape[0] for entry in flat])
             for number, vector in enumerate(vectors):
                 shape = pictures[first + number].shape[:-3]
                 for key in places[first + number]:
                     rows.set(key, vector.reshape(*shape, vector.shape[-1]))
         first = end
+    return rows

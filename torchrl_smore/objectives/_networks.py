@@ -1,4 +1,4 @@
-"""How a loss uses its networks: their names, what they read of a batch, and the parameters lent to them for a call."""
+"""The networks of a loss: what they read of a batch, the parameters lent to them for a call, and what holds them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictParams
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import _vmap_func
 
 Replaced = Mapping[NestedKey, Tensor]
 #: Parameters and buffers by their path in a TensorDict.
@@ -21,8 +23,12 @@ _Place = tuple[dict[str, Any], str]
 _places: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], _Place]] = weakref.WeakKeyDictionary()
 
 
-class Networks:
-    """Annotations that TorchRL asks for: each network, its parameters and targets; and those of shared coefficients."""
+class Networks(LossModule):
+    """A loss that holds networks: registers them with their parameters and targets, and calls them with these.
+
+    A single network is called by ``_call``, one with stacked parameters by ``_call_ensemble``; the latter are named in
+    ``ensembles``. TorchRL asks for an annotation of each.
+    """
 
     actor_network: Any
     actor_network_params: TensorDictParams
@@ -49,6 +55,84 @@ class Networks:
     temperature: Tensor
     weight_clip: float
     tensor_keys: Any
+    deactivate_vmap: bool
+    #: Networks with stacked parameters.
+    ensembles: tuple[str, ...] = ()
+
+    def _add_network(
+        self,
+        name: str,
+        network: TensorDictModule | Sequence[TensorDictModule],
+        *,
+        size: int | None = None,
+        delay: bool = False,
+    ) -> None:
+        """Register a network, or an ensemble: a sequence keeps its initialisation, of one network ``size`` are made."""
+        if isinstance(network, Sequence):
+            given, kind = list(network), name.removesuffix("_network")
+            if size is not None and len(given) != size:
+                raise ValueError(f"expected {size} {kind} networks, got {len(given)}.")
+            if not given:
+                raise ValueError(f"{name} must be a network or a sequence of at least one, got an empty sequence.")
+            network, size = given[0] if len(given) == 1 else given, len(given)
+        self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
+
+    def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
+        """What an actor is trained on: its gradient stops before a shared encoder."""
+        return inputs if self.encoder_network is None else inputs.detach()
+
+    def _call(
+        self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
+    ) -> Tensor:
+        """``out_key`` of a network, by default under its current parameters, a trailing dimension of 1 dropped."""
+        network: TensorDictModule = getattr(self, name)
+        with lent(network, getattr(self, f"{name}_params") if params is None else params):
+            return output_of(network, inputs, out_key).squeeze(-1)
+
+    def _call_ensemble(
+        self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | None = None
+    ) -> Tensor:
+        """``_call`` for every member of an ensemble, shape ``[members, *B]``."""
+        params = getattr(self, f"{name}_params") if params is None else params
+        if params.ndim == 0:
+            return self._call(name, inputs, out_key, params).unsqueeze(0)
+        if self.deactivate_vmap:
+            # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
+            return torch.stack([self._call(name, inputs, out_key, member) for member in members(params)])
+        network: TensorDictModule = getattr(self, name)
+        return self._vmapped[name](inputs.select(*network.in_keys), params)[out_key].squeeze(-1)
+
+    def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
+        """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
+        with lent(self.actor_network, self.actor_network_params if params is None else params):
+            seen = self._for_actor(inputs.select(*self.actor_network.in_keys))
+            return self.actor_network(seen)[self.tensor_keys.action]
+
+    def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
+        """Action distribution of the current policy."""
+        with lent(self.actor_network, self.actor_network_params):
+            return self.actor_network.get_dist(self._for_actor(inputs.select(*self.actor_network.in_keys)))
+
+    def _make_vmap(self) -> None:
+        self._vmapped = {
+            name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness) for name in self.ensembles
+        }
+
+    def train(self, mode: bool = True) -> Networks:
+        """Sets the mode of the loss and of its functional networks, which TorchRL's own method does not reach."""
+        super().train(mode)
+        for network in vars(self).values():
+            if isinstance(network, nn.Module):
+                network.train(mode)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # functions made by torch.vmap, which no process can send to another
+        return {name: value for name, value in vars(self).items() if name != "_vmapped"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._make_vmap()
 
 
 def inputs_of(rows: TensorDictBase, in_keys: Iterable[NestedKey], replaced: Replaced | None = None) -> TensorDict:
@@ -173,7 +257,7 @@ def _is_plain(network: TensorDictModule, out_key: NestedKey) -> bool:
 
 
 def _entries(params: TensorDictBase) -> Entries:
-    """What ``params.items(True, True)`` gives, in a fifth of the time."""
+    """What ``params.items(True, True)`` gives, level by level, without its checks of each entry."""
     found: Entries = {}
     nodes: list[tuple[tuple[str, ...], TensorDictBase]] = [((), params)]
     for path, node in nodes:

@@ -17,10 +17,9 @@ from torchrl_smore.functional.score import ScoreObjective, action_free_objective
 from torchrl_smore.objectives._construction import add_weighted_actor, check_choice
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import Term, regression_term
+from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term
 
 Constraint = Literal["printed", "corrected"]
-_ACTOR_KEYS = ["mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
 
 
 @final
@@ -76,7 +75,7 @@ class ActionFreeSMORELoss(OfflineLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = ["loss_value", "loss_actor", "value", "residual", *_ACTOR_KEYS]
+    out_keys = ["loss_value", "loss_actor", "value", "residual", *REGRESSION_KEYS]
     _schedulable_buffers = frozenset({"temperature"})
 
     def __init__(

@@ -12,7 +12,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, dispatch
 from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.objectives._construction import add_weighted_actor
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import Term, regression_term
+from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term
 
 
 @final
@@ -52,7 +52,7 @@ class AWRActorLoss(OfflineLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = ["loss_actor", "mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
+    out_keys = ["loss_actor", *REGRESSION_KEYS]
     _schedulable_buffers = frozenset({"temperature"})
 
     def __init__(

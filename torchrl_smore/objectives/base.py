@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import unravel_key
-from torch import Tensor, nn
-from torchrl.objectives import LossModule
-from torchrl.objectives.utils import _vmap_func
+from torch import Tensor
 
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.objectives._encoder import encode_pictures
-from torchrl_smore.objectives._networks import Entries, Networks, lent, members, output_of
+from torchrl_smore.objectives._encoder import check_encoder, encode_pictures
+from torchrl_smore.objectives._networks import Networks, lent
 from torchrl_smore.objectives.terms import Reduce
 
 Reduction = Literal["none", "mean", "sum"]
 ScalarOutputMode = Literal["exclude", "non_tensor"]
 
 
-class OfflineLoss(Networks, LossModule):
+class OfflineLoss(Networks):
     """Base of the losses in this package, all of which are final: what two of them share is here or a function.
 
     A loss names the keys that it reads in ``_read_keys`` and calls ``_ready`` last in its constructor; networks
@@ -41,11 +39,8 @@ class OfflineLoss(Networks, LossModule):
 
     default_value_estimator = None
     out_keys: list[str]
-    deactivate_vmap: bool
     reduction: Reduction
     scalar_output_mode: ScalarOutputMode | None
-    #: Networks with stacked parameters.
-    ensembles: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -108,24 +103,6 @@ class OfflineLoss(Networks, LossModule):
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
 
-    def _add_network(
-        self,
-        name: str,
-        network: TensorDictModule | Sequence[TensorDictModule],
-        *,
-        size: int | None = None,
-        delay: bool = False,
-    ) -> None:
-        """Register a network, or an ensemble: a sequence keeps its initialisation, of one network ``size`` are made."""
-        if isinstance(network, Sequence):
-            given, kind = list(network), name.removesuffix("_network")
-            if size is not None and len(given) != size:
-                raise ValueError(f"expected {size} {kind} networks, got {len(given)}.")
-            if not given:
-                raise ValueError(f"{name} must be a network or a sequence of at least one, got an empty sequence.")
-            network, size = given[0] if len(given) == 1 else given, len(given)
-        self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
-
     def share_encoder(self, encoder_network: TensorDictModule) -> None:
         """Gives all networks one encoder: they then read vectors where a batch has pictures (entries of uint8).
 
@@ -139,19 +116,7 @@ class OfflineLoss(Networks, LossModule):
         Raises:
             ValueError: if the loss has one already, or has nothing that would train it.
         """
-        if self.encoder_network is not None:
-            raise ValueError(f"this {type(self).__name__} has an encoder already.")
-        own = [name for name in self._modules if name.endswith("_params") and not name.startswith("target_")]
-        if own == ["actor_network_params"]:
-            raise ValueError(
-                f"{type(self).__name__} has an actor alone, whose gradient would not train a shared encoder: give the "
-                "actor an encoder of its own."
-            )
-        if (len(encoder_network.in_keys), len(encoder_network.out_keys)) != (1, 1):
-            raise ValueError(
-                f"expected an encoder of one in key and one out key, got {encoder_network.in_keys} and "
-                f"{encoder_network.out_keys}."
-            )
+        check_encoder(encoder_network, self)
         self._add_network("encoder_network", encoder_network)
 
     def encoded(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -160,23 +125,12 @@ class OfflineLoss(Networks, LossModule):
         Args:
             tensordict: a batch, or of one what some network reads, of at least one dimension.
         """
-        rows, network = tensordict.copy(), self.encoder_network
-        assert network is not None
-        (in_key,), (out_key,) = network.in_keys, network.out_keys
-
-        def encode(pictures: Tensor) -> Tensor:
-            with lent(network, self.encoder_network_params):
-                latent: Tensor = network(TensorDict({in_key: pictures}, batch_size=pictures.shape[:1]))[out_key]
-            return latent
-
+        encoder = self.encoder_network
+        assert encoder is not None
         goal = getattr(self.tensor_keys, "actor_goal", None)
         later = [key for key in self.in_keys if key == goal or (isinstance(key, tuple) and "next" in key)]
-        encode_pictures(rows, [[key for key in self.in_keys if key not in later], later], encode)
-        return rows
-
-    def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
-        """What an actor is trained on: its gradient stops before a shared encoder."""
-        return inputs if self.encoder_network is None else inputs.detach()
+        with lent(encoder, self.encoder_network_params):
+            return encode_pictures(tensordict, [[key for key in self.in_keys if key not in later], later], encoder)
 
     def _set_coefficient(self, name: str, value: float, valid: bool, expected: str) -> None:
         """Register a schedulable coefficient after its one check."""
@@ -215,43 +169,6 @@ class OfflineLoss(Networks, LossModule):
                         part.set(key, entry)
         return rows if self.encoder_network is None else self.encoded(rows)
 
-    def _call(
-        self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
-    ) -> Tensor:
-        """``out_key`` of a network, by default under its current parameters, a trailing dimension of 1 dropped."""
-        network: TensorDictModule = getattr(self, name)
-        with lent(network, getattr(self, f"{name}_params") if params is None else params):
-            return output_of(network, inputs, out_key).squeeze(-1)
-
-    def _call_ensemble(
-        self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | None = None
-    ) -> Tensor:
-        """``_call`` for every member of an ensemble, shape ``[members, *B]``."""
-        params = getattr(self, f"{name}_params") if params is None else params
-        if params.ndim == 0:
-            return self._call(name, inputs, out_key, params).unsqueeze(0)
-        if self.deactivate_vmap:
-            # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
-            return torch.stack([self._call(name, inputs, out_key, member) for member in members(params)])
-        network: TensorDictModule = getattr(self, name)
-        return self._vmapped[name](inputs.select(*network.in_keys), params)[out_key].squeeze(-1)
-
-    def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
-        """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
-        with lent(self.actor_network, self.actor_network_params if params is None else params):
-            seen = self._for_actor(inputs.select(*self.actor_network.in_keys))
-            return self.actor_network(seen)[self.tensor_keys.action]
-
-    def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
-        """Action distribution of the current policy."""
-        with lent(self.actor_network, self.actor_network_params):
-            return self.actor_network.get_dist(self._for_actor(inputs.select(*self.actor_network.in_keys)))
-
-    def _make_vmap(self) -> None:
-        self._vmapped = {
-            name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness) for name in self.ensembles
-        }
-
     def set_keys(self, **kwargs: NestedKey | None) -> None:
         """Names the entries that are read; see :meth:`torchrl.objectives.LossModule.set_keys`.
 
@@ -274,22 +191,6 @@ class OfflineLoss(Networks, LossModule):
             f"{type(self).__name__} has no value estimator: its own formula bootstraps, and a discount is the argument "
             "gamma of its constructor."
         )
-
-    def train(self, mode: bool = True) -> OfflineLoss:
-        """Sets the mode of the loss and of its functional networks, which TorchRL's own method does not reach."""
-        super().train(mode)
-        for network in vars(self).values():
-            if isinstance(network, nn.Module):
-                network.train(mode)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        # functions made by torch.vmap, which no process can send to another
-        return {name: value for name, value in vars(self).items() if name != "_vmapped"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._make_vmap()
 
     def _reducer(self, rows: TensorDictBase) -> Reduce:
         """Reduction in TorchRL's way, by the masks of ``loss_mask_key`` and the priority weights of ``rows``."""

@@ -16,7 +16,7 @@ from torchrl_smore._dispatch import Kernels
 from torchrl_smore.functional.score import Bounds, Formulation, ScoreObjective
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import Term, score_term
+from torchrl_smore.objectives.terms import SCORE_KEYS, Term, score_term
 
 ScoreBounds = Literal["auto"] | Bounds | None
 
@@ -80,7 +80,7 @@ class ScoreLoss(OfflineLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = ["loss_score", "score", "q_score", "residual", "bound_clipped", "score_outside"]
+    out_keys = ["loss_score", *SCORE_KEYS]
     ensembles = ("score_network",)
 
     def __init__(

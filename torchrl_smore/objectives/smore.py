@@ -19,13 +19,11 @@ from torchrl_smore.objectives._construction import AdvantageUnit, add_weighted_a
 from torchrl_smore.objectives._networks import at_actor_goal, constant, inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.score import ScoreBounds, resolve_bounds
-from torchrl_smore.objectives.terms import Term, regression_term, score_term
+from torchrl_smore.objectives.terms import REGRESSION_KEYS, SCORE_KEYS, Term, regression_term, score_term
 
 ScoreActor = Literal["awr", "score"]
 ValueTarget = Literal["dataset", "policy"]
 _LOSSES = ["loss_score", "loss_value", "loss_actor"]
-_SCORE_KEYS = ["score", "q_score", "residual", "bound_clipped", "score_outside", "value"]
-_AWR_KEYS = ["mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
 
 
 @final
@@ -104,7 +102,7 @@ class SMORELoss(OfflineLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = [*_LOSSES, *_SCORE_KEYS, *_AWR_KEYS]
+    out_keys = [*_LOSSES, *SCORE_KEYS, "value", *REGRESSION_KEYS]
     ensembles = ("score_network",)
     _schedulable_buffers = frozenset({"expectile", "temperature"})
 
@@ -149,7 +147,7 @@ class SMORELoss(OfflineLoss):
         self._set_kernels(kernels)
         self.score_bounds = resolve_bounds(score_bounds, self.objective)
         self._add_network("score_network", score_network, size=num_score_nets, delay=delay_score)
-        self._ready([*_LOSSES, *_SCORE_KEYS, *(_AWR_KEYS if actor == "awr" else ["policy_score"])])
+        self._ready([*_LOSSES, *SCORE_KEYS, "value", *(REGRESSION_KEYS if actor == "awr" else ["policy_score"])])
 
     def _read_keys(self) -> Iterable[NestedKey]:
         keys, value_keys = self.tensor_keys, self.value_network.in_keys

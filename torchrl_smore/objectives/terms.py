@@ -19,6 +19,10 @@ from torchrl_smore.functional.score import Bounds, ScoreObjective, bellman_resid
 Reduce = Callable[[Tensor], Tensor]
 #: A reduced loss, and what is logged beside it, detached.
 Term = tuple[Tensor, dict[str, Tensor]]
+#: What :func:`score_term` logs.
+SCORE_KEYS = ("score", "q_score", "residual", "bound_clipped", "score_outside")
+#: What :func:`regression_term` logs.
+REGRESSION_KEYS = ("mean_advantage", "awr_weight", "weight_clipped", "log_prob")
 
 
 def score_term(

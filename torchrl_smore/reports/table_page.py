@@ -40,7 +40,7 @@ from torchrl_smore.reports.paper import (
 
 #: Methods beside those of Table 1, from Table 15.
 MORE_METHODS = ("GC-SQL", "GC-EQL", "GC-XQL")
-_KEPT_OF_GRID = ("commit", "versions", "cells", "differs", "unavailable")
+_KEPT_OF_GRID = ("commit", "versions", "cells", "datasets", "differs", "unavailable")
 _UNITS = {True: "return at 0.999", False: "return / largest at 0.99"}
 _NOTES = (
     "Mean ± standard deviation over seeds (n - 1 in the denominator), number of seeds in parentheses; the paper's are "
@@ -49,17 +49,20 @@ _NOTES = (
     "the discount that it was most likely computed at, 0.99 for SMORe and the GC- methods, 0.98 for the others. Of "
     "locomotion, whose printed returns no 0/1 reward at 0.99 can give, the return at 0.999 beside the number as it is "
     "printed.",
+    "The data: mean return, in the same unit, of the expert's trajectories and of all, under the goals for which they "
+    "were collected.",
 )
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A task: samples of ours and of the paper by method, digits after the point, and what is not the paper's."""
+    """A task: samples of ours and the paper's by method, digits after the point, its data, what is not the paper's."""
 
     task: str
     ours: dict[str, Sample]
     paper: dict[str, Sample]
     digits: int
+    data: str
     differs: str
 
 
@@ -113,7 +116,8 @@ def write_table_page(
     text = [
         *(f"<!-- {command} -->", "# Table 1", ""),
         *(*_extent(lines, source), ""),
-        *(*_table(lines), ""),
+        *(*_short(lines), ""),
+        *("## Every method", "", *_table(lines), ""),
         *(f"{escape_markdown(note)}\n" for note in _NOTES),
         *("## Over tasks", "", summary_to_markdown(summary, min_seeds)),
         *figures,
@@ -151,13 +155,33 @@ def _line(task: str, runs: RunSet, source: Source) -> _Line:
         printed = None if entry is None else entry.sample if locomotion else entry.return_over_max
         if printed is not None:
             theirs[method] = printed
-    return _Line(task, ours, theirs, 1 if locomotion else 3, _differences(task, source))
+    digits = 1 if locomotion else 3
+    return _Line(task, ours, theirs, digits, _data(task, digits, source), _differences(task, source))
+
+
+def _data(task: str, digits: int, source: Source) -> str:
+    """What the expert in the data returns, and all of the data; a dash where that is not known."""
+    metric = "discounted_return" if HORIZONS[task] > 50 else "return_over_max"
+    names = {cell.get("dataset") for cell in source.grid.get("cells", ()) if _is_of_table(cell, task)}
+    known = source.grid.get("datasets", {})
+    told = []
+    for parts in (known[name] for name in sorted(filter(None, names)) if name in known):
+        if parts and all(metric in part for part in parts):
+            expert = [part[metric] for part in parts if part["behaviour"] == "expert"]
+            counts = [part["num_trajectories"] for part in parts]
+            mean = sum(part[metric] * count for part, count in zip(parts, counts)) / sum(counts)
+            told.append(f"{expert[0]:.{digits}f}, {mean:.{digits}f}" if expert else f"–, {mean:.{digits}f}")
+    return " or ".join(told) or "–"
+
+
+def _is_of_table(cell: Mapping[str, Any], task: str) -> bool:
+    return bool(cell["task"] == task and cell["setting"] == main_setting(task))
 
 
 def _differences(task: str, source: Source) -> str:
     """What data, expert and budget differ in from the paper's."""
     parts = [str(source.grid["differs"][task])] if task in source.grid.get("differs", {}) else []
-    cells = [cell for cell in source.grid.get("cells", ()) if cell["task"] == task]
+    cells = [cell for cell in source.grid.get("cells", ()) if _is_of_table(cell, task)]
     counts = sorted({cell["num_trajectories"] for cell in cells if "num_trajectories" in cell})
     if counts and counts != [NUM_TRAJECTORIES[task]]:
         parts.append(f"{_either(counts)} trajectories, not {NUM_TRAJECTORIES[task]:,}")
@@ -201,17 +225,36 @@ def _extent(lines: Sequence[_Line], source: Source) -> list[str]:
     return [" ".join(map(escape_markdown, told)).replace(r"\*\*", "**")]
 
 
+def _short(lines: Sequence[_Line]) -> list[str]:
+    """A line a task: SMORe, its control, the best other method, the paper's SMORe, and the expert in the data."""
+    header = ["task", METHOD, "its control", "best of the others", "the paper's", "the expert in the data"]
+    rows = [header, ["---"] * len(header)]
+    for line in lines:
+        others = {name: sample for name, sample in line.ours.items() if name not in (METHOD, CONTROL)}
+        best = max(others, key=lambda name: others[name].mean, default=None)
+        rows.append(
+            [
+                line.task,
+                *(_entry(line.ours.get(method), line.digits) for method in (METHOD, CONTROL)),
+                "–" if best is None else f"{best} {_entry(others[best], line.digits)}",
+                _entry(line.paper.get(METHOD), line.digits),
+                line.data.partition(",")[0],
+            ]
+        )
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], rows[1], *map(_escaped, rows[2:]))]
+
+
 def _table(lines: Sequence[_Line]) -> list[str]:
     """Two lines a task, ours and the paper's, a column for each method that has a run."""
     methods = [method for method in _columns() if any(method in line.ours for line in lines)]
-    header = ["task", "unit", "", *map(_name, methods), "differs from the paper in"]
+    header = ["task", "unit", "", *map(_name, methods), "the data: expert, all", "differs from the paper in"]
     rows = [header, ["---"] * len(header)]
     for line in lines:
         best = max((sample.mean for sample in line.ours.values()), default=None)
         ours = [_entry(line.ours.get(method), line.digits, best) for method in methods]
         theirs = [_entry(line.paper.get(method), line.digits) for method in methods]
-        rows.append([line.task, _UNITS[HORIZONS[line.task] > 50], "ours", *ours, line.differs])
-        rows.append(["", "", "paper", *theirs, ""])
+        rows.append([line.task, _UNITS[HORIZONS[line.task] > 50], "ours", *ours, line.data, line.differs])
+        rows.append(["", "", "paper", *theirs, "", ""])
     return ["| " + " | ".join(row) + " |" for row in (rows[0], rows[1], *map(_escaped, rows[2:]))]
 
 

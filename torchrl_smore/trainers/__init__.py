@@ -15,15 +15,9 @@ from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator
 from torchrl_smore.trainers.fused import FusedUpdate
 from torchrl_smore.trainers.modes import in_mode
 from torchrl_smore.trainers.offline import DivergedError, OfflineTrainer
-from torchrl_smore.trainers.policies import (
-    RunRecord,
-    TrainedPolicy,
-    TrainedValue,
-    load_policy,
-    load_value,
-    record_policy,
-    run_seeds,
-)
+from torchrl_smore.trainers.policies import TrainedPolicy, TrainedValue, load_policy, load_value, run_seeds
+from torchrl_smore.trainers.policy_file import record_policy
+from torchrl_smore.trainers.run_record import RunRecord
 from torchrl_smore.trainers.update import Compile, Update, UpdateStep, adam
 
 __all__ = [

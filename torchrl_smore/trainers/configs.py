@@ -48,7 +48,7 @@ except ImportError as error:
 from torchrl_smore import objectives
 from torchrl_smore.data import GoalTransition, HindsightGoalTransform, TrajectoryStore
 from torchrl_smore.modules import goal_specs, make_networks
-from torchrl_smore.modules.networks import STANDARDIZED_CLIP
+from torchrl_smore.modules.networks import MIN_STD, STANDARDIZED_CLIP
 from torchrl_smore.trainers.evaluation import Evaluator
 from torchrl_smore.trainers.offline import OfflineTrainer, OnDivergence
 from torchrl_smore.trainers.update import Compile
@@ -127,6 +127,7 @@ class GoalActorConfig(ConfigBase):
     statistics: Any = None
     clip: float | None = STANDARDIZED_CLIP
     contamination: float = 0.0
+    min_std: float = MIN_STD
     precision: str = "float32"
     matmul: str = "auto"
     part: str = "actor"

@@ -2,119 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-import numpy as np
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import IndependentNormal
-from torchrl.objectives import LossModule
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore._files import write_text
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy
 from torchrl_smore.modules import (
-    ContaminatedNormal,
     Encoded,
     PairEmbedding,
     PixelEncoder,
     Standardize,
     build_network,
-    describe_network,
 )
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
-from torchrl_smore.trainers.evaluation import action_range_of
+from torchrl_smore.trainers.policy_file import POLICY_FILE, read_policy_file
+from torchrl_smore.trainers.run_record import Array, RunRecord
 
 Which = Literal["best", "last"]
-Array = TypeVar("Array", np.ndarray, Tensor)
 
-#: Name of the file in a run folder that says how its networks are built.
-POLICY_FILE = "policy.json"
 #: Folder of a run with the networks of each seed's best evaluation; see :class:`~torchrl_smore.trainers.KeepBest`.
 BEST_FOLDER = "best"
-#: Version of the layout of :data:`POLICY_FILE`; another one is refused.
-POLICY_FORMAT = 1
-_SCORES = ("score_network", "qvalue_network", "critic_network")
-_KEYS = ("observation", "desired_goal", "action")
-_PICTURES = ("observation", "desired_goal")  # inputs that are pictures where the networks have encoders
-
-
-def record_policy(
-    run_dir: str | Path,
-    loss: LossModule,
-    *,
-    columns: Mapping[str, Sequence[str]],
-    goal_range: tuple[Tensor, Tensor] | None = None,
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes ``policy.json``, which :func:`load_policy` and :func:`load_value` need beside the checkpoints of a run.
-
-    Args:
-        run_dir: the run's folder.
-        loss: has ``actor_network`` and perhaps networks of score and value. Networks of other classes than this
-            package's are named, and cannot be loaded.
-        columns: meaning of each column of ``observation``, ``desired_goal`` and ``action``; where the networks see
-            pictures, of the states that are painted.
-        goal_range: smallest and largest value of each column of the goals that the data hold, each ``[G]``.
-        about: further entries (JSON), for example task and method.
-
-    Raises:
-        ValueError: if ``columns`` are others.
-    """
-    if set(columns) != set(_KEYS):
-        raise ValueError(f"expected columns of {', '.join(_KEYS)}, got {sorted(columns)}.")
-    written = {
-        "format_version": POLICY_FORMAT,
-        **(about or {}),
-        "columns": {key: list(columns[key]) for key in _KEYS},
-        "action_range": list(action_range_of(loss)),
-        "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
-        "pixels": _pixels(loss),
-        "networks": _networks(loss),
-    }
-    write_text(Path(run_dir) / POLICY_FILE, json.dumps(written, indent=2, allow_nan=False) + "\n")
-
-
-def _pixels(loss: LossModule) -> int | None:
-    """Height and width of the pictures that the networks see, or ``None`` where they see states."""
-    networks = (getattr(loss, "encoder_network", None), loss.actor_network)
-    encoders = [part for network in networks if network is not None for part in network.modules()]
-    return next((part.pixels for part in encoders if isinstance(part, PixelEncoder)), None)
-
-
-def _networks(loss: LossModule) -> dict[str, Any]:
-    """Descriptions of actor, value and score, by what they are for, and of the encoder that they share."""
-    found: dict[str, Any] = {}
-    actor = loss.actor_network
-    if actor is not None:
-        head, last = actor[0], actor[-1]
-        found["actor"] = _described("actor_network", head, "module.0.module.")
-        if last.distribution_class not in (IndependentNormal, ContaminatedNormal):
-            # the action is the location, which is the mode of these distributions alone
-            found["actor"] = {"unknown": last.distribution_class.__name__}
-    scores = [name for name in _SCORES if getattr(loss, name, None) is not None]
-    for role, names in (("value", ["value_network"]), ("score", scores[:1])):
-        for name in names:
-            network = getattr(loss, name, None)
-            if network is not None:
-                found[role] = {**_described(name, network, "module."), "energy": getattr(loss, "energy", None)}
-    encoder = getattr(loss, "encoder_network", None)
-    if encoder is not None:
-        found["encoder"] = _described("encoder_network", encoder, "module.")
-    return found
-
-
-def _described(name: str, module: TensorDictModule, prefix: str) -> dict[str, Any]:
-    try:
-        network = describe_network(module.module)
-    except TypeError:
-        return {"unknown": type(module.module).__name__}
-    return {"state": f"{name}_params.{prefix}", "in_keys": list(module.in_keys), "network": network}
 
 
 class _Mean(nn.Module):
@@ -158,120 +70,6 @@ def _as_seen(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
 
 def _is_pair(network: nn.Module) -> bool:
     return isinstance(network.network if isinstance(network, (Encoded, Standardize)) else network, PairEmbedding)
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """Where networks were loaded from.
-
-    Attributes:
-        path: the run's folder.
-        checkpoint: the folder that was read.
-        step: updates done.
-        seed: of the run that the networks are of.
-        about: what ``policy.json`` says, for example ``task`` and ``method``.
-        goal_margin: by how many extents of the data's goals a goal may lie outside them; ``None``: by any.
-    """
-
-    path: Path
-    checkpoint: Path
-    step: int
-    seed: int
-    about: dict[str, Any]
-    goal_margin: float | None = None
-
-    @property
-    def task(self) -> str | None:
-        """The task's name, if one was recorded."""
-        return self.about.get("task")
-
-    @property
-    def pixels(self) -> int | None:
-        """Height and width of the pictures that observations and goals are; ``None``: they are states."""
-        return self.about.get("pixels")
-
-    @property
-    def columns(self) -> dict[str, list[str]]:
-        """Meaning of each column of ``observation``, ``desired_goal`` and ``action``; of states if it sees pictures."""
-        return cast("dict[str, list[str]]", self.about["columns"])
-
-    def checked(self, **inputs: Any) -> tuple[list[Tensor], type]:
-        """Inputs as tensors of one batch shape, float32 or, of pictures, uint8, and the type that outputs shall have.
-
-        Raises:
-            TypeError: for inputs that are neither arrays nor tensors of real numbers, or pictures that are not uint8.
-            ValueError: for a wrong width or size, batch shapes that do not go together, values that are not finite, or
-                goals far outside those of the data.
-        """
-        tensors = {
-            key: self._picture(key, value) if self._seen(key) else self._tensor(key, value)
-            for key, value in inputs.items()
-        }
-        batches = {key: list(tensor.shape[: tensor.ndim - self._dims(key)]) for key, tensor in tensors.items()}
-        largest = max(batches.values(), key=len)
-        for key, batch in batches.items():
-            if batch not in ([], largest):
-                raise ValueError(f"expected one row or equally many of each input, got {key} {batch} beside {largest}.")
-        if "desired_goal" in tensors and self.pixels is None:
-            self._check_goals(tensors["desired_goal"])
-        kind = Tensor if any(isinstance(value, Tensor) for value in inputs.values()) else np.ndarray
-        return [
-            tensor.expand(*largest, *tensor.shape[tensor.ndim - self._dims(key) :]) for key, tensor in tensors.items()
-        ], kind
-
-    def _seen(self, key: str) -> bool:
-        """Whether an input is a picture."""
-        return self.pixels is not None and key in _PICTURES
-
-    def _dims(self, key: str) -> int:
-        """Dimensions of one row of an input."""
-        return 3 if self._seen(key) else 1
-
-    def _picture(self, key: str, value: Any) -> Tensor:
-        expected = f"{key}: expected pictures of uint8 and shape [..., {self.pixels}, {self.pixels}, 3]"
-        if not isinstance(value, (np.ndarray, Tensor)):
-            raise TypeError(f"{expected} as a numpy array or a torch tensor, got {type(value).__name__}.")
-        if value.dtype != (torch.uint8 if isinstance(value, Tensor) else np.uint8):
-            raise TypeError(f"{expected}, got dtype {value.dtype}.")
-        if tuple(value.shape[-3:]) != (self.pixels, self.pixels, 3):
-            raise ValueError(f"{expected}, got {list(value.shape)}.")
-        return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-
-    def _tensor(self, key: str, value: Any) -> Tensor:
-        expected = f"{key}: expected numbers of shape [..., {len(self.columns[key])}]"
-        if not isinstance(value, (np.ndarray, Tensor)):
-            raise TypeError(f"{expected} as a numpy array or a torch tensor, got {type(value).__name__}.")
-        if isinstance(value, np.ndarray) and value.dtype.kind not in "fiu":
-            raise TypeError(f"{expected}, got dtype {value.dtype}.")
-        tensor = torch.as_tensor(value)
-        if tensor.dtype == torch.bool or tensor.is_complex():
-            raise TypeError(f"{expected}, got dtype {tensor.dtype}.")
-        if tensor.ndim == 0 or tensor.shape[-1] != len(self.columns[key]):
-            raise ValueError(f"{expected} ({', '.join(self.columns[key])}), got {list(tensor.shape)}.")
-        tensor = tensor.detach().to(torch.float32)
-        if not tensor.isfinite().all():
-            column = self.columns[key][_first_column(~tensor.isfinite())]
-            raise ValueError(f"{key}: expected finite numbers, got one that is not, in column {column!r}.")
-        return tensor
-
-    def _check_goals(self, goal: Tensor) -> None:
-        if self.goal_margin is None or self.about.get("goal_range") is None:
-            return
-        low, high = (torch.tensor(bound, device=goal.device) for bound in self.about["goal_range"])
-        # of the widest column: one that never moves has no extent of its own
-        slack = self.goal_margin * float((high - low).max())
-        outside = (goal < low - slack) | (goal > high + slack)
-        if outside.any():
-            at = _first_column(outside)
-            value = goal[..., at][outside[..., at]].flatten()[0]
-            raise ValueError(
-                f"desired_goal: column {self.columns['desired_goal'][at]!r} is {value:g}, far outside the data's "
-                f"[{low[at]:g}, {high[at]:g}]. Is its unit right? goal_margin=None takes any goal."
-            )
-
-
-def _first_column(wrong: Tensor) -> int:
-    return int(wrong.reshape(-1, wrong.shape[-1]).any(0).int().argmax())
 
 
 class TrainedPolicy:
@@ -446,7 +244,7 @@ def _read(
     if which not in get_args(Which):
         raise unknown_name("which", which, get_args(Which))
     run_dir, checkpoint = _find(Path(path))
-    about = _policy_file(run_dir)
+    about = read_policy_file(run_dir)
     if checkpoint is None:
         checkpoint = _newest(run_dir, which, seed)
     state, meta = load_checkpoint(checkpoint)
@@ -477,26 +275,6 @@ def _find(path: Path) -> tuple[Path, Path | None]:
         if (parent / POLICY_FILE).is_file():
             return parent, path
     raise CheckpointError(f"no {POLICY_FILE} above the checkpoint {path}: it belongs into the run's folder.")
-
-
-def _policy_file(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / POLICY_FILE
-    try:
-        about = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        hint = "it is no run folder"
-        if (run_dir / "config.yaml").is_file():
-            hint = f"of version 0.1.0 or of another recipe; smore_offline.py resume={run_dir} adds it to such a run"
-        raise CheckpointError(f"{run_dir} has no {POLICY_FILE}: {hint}.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(about, dict) or about.get("format_version") != POLICY_FORMAT:
-        found = about.get("format_version") if isinstance(about, dict) else type(about).__name__
-        raise CheckpointError(f"{path} has format {found!r}; this version reads {POLICY_FORMAT}.")
-    missing = {"columns", "action_range", "goal_range", "networks"} - set(about)
-    if missing:
-        raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(sorted(missing))}.")
-    return about
 
 
 def _newest(run_dir: Path, which: Which, seed: int | None) -> Path:

@@ -22,11 +22,10 @@ from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.objectives._construction import add_weighted_actor, check_choice, require_stochastic
 from torchrl_smore.objectives._networks import constant, inputs_of
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import Term, energy_term, regression_term
+from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, energy_term, regression_term
 
 ContrastiveActor = Literal["ddpgbc", "awr"]
 _CONTRAST_KEYS = ["logit_positive", "logit_negative", "accuracy"]
-_AWR_KEYS = ["mean_advantage", "awr_weight", "weight_clipped", "log_prob"]
 
 
 @final
@@ -128,7 +127,7 @@ class ContrastiveRLLoss(OfflineLoss):
             require_stochastic(actor_network)
             self._add_network("actor_network", actor_network)
         self._add_network("critic_network", critic_network)
-        own = [*_CONTRAST_KEYS, *_AWR_KEYS] if actor == "awr" else [*_CONTRAST_KEYS, "policy_energy", "log_prob"]
+        own = [*_CONTRAST_KEYS, *REGRESSION_KEYS] if actor == "awr" else [*_CONTRAST_KEYS, "policy_energy", "log_prob"]
         self._ready(["loss_critic", "loss_actor", *(["loss_value"] if actor == "awr" else []), *own])
 
     def _read_keys(self) -> Iterable[NestedKey]:

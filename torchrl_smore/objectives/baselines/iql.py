@@ -17,7 +17,7 @@ from torchrl_smore.functional.losses import ExpectileAWR
 from torchrl_smore.objectives._construction import AdvantageUnit, add_weighted_actor, check_discount, scale_of
 from torchrl_smore.objectives._networks import at_actor_goal, inputs_after, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import Term, regression_term, td_term
+from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term, td_term
 
 
 @final
@@ -82,10 +82,7 @@ class GCIQLLoss(OfflineLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = [
-        *["loss_qvalue", "loss_value", "loss_actor", "qvalue", "td_error", "value"],
-        *["mean_advantage", "awr_weight", "weight_clipped", "log_prob"],
-    ]
+    out_keys = ["loss_qvalue", "loss_value", "loss_actor", "qvalue", "td_error", "value", *REGRESSION_KEYS]
     ensembles = ("qvalue_network",)
     _schedulable_buffers = frozenset({"expectile", "temperature"})
 

@@ -16,7 +16,7 @@ from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.objectives._construction import add_weighted_actor, check_discount
 from torchrl_smore.objectives._networks import at_actor_goal, inputs_after, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import Term, regression_term, td_term
+from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term, td_term
 
 
 @final
@@ -80,10 +80,7 @@ class GCXQLLoss(OfflineLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = [
-        *["loss_qvalue", "loss_value", "loss_actor", "qvalue", "td_error", "value"],
-        *["mean_advantage", "awr_weight", "weight_clipped", "log_prob"],
-    ]
+    out_keys = ["loss_qvalue", "loss_value", "loss_actor", "qvalue", "td_error", "value", *REGRESSION_KEYS]
     ensembles = ("qvalue_network",)
     _schedulable_buffers = frozenset({"temperature"})
 

@@ -17,6 +17,7 @@ OUTSIDE = 0.01  # of the rows
 PREFERENCE = 0.6
 #: Smallest mean cosine of the policy's action and the expert's.
 COSINE = 0.8
+NOISE = 0.4  # of the expert's actions
 IDLE = 0.5  # of the rows
 BEYOND = 0.005  # of the rows
 #: Largest standardised input, in standard deviations.
@@ -209,6 +210,19 @@ def _phases(d: Diagnosis) -> list[Finding]:
                 share < PREFERENCE,
                 "the score does not tell actions apart there: a smaller gamma, more rows of this phase "
                 "(anchors=moving), more updates",
+            )
+        )
+    for row in (row for row in away if row.get("noise")):
+        share, place = float(row["noise"]), _PHASE_NAMES[row["phase"]]
+        found.append(
+            Finding(
+                f"expert's actions taken for noise {place}",
+                f"at most {NOISE:.0%} of them",
+                f"The actor's likelihood takes {share:.0%} of the expert's actions {place} for noise, and does not "
+                "learn from them.",
+                share > NOISE,
+                "min_std=0.1: the likelihood has become narrower than what is still to be learnt; fewer updates or a "
+                "smaller learning_rate, a smaller contamination",
             )
         )
     for row in away:
