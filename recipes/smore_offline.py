@@ -468,8 +468,8 @@ def make_goals(config: Config) -> Goals | None:
 
 def method_options(method: str) -> list[str]:
     """The options of the recipe that a method has: those that its loss takes."""
-    names = [field.name for field in dataclasses.fields(Config)]
-    return [name for name in names if name in METHODS[method].accepts]
+    accepts = METHODS[method].accepts
+    return [field.name for field in dataclasses.fields(Config) if field.name in accepts]
 
 
 def loss_options(config: Config) -> dict[str, Any]:

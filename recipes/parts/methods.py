@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 from tensordict.nn import TensorDictModule
@@ -156,7 +157,7 @@ class Method:
     extras: tuple[str, ...] = ()
     actor_goals: bool = False
 
-    @property
+    @cached_property
     def accepts(self) -> dict[str, Any]:
         """Options of the loss by name, with their defaults."""
         hidden = {*self.fixed, *_HANDED}
@@ -177,6 +178,7 @@ class Method:
         return loss
 
 
+@cache
 def _parameters(loss: type[LossModule], *, keyword: bool) -> list[tuple[str, inspect.Parameter]]:
     """The parameters of a loss that are given by keyword alone, or all others."""
     parameters = list(inspect.signature(loss.__init__).parameters.items())[1:]

@@ -24,6 +24,18 @@ TINY = (
 )
 QUICK = (*TINY, "steps=12", "jobs=0")
 
+#: Runs a recipe that says when it asks for compilation, and goes on without.
+EAGER = """
+import os, runpy, sys, torch
+def compile(function=None, **options):
+    print("asked to compile")
+    return function if function is not None else compile
+torch.compile = compile
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def tables(cwd):
     return [(cwd / "out" / name).read_bytes() for name in ("results.csv", "curves.csv")]
@@ -84,14 +96,16 @@ def test_seeds_differ_and_methods_differ(finished):
     assert len(set(distances)) == 4
 
 
-def test_compilation_and_precision_are_those_of_every_run(recipe, tmp_path):
+def test_compilation_and_precision_are_those_of_every_run(python, tmp_path):
     import yaml
 
     one = ("tasks=[PointReach]", "methods=[gcsl]", "steps=2", "num_trajectories=20", "batch_size=8", "eval_episodes=1")
     options = (*one, "seeds=1", "jobs=0", "precision=bf16", "compile=default", "out=out")
-    done = recipe("benchmark.py", *options, cwd=tmp_path)
+    # what a compiled run computes is another test's subject
+    done = python("-c", EAGER, RECIPE, *options, cwd=tmp_path)
     assert done.status == 0, done.stderr
     (run,) = (tmp_path / "out" / "cells").glob("*/seed0/run/*/config.yaml")
+    assert "asked to compile" in (run.parents[2] / "log.txt").read_text()
     own = yaml.safe_load(run.read_text())
     assert (own["precision"], own["compile"]) == ("bf16", "default")
 

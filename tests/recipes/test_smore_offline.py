@@ -385,7 +385,8 @@ def test_a_finished_run_resumes_to_its_own_summary(recipe, finished, tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(recipe, tmp_path, finished, signum):
     shutil.copytree(finished[0] / "datasets", tmp_path / "datasets")
-    options = (*SMALL, "steps=1000000", "save_interval=1000000", "eval_interval=1000000")
+    # a run as long as this would be compiled
+    options = (*SMALL, "steps=1000000", "save_interval=1000000", "eval_interval=1000000", "compile=off")
     with recipe.started("smore_offline.py", *options, cwd=tmp_path) as run:
         deadline = time.monotonic() + 120
         while not any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.csv")):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchrl_smore._errors import unknown_name
 
 Matmul = Literal["auto", "torch", "onednn"]
+_MATMULS = get_args(Matmul)
 _WIDE = 16  # outputs from which on oneDNN gains anything
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -39,8 +40,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         ValueError: for another ``matmul``.
         RuntimeError: for ``"onednn"`` where PyTorch has none or the tensors are not on a CPU.
     """
-    if matmul not in get_args(Matmul):
-        raise unknown_name("matmul", matmul, get_args(Matmul))
+    if matmul not in _MATMULS:
+        raise unknown_name("matmul", matmul, _MATMULS)
     on_cpu = x.device.type == "cpu"
     if matmul == "onednn" and not (on_cpu and _HAS_ONEDNN):
         raise RuntimeError(

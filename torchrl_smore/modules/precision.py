@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -45,19 +44,22 @@ def run_layers(
     Returns:
         Shape ``[*B, O]``, float32.
     """
-    last, fused = layers[-1], False
+    *hidden, last = layers
     assert isinstance(last, nn.Linear)
-    bf16 = precision == "bf16" and len(layers) > 1
-    dtype = torch.bfloat16 if bf16 else last.weight.dtype
-    x = x.to(dtype) if bf16 else x
-    for layer, following in pairwise(layers):
+    bf16, fused = precision == "bf16" and len(hidden) > 0, False
+    x = x.to(torch.bfloat16) if bf16 else x
+    for layer, following in zip(hidden, [*hidden[1:], last]):
         if isinstance(layer, nn.Linear):
             fused = isinstance(following, nn.ReLU)
-            parameters: tuple[Tensor, Tensor] = (layer.weight.to(dtype), layer.bias.to(dtype))
-            x = linear(x, *parameters, relu=fused, matmul=matmul)
+            x = linear(x, *_parameters(layer, bf16), relu=fused, matmul=matmul)
         elif isinstance(layer, nn.LayerNorm):
-            x = F.layer_norm(x, layer.normalized_shape, layer.weight.to(dtype), layer.bias.to(dtype), layer.eps)
+            x = F.layer_norm(x, layer.normalized_shape, *_parameters(layer, bf16), layer.eps)
             fused = False
         elif not fused:
             x = layer(x)
     return linear(x.to(last.weight.dtype) if bf16 else x, last.weight, last.bias, matmul=matmul)
+
+
+def _parameters(layer: nn.Linear | nn.LayerNorm, bf16: bool) -> tuple[Tensor, Tensor]:
+    weight, bias = layer.weight, layer.bias
+    return (weight.to(torch.bfloat16), bias.to(torch.bfloat16)) if bf16 else (weight, bias)

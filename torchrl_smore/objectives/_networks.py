@@ -16,11 +16,11 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import _vmap_func
 
 Replaced = Mapping[NestedKey, Tensor]
-#: Parameters and buffers by the key that they have in a TensorDict.
-Entries = dict[NestedKey, Tensor]
+#: Parameters and buffers by their path in a TensorDict.
+Entries = dict[tuple[str, ...], Tensor]
 #: The dictionary of a module that holds an entry, and the entry's name there.
 _Place = tuple[dict[str, Any], str]
-_places: weakref.WeakKeyDictionary[nn.Module, dict[NestedKey, _Place]] = weakref.WeakKeyDictionary()
+_places: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], _Place]] = weakref.WeakKeyDictionary()
 
 
 class Networks(LossModule):
@@ -87,7 +87,7 @@ class Networks(LossModule):
         """``out_key`` of a network, by default under its current parameters, a trailing dimension of 1 dropped."""
         network: TensorDictModule = getattr(self, name)
         with lent(network, getattr(self, f"{name}_params") if params is None else params):
-            return network(inputs.select(*network.in_keys))[out_key].squeeze(-1)
+            return output_of(network, inputs, out_key).squeeze(-1)
 
     def _call_ensemble(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | None = None
@@ -197,7 +197,7 @@ def lent(network: nn.Module, params: TensorDictBase | Entries) -> Iterator[None]
         params: its parameters and buffers, or one of :func:`members`.
     """
     if not torch.compiler.is_compiling():
-        entries = params if isinstance(params, dict) else dict(params.items(True, True))
+        entries = params if isinstance(params, dict) else _entries(params)
         places = _places.get(network)
         if places is None:
             places = _places[network] = _find_places(network)
@@ -226,15 +226,52 @@ def members(params: TensorDictBase) -> Sequence[TensorDictBase | Entries]:
     if torch.compiler.is_compiling():
         return params.unbind(0)
     parts: list[Entries] = [{} for _ in range(params.shape[0])]
-    for key, entry in params.items(True, True):
+    for key, entry in _entries(params).items():
         for part, own in zip(parts, entry.unbind(0)):
             part[key] = own
     return parts
 
 
-def _find_places(network: nn.Module) -> dict[NestedKey, _Place]:
+def output_of(network: TensorDictModule, inputs: TensorDictBase, out_key: NestedKey) -> Tensor:
+    """``network(inputs)[out_key]``, where ``network`` sees its ``in_keys`` alone.
+
+    A plain module is called with its tensors: the TensorDicts around a small network take longer than the network.
+    What is traced into a graph has them removed anyway.
+    """
+    if torch.compiler.is_compiling() or not _is_plain(network, out_key):
+        return network(inputs.select(*network.in_keys))[out_key]
+    out = network.module(*[inputs[key] for key in network.in_keys])
+    if isinstance(out, Tensor):
+        return out
+    return out[0] if isinstance(out, tuple) else out[out_key]
+
+
+def _is_plain(network: TensorDictModule, out_key: NestedKey) -> bool:
+    """Whether ``network`` does no more than to call its module and to write ``out_key``."""
+    return (
+        type(network) is TensorDictModule
+        and network.out_keys == [out_key]
+        and network.method is None
+        and not (network._kwargs or network.method_kwargs or network._forward_hooks or network._forward_pre_hooks)
+    )
+
+
+def _entries(params: TensorDictBase) -> Entries:
+    """What ``params.items(True, True)`` gives, level by level, without its checks of each entry."""
+    found: Entries = {}
+    nodes: list[tuple[tuple[str, ...], TensorDictBase]] = [((), params)]
+    for path, node in nodes:
+        for name, entry in node.items():
+            if isinstance(entry, Tensor):
+                found[(*path, name)] = entry
+            else:
+                nodes.append(((*path, name), entry))
+    return found
+
+
+def _find_places(network: nn.Module) -> dict[tuple[str, ...], _Place]:
     return {
-        unravel_key((*(path.split(".") if path else ()), name)): (holder, name)
+        (*(path.split(".") if path else ()), name): (holder, name)
         for path, module in network.named_modules()
         for holder in (module._parameters, module._buffers)
         for name, entry in holder.items()
