@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
 
 from torchrl_smore.objectives import _networks
-from torchrl_smore.objectives._networks import lent, members
+from torchrl_smore.objectives._networks import lent, members, output_of
 
 
 class Scaled(nn.Module):
@@ -119,3 +119,39 @@ def test_a_traced_call_takes_tensordicts_way(network, monkeypatch):
 
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), expected)
+
+
+class Named(nn.Module):
+    """Gives its output by name."""
+
+    def forward(self, x):
+        return {"y": 3.0 * x}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: TensorDictModule(Named(), ["x"], ["y"]),
+        lambda: TensorDictModule(lambda x: (3.0 * x,), ["x"], ["y"]),
+        lambda: TensorDictModule(lambda x: (0.0 * x, 3.0 * x), ["x"], ["other", "y"]),
+        lambda: TensorDictModule(lambda *, of: 3.0 * of, {"of": "x"}, ["y"]),
+        lambda: TensorDictModule(lambda x, factor: factor * x, ["x"], ["y"], method_kwargs={"factor": 3.0}),
+    ],
+    ids=["by name", "a tuple", "two outputs", "by keyword", "with arguments"],
+)
+def test_an_output_is_that_of_the_call_with_a_tensordict(made):
+    x, network = torch.randn(5, 3), made()
+    rows = TensorDict({"x": x, "beside": x}, [5])
+    assert torch.equal(output_of(network, rows, "y"), 3.0 * x)
+    assert torch.equal(network(rows.clone())["y"], 3.0 * x)
+    assert list(rows.keys()) == ["x", "beside"]
+
+
+def test_hooks_of_a_network_are_called_and_a_missing_input_is_named(network):
+    rows, seen = TensorDict({"x": torch.randn(5, 3)}, [5]), []
+    network.register_forward_hook(lambda module, args, out: seen.append(list(out.keys())))
+    plain = TensorDictModule(network.module, ["x"], ["y"])
+    assert torch.equal(output_of(network, rows, "y"), output_of(plain, rows, "y"))
+    assert len(seen) == 1
+    with pytest.raises(KeyError, match="x"):
+        output_of(plain, TensorDict({}, [5]), "y")
