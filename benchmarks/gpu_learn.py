@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark import commit_of_library
 from parts.benchmark_jobs import read_result, run_job
-from parts.shared import collect_or_load
+from parts.datasets import collect_or_load
 from smore_offline import Config, with_defaults
 
 from torchrl_smore.envs import get_task
