@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -162,6 +163,8 @@ def collect_or_load(
     # a second process with the same request waits here, and then takes what the first has made
     with _collecting(out):
         if out.exists():
+            # killed when the store was there and its chunks were being removed
+            shutil.rmtree(out.with_name(f".{out.name}.partial-removed"), ignore_errors=True)
             log.info("dataset: %s", out)
             return TrajectoryStore.load(out)
         return collect(

