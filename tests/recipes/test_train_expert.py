@@ -222,10 +222,9 @@ def test_a_restored_buffer_replaces_its_oldest_rows_first():
 def test_transitions_lead_to_the_end_of_an_episode_and_not_to_the_start_of_the_next(tmp_path, workers, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))  # which processes of their own are told
     task = dataclasses.replace(get_task("AntTgtVel-m-e"), horizon=4)
-    robots = 1 if workers else 2
-    config = tiny(tmp_path, task=task.name, num_envs=robots)
+    config = tiny(tmp_path, task=task.name, num_envs=2)
     training = train_expert.Training(config, task, sac.Sac(27, 8, hidden=4, capacity=100, batch_size=2), tmp_path)
-    envs = train_expert.make_envs(task, robots, workers)
+    envs = train_expert.make_envs(task, 2, workers)
     observation = envs.reset(seed=0)[0]["observation"]
     for step in range(6):
         if step == 1 and not workers:
@@ -235,12 +234,12 @@ def test_transitions_lead_to_the_end_of_an_episode_and_not_to_the_start_of_the_n
             robot.set_state(position, robot.data.qvel)
         observation = training._interact(envs, observation)
     envs.close()
-    rows = training.agent.table.rows().reshape(6, robots, -1)
+    rows = training.agent.table.rows().reshape(6, 2, -1)
     state, _, following, _, ended = rows.split([27, 8, 27, 1, 1], -1)
-    ends = {(3, 0)} if workers else {(3, 0), (1, 1)}  # step and robot
+    ends = {(3, 0), (3, 1)} if workers else {(3, 0), (1, 1)}  # step and robot
     falls = set() if workers else {(1, 1)}
     for step in range(5):
-        for robot in range(robots):
+        for robot in range(2):
             assert torch.equal(following[step, robot], state[step + 1, robot]) == ((step, robot) not in ends)
             assert bool(ended[step, robot]) == ((step, robot) in falls)
             assert bool(task.has_fallen(following[step, robot])) == ((step, robot) in falls)
