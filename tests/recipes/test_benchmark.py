@@ -256,7 +256,7 @@ def test_a_server_that_is_no_cluster_is_told_apart(recipe, copy):
     assert "no Ray cluster" in done.stderr.splitlines()[-1]
 
 
-def wait_for(condition, seconds=90.0):
+def wait_for(condition, seconds=240.0):  # a new worker imports for half a minute on a busy machine
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
