@@ -39,7 +39,7 @@ class ContaminatedNormal(IndependentNormal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-likelihood of actions ``[*B, A]``, shape ``[*B]``."""
-        own: Tensor = super().log_prob(value) + self.own
+        own = self._own_log_prob(value)
         return torch.logaddexp(own, torch.full_like(own, self.noise))
 
     def noise_share(self, value: Tensor) -> Tensor:
@@ -47,8 +47,11 @@ class ContaminatedNormal(IndependentNormal):
 
         A regression learns from an action by as much as this lacks to 1.
         """
+        return torch.sigmoid(self.noise - self._own_log_prob(value))
+
+    def _own_log_prob(self, value: Tensor) -> Tensor:
         own: Tensor = super().log_prob(value) + self.own
-        return torch.sigmoid(self.noise - own)
+        return own
 
     def entropy(self) -> Tensor:
         """There is no closed form.
