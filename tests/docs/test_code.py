@@ -23,13 +23,13 @@ from torchrl_smore.trainers import Evaluator, FusedUpdate, KeepBest, OfflineTrai
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 # blocks that are a file: what runs them
-FILES = {"use.md": "my_module.py"}  # tests/recipes/test_own_task.py
+FILES = {"howto/task.md": "my_module.py"}  # tests/recipes/test_own_task.py
 
 
 def blocks(page: Path) -> list[str]:
     """The Python blocks of a page that are no file."""
     found = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    name = FILES.get(page.name, "")
+    name = FILES.get(page.relative_to(DOCS).as_posix(), "")
     return [code for code in found if not name or not code.startswith(f"# {name}")]
 
 
@@ -38,7 +38,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
 
 @contextmanager
 def _trained_run():
-    """A run of the seeds 0 and 3 at ``runs/NAME``, two rows of inputs, and the task as a TorchRL environment."""
+    """A run of the seeds 0 and 3 at ``runs/NAME``, its trainer, two rows of inputs, and the task in TorchRL."""
     from torchrl.envs import GymWrapper
 
     store = collect("PointReach", expert_episodes=2, random_episodes=4, seed=0, progress=False)
@@ -58,6 +58,7 @@ def _trained_run():
         "goal": np.ones((2, 2), dtype=np.float32),
         "action": np.zeros((2, 2), dtype=np.float32),
         "env": GymWrapper(get_task("PointReach").make_env()),
+        "trainer": trainer,
     }
 
 
@@ -99,14 +100,15 @@ def _one_process():
 PREPARED: dict[str, Callable[[], AbstractContextManager[dict[str, object]]]] = {
     "datasets.md": _ant_files,
     "runs.md": _one_process,
-    "use.md": _trained_run,
+    "howto/load.md": _trained_run,
+    "howto/publish.md": _trained_run,
 }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with PREPARED.get(page.name, lambda: nullcontext({}))() as prepared:
+    with PREPARED.get(page.relative_to(DOCS).as_posix(), lambda: nullcontext({}))() as prepared:
         names = {"__name__": page.stem, **prepared}
         for number, code in enumerate(blocks(page)):
             exec(compile(code, f"{page.name}, block {number}", "exec"), names)
