@@ -99,8 +99,8 @@ def _one_process():
 
 PREPARED: dict[str, Callable[[], AbstractContextManager[dict[str, object]]]] = {
     "datasets.md": _ant_files,
-    "runs.md": _one_process,
     "howto/load.md": _trained_run,
+    "howto/processes.md": _one_process,
     "howto/publish.md": _trained_run,
 }
 
