@@ -94,7 +94,7 @@ class SMORELoss(OfflineLoss):
 
         action: NestedKey = "action"  #: Of the dataset, ``[*B, A]``.
         desired_goal: NestedKey = "desired_goal"  #: The goal pursued, ``[*B, G]``, at the root also for next states.
-        actor_goal: NestedKey | None = None  #: The goal pursued in the regression, ``[*B, G]``; None: desired_goal.
+        actor_goal: NestedKey | None = None  #: The goal of the regression, ``[*B, G]``, or ``None`` for desired_goal.
         q: NestedKey = "q"  #: Nested TensorDict of goal transitions.
         score: NestedKey = "score"  #: Written by score_network, ``[*B, 1]``.
         value: NestedKey = "state_value"  #: Written by value_network, ``[*B, 1]``.
