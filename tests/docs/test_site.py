@@ -170,3 +170,9 @@ def test_a_loss_is_shown_with_the_options_of_its_constructor_and_a_protocol_with
     assert public_api.constructor_signature(None, "class", "Painter", Painter, None, anything, None) == ("", None)
     assert public_api.constructor_signature(None, "class", "A", AWRActorLoss, None, "(a)", None) is None
     assert public_api.constructor_signature(None, "function", "f", len, None, anything, None) is None
+
+
+def test_a_field_is_found_at_its_class_and_a_misspelt_one_nowhere(public_api):
+    assert public_api._class_with_field("Task", "expert_noise") == ["torchrl_smore.envs.Task"]
+    assert public_api._class_with_field("Task", "expert_nois") == []
+    assert public_api._class_with_field("", "expert_noise") == []
