@@ -58,7 +58,7 @@ def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("task=FetchReach",), "FetchReach has no pictures"),
+        (("task=FetchPush",), "FetchPush has no pictures"),
         (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, gcsl, hindsight_bc, got gofar"),
         (("method=hindsight_bc", "encoder=shared"), "GCSLLoss has an actor alone"),
         (("encoder=both",), "unknown encoder 'both': expected separate, shared."),
