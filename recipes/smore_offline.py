@@ -581,7 +581,7 @@ def make_sampler(
         "device": device,
     }
     if config.pixels:
-        bootstraps = rewards is not None or method.goal_transitions
+        bootstraps = method.target_network
         return PixelBatchSampler(store, config.batch_size, following=bootstraps, crop_prob=config.crop_prob, **options)
     options["extras"] = (*method.extras, *extras)
     return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)

@@ -89,11 +89,14 @@ class Setting:
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
 
-    def contrastive_pictures(self) -> dict[str, Any]:
-        """Actor, critics and value of embeddings of ``pixels``, by the names that contrastive losses give them."""
-        return self._of_pictures(embeddings=True)
+    def contrastive_pictures(self, std: float | None = None) -> dict[str, Any]:
+        """Actor, critics and value of embeddings of ``pixels``, by the names that contrastive losses give them.
 
-    def _of_pictures(self, *, embeddings: bool) -> dict[str, Any]:
+        ``std`` is the actor's, a constant; ``None``: it is learnt.
+        """
+        return self._of_pictures(embeddings=True, std=std)
+
+    def _of_pictures(self, *, embeddings: bool, std: float | None = None) -> dict[str, Any]:
         assert self.pixels is not None
         made = make_pixel_networks(
             self.specs[1],
@@ -105,6 +108,7 @@ class Setting:
             cold=self.pixels.cold,
             contamination=self.contamination,
             min_std=self.min_std,
+            std=std,
             precision=self.precision,
         )
         names = ("critic_network",) if embeddings else ("score_network", "qvalue_network")
@@ -220,8 +224,11 @@ def contrastive_networks(setting: Setting) -> dict[str, Any]:
 
 
 def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
-    """Those of stable contrastive RL on states, as narrow as :func:`contrastive_networks`."""
-    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=0.15)
+    """Those of stable contrastive RL, as narrow as :func:`contrastive_networks`, with its actor's deviation."""
+    std = 0.15
+    if setting.pixels is not None:
+        return setting.contrastive_pictures(std)
+    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=std)
     critics = [setting.standardized(critic) for critic in made.critic]
     head = made.actor.module[0]
     head.module = setting.standardized(head).module

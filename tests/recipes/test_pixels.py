@@ -26,6 +26,8 @@ SMALL = (
         ("hindsight_bc", ()),
         ("smore", ("encoder=shared",)),
         ("crl", ("encoder=shared", "pixel_norm=false", "pixel_cold=false", "crop_prob=0")),
+        ("crl_td", ("encoder=shared",)),
+        ("crl_td", ()),
         ("gc_iql", ("encoder_size=medium", "precision=bf16")),
     ],
 )
@@ -59,7 +61,7 @@ def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
     ("options", "said"),
     [
         (("task=FetchPush",), "FetchPush has no pictures"),
-        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, gcsl, hindsight_bc, got gofar"),
+        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, crl_td, gcsl, hindsight_bc, got gofar"),
         (("method=hindsight_bc", "encoder=shared"), "GCSLLoss has an actor alone"),
         (("encoder=both",), "unknown encoder 'both': expected separate, shared."),
         (("pixels=0", "encoder=shared"), "encoder: of no use without pixels="),

@@ -13,7 +13,7 @@ from torchrl_smore import SMORELoss
 from torchrl_smore.data import PixelBatchSampler
 from torchrl_smore.envs import collect, get_task, paint
 from torchrl_smore.modules import PixelEncoder, make_pixel_networks
-from torchrl_smore.objectives import ContrastiveRLLoss, GCIQLLoss, GCSLLoss
+from torchrl_smore.objectives import ContrastiveRLLoss, ContrastiveTDLoss, GCIQLLoss, GCSLLoss
 from torchrl_smore.trainers import (
     ActorPolicy,
     FusedUpdate,
@@ -35,12 +35,15 @@ def store():
 def make_loss(name, shared=False, seed=0, **options):
     torch.manual_seed(seed)
     contrastive = name.startswith("crl")
+    std = 0.15 if name == "crl_td" else None
     networks = make_pixel_networks(
-        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=shared, embeddings=contrastive, cold=False
+        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=shared, embeddings=contrastive, cold=False, std=std
     )
     if name == "bc":
         return GCSLLoss(networks.actor, regression="nll")
-    if contrastive:
+    if name == "crl_td":
+        loss = ContrastiveTDLoss(networks.actor, networks.score, sample_action=False, deactivate_vmap=True)
+    elif contrastive:
         value, actor = (networks.value, "awr") if name == "crl_awr" else (None, "ddpgbc")
         loss = ContrastiveRLLoss(networks.actor, networks.score, value, actor=actor, deactivate_vmap=True)
     else:
@@ -48,7 +51,7 @@ def make_loss(name, shared=False, seed=0, **options):
         loss = kind(networks.actor, networks.score, networks.value, deactivate_vmap=True, **options)
     if shared:
         loss.share_encoder(networks.encoder)
-    if contrastive:
+    if contrastive and name != "crl_td":
         return loss
     SoftUpdate(loss, tau=0.005)  # which tells the loss that its targets are looked after
     return loss
@@ -59,7 +62,7 @@ def make_sampler(store, name, **options):
     return PixelBatchSampler(store, 16, q=name == "smore", crop_prob=0.5, **rewards, **options)
 
 
-@pytest.mark.parametrize("name", ["bc", "smore", "iql"])
+@pytest.mark.parametrize("name", ["bc", "smore", "iql", "crl_td"])
 def test_losses_take_pictures_as_they_are(store, name):
     loss = make_loss(name)
     out = loss(make_sampler(store, name)())
@@ -96,7 +99,7 @@ def test_the_policy_of_a_loss_keeps_pictures_as_they_are(store):
         policy({"observation": frames.astype(np.float64), "desired_goal": frames.astype(np.float64)})
 
 
-SHARING = ["smore", "smore_score", "iql", "crl", "crl_awr"]
+SHARING = ["smore", "smore_score", "iql", "crl", "crl_awr", "crl_td"]
 
 
 def make_shared(name, **options):
@@ -118,7 +121,7 @@ def test_a_shared_encoder_is_trained_by_score_and_value_and_not_by_the_actor(sto
     loss = make_shared(name)
     out = loss(make_sampler(store, name.partition("_")[0])())
     parts = [key for key, _ in out.items() if key.startswith("loss_") and key != "loss_actor"]
-    assert len(parts) == (1 if name == "crl" else 2)
+    assert len(parts) == (1 if name in ("crl", "crl_td") else 2)
     for part in parts:
         assert min(encoder_gradient(loss, out, [part])) > 0.0
     assert encoder_gradient(loss, out, ["loss_actor"]) == [0.0] * 16
@@ -143,7 +146,18 @@ def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch(store, name):
     plain = copy.deepcopy(loss)
     plain.encoder_network = None
     encoded = batch.apply(lambda entry: encoder(entry) if entry.dtype == torch.uint8 else entry)
-    torch.testing.assert_close(dict(plain(encoded).items()), dict(shared.items()))
+    expected = plain(encoded)
+    torch.testing.assert_close(dict(expected.items()), dict(shared.items()))
+    # and so is the gradient of the encoder
+    for part in [key for key, _ in shared.items() if key.startswith("loss_") and key != "loss_actor"]:
+        gradients = torch.autograd.grad(expected[part], list(encoder.parameters()), retain_graph=True)
+        known = dict(zip((name for name, _ in encoder.named_parameters()), gradients))
+        own = dict(loss.encoder_network_params.named_parameters())
+        found = torch.autograd.grad(shared[part], list(own.values()), retain_graph=True)
+        for name, gradient in zip(own, found):
+            right = known[name.removeprefix("module.")]
+            # sums over the pixels of a batch: single components cancel to less than their rounding
+            assert float((gradient - right).norm()) < 1e-4 * float(right.norm()), (part, name)
 
 
 def test_what_is_one_picture_is_encoded_once_and_what_is_not_read_not_at_all(store):
