@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -46,10 +46,13 @@ from torchrl_smore.objectives import (
 
 @dataclass(frozen=True)
 class PixelSetting:
-    """How networks see pictures of ``size`` by ``size``; see :func:`~torchrl_smore.modules.make_pixel_networks`."""
+    """How networks see pictures of ``size`` by ``size``; see :func:`~torchrl_smore.modules.make_pixel_networks`.
+
+    An encoder that all networks share is trained by the actor too if it is joint.
+    """
 
     size: int
-    shared: bool = False
+    encoder_is: Literal["separate", "shared", "joint"] = "separate"
     encoder: EncoderSize = "small"
     layer_norm: bool = True
     cold: bool = True
@@ -102,7 +105,7 @@ class Setting:
             self.specs[1],
             pixels=self.pixels.size,
             encoder=self.pixels.encoder,
-            shared=self.pixels.shared,
+            shared=self.pixels.encoder_is != "separate",
             embeddings=embeddings,
             layer_norm=self.pixels.layer_norm,
             cold=self.pixels.cold,
@@ -178,7 +181,8 @@ class Method:
         networks = {name: made.get(name) for name, _ in _parameters(self.loss, keyword=False)}
         loss = self.loss(**networks, **options, **self.fixed, **self.options(setting.options))
         if made.get("encoder_network") is not None:
-            loss.share_encoder(made["encoder_network"])
+            assert setting.pixels is not None
+            loss.share_encoder(made["encoder_network"], train_by_actor=setting.pixels.encoder_is == "joint")
         return loss
 
 

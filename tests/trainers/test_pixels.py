@@ -37,10 +37,13 @@ def make_loss(name, shared=False, seed=0, **options):
     contrastive = name.startswith("crl")
     std = 0.15 if name == "crl_td" else None
     networks = make_pixel_networks(
-        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=shared, embeddings=contrastive, cold=False, std=std
+        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=bool(shared), embeddings=contrastive, cold=False, std=std
     )
     if name == "bc":
-        return GCSLLoss(networks.actor, regression="nll")
+        loss = GCSLLoss(networks.actor, regression="nll")
+        if shared:
+            loss.share_encoder(networks.encoder, train_by_actor=True)
+        return loss
     if name == "crl_td":
         loss = ContrastiveTDLoss(networks.actor, networks.score, sample_action=False, deactivate_vmap=True)
     elif contrastive:
@@ -50,7 +53,7 @@ def make_loss(name, shared=False, seed=0, **options):
         kind = {"smore": SMORELoss, "iql": GCIQLLoss}[name]
         loss = kind(networks.actor, networks.score, networks.value, deactivate_vmap=True, **options)
     if shared:
-        loss.share_encoder(networks.encoder)
+        loss.share_encoder(networks.encoder, train_by_actor=shared == "joint")
     if contrastive and name != "crl_td":
         return loss
     SoftUpdate(loss, tau=0.005)  # which tells the loss that its targets are looked after
@@ -131,10 +134,8 @@ def test_a_shared_encoder_is_trained_by_score_and_value_and_not_by_the_actor(sto
     assert sum(gradient is not None for gradient in gradients) >= len(actor) - 1
 
 
-@pytest.mark.parametrize("name", SHARING)
-def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch(store, name):
-    loss, batch = make_shared(name), make_sampler(store, name.partition("_")[0])()
-    shared = loss(batch)
+def by_hand(loss, batch):
+    """The encoder, and what the loss is of a batch that it has encoded, every picture with its gradient."""
     encoder = PixelEncoder(pixels=36, latent=16)
     encoder.load_state_dict(
         {
@@ -145,19 +146,49 @@ def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch(store, name):
     )
     plain = copy.deepcopy(loss)
     plain.encoder_network = None
-    encoded = batch.apply(lambda entry: encoder(entry) if entry.dtype == torch.uint8 else entry)
-    expected = plain(encoded)
+    return encoder, plain(batch.apply(lambda entry: encoder(entry) if entry.dtype == torch.uint8 else entry))
+
+
+def assert_encoder_gradient(loss, found, encoder, expected):
+    """The two losses have the same gradient with respect to the two encoders."""
+    right = torch.autograd.grad(expected, list(encoder.parameters()), retain_graph=True)
+    known = dict(zip((name for name, _ in encoder.named_parameters()), right))
+    own = dict(loss.encoder_network_params.named_parameters())
+    for name, gradient in zip(own, torch.autograd.grad(found, list(own.values()), retain_graph=True)):
+        at_hand = known[name.removeprefix("module.")]
+        # sums over the pixels of a batch: single components cancel to less than their rounding
+        assert float((gradient - at_hand).norm()) < 1e-4 * float(at_hand.norm()), name
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch_and_so_is_its_gradient(store, name):
+    loss, batch = make_shared(name), make_sampler(store, name.partition("_")[0])()
+    shared = loss(batch)
+    encoder, expected = by_hand(loss, batch)
     torch.testing.assert_close(dict(expected.items()), dict(shared.items()))
-    # and so is the gradient of the encoder
     for part in [key for key, _ in shared.items() if key.startswith("loss_") and key != "loss_actor"]:
-        gradients = torch.autograd.grad(expected[part], list(encoder.parameters()), retain_graph=True)
-        known = dict(zip((name for name, _ in encoder.named_parameters()), gradients))
-        own = dict(loss.encoder_network_params.named_parameters())
-        found = torch.autograd.grad(shared[part], list(own.values()), retain_graph=True)
-        for name, gradient in zip(own, found):
-            right = known[name.removeprefix("module.")]
-            # sums over the pixels of a batch: single components cancel to less than their rounding
-            assert float((gradient - right).norm()) < 1e-4 * float(right.norm()), (part, name)
+        assert_encoder_gradient(loss, shared[part], encoder, expected[part])
+
+
+@pytest.mark.parametrize("name", ["bc", "smore", "iql"])
+def test_a_joint_encoder_is_trained_by_the_actor_too(store, name):
+    loss = make_loss(name, shared="joint")
+    goals = {"actor_strategy": "final"} if name == "smore" else {}
+    if goals:
+        loss.set_keys(actor_goal="actor_goal")
+    batch = make_sampler(store, name, **goals)()
+    joint = loss(batch)
+    encoder, expected = by_hand(loss, batch)
+    torch.testing.assert_close(dict(expected.items()), dict(joint.items()))
+    assert_encoder_gradient(loss, joint["loss_actor"], encoder, expected["loss_actor"])
+
+
+def test_the_score_of_an_actors_loss_does_not_train_a_joint_encoder(store):
+    loss = make_loss("smore", shared="joint", actor="score")
+    batch = make_sampler(store, "smore")()
+    # an actor that does not look passes no gradient on, and the score, which does, none either
+    loss.actor_network.module[0].module.register_forward_hook(lambda *_: tuple(torch.zeros(2, 16, 2).requires_grad_()))
+    assert encoder_gradient(loss, loss(batch), ["loss_actor"]) == [0.0] * 16
 
 
 def test_what_is_one_picture_is_encoded_once_and_what_is_not_read_not_at_all(store):
