@@ -103,6 +103,10 @@ def draw_episode(kind: Kind, rng: np.random.Generator) -> tuple[Scene, Scene]:
     opening or shutting it. ``"pick"``: the cube from the table to the tray or to the top of the cabinet.
     ``"pick-close"``: the cube from the table into the open drawer, which is then shut. ``"push-open"``: the can from
     before the shut drawer to the right, so that the drawer can be opened.
+
+    Args:
+        kind: of the task.
+        rng: that draws them.
     """
     if kind == "primitives":
         return _primitive(rng)

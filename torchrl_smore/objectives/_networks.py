@@ -241,25 +241,22 @@ def members(params: TensorDictBase) -> Sequence[TensorDictBase | Entries]:
 def output_of(network: TensorDictModule, inputs: TensorDictBase, out_key: NestedKey) -> Tensor:
     """``network(inputs)[out_key]``, where ``network`` sees its ``in_keys`` alone.
 
-    A plain module is called with its tensors: the TensorDicts around a small network take longer than the network.
-    What is traced into a graph has them removed anyway.
+    A network that does no more than to call its module and to write ``out_key`` is called with tensors: the TensorDicts
+    around a small one take longer than the network. What is traced into a graph has them removed anyway.
     """
-    if torch.compiler.is_compiling() or not _is_plain(network, out_key):
+    plain = (
+        not torch.compiler.is_compiling()
+        and type(network) is TensorDictModule
+        and network.out_keys == [out_key]
+        and network.method is None
+        and not (network._kwargs or network.method_kwargs or network._forward_hooks or network._forward_pre_hooks)
+    )
+    if not plain:
         return network(inputs.select(*network.in_keys))[out_key]
     out = network.module(*[inputs[key] for key in network.in_keys])
     if isinstance(out, Tensor):
         return out
     return out[0] if isinstance(out, tuple) else out[out_key]
-
-
-def _is_plain(network: TensorDictModule, out_key: NestedKey) -> bool:
-    """Whether ``network`` does no more than to call its module and to write ``out_key``."""
-    return (
-        type(network) is TensorDictModule
-        and network.out_keys == [out_key]
-        and network.method is None
-        and not (network._kwargs or network.method_kwargs or network._forward_hooks or network._forward_pre_hooks)
-    )
 
 
 def _entries(params: TensorDictBase) -> Entries:

@@ -84,6 +84,7 @@ class AWRActorLoss(OfflineLoss):
         return self._finish({"loss_actor": loss}, metadata, rows)
 
     def _actor_term(self, rows: TensorDictBase) -> Term:
+        """Eq. 11, weighted by the advantage of the batch."""
         keys = self.tensor_keys
         weight = actor_weight(rows[keys.advantage].squeeze(-1), self.temperature, self.weight_clip)
         log_prob = self._distribution(rows).log_prob(rows[keys.action])

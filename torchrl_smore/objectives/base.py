@@ -35,6 +35,9 @@ class OfflineLoss(Networks):
             where a batched matrix product is slower than two plain ones.
         scalar_output_mode: of scalar diagnostics under ``reduction="none"``, where they do not fit the batch shape:
             ``"exclude"`` drops them, ``"non_tensor"`` keeps them as non-tensor entries, ``None`` warns and drops them.
+
+    Raises:
+        ValueError: for an unknown ``reduction``.
     """
 
     default_value_estimator = None

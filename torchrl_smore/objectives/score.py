@@ -129,6 +129,7 @@ class ScoreLoss(OfflineLoss):
         return self._finish({"loss_score": loss}, metadata, rows)
 
     def _score_term(self, rows: TensorDictBase) -> Term:
+        """Eq. 10, bootstrapped from the ``M(s', g)`` of the batch."""
         keys, q, inputs = self.tensor_keys, rows[self.tensor_keys.q], self.score_network.in_keys
         scored = [inputs_of(rows, inputs), inputs_of(q, inputs)]
         if self.objective.needs_policy:

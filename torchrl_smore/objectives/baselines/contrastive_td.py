@@ -49,6 +49,10 @@ class ContrastiveTDLoss(OfflineLoss):
     Returns (forward):
         ``loss_critic``, ``loss_actor``; detached: ``logit_positive``, ``logit_negative``, mean ``td_weight``,
         ``policy_energy``, ``log_prob``.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for an unknown name, or a constant outside its range.
     """
 
     @dataclass
