@@ -55,16 +55,15 @@ def make(tmp_path):
         path.chmod(0o755)
 
     def run(*arguments, installed=None, **variables):
-        for version in PYTHONS:
-            interpreter(tmp_path / "bin" / f"python{version}", version)
+        for name, version in [("python3", "3.11"), *((f"python{version}", version) for version in PYTHONS)]:
+            interpreter(tmp_path / "bin" / name, version)
         if installed is not None:
             interpreter(tmp_path / ".venv" / "bin" / "python", installed)
             (tmp_path / ".venv" / ".installed").touch()
         own = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "MAKEFLAGS", "MAKEOVERRIDES")}
         own |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **variables}
-        return subprocess.run(
-            ["make", "--silent", *arguments], cwd=tmp_path, env=own, capture_output=True, text=True, check=False
-        )
+        command = ["make", "--silent", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=False, timeout=60)
 
     return run
 
