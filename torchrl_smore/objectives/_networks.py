@@ -265,10 +265,11 @@ def _entries(params: TensorDictBase) -> Entries:
     nodes: list[tuple[tuple[str, ...], TensorDictBase]] = [((), params)]
     for path, node in nodes:
         for name, entry in node.items():
+            place = (*path, name)
             if isinstance(entry, Tensor):
-                found[(*path, name)] = entry
+                found[place] = entry
             else:
-                nodes.append(((*path, name), entry))
+                nodes.append((place, entry))
     return found
 
 
