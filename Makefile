@@ -1,4 +1,5 @@
-# The two commands of a newcomer are `make demo` and `make test`; both build .venv first.
+# The two commands of a newcomer are `make demo` and `make test`; both build .venv first, of PYTHON:
+# `make test PYTHON=python3.12`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ OUT ?= outputs/gpu
 STAGES ?= check bench learn
 MINUTES ?= 0
 
-.PHONY: demo test lint smoke docs check check-wheel upstream clean gpu gpu-wheels gpu-dry-run
+.PHONY: demo test lint smoke docs check check-wheel upstream clean same-python gpu gpu-wheels gpu-dry-run
 
 demo: $(STAMP)
 	$(BIN)/python recipes/smore_offline.py
@@ -55,7 +56,15 @@ gpu-wheels: $(STAMP)
 gpu-dry-run: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py --dry-run --out build/gpu_dry_run --stages $(STAGES) --again all $(GPU_ARGS)
 
-$(STAMP): pyproject.toml constraints.txt
+# `make test PYTHON=python3.12` must not run an environment of another Python without a word
+same-python:
+	@test "$(origin PYTHON)" = file || test ! -e $(STAMP) || { \
+	  version='import sys; print("%d.%d" % sys.version_info[:2])'; \
+	  asked="$$($(PYTHON) -c "$$version")" && there="$$($(BIN)/python -c "$$version")" || exit 2; \
+	  test "$$asked" = "$$there" || { echo "PYTHON=$(PYTHON) is Python $$asked, but $(VENV) was made of Python $$there:" \
+	    "make clean removes it"; exit 2; }; }
+
+$(STAMP): pyproject.toml constraints.txt | same-python
 	$(PYTHON) -m venv $(VENV)
 # the pip that comes with Python 3.10 finds no set of versions for [dev]
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -49,6 +49,8 @@ class Networks(LossModule):
     discriminator_network_params: TensorDictParams
     target_discriminator_network_params: TensorDictParams
     encoder_network: TensorDictModule | None = None
+    #: Whether the actor trains a shared encoder too.
+    actor_trains_encoder = False
     encoder_network_params: TensorDictParams
     target_encoder_network_params: TensorDictParams
     expectile: Tensor
@@ -78,8 +80,13 @@ class Networks(LossModule):
         self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
 
     def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
-        """What an actor is trained on: its gradient stops before a shared encoder."""
+        """What the score or Q of an actor's loss reads: its gradient stops before a shared encoder."""
         return inputs if self.encoder_network is None else inputs.detach()
+
+    def _seen(self, inputs: TensorDictBase) -> TensorDictBase:
+        """What the actor reads: its gradient stops before a shared encoder, unless it trains it."""
+        inputs = inputs.select(*self.actor_network.in_keys)
+        return inputs if self.actor_trains_encoder else self._for_actor(inputs)
 
     def _call(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
@@ -105,13 +112,12 @@ class Networks(LossModule):
     def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
         """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
         with lent(self.actor_network, self.actor_network_params if params is None else params):
-            seen = self._for_actor(inputs.select(*self.actor_network.in_keys))
-            return self.actor_network(seen)[self.tensor_keys.action]
+            return self.actor_network(self._seen(inputs))[self.tensor_keys.action]
 
     def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
         """Action distribution of the current policy."""
         with lent(self.actor_network, self.actor_network_params):
-            return self.actor_network.get_dist(self._for_actor(inputs.select(*self.actor_network.in_keys)))
+            return self.actor_network.get_dist(self._seen(inputs))
 
     def _make_vmap(self) -> None:
         self._vmapped = {
@@ -259,10 +265,11 @@ def _entries(params: TensorDictBase) -> Entries:
     nodes: list[tuple[tuple[str, ...], TensorDictBase]] = [((), params)]
     for path, node in nodes:
         for name, entry in node.items():
+            place = (*path, name)
             if isinstance(entry, Tensor):
-                found[(*path, name)] = entry
+                found[place] = entry
             else:
-                nodes.append(((*path, name), entry))
+                nodes.append((place, entry))
     return found
 
 

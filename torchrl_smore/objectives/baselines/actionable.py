@@ -139,7 +139,7 @@ class ActionableModelsLoss(OfflineLoss):
         keys = self.tensor_keys
         goal = rows[keys.desired_goal]
         following = successor(self._row_weight(rows, goal).flatten() > 0.0)
-        other = rows.copy().set(keys.desired_goal, goal.flatten(0, -2)[following].reshape(goal.shape))
+        other = rows.copy().set(keys.desired_goal, goal.flatten(0, rows.batch_dims - 1)[following].reshape(goal.shape))
         reward = self._qvalues(other).amin(0)
         return [rows, other.set(keys.reward, reward.unsqueeze(-1))]
 
