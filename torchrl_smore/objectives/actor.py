@@ -34,6 +34,10 @@ class AWRActorLoss(OfflineLoss):
     Returns (forward):
         ``loss_actor``, and detached: ``mean_advantage``, mean ``awr_weight``, ``weight_clipped`` (fraction of rows
         whose weight is at ``weight_clip``), mean ``log_prob``.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for a constant outside its range.
     """
 
     @dataclass

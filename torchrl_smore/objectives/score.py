@@ -54,6 +54,9 @@ class ScoreLoss(OfflineLoss):
         ``loss_score``, and detached: mean ``score`` and ``q_score``, root mean square ``residual`` on the offline rows,
         ``bound_clipped`` (fraction of bootstrapped values outside the bounds), ``score_outside`` (fraction of offline
         scores outside the closed form's range, whether or not it is enforced).
+
+    Raises:
+        ValueError: for an unknown name or a constant outside its range.
     """
 
     @dataclass

@@ -33,6 +33,9 @@ class ExpectileValueLoss(OfflineLoss):
     Returns (forward):
         ``loss_value`` and the detached mean ``value``.
 
+    Raises:
+        ValueError: for an unknown name or a constant outside its range.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
