@@ -23,13 +23,13 @@ DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(python, tmp_path_factory):
     """The built site."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    command += ["-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    sphinx = "import sys; from sphinx.cmd.build import main; sys.exit(main(sys.argv[1:]))"
+    options = ("-W", "--keep-going", "-q", "-b", "html", "-d", folder / "doctrees")
+    done = python("-c", sphinx, *options, DOCS, folder / "html", cwd=folder)
+    assert done.status == 0, done.stderr[-4000:]
     return folder / "html"
 
 
