@@ -30,7 +30,12 @@ nitpick_ignore_regex = [
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "private-members": "_AcceptedKeys", "show-inheritance": True}
+autodoc_default_options = {
+    "members": True,
+    "private-members": "_AcceptedKeys",
+    "exclude-members": "default_keys, ensembles",
+    "show-inheritance": True,
+}
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
