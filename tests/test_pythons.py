@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import re
 import shutil
 import subprocess
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -40,6 +43,22 @@ def test_types_are_checked_against_the_oldest_python():
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/start.md"])
 def test_pages_name_the_first_and_the_last_python(name):
     assert "Python 3.10 to 3.13" in (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not hasattr(resource_tracker, "ReentrantCallError"), reason="this Python says nothing of the sort")
+def test_a_semaphore_that_is_collected_while_another_is_registered_fails_no_test():
+    semaphore = get_context("spawn").Lock()
+    with resource_tracker._resource_tracker._lock:
+        del semaphore
+        gc.collect()
+
+
+def test_no_property_is_refused_for_the_time_that_it_takes():
+    assert settings().deadline is None
+    assert HealthCheck.too_slow in settings().suppress_health_check
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for listed in re.findall(r"suppress_health_check=(\[.*?\])", path.read_text(encoding="utf-8"), re.DOTALL):
+            assert "HealthCheck.too_slow" in listed, f"{path}: its own list replaces that of conftest.py"
 
 
 @pytest.fixture
