@@ -40,9 +40,20 @@ def test_types_are_checked_against_the_oldest_python():
     assert "target-version" not in PYPROJECT
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", ".ci/run"])
+def test_ci_and_contributors_know_every_python(name):
+    assert "3.10, 3.11, 3.12 and 3.13" in (ROOT / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/start.md"])
 def test_pages_name_the_first_and_the_last_python(name):
     assert "Python 3.10 to 3.13" in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_table_of_installations_has_every_python_and_extra():
+    table = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"^\| (3\.\d+) \| (core|envs|all) \|", table, re.MULTILINE))
+    assert found == {(version, extra) for version in PYTHONS for extra in ("core", "envs", "all")}
 
 
 @pytest.mark.skipif(not hasattr(resource_tracker, "ReentrantCallError"), reason="this Python says nothing of the sort")
