@@ -33,7 +33,10 @@ myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "private-members": "_AcceptedKeys", "show-inheritance": True}
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 
 html_theme = "furo"

@@ -2,6 +2,7 @@
 
 python recipes/render_tasks.py                                     every task, as PNG files in docs/images
 python recipes/render_tasks.py task=SawyerDoor gif=true out=here   one task, and its whole episode as a GIF
+python recipes/render_tasks.py task=Tabletop-pick pictures=true    what a policy of pictures sees, each beside the goal
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Config:
     steps: int = option(50, "longest film, in steps")
     size: int = option(240, "height and width of a frame, in pixels")
     gif: bool = option(False, "the whole episode, too, as an animated GIF")
+    pictures: bool = option(False, "what a policy of pictures sees, each beside its goal, of one task that has them")
 
 
 def main(config: Config) -> None:
@@ -45,6 +47,9 @@ def main(config: Config) -> None:
     tasks = [get_task(name) for name in (_DRAWN if config.task == "all" else (config.task,))]
     if not all(task.scripted or task.bundled_actors for task in tasks):
         raise ValueError(f"task={config.task} cannot be drawn: expected all, {', '.join(_DRAWN)}.")
+    if config.pictures and (config.task == "all" or tasks[0].make_painter is None):
+        seen = [name for name in _DRAWN if get_task(name).make_painter is not None]
+        raise ValueError(f"pictures=true goes with one task that has pictures: {', '.join(seen)}; got {config.task}.")
     for name, least, most in (("seed", 0, 2**31 - 1001), ("steps", 1, 10**4), ("size", 16, 4096)):
         check_range(name, getattr(config, name), least, most)
     out = Path(config.out)
@@ -52,10 +57,12 @@ def main(config: Config) -> None:
     for task in tqdm(tasks, unit="task", disable=not sys.stderr.isatty()):
         seed = seed_of_farthest_goal(task, config.seed)
         actions, arrival = expert_episode(task, seed, min(config.steps, task.horizon))
-        frames = render_episode(task, seed, actions, size=config.size, opengl=OPENGL, own_process=True)  # type: ignore[arg-type]
-        write_strip(frames[[0, max(1, arrival // 2), -1]], out / f"{task.name}.png")
+        options: dict[str, Any] = {"opengl": OPENGL, "own_process": True, "goal_beside": config.pictures}
+        frames = render_episode(task, seed, actions, size=config.size, **options)
+        name = f"{task.name}_pictures" if config.pictures else task.name
+        write_strip(frames[[0, max(1, arrival // 2), -1]], out / f"{name}.png")
         if config.gif:
-            write_gif(frames, out / f"{task.name}.gif")
+            write_gif(frames, out / f"{name}.gif")
     print(f"{len(tasks)} tasks: {out}")
 
 

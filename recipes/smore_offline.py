@@ -74,7 +74,7 @@ LOGGERS = ("tensorboard", "wandb")
 SMORE = METHODS["smore"].accepts
 #: ``arriving`` where a trajectory comes to its goal, else ``uniform``, with a warning.
 AUTO_ANCHORS = "auto"
-ENCODERS = ("separate", "shared")
+ENCODERS = ("separate", "shared", "joint")
 #: Options of networks that see pictures.
 PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold")
 ON_DIVERGENCE = ("stop", "continue")
@@ -206,7 +206,8 @@ class Config:
     crop_prob: float = option(0.5, "probability that a row's pictures are shifted by up to 4 pixels, in [0, 1]")
     encoder: str = option(
         "separate",
-        "of pictures: separate, one for each network; shared, one for all, trained by score (Q, critic) and value",
+        "of pictures: separate, one for each network; shared, one for all, trained by score (Q, critic) and value; "
+        "joint, one for all, trained by all",
     )
     encoder_size: str = option("small", f"of pictures: {', '.join(CHANNELS)}")
     pixel_norm: bool = option(True, "LayerNorm in the hidden layers of networks that see pictures")
@@ -523,7 +524,7 @@ def pixel_setting(config: Config) -> PixelSetting | None:
         return None
     return PixelSetting(
         config.pixels,
-        shared=config.encoder == "shared",
+        encoder_is=config.encoder,  # type: ignore[arg-type] # checked
         encoder=config.encoder_size,  # type: ignore[arg-type] # checked
         layer_norm=config.pixel_norm,
         cold=config.pixel_cold,
@@ -581,7 +582,7 @@ def make_sampler(
         "device": device,
     }
     if config.pixels:
-        bootstraps = rewards is not None or method.goal_transitions
+        bootstraps = method.target_network
         return PixelBatchSampler(store, config.batch_size, following=bootstraps, crop_prob=config.crop_prob, **options)
     options["extras"] = (*method.extras, *extras)
     return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)

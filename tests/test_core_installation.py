@@ -62,18 +62,14 @@ def run(code, tmp_path):
     return done.stdout
 
 
-def test_point_tasks_need_no_simulator_and_the_others_say_what_to_install(tmp_path):
+def test_point_tasks_need_no_simulator_and_the_others_and_pictures_say_what_to_install(tmp_path):
     from torchrl_smore.envs import get_task
 
-    out = run(POINTS, tmp_path).splitlines()
+    out = run(POINTS + PLOTS, tmp_path).splitlines()
     assert out[-2] == "4"
     env = get_task("PointRooms").make_env()
     starts = [env.reset(seed=seed)[0]["observation"].round(4).tolist() for seed in (0, 1)]
     assert out[-1] == str(starts)
-
-
-def test_pictures_say_what_to_install(tmp_path):
-    run(PLOTS, tmp_path)
 
 
 def test_the_core_imports_nothing_but_what_it_declares_and_what_an_extra_brings():

@@ -185,9 +185,22 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: no
     candidates |= {f"{home}.{member}" for name, home in homes().items() if name == owner or name.endswith(f".{owner}")}
     domain = env.domains.python_domain
     known = sorted(candidate for candidate in candidates if candidate in domain.objects)
+    if not known and node["reftype"] == "attr":
+        known = _class_with_field(owner or node.get("py:class") or "", member)
     if len(known) != 1:
         return None
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known[0], node, content)
+
+
+def _class_with_field(owner: str, field: str) -> list[str]:
+    """Where the class of that name is documented, if it has the field: fields have no place of their own."""
+    found = set()
+    for name, home in homes().items():
+        module_name, _, class_name = home.rpartition(".")
+        if owner and (name == owner or name.endswith(f".{owner}")):
+            kind = getattr(importlib.import_module(module_name), class_name)
+            found |= {home} if any(field in vars(base).get("__annotations__", {}) for base in kind.__mro__) else set()
+    return sorted(found)
 
 
 def _skip_field(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
@@ -198,9 +211,14 @@ def _skip_field(app: Sphinx, kind: str, name: str, value: Any, skip: bool, optio
 def constructor_signature(
     app: Sphinx | None, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None] | None:
-    """The signature of ``__init__`` for a class whose base has a ``__new__`` that takes anything, as TorchRL's do."""
+    """The signature of ``__init__`` for a class whose base has a ``__new__`` that takes anything, as TorchRL's do.
+
+    A protocol, which nobody makes, has none.
+    """
     if what != "class" or signature != "(*args, **kwargs)":
         return None
+    if getattr(obj, "_is_protocol", False):
+        return "", returned
     own = signature_of(obj.__init__, bound_method=True)
     return stringify_signature(own, show_annotation=False), returned
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import logging
 import os
 import signal
 import sys
@@ -58,6 +59,9 @@ def _own_schema(config: type) -> Any:
 def run_recipe(config: type, main: Callable[[Any], None], description: str) -> None:
     """Parses the command line by Hydra and runs ``main``.
 
+    Options alone are read by Hydra's parser into ``config``; only with a flag or an option of Hydra's own is a
+    configuration composed by Hydra, which takes several times as long and comes to the same.
+
     Faults of the user's become one line on stderr and exit status 2; Ctrl-C becomes exit status 130, and other signals
     that a recipe stops on theirs, 128 + number.
 
@@ -66,8 +70,6 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
         main: takes the composed configuration as an instance of ``config``.
         description: first lines of ``--help``.
     """
-    import hydra
-    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -75,12 +77,7 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
         return
     sys.argv[1:] = [_quoted(config, argument) for argument in sys.argv[1:]]
     _check_options(config, sys.argv[1:])
-    ConfigStore.instance().store(name="schema", node=config)
 
-    # a folder of its own: Hydra would take configs/task and configs/method for groups of options
-    folder = Path(__file__).parents[1] / "configs" / "cli"
-
-    @hydra.main(version_base=None, config_path=str(folder), config_name="recipe")
     def run(composed: Any) -> None:
         # tensordict's own use of torch: nothing that a user could mend
         warnings.filterwarnings("ignore", r"torch\._dynamo\.config\.inline_inbuilt_nn_modules", FutureWarning)
@@ -96,7 +93,34 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
                 raise
             _exit(_one_line(error))
 
-    run()
+    # Hydra knows interpolations that OmegaConf does not
+    if any(argument.startswith("-") or "hydra" in argument or _INTERPOLATION in argument for argument in sys.argv[1:]):
+        _run_by_hydra(config, run)
+    else:
+        # as configs/cli/recipe.yaml has it
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+        run(_composed(config, sys.argv[1:]))
+
+
+def _run_by_hydra(config: type, run: Callable[[Any], None]) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=config)
+    # a folder of its own: Hydra would take configs/task and configs/method for groups of options
+    folder = Path(__file__).parents[1] / "configs" / "cli"
+    hydra.main(version_base=None, config_path=str(folder), config_name="recipe")(run)()
+
+
+def _composed(config: type, arguments: Sequence[str]) -> Any:
+    """What Hydra would compose from options that :func:`_check_options` has let through."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    composed = OmegaConf.structured(config)
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+    return composed
 
 
 def read_config(config: type, path: Path) -> Any:

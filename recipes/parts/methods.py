@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -46,10 +46,13 @@ from torchrl_smore.objectives import (
 
 @dataclass(frozen=True)
 class PixelSetting:
-    """How networks see pictures of ``size`` by ``size``; see :func:`~torchrl_smore.modules.make_pixel_networks`."""
+    """How networks see pictures of ``size`` by ``size``; see :func:`~torchrl_smore.modules.make_pixel_networks`.
+
+    An encoder that all networks share is trained by the actor too if it is joint.
+    """
 
     size: int
-    shared: bool = False
+    encoder_is: Literal["separate", "shared", "joint"] = "separate"
     encoder: EncoderSize = "small"
     layer_norm: bool = True
     cold: bool = True
@@ -89,22 +92,26 @@ class Setting:
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
 
-    def contrastive_pictures(self) -> dict[str, Any]:
-        """Actor, critics and value of embeddings of ``pixels``, by the names that contrastive losses give them."""
-        return self._of_pictures(embeddings=True)
+    def contrastive_pictures(self, std: float | None = None) -> dict[str, Any]:
+        """Actor, critics and value of embeddings of ``pixels``, by the names that contrastive losses give them.
 
-    def _of_pictures(self, *, embeddings: bool) -> dict[str, Any]:
+        ``std`` is the actor's, a constant; ``None``: it is learnt.
+        """
+        return self._of_pictures(embeddings=True, std=std)
+
+    def _of_pictures(self, *, embeddings: bool, std: float | None = None) -> dict[str, Any]:
         assert self.pixels is not None
         made = make_pixel_networks(
             self.specs[1],
             pixels=self.pixels.size,
             encoder=self.pixels.encoder,
-            shared=self.pixels.shared,
+            shared=self.pixels.encoder_is != "separate",
             embeddings=embeddings,
             layer_norm=self.pixels.layer_norm,
             cold=self.pixels.cold,
             contamination=self.contamination,
             min_std=self.min_std,
+            std=std,
             precision=self.precision,
         )
         names = ("critic_network",) if embeddings else ("score_network", "qvalue_network")
@@ -174,7 +181,8 @@ class Method:
         networks = {name: made.get(name) for name, _ in _parameters(self.loss, keyword=False)}
         loss = self.loss(**networks, **options, **self.fixed, **self.options(setting.options))
         if made.get("encoder_network") is not None:
-            loss.share_encoder(made["encoder_network"])
+            assert setting.pixels is not None
+            loss.share_encoder(made["encoder_network"], train_by_actor=setting.pixels.encoder_is == "joint")
         return loss
 
 
@@ -220,8 +228,11 @@ def contrastive_networks(setting: Setting) -> dict[str, Any]:
 
 
 def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
-    """Those of stable contrastive RL on states, as narrow as :func:`contrastive_networks`."""
-    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=0.15)
+    """Those of stable contrastive RL, as narrow as :func:`contrastive_networks`, with its actor's deviation."""
+    std = 0.15
+    if setting.pixels is not None:
+        return setting.contrastive_pictures(std)
+    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=std)
     critics = [setting.standardized(critic) for critic in made.critic]
     head = made.actor.module[0]
     head.module = setting.standardized(head).module

@@ -12,7 +12,7 @@ from torchrl_smore.envs import Painter, Task, paint
 from torchrl_smore.trainers import locked
 
 #: Methods that learn from pictures; the others read something of a state, or goals that no frame shows.
-METHODS = ("smore", "gc_iql", "crl", "gcsl", "hindsight_bc")
+METHODS = ("smore", "gc_iql", "crl", "crl_td", "gcsl", "hindsight_bc")
 
 
 def check_pixels(pixels: int, task: Task, method: str, her_ratio: float) -> None:

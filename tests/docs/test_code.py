@@ -23,14 +23,31 @@ from torchrl_smore.trainers import Evaluator, FusedUpdate, KeepBest, OfflineTrai
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 # blocks that are a file: what runs them
-FILES = {"use.md": "my_module.py"}  # tests/recipes/test_own_task.py
+FILES = {"howto/task.md": "my_module.py"}  # tests/recipes/test_own_task.py
 
 
 def blocks(page: Path) -> list[str]:
     """The Python blocks of a page that are no file."""
     found = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    name = FILES.get(page.name, "")
+    name = FILES.get(page.relative_to(DOCS).as_posix(), "")
     return [code for code in found if not name or not code.startswith(f"# {name}")]
+
+
+def outputs(page: Path) -> dict[str, str]:
+    """What a page shows that a Python block prints, in the block of text right after it, by the code."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n((?:(?!^```).)*?)^```\n\n```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return dict(found)
+
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def assert_shown(shown: str, printed: str) -> None:
+    """The same words, and numbers that a machine with other rounding could print, too."""
+    assert _NUMBER.sub("#", shown) == _NUMBER.sub("#", printed)
+    expected, found = ([float(n.replace(",", "")) for n in _NUMBER.findall(text)] for text in (shown, printed))
+    np.testing.assert_allclose(found, expected, rtol=0.1, atol=0.05)
 
 
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
@@ -38,7 +55,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
 
 @contextmanager
 def _trained_run():
-    """A run of the seeds 0 and 3 at ``runs/NAME``, two rows of inputs, and the task as a TorchRL environment."""
+    """A run of the seeds 0 and 3 at ``runs/NAME``, its trainer, two rows of inputs, and the task in TorchRL."""
     from torchrl.envs import GymWrapper
 
     store = collect("PointReach", expert_episodes=2, random_episodes=4, seed=0, progress=False)
@@ -58,6 +75,7 @@ def _trained_run():
         "goal": np.ones((2, 2), dtype=np.float32),
         "action": np.zeros((2, 2), dtype=np.float32),
         "env": GymWrapper(get_task("PointReach").make_env()),
+        "trainer": trainer,
     }
 
 
@@ -76,6 +94,19 @@ def _ant_files():
             file["rewards"] = np.zeros(90, dtype=np.float32)
             file["terminals"], file["timeouts"] = row == 5, (row % 3 == 2) & (row != 5)
     yield {}
+
+
+@contextmanager
+def _pictures():
+    """A file of OGBench with two episodes of pictures, a success rule, and a folder for the frames."""
+    rng = np.random.default_rng(0)
+    columns = {"qpos": rng.normal(size=(10, 2)), "actions": rng.uniform(-1, 1, (10, 2))}
+    arrays = {name: column.astype(np.float32) for name, column in columns.items()}
+    arrays["observations"] = rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    arrays["terminals"] = np.arange(10) % 5 == 4
+    np.savez("visual-scene-play-v0.npz", **arrays)
+    Path("frames").mkdir()
+    yield {"reached": lambda achieved, desired: np.linalg.norm(achieved - desired, axis=-1) < 0.1}
 
 
 @contextmanager
@@ -98,18 +129,24 @@ def _one_process():
 
 PREPARED: dict[str, Callable[[], AbstractContextManager[dict[str, object]]]] = {
     "datasets.md": _ant_files,
-    "runs.md": _one_process,
-    "use.md": _trained_run,
+    "howto/images.md": _pictures,
+    "howto/load.md": _trained_run,
+    "howto/processes.md": _one_process,
+    "howto/publish.md": _trained_run,
 }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with PREPARED.get(page.name, lambda: nullcontext({}))() as prepared:
+    with PREPARED.get(page.relative_to(DOCS).as_posix(), lambda: nullcontext({}))() as prepared:
         names = {"__name__": page.stem, **prepared}
         for number, code in enumerate(blocks(page)):
+            capsys.readouterr()
             exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+            shown = outputs(page).get(code)
+            if shown is not None:
+                assert_shown(shown, capsys.readouterr().out)
         # what a block has made of a process group must end before the group does: it may wait for it for ever
         names.clear()
         gc.collect()
@@ -126,6 +163,14 @@ def test_the_examples_of_docstrings_give_what_they_show(path):
     assert result.failed == 0
 
 
+def test_what_a_page_shows_is_compared_with_what_is_printed():
+    assert_shown("return 0.77, 1,000 rows\n", "return 0.79, 1,010 rows\n")
+    for printed in ("return 0.97, 1,000 rows\n", "success 0.77, 1,000 rows\n", "return 0.77\n", ""):
+        with pytest.raises(AssertionError):
+            assert_shown("return 0.77, 1,000 rows\n", printed)
+    assert len(outputs(DOCS / "tutorial.md")) == 5
+
+
 def test_the_blocks_that_are_files_are_there():
     for page, name in FILES.items():
         assert f"```python\n# {name}" in (DOCS / page).read_text(encoding="utf-8")
@@ -134,4 +179,4 @@ def test_the_blocks_that_are_files_are_there():
 def test_no_page_shows_python_in_another_way():
     for page in DOCS.rglob("*.md"):
         text = page.read_text(encoding="utf-8")
-        assert not re.search(r"^``` ?(py|python3|pycon)$|^>>> ", text, re.MULTILINE), page
+        assert not re.search(r"^``` ?(py|python3|pycon)$|^>>> |^    (from \w\S* )?import ", text, re.MULTILINE), page

@@ -23,13 +23,13 @@ DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(python, tmp_path_factory):
     """The built site."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    command += ["-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    sphinx = "import sys; from sphinx.cmd.build import main; sys.exit(main(sys.argv[1:]))"
+    options = ("-W", "--keep-going", "-q", "-b", "html", "-d", folder / "doctrees")
+    done = python("-c", sphinx, *options, DOCS, folder / "html", cwd=folder)
+    assert done.status == 0, done.stderr[-4000:]
     return folder / "html"
 
 
@@ -126,6 +126,21 @@ def test_displayed_equations_are_mathml(site):
         assert not re.search(r"\\(frac|mathbb|beta|gamma|text)\b", text), path
 
 
+def test_the_columns_of_aligned_equations_have_a_style(site):
+    css = (DOCS / "_static" / "site.css").read_text(encoding="utf-8")
+    pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
+    classes = {name for text in pages for name in re.findall(r'<mtable class="([\w-]+)"', text)}
+    assert classes
+    assert {name for name in classes if f"mtable.{name} " in css} == classes
+
+
+def test_the_keys_of_the_main_loss_are_explained(site):
+    text = (site / "api" / "objectives.html").read_text(encoding="utf-8")
+    for name in ("action", "desired_goal", "actor_goal", "q", "score", "value", "priority_weight"):
+        (said,) = re.findall(rf'id="[^"]*SMORELoss._AcceptedKeys.{name}".*?<dd><p>(.*?)</p>', text, re.DOTALL)
+        assert len(said) > 20
+
+
 def test_pages_request_nothing_from_elsewhere(site):
     requests = {path.name: _Page(path.read_text(encoding="utf-8")).requests for path in site.rglob("*.html")}
     assert len(requests) > 30
@@ -145,11 +160,19 @@ def test_an_equation_that_cannot_be_set_stops_the_build(tmp_path):
     assert "nosuchcommand" in done.stderr
 
 
-def test_a_loss_is_shown_with_the_options_of_its_constructor(public_api):
+def test_a_loss_is_shown_with_the_options_of_its_constructor_and_a_protocol_with_none(public_api):
+    from torchrl_smore.envs import Painter
     from torchrl_smore.objectives import AWRActorLoss
 
     anything = "(*args, **kwargs)"
     shown, _ = public_api.constructor_signature(None, "class", "AWRActorLoss", AWRActorLoss, None, anything, None)
     assert shown.startswith("(actor_network, *, temperature=3.0, weight_clip=")
+    assert public_api.constructor_signature(None, "class", "Painter", Painter, None, anything, None) == ("", None)
     assert public_api.constructor_signature(None, "class", "A", AWRActorLoss, None, "(a)", None) is None
     assert public_api.constructor_signature(None, "function", "f", len, None, anything, None) is None
+
+
+def test_a_field_is_found_at_its_class_and_a_misspelt_one_nowhere(public_api):
+    assert public_api._class_with_field("Task", "expert_noise") == ["torchrl_smore.envs.Task"]
+    assert public_api._class_with_field("Task", "expert_nois") == []
+    assert public_api._class_with_field("", "expert_noise") == []

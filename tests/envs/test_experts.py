@@ -24,6 +24,8 @@ STATED = {
 }
 # of these a few episodes have to do
 COSTLY = {"FetchSlide": 8, "HandReach": 30}
+# 60 episodes without a miss are a success of at least 0.95 with 95% confidence; mean returns scatter by about 0.45
+FEWER = {"FetchReach": 60, "FetchPush": 60, "FetchPick": 60}
 CHEAP = [name for name in STATED if name not in COSTLY]
 MEMORYLESS = [name for name in SCRIPTED if not isinstance(TASKS[name].make_expert(), PlanningExpert)]
 
@@ -78,9 +80,9 @@ def test_pushing_and_picking_have_networks_as_experts_that_do_what_their_file_sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHEAP)
-def test_simulated_experts_are_as_good_as_stated_over_200_episodes(name):
+def test_simulated_experts_are_as_good_as_stated_over_many_episodes(name):
     success, discounted_return = STATED[name]
-    measured = quality(run(name, 200, seed=5)["reward"])
+    measured = quality(run(name, FEWER.get(name, 200), seed=5)["reward"])
     assert measured["success"] >= success - 0.02
     assert measured["discounted_return"] >= discounted_return - 0.6
 

@@ -74,9 +74,35 @@ def test_a_goal_is_drawn_with_the_gripper_at_home(table):
     np.testing.assert_array_equal(table.goals(goal.state[None, 4:]), table.states(goal.state[None]))
 
 
+def test_the_gripper_of_fetch_reach_and_its_shadow_are_seen_where_they_are():
+    try:
+        painter = get_task("FetchReach").painter(128)
+    except RenderError as error:
+        pytest.skip(str(error))
+    # in metres, the simulator's axes: x to the right, y away, z up
+    middle = (1.34, 0.75, 0.53)
+    moved = np.array([middle, (1.44, *middle[1:]), (middle[0], 0.85, middle[2]), (*middle[:2], 0.63)])
+    frames = painter.goals(moved)
+    observation = np.random.default_rng(0).normal(size=(4, 10))  # fingers and velocities are not seen
+    observation[:, :3] = moved
+    np.testing.assert_array_equal(painter.states(observation), frames)
+    painter.close()
+
+    start, right, away, up = (place(frame, BLUE) for frame in frames)
+    assert right[1] - start[1] > 8
+    assert start[0] - away[0] > 3
+    assert start[0] - up[0] > 8
+    shadows = [np.argwhere((frame.astype(int).max(-1) < 125) & (frame[..., 0] > frame[..., 2])) for frame in frames]
+    assert min(len(shadow) for shadow in shadows) > 20
+    start, right, away, up = (shadow.mean(0) for shadow in shadows)
+    assert right[1] - start[1] > 8
+    assert start[0] - away[0] > 3
+    np.testing.assert_array_equal(up, start)  # straight below
+
+
 def test_a_task_that_cannot_be_drawn_from_its_state_says_so():
-    with pytest.raises(ValueError, match="FetchReach has no pictures"):
-        get_task("FetchReach").painter(48)
+    with pytest.raises(ValueError, match="FetchPush has no pictures"):
+        get_task("FetchPush").painter(48)
     with pytest.raises(ValueError, match="from 16 to 512 pixels in each direction, got 8"):
         get_task("PointReach").painter(8)
 

@@ -254,5 +254,5 @@ def test_beside_the_goal_a_film_shows_what_a_policy_of_pictures_sees():
         np.testing.assert_array_equal(frame[:, :64], state)
         np.testing.assert_array_equal(frame[:, 68:], painter.goals(goal[None])[0])
         assert (frame[:, 64:68] == 255).all()
-    with pytest.raises(ValueError, match="FetchReach has no pictures"):
-        render_episode("FetchReach", 5, np.zeros((1, 4)), goal_beside=True)
+    with pytest.raises(ValueError, match="FetchPush has no pictures"):
+        render_episode("FetchPush", 5, np.zeros((1, 4)), goal_beside=True)

@@ -103,6 +103,19 @@ def test_the_can_is_pushed_aside_and_stops(env):
     np.testing.assert_allclose(resting[CAN], pushed[CAN], atol=2e-2)
 
 
+@pytest.mark.parametrize("direction", [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)])
+def test_what_is_flung_away_stays_on_the_table(env, direction):
+    env.set_state(scene(can=(-0.2, -0.25), cube=(0.1, -0.1, 0.06)))
+    for thing in ("cube", "can"):
+        for axis, part in zip("xy", direction):
+            env.data.joint(f"{thing}_{axis}").qvel = 4.0 * part
+    for _ in range(60):
+        env.step(np.zeros(4))
+    for place in (env.state[CAN], env.state[CUBE][:2]):
+        assert (np.abs(place - (0.0, 0.02)) < (0.40, 0.36)).all()
+    assert env.state[CUBE][2] > 0.0
+
+
 def test_a_goal_is_reached_when_drawer_can_and_cube_are_each_within_five_centimetres():
     task = TASKS["Tabletop"]
     goal = np.zeros(6)

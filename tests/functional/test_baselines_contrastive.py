@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from torchrl_smore.functional.baselines.actionable import chained, softmax_choice
 from torchrl_smore.functional.baselines.contrastive import (
+    Contrast,
+    Energy,
     binary_nce,
     contrastive_loss,
     energy_matrix,
@@ -134,3 +137,16 @@ def test_the_softmax_choice_draws_with_softmax_probabilities_and_passes_the_grad
 
 def test_chaining_mixes_by_the_ratio():
     assert chained(torch.tensor(4.0), torch.tensor(8.0), 0.25).item() == 5.0
+
+
+@pytest.mark.parametrize("contrast", get_args(Contrast))
+def test_every_contrast_of_every_energy_is_one_graph(contrast):
+    x, y, weight = torch.randn(2, N, 3), torch.randn(2, N, 3), torch.rand(N)
+
+    def losses(x, y, weight):
+        of = {energy: energy_matrix(x, y, energy) for energy in get_args(Energy)}
+        return [contrastive_loss(logits, weight, contrast, 0.1) for logits in of.values()]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(losses, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, y, weight), losses(x, y, weight))

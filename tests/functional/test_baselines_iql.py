@@ -28,6 +28,13 @@ def test_the_target_matches_numbers_worked_by_hand():
     assert td_target(reward, value, 0.5, bounds=(-2.0, 0.0)).tolist() == [0.0, 0.0, -2.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
+def test_the_target_has_the_dtype_of_the_value_whatever_the_reward_has(dtype):
+    target = td_target(torch.tensor([1, 0], dtype=dtype), torch.tensor([2.0, 4.0]), 0.5)
+    assert target.dtype == torch.float32
+    assert target.tolist() == [2.0, 2.0]
+
+
 def test_the_td_loss_is_a_square_or_huber():
     error = torch.tensor([-3.0, -1.0, 0.0, 2.0])
     assert td_loss(error).tolist() == [9.0, 1.0, 0.0, 4.0]

@@ -147,6 +147,16 @@ def test_embeddings_are_what_contrastive_losses_read_and_options_change_what_the
     assert not any(isinstance(layer, torch.nn.LayerNorm) for layer in psi)
 
 
+def test_the_deviation_of_an_actor_is_learnt_or_a_constant():
+    learnt = make_pixel_networks(ACTIONS, hidden=(16,)).actor
+    assert "module.0.module.network.log_std" in dict(learnt.named_parameters())
+    constant = make_pixel_networks(ACTIONS, hidden=(16,), std=0.15).actor
+    assert not any("log_std" in name for name, _ in constant.named_parameters())
+    torch.testing.assert_close(constant(batch_of(3))["scale"], torch.full((3, 4), 0.15))
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
+        make_pixel_networks(ACTIONS, std=0.0)
+
+
 def test_a_separate_encoder_is_trained_by_its_actor():
     actor = make_pixel_networks(ACTIONS, hidden=(16,)).actor
     actor(batch_of(4))["loc"].square().sum().backward()

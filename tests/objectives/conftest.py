@@ -190,6 +190,12 @@ def case(request):
 
 
 @pytest.fixture
+def case_names():
+    """The names of all losses and of their options."""
+    return list(CASES)
+
+
+@pytest.fixture
 def build():
     """Builds a loss by name, its networks and keys named by ``keys``, with an updater if it has target parameters."""
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchrl.objectives import SoftUpdate
+
+from torchrl_smore.functional.score import Formulation
+from torchrl_smore.objectives import ScoreLoss, SMORELoss
 
 # tensordict says so whenever torch.vmap meets stacked parameters in a compiled graph
 pytestmark = pytest.mark.filterwarnings("ignore:Using lock_:UserWarning")
@@ -17,38 +22,49 @@ def compiled_outputs(loss, batches, counter):
     return [run(batch) for batch in batches]
 
 
-QUICK = ("value", "actor", "score", "score_dual", "smore")
-SLOW = ("smore_one_score", "smore_no_target", "smore_dual", "smore_official")
-SLOW += ("smore_official_stable", "action_free", "action_free_actor", "action_free_corrected")
+def assert_equal(out, reference):
+    assert list(out.keys()) == list(reference.keys())
+    for key, value in reference.items():
+        torch.testing.assert_close(out[key], value, msg=lambda m, key=key: f"{key}: {m}")
 
 
-@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_a_loss_is_one_graph_compiled_once(case, build, batch_for):
-    loss = build(case)
+#: What is compiled: every class, and each branch of its options once, several in one graph where they do not exclude
+#: each other, since tracing a loss takes seconds.
+COMPILED = [
+    ("score", {"formulation": "dual", "divergence": "squared_hellinger", "score_bounds": None}),
+    ("score", {"formulation": "official", "reduction": "none", "scalar_output_mode": "exclude"}),
+    ("smore_official", {"num_score_nets": 1, "delay_score": False}),
+    ("smore_official_stable", {"deactivate_vmap": True}),
+    ("smore_no_awr_no_expectile", {"formulation": "dual", "divergence": "kl"}),
+    ("action_free", {}),
+    ("action_free_corrected", {}),
+    *((name, {}) for name in ("gciql", "gcsql", "gceql", "gcxql", "gcsl", "gcsl_nll", "wgcsl", "wgcsl_original")),
+    ("gofar", {}),
+    ("gofar_binary", {"divergence": "kl", "regression": "nll", "actor_weight": "expectile_awr"}),
+    *((name, {}) for name in ("crl", "crl_awr", "crl_td")),
+    ("am", {}),
+]
+#: What the tests below compile.
+ALONE = ["value", "actor", "score", "smore"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), COMPILED, ids=str)
+def test_a_loss_is_one_graph_compiled_once(name, options, build, batch_for):
+    loss = build(name, **options)
     counter = CompileCounterWithBackend("eager")
     batches = [batch_for(loss, seed=seed) for seed in range(3)]
     expected = [loss(batch) for batch in batches]
     for out, reference in zip(compiled_outputs(loss, batches, counter), expected):
-        assert list(out.keys()) == list(reference.keys())
-        for key, value in reference.items():
-            torch.testing.assert_close(out[key], value, msg=lambda m, key=key: f"{key}: {m}")
+        assert_equal(out, reference)
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "kwargs"),
-    [
-        pytest.param("smore", {"deactivate_vmap": True}, marks=pytest.mark.slow),
-        ("score", {"deactivate_vmap": True}),
-        ("score", {"formulation": "official"}),
-        ("score", {"formulation": "official_stable"}),
-        ("score", {"divergence": "squared_hellinger", "score_bounds": None}),
-        ("score", {"reduction": "none", "scalar_output_mode": "exclude"}),
-    ],
-    ids=str,
-)
-def test_options_do_not_break_the_graph(name, kwargs, build, batch_for):
-    test_a_loss_is_one_graph_compiled_once(name, lambda case: build(case, **kwargs), batch_for)
+def test_every_class_and_every_formulation_is_compiled(build, case_names):
+    compiled = [build(name, **options) for name, options in (*COMPILED, *((name, {}) for name in ALONE))]
+    assert {type(build(name)) for name in case_names} == {type(loss) for loss in compiled}
+    objectives = [loss.objective for loss in compiled if isinstance(loss, ScoreLoss | SMORELoss)]
+    assert {objective.formulation for objective in objectives} == set(get_args(Formulation))
 
 
 def test_masks_and_weights_do_not_break_the_graph(build, batch_for):
@@ -57,7 +73,7 @@ def test_masks_and_weights_do_not_break_the_graph(build, batch_for):
     batch.set(("q", "collector", "mask"), torch.arange(8) < 7)
     counter = CompileCounterWithBackend("eager")
     for out in compiled_outputs(loss, [batch, batch.clone()], counter):
-        torch.testing.assert_close(out["loss_score"], loss(batch)["loss_score"])
+        assert_equal(out, loss(batch))
     assert counter.frame_count == 1
 
 
@@ -74,7 +90,7 @@ def test_scheduling_a_coefficient_does_not_recompile(name, key, build, batch_for
             loss.temperature = temperature
         else:
             loss.expectile = expectile
-        torch.testing.assert_close(run(batch)[key], loss(batch)[key])
+        assert_equal(run(batch), loss(batch))
         assert not torch.equal(run(batch)[key], before)
     assert counter.frame_count == 1
 
@@ -83,7 +99,7 @@ def test_scheduling_a_coefficient_does_not_recompile(name, key, build, batch_for
 def test_target_updates_and_optimiser_steps_do_not_recompile(build, batch_for, total):
     loss = build("smore", updater=False)
     updater = SoftUpdate(loss, tau=0.5)
-    batch, counter = batch_for(loss), CompileCounterWithBackend("aot_eager")
+    batch, counter = batch_for(loss), CompileCounterWithBackend("eager")
     optimiser = torch.optim.Adam(loss.parameters())
     # eager calls fill a memo of tensordict's whose length compiled graphs guard
     loss(batch)
@@ -91,10 +107,12 @@ def test_target_updates_and_optimiser_steps_do_not_recompile(build, batch_for, t
     torch._dynamo.reset()
     run = torch.compile(loss, backend=counter, fullgraph=True)
     for _ in range(3):
-        total(run(batch)).backward()
+        out, expected = run(batch), loss(batch)
+        assert_equal(out, expected)
+        total(out).backward()
         gradients = [p.grad.clone() for p in loss.parameters()]
         optimiser.zero_grad()
-        total(loss(batch)).backward()
+        total(expected).backward()
         for ours, p in zip(gradients, loss.parameters()):
             torch.testing.assert_close(ours, p.grad)
         optimiser.step()

@@ -1,4 +1,4 @@
-"""The example of docs/use.md: a task of one's own through the recipes."""
+"""The example of docs/howto/task.md: a task of one's own through the recipes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from torchrl_smore import TrajectoryStore, load_policy
 
-PAGE = Path(__file__).parents[2] / "docs" / "use.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "task.md"
 TASK = "task=my_module:MyTask"
 TINY = ("steps=3", "batch_size=8", "eval_interval=3", "eval_episodes=2", "threads=1", "device=cpu")
 

@@ -24,8 +24,11 @@ SMALL = (
     ("method", "options"),
     [
         ("hindsight_bc", ()),
+        ("hindsight_bc", ("encoder=joint",)),
         ("smore", ("encoder=shared",)),
         ("crl", ("encoder=shared", "pixel_norm=false", "pixel_cold=false", "crop_prob=0")),
+        ("crl_td", ("encoder=shared",)),
+        ("crl_td", ()),
         ("gc_iql", ("encoder_size=medium", "precision=bf16")),
     ],
 )
@@ -58,10 +61,10 @@ def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("task=FetchReach",), "FetchReach has no pictures"),
-        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, gcsl, hindsight_bc, got gofar"),
+        (("task=FetchPush",), "FetchPush has no pictures"),
+        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, crl_td, gcsl, hindsight_bc, got gofar"),
         (("method=hindsight_bc", "encoder=shared"), "GCSLLoss has an actor alone"),
-        (("encoder=both",), "unknown encoder 'both': expected separate, shared."),
+        (("encoder=both",), "unknown encoder 'both': expected separate, shared, joint."),
         (("pixels=0", "encoder=shared"), "encoder: of no use without pixels="),
         (("her_ratio=0.8",), "goals are pictures of the data, so her_ratio must be 1, got 0.8"),
         (("pixels=20",), "pixels"),

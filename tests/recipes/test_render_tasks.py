@@ -32,6 +32,26 @@ def test_a_task_is_drawn_as_three_frames_and_as_a_film_of_the_expert(recipe, tmp
     assert np.ptp(film.astype(int), axis=0).max() > 100
 
 
+def test_what_a_policy_of_pictures_sees_is_drawn_beside_its_goal(recipe, tmp_path):
+    done = recipe("render_tasks.py", "task=PointReach", "out=.", "size=48", "steps=20", "pictures=true", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    strip = imageio.imread(tmp_path / "PointReach_pictures.png")[..., :3]
+    assert strip.shape == (48, 3 * 100, 3)
+    start, goal, end = strip[:, :48], strip[:, 252:], strip[:, 200:248]
+    assert not np.array_equal(start, goal)
+    # the expert has arrived: a disc of 3 pixels that may lie a pixel beside
+    assert (np.abs(end.astype(int) - goal).max(-1) > 60).sum() < 10
+    assert (np.abs(start.astype(int) - goal).max(-1) > 60).sum() > 10
+
+
+def test_only_a_task_that_has_pictures_is_drawn_as_pictures(recipe, tmp_path):
+    for task in ("all", "FetchPush"):
+        done = recipe("render_tasks.py", f"task={task}", "pictures=true", cwd=tmp_path)
+        assert done.status != 0
+        assert "pictures=true goes with one task that has pictures: FetchReach, " in done.stderr
+        assert f"got {task}." in done.stderr
+
+
 def test_an_unknown_task_is_refused_before_anything_is_written(recipe, tmp_path):
     done = recipe("render_tasks.py", "task=PointRoom", cwd=tmp_path)
     assert (done.status, len(done.stderr.splitlines())) == (2, 1)

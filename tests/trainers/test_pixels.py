@@ -13,7 +13,7 @@ from torchrl_smore import SMORELoss
 from torchrl_smore.data import PixelBatchSampler
 from torchrl_smore.envs import collect, get_task, paint
 from torchrl_smore.modules import PixelEncoder, make_pixel_networks
-from torchrl_smore.objectives import ContrastiveRLLoss, GCIQLLoss, GCSLLoss
+from torchrl_smore.objectives import ContrastiveRLLoss, ContrastiveTDLoss, GCIQLLoss, GCSLLoss
 from torchrl_smore.trainers import (
     ActorPolicy,
     FusedUpdate,
@@ -35,20 +35,26 @@ def store():
 def make_loss(name, shared=False, seed=0, **options):
     torch.manual_seed(seed)
     contrastive = name.startswith("crl")
+    std = 0.15 if name == "crl_td" else None
     networks = make_pixel_networks(
-        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=shared, embeddings=contrastive, cold=False
+        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=bool(shared), embeddings=contrastive, cold=False, std=std
     )
     if name == "bc":
-        return GCSLLoss(networks.actor, regression="nll")
-    if contrastive:
+        loss = GCSLLoss(networks.actor, regression="nll")
+        if shared:
+            loss.share_encoder(networks.encoder, train_by_actor=True)
+        return loss
+    if name == "crl_td":
+        loss = ContrastiveTDLoss(networks.actor, networks.score, sample_action=False, deactivate_vmap=True)
+    elif contrastive:
         value, actor = (networks.value, "awr") if name == "crl_awr" else (None, "ddpgbc")
         loss = ContrastiveRLLoss(networks.actor, networks.score, value, actor=actor, deactivate_vmap=True)
     else:
         kind = {"smore": SMORELoss, "iql": GCIQLLoss}[name]
         loss = kind(networks.actor, networks.score, networks.value, deactivate_vmap=True, **options)
     if shared:
-        loss.share_encoder(networks.encoder)
-    if contrastive:
+        loss.share_encoder(networks.encoder, train_by_actor=shared == "joint")
+    if contrastive and name != "crl_td":
         return loss
     SoftUpdate(loss, tau=0.005)  # which tells the loss that its targets are looked after
     return loss
@@ -59,7 +65,7 @@ def make_sampler(store, name, **options):
     return PixelBatchSampler(store, 16, q=name == "smore", crop_prob=0.5, **rewards, **options)
 
 
-@pytest.mark.parametrize("name", ["bc", "smore", "iql"])
+@pytest.mark.parametrize("name", ["bc", "smore", "iql", "crl_td"])
 def test_losses_take_pictures_as_they_are(store, name):
     loss = make_loss(name)
     out = loss(make_sampler(store, name)())
@@ -96,7 +102,7 @@ def test_the_policy_of_a_loss_keeps_pictures_as_they_are(store):
         policy({"observation": frames.astype(np.float64), "desired_goal": frames.astype(np.float64)})
 
 
-SHARING = ["smore", "smore_score", "iql", "crl", "crl_awr"]
+SHARING = ["smore", "smore_score", "iql", "crl", "crl_awr", "crl_td"]
 
 
 def make_shared(name, **options):
@@ -118,7 +124,7 @@ def test_a_shared_encoder_is_trained_by_score_and_value_and_not_by_the_actor(sto
     loss = make_shared(name)
     out = loss(make_sampler(store, name.partition("_")[0])())
     parts = [key for key, _ in out.items() if key.startswith("loss_") and key != "loss_actor"]
-    assert len(parts) == (1 if name == "crl" else 2)
+    assert len(parts) == (1 if name in ("crl", "crl_td") else 2)
     for part in parts:
         assert min(encoder_gradient(loss, out, [part])) > 0.0
     assert encoder_gradient(loss, out, ["loss_actor"]) == [0.0] * 16
@@ -128,10 +134,8 @@ def test_a_shared_encoder_is_trained_by_score_and_value_and_not_by_the_actor(sto
     assert sum(gradient is not None for gradient in gradients) >= len(actor) - 1
 
 
-@pytest.mark.parametrize("name", SHARING)
-def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch(store, name):
-    loss, batch = make_shared(name), make_sampler(store, name.partition("_")[0])()
-    shared = loss(batch)
+def by_hand(loss, batch):
+    """The encoder, and what the loss is of a batch that it has encoded, every picture with its gradient."""
     encoder = PixelEncoder(pixels=36, latent=16)
     encoder.load_state_dict(
         {
@@ -142,8 +146,49 @@ def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch(store, name):
     )
     plain = copy.deepcopy(loss)
     plain.encoder_network = None
-    encoded = batch.apply(lambda entry: encoder(entry) if entry.dtype == torch.uint8 else entry)
-    torch.testing.assert_close(dict(plain(encoded).items()), dict(shared.items()))
+    return encoder, plain(batch.apply(lambda entry: encoder(entry) if entry.dtype == torch.uint8 else entry))
+
+
+def assert_encoder_gradient(loss, found, encoder, expected):
+    """The two losses have the same gradient with respect to the two encoders."""
+    right = torch.autograd.grad(expected, list(encoder.parameters()), retain_graph=True)
+    known = dict(zip((name for name, _ in encoder.named_parameters()), right))
+    own = dict(loss.encoder_network_params.named_parameters())
+    for name, gradient in zip(own, torch.autograd.grad(found, list(own.values()), retain_graph=True)):
+        at_hand = known[name.removeprefix("module.")]
+        # sums over the pixels of a batch: single components cancel to less than their rounding
+        assert float((gradient - at_hand).norm()) < 1e-4 * float(at_hand.norm()), name
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_with_a_shared_encoder_a_loss_is_that_of_the_encoded_batch_and_so_is_its_gradient(store, name):
+    loss, batch = make_shared(name), make_sampler(store, name.partition("_")[0])()
+    shared = loss(batch)
+    encoder, expected = by_hand(loss, batch)
+    torch.testing.assert_close(dict(expected.items()), dict(shared.items()))
+    for part in [key for key, _ in shared.items() if key.startswith("loss_") and key != "loss_actor"]:
+        assert_encoder_gradient(loss, shared[part], encoder, expected[part])
+
+
+@pytest.mark.parametrize("name", ["bc", "smore", "iql"])
+def test_a_joint_encoder_is_trained_by_the_actor_too(store, name):
+    loss = make_loss(name, shared="joint")
+    goals = {"actor_strategy": "final"} if name == "smore" else {}
+    if goals:
+        loss.set_keys(actor_goal="actor_goal")
+    batch = make_sampler(store, name, **goals)()
+    joint = loss(batch)
+    encoder, expected = by_hand(loss, batch)
+    torch.testing.assert_close(dict(expected.items()), dict(joint.items()))
+    assert_encoder_gradient(loss, joint["loss_actor"], encoder, expected["loss_actor"])
+
+
+def test_the_score_of_an_actors_loss_does_not_train_a_joint_encoder(store):
+    loss = make_loss("smore", shared="joint", actor="score")
+    batch = make_sampler(store, "smore")()
+    # an actor that does not look passes no gradient on, and the score, which does, none either
+    loss.actor_network.module[0].module.register_forward_hook(lambda *_: tuple(torch.zeros(2, 16, 2).requires_grad_()))
+    assert encoder_gradient(loss, loss(batch), ["loss_actor"]) == [0.0] * 16
 
 
 def test_what_is_one_picture_is_encoded_once_and_what_is_not_read_not_at_all(store):
@@ -186,10 +231,20 @@ def test_seeds_with_a_shared_encoder_train_together_as_alone_and_go_on_from_thei
     torch.testing.assert_close(dict(again().items()), dict(both().items()), rtol=0.0, atol=0.0)
 
 
+@pytest.mark.parametrize("name", ["iql", "crl"])
+def test_encoding_a_batch_is_one_graph(store, name):
+    """What a loss does with its vectors is one in tests/objectives/test_compile.py."""
+    loss, batch = make_loss(name, shared=True), make_sampler(store, name)()
+    torch._dynamo.reset()
+    found = torch.compile(loss.encoded, fullgraph=True, backend="eager")(batch)
+    expected = loss.encoded(batch)
+    assert expected["observation"].shape == (16, 16)
+    torch.testing.assert_close(found.to_dict(), expected.to_dict())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smore", "iql", "crl"])
-def test_an_update_with_a_shared_encoder_is_one_graph(store, name):
-    update = FusedUpdate(make_loss(name, shared=True), make_sampler(store, name), tau=None if name == "crl" else 0.005)
+def test_an_update_with_a_shared_encoder_is_one_graph(store):
+    update = FusedUpdate(make_loss("smore", shared=True), make_sampler(store, "smore"), tau=0.005)
     buffers = (update.params, update.targets, *update._moments)
     rows = [{group: flat[0] for group, flat in flats.items()} for flats in buffers]
     arguments = (rows[0], rows[1], update._stack.constants(0), update.samplers[0].draw())

@@ -301,10 +301,14 @@ def test_an_actor_of_another_distribution_is_named(run):
         record_policy(run_dir, loss, columns={"observation": []})
 
 
-def test_a_loss_imports_no_trainers_and_loading_no_simulator_no_command_line_and_no_plots(run):
-    blocked = ["gymnasium", "mujoco", "matplotlib", "hydra", "omegaconf", "imageio", "h5py", "tqdm"]
+def test_the_package_imports_no_trainers_and_loading_a_policy_nothing_that_an_extra_brings(run):
+    blocked = [
+        *("gymnasium", "mujoco", "matplotlib", "hydra", "omegaconf", "imageio", "h5py", "pyarrow", "tqdm"),
+        *("wandb", "tensorboard", "smore_kernels"),
+    ]
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({blocked})); import numpy as np, torchrl_smore; "
+        f"import sys, warnings; sys.modules.update(dict.fromkeys({blocked})); "
+        "warnings.simplefilter('error'); import numpy as np, torchrl_smore; warnings.resetwarnings(); "
         "print('torchrl_smore.trainers' in sys.modules); "
         f"print(torchrl_smore.load_policy({str(run[0])!r})(np.zeros(3), np.zeros(2)).shape); "
         f"print(torchrl_smore.load_value({str(run[0])!r})(np.zeros(3), np.zeros(2)).shape)"

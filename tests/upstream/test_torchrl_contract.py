@@ -10,7 +10,6 @@ Two of them are methods of ``LossModuleTestBase``, which lies in TorchRL's repos
 from __future__ import annotations
 
 import inspect
-import itertools
 from copy import deepcopy
 
 import pytest
@@ -223,22 +222,6 @@ class TestLoss:
         for number, values in enumerate(expected):
             for key, value in values.items():
                 torch.testing.assert_close(out[key][number], value, rtol=1e-4, atol=1e-5)
-
-    @pytest.mark.slow
-    # tensordict says so whenever torch.vmap meets stacked parameters in a compiled graph
-    @pytest.mark.filterwarnings("ignore:Using lock_:UserWarning")
-    def test_compile(self, case, build, batch_for):
-        from smore_objectives_fixtures import CASES
-
-        loss = build(case)
-        before = itertools.takewhile(lambda name: name != case, CASES)
-        if any(type(build(name)) is type(loss) for name in before):
-            pytest.skip("each class is compiled once here; its options are in tests/objectives/test_compile.py")
-        batch = batch_for(loss)
-        torch._dynamo.reset()
-        out = torch.compile(loss, backend="eager")(batch)
-        for key, value in losses_of(loss(batch)).items():
-            torch.testing.assert_close(out[key], value)
 
     def test_functional(self, case, build, batch_for):
         """Parameters live in ``*_params`` and nowhere else: what a network itself holds plays no part."""

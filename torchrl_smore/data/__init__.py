@@ -1,4 +1,8 @@
-"""The trajectory store, its readers, and sampling of goal transitions."""
+"""The trajectory store, readers and writers of dataset files, and sampling of goal transitions.
+
+:class:`TrajectoryStore` holds a dataset. :class:`GoalBatchSampler` draws batches of it; in a replay buffer of TorchRL
+:class:`GoalTransition` and :class:`HindsightGoalTransform` do.
+"""
 
 from torchrl_smore.data import readers, writers
 from torchrl_smore.data.anchors import ANCHOR_RULES, anchor_weights, check_anchor_rule

@@ -25,6 +25,9 @@ def mixture_counts(task: str | Task, mixture: str = "expert10", size: str = "sma
         size: ``"small"`` (4,000 trajectories) or ``"paper"`` (the published 2 million transitions of the hard Fetch
             tasks and the hand, in trajectories of the task's horizon).
 
+    Returns:
+        How many expert and how many random ones.
+
     Raises:
         ValueError: for an unknown name, or for ``size="paper"`` with a task whose published size is not known.
     """

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs._opengl import OpenGL, default_opengl, open_gl
+from torchrl_smore.envs._scene import load_model
 from torchrl_smore.envs.point import HALF_WIDTH, PointWorld
-from torchrl_smore.envs.tabletop import HOME, OPEN_FINGERS, load_model, placer
+from torchrl_smore.envs.tabletop import HOME, OPEN_FINGERS, placer
 
 if TYPE_CHECKING:
     from torchrl_smore.data.trajectories import TrajectoryStore
@@ -78,10 +79,12 @@ class PointPainter:
         """Nothing to release."""
 
 
-class TabletopPainter:
-    """Draws the tabletop through the camera of its model, without a display.
+class _ScenePainter:
+    """Draws a MuJoCo scene through its camera ``view``, without a display.
 
     Args:
+        model: the scene.
+        put: writes what is drawn, one row of numbers, to MuJoCo's data.
         size: height and width of a frame in pixels.
         opengl: library to draw with, see :func:`~torchrl_smore.envs.render_episode`.
 
@@ -90,39 +93,32 @@ class TabletopPainter:
         ImportError: if mujoco is missing; says what to install.
     """
 
-    def __init__(self, size: int, opengl: OpenGL | None = None) -> None:
+    def __init__(self, model: Any, put: Callable[[Any, Array], None], size: int, opengl: OpenGL | None) -> None:
         self.size = check_size(size)
-        self._model = load_model()
         import mujoco
 
-        self._mujoco = mujoco
-        self._data = mujoco.MjData(self._model)
-        _, self._put = placer(self._model)
-        self._window, self._context = open_gl(self._model, size, opengl or default_opengl())
-        self._scene = mujoco.MjvScene(self._model, maxgeom=100)
+        self._mujoco, self._model, self._put = mujoco, model, put
+        self._data = mujoco.MjData(model)
+        self._window, self._context = open_gl(model, size, opengl or default_opengl())
+        self._scene = mujoco.MjvScene(model, maxgeom=100)
         self._option = mujoco.MjvOption()
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._view.fixedcamid = self._model.camera("view").id
+        self._view.fixedcamid = model.camera("view").id
         self._viewport = mujoco.MjrRect(0, 0, size, size)
 
-    def states(self, observation: Array) -> Frames:
-        """Frames of states ``[n, 10]``."""
+    def _draw(self, rows: Array) -> Frames:
+        """Frames ``[n, size, size, 3]`` of ``rows`` ``[n, k]``."""
         self._window.make_current()  # another window may have been opened since
-        frames = np.empty((len(observation), self.size, self.size, 3), dtype=np.uint8)
-        for frame, state in zip(frames, np.asarray(observation, dtype=np.float64)):
-            self._shoot(frame, state)
+        frames = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        for frame, row in zip(frames, np.asarray(rows, dtype=np.float64)):
+            self._shoot(frame, row)
         # OpenGL counts rows from below
         return np.ascontiguousarray(frames[:, ::-1])
 
-    def goals(self, goal: Array) -> Frames:
-        """Frames of goals ``[n, 6]``: everything is where it should be, and the open gripper at home."""
-        gripper = np.broadcast_to([*HOME, OPEN_FINGERS], (len(goal), 4))
-        return self.states(np.concatenate([gripper, goal], axis=-1))
-
-    def _shoot(self, frame: Frames, state: Array) -> None:
+    def _shoot(self, frame: Frames, row: Array) -> None:
         mujoco = self._mujoco
-        self._put(self._data, state)
+        self._put(self._data, row)
         # what a picture needs of the forward dynamics
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
@@ -135,6 +131,70 @@ class TabletopPainter:
         """Releases the OpenGL context."""
         self._context.free()
         self._window.free()
+
+
+class TabletopPainter(_ScenePainter):
+    """Draws the tabletop.
+
+    Args:
+        size: height and width of a frame in pixels.
+        opengl: library to draw with, see :func:`~torchrl_smore.envs.render_episode`.
+
+    Raises:
+        RenderError: if there is no OpenGL; says what to install.
+        ImportError: if mujoco is missing; says what to install.
+    """
+
+    def __init__(self, size: int, opengl: OpenGL | None = None) -> None:
+        model = load_model("tabletop.xml", "TabletopPainter")
+        _, put = placer(model)
+        super().__init__(model, put, size, opengl)
+
+    def states(self, observation: Array) -> Frames:
+        """Frames of states ``[n, 10]``."""
+        return self._draw(observation)
+
+    def goals(self, goal: Array) -> Frames:
+        """Frames of goals ``[n, 6]``: everything is where it should be, and the open gripper at home."""
+        gripper = np.broadcast_to([*HOME, OPEN_FINGERS], (len(goal), 4))
+        return self._draw(np.concatenate([gripper, goal], axis=-1))
+
+
+class FetchReachPainter(_ScenePainter):
+    """Draws the gripper of FetchReach above its table.
+
+    The pictures are of a scene of our own, not the simulator's renderings: the joints of the robot's arm are not part
+    of the observation. In its place is a shadow straight below the gripper, which shows its height. Velocities,
+    which the observation has too, are not seen.
+
+    Args:
+        size: height and width of a frame in pixels.
+        opengl: library to draw with, see :func:`~torchrl_smore.envs.render_episode`.
+
+    Raises:
+        RenderError: if there is no OpenGL; says what to install.
+        ImportError: if mujoco is missing; says what to install.
+    """
+
+    def __init__(self, size: int, opengl: OpenGL | None = None) -> None:
+        model = load_model("fetch_reach.xml", "FetchReachPainter")
+        gripper, shadow = (int(model.body(name).mocapid[0]) for name in ("gripper", "shadow"))
+        table = model.geom("table")
+        top = float(table.pos[2] + table.size[2])
+
+        def put(data: Any, position: Array) -> None:
+            data.mocap_pos[gripper] = position
+            data.mocap_pos[shadow] = (*position[:2], top)
+
+        super().__init__(model, put, size, opengl)
+
+    def states(self, observation: Array) -> Frames:
+        """Frames of states ``[n, 10]``."""
+        return self._draw(observation[:, :3])
+
+    def goals(self, goal: Array) -> Frames:
+        """Frames of goals ``[n, 3]``: the gripper is there."""
+        return self._draw(goal)
 
 
 def check_size(size: int) -> int:

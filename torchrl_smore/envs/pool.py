@@ -82,6 +82,9 @@ class EnvPool:
 
         Returns:
             ``observation [n, ds]``, ``achieved_goal [n, dg]`` and ``desired_goal [n, dg]``, float32.
+
+        Raises:
+            ValueError: for another number of seeds than environments.
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}.")
@@ -96,6 +99,9 @@ class EnvPool:
 
         Returns:
             The observations, as in :meth:`reset`, and the rewards ``[n]``: 1 where the goal is now reached, else 0.
+
+        Raises:
+            ValueError: for actions of another shape.
         """
         actions = np.asarray(actions, dtype=np.float32)
         expected = (self.num_envs, self.task.action_dim)

@@ -18,13 +18,13 @@ handle from the panel, its angle at the start and its range. What differs:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs._gym import Env, spaces
+from torchrl_smore.envs._scene import load_model
 from torchrl_smore.envs.wrappers import require_mujoco
 
 Array = NDArray[Any]
@@ -105,8 +105,7 @@ class SawyerEnv(Env):
         self._mujoco = require_mujoco("SawyerEnv")
         self.world = world
         self.render_mode = None
-        with resources.as_file(resources.files(__package__) / "assets") as folder:
-            self.model = self._mujoco.MjModel.from_xml_path(str(folder / world.model))
+        self.model = load_model(world.model, "SawyerEnv")
         self.data = self._mujoco.MjData(self.model)
         self._low, self._high = np.array(world.low), np.array(world.high)
         self._goal = np.zeros(len(world.goal_low))

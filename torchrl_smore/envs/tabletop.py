@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs._gym import Env, spaces
+from torchrl_smore.envs._scene import load_model
 from torchrl_smore.envs.wrappers import require_mujoco
 
 Array = NDArray[Any]
@@ -103,6 +103,10 @@ def draw_episode(kind: Kind, rng: np.random.Generator) -> tuple[Scene, Scene]:
     opening or shutting it. ``"pick"``: the cube from the table to the tray or to the top of the cabinet.
     ``"pick-close"``: the cube from the table into the open drawer, which is then shut. ``"push-open"``: the can from
     before the shut drawer to the right, so that the drawer can be opened.
+
+    Args:
+        kind: of the task.
+        rng: that draws them.
     """
     if kind == "primitives":
         return _primitive(rng)
@@ -184,7 +188,7 @@ class TabletopEnv(Env):
         self._mujoco = require_mujoco("TabletopEnv")
         self.kind = kind
         self.render_mode = None
-        self.model = load_model()
+        self.model = load_model("tabletop.xml", "TabletopEnv")
         self.data = self._mujoco.MjData(self.model)
         self._places, self._put = placer(self.model)
         self._lock = self.model.equality("lock").id
@@ -266,9 +270,3 @@ def placer(model: Any) -> tuple[list[int], Callable[[Any, Array], None]]:
         data.qpos[far_finger] = state[FINGERS]
 
     return places, put
-
-
-def load_model() -> Any:
-    """The MuJoCo model of the table."""
-    with resources.as_file(resources.files(__package__) / "assets" / "tabletop.xml") as file:
-        return require_mujoco("TabletopEnv").MjModel.from_xml_path(str(file))

@@ -30,6 +30,9 @@ class GoalTaskWrapper(Wrapper):
     Args:
         env: an environment with a ``Dict`` observation of ``observation``, ``achieved_goal`` and ``desired_goal``.
         reached: the success rule, see :meth:`torchrl_smore.envs.Task.reached`.
+
+    Raises:
+        ValueError: for another observation space.
     """
 
     def __init__(self, env: Env, reached: Callable[[Any, Any], Any]) -> None:
@@ -99,7 +102,16 @@ def noise_generator(seed: int) -> np.random.Generator:
 
 
 def disturb(action: NDArray[Any], sigma: float, generator: np.random.Generator) -> NDArray[np.float32]:
-    """``clip(action + sigma * normal, -1, 1)`` as float32; see :class:`ActionNoiseWrapper`."""
+    """``clip(action + sigma * normal, -1, 1)``; see :class:`ActionNoiseWrapper`.
+
+    Args:
+        action: shape ``[*]``, in ``[-1, 1]``.
+        sigma: standard deviation, not negative, in the unit of the action.
+        generator: of the noise.
+
+    Returns:
+        Of the same shape, float32.
+    """
     noisy = action + sigma * generator.standard_normal(np.shape(action))
     return np.clip(noisy, -1.0, 1.0).astype(np.float32)
 

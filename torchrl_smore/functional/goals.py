@@ -30,8 +30,8 @@ def uniform_index(uniform: Tensor, low: Tensor | int, high: Tensor | int) -> Ten
 
     Args:
         uniform: in ``[0, 1)``, shape ``[*]``.
-        low: smallest value, broadcastable.
-        high: one above the largest, greater than ``low``.
+        low: smallest value, an integer or integers of a shape that broadcasts with ``[*]``.
+        high: one above the largest, greater than ``low``, likewise.
 
     Returns:
         int64, shape ``[*]``.
@@ -203,6 +203,9 @@ def check_strategy(strategy: Strategy) -> dict[str, float]:
     Args:
         strategy: a name, or positive shares (or 0) by name that add up to 1.
 
+    Returns:
+        The positive shares by name.
+
     Raises:
         ValueError: for an unknown name, a negative share, or a sum other than 1.
     """
@@ -256,14 +259,18 @@ STRATEGIES: dict[str, Callable[[_Draw], Tensor]] = {
 
 @dataclass(frozen=True)
 class GoalTransitionRows:
-    """Rows of one sampled batch; each field has shape ``[B]``.
+    """Rows of one sampled batch; each field has shape ``[B]``, row numbers int64 and masks bool.
 
-    ``index`` (i) is the offline transition, ``goal_index`` (k) the row whose goal it is given where ``relabel_mask``
-    holds (elsewhere it keeps its stored goal), ``q_index`` (m) the goal transition: it pursues the goal that it enters
-    itself where ``q_relabel_mask`` holds, and elsewhere its stored goal, which it reaches. ``reached_index`` is the row
-    that ``q_index`` is in the latter case; where no row of the data reaches its stored goal it enters its own goal too.
-    ``actor_goal_index`` is the row whose goal the actor is given where ``relabel_mask`` holds: ``goal_index`` unless it
-    has a strategy of its own.
+    Attributes:
+        index: the offline transition (i).
+        goal_index: the row (k) whose goal it is given where ``relabel_mask`` holds.
+        relabel_mask: where it is given another goal; elsewhere it keeps its stored one.
+        q_index: the goal transition (m).
+        q_relabel_mask: where that pursues the goal which it enters itself; elsewhere its stored goal, which it reaches.
+        reached_index: what ``q_index`` is where ``q_relabel_mask`` does not hold; where no row of the data reaches its
+            stored goal, it enters its own goal too.
+        actor_goal_index: the row whose goal the actor is given where ``relabel_mask`` holds: ``goal_index`` unless it
+            has a strategy of its own.
     """
 
     index: Tensor

@@ -83,18 +83,40 @@ class ActorWeight(NamedTuple):
 
 
 def actor_weight(advantage: Tensor, temperature: float | Tensor, weight_clip: float = 100.0) -> ActorWeight:
-    """:func:`awr_weight` of a constant advantage, with its diagnostics."""
+    """:func:`awr_weight` of a constant advantage, with its diagnostics.
+
+    Args:
+        advantage: shape ``[*B]``, in the unit of the score; detached.
+        temperature: see :func:`awr_weight`.
+        weight_clip: see :func:`awr_weight`.
+
+    Raises:
+        ValueError: see :func:`awr_weight`.
+    """
     advantage = advantage.detach()
     return weighed(advantage, awr_weight(advantage, temperature, weight_clip), weight_clip)
 
 
 def weighed(advantage: Tensor, weight: Tensor, weight_clip: float) -> ActorWeight:
-    """Given weights, with their diagnostics; those of at least ``weight_clip`` count as clipped."""
+    """Given weights, with their diagnostics.
+
+    Args:
+        advantage: shape ``[*B]``, a constant.
+        weight: of each row, shape ``[*B]``, a constant.
+        weight_clip: rows of at least this weight count as clipped.
+    """
     return ActorWeight(weight, advantage.mean(), weight.mean(), (weight >= weight_clip).to(weight.dtype).mean())
 
 
 class ExpectileAWR(NamedTuple):
-    """What :func:`expectile_awr` computes; everything but ``loss`` is a constant."""
+    """What :func:`expectile_awr` computes; everything but ``loss`` is a constant.
+
+    Attributes:
+        loss: of the value, ``[*B]``, or reduced.
+        value: ``[*B]``.
+        mean_value: its mean, 0-d.
+        weight: of the actor's regression; ``None`` without a temperature.
+    """
 
     loss: Tensor
     value: Tensor

@@ -35,7 +35,16 @@ OFFICIAL_STEP_REWARD = -2.0
 
 
 def bellman_residual(score: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-    """Residual ``y = gamma * M(s', g) - S(s, a, g)`` of Eq. 10, in units of the score; shapes broadcast."""
+    """Residual ``y = gamma * M(s', g) - S(s, a, g)`` of Eq. 10, in units of the score.
+
+    Args:
+        score: ``S(s, a, g)``, shape ``[*]``, or ``[M, *B]`` of an ensemble.
+        next_value: ``M(s', g)``, of a shape that broadcasts with it, such as ``[*B]``.
+        gamma: discount, in ``(0, 1)``.
+
+    Returns:
+        The residual, of the shape of ``score``.
+    """
     return gamma * next_value - score
 
 
@@ -200,6 +209,13 @@ def in_sample_reward_range(
     ``q``) and ``(1 - beta gamma) / (1 - beta)`` (pure ``rho``); the reward is ``-y``. For chi-squared this gives
     ``[-beta (1 - gamma) / (2c (1 - beta)), 1 / (2c)]``. Where the cap ``max_ratio`` lies below the largest ratio (which
     chi-squared does not have), the objective has no minimiser and the lower end is infinite.
+
+    Args:
+        divergence: the f-divergence.
+        beta: weight of ``q`` in the mixture, in ``(0, 1]``.
+        gamma: discount, in ``(0, 1)``.
+        residual_coef: see :func:`conjugate_excess`.
+        max_ratio: see :func:`conjugate_excess`.
 
     Returns:
         The smallest and the largest reward; infinite where the divergence does not bound it.

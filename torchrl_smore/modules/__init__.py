@@ -1,4 +1,8 @@
-"""Networks."""
+"""Networks and distributions of actions, and what builds them for a task.
+
+:func:`make_networks` builds actor, scores and value of vectors, :func:`make_pixel_networks` those of pictures, and
+:func:`make_contrastive_networks` those of contrastive RL; each reads its entries of a TensorDict by name.
+"""
 
 from torchrl_smore.modules.bilinear import (
     GELUMLP,

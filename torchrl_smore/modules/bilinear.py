@@ -74,7 +74,12 @@ class GELUMLP(nn.Module):
 
 
 class PairEmbedding(nn.Module):
-    """``phi`` of all inputs but the last and ``psi`` of the last, the goal, stacked to ``[*B, 2, D]``."""
+    """``phi`` of all inputs but the last and ``psi`` of the last, the goal, stacked to ``[*B, 2, D]``.
+
+    Args:
+        phi: embeds state and action, ``[*B, O]`` and ``[*B, A]``, or the state alone, to ``[*B, D]``.
+        psi: embeds the goal, ``[*B, G]``, to ``[*B, D]``.
+    """
 
     def __init__(self, phi: nn.Module, psi: nn.Module) -> None:
         super().__init__()
@@ -105,7 +110,12 @@ class BilinearScore(nn.Module):
 
 
 class FixedStdHead(nn.Module):
-    """Mean from a trunk, without squashing, and a constant standard deviation."""
+    """Mean from a trunk, without squashing, and a constant standard deviation.
+
+    Args:
+        trunk: maps the inputs to the mean, ``[*B, A]``.
+        std: standard deviation, positive, in the unit of the action.
+    """
 
     def __init__(self, trunk: nn.Module, std: float = 1.0) -> None:
         super().__init__()
@@ -119,7 +129,14 @@ class FixedStdHead(nn.Module):
 
 @dataclass(frozen=True)
 class ContrastiveNetworks:
-    """What :func:`make_contrastive_networks` builds; one critic for each member of the ensemble."""
+    """What :func:`make_contrastive_networks` builds.
+
+    Attributes:
+        actor: reads ``observation`` and ``desired_goal``, stochastic.
+        critic: a network for each member of the ensemble; reads the action as well and writes both embeddings,
+            ``[*B, 2, D]``.
+        value: the same without the action, for ``actor="awr"``.
+    """
 
     actor: ProbabilisticTensorDictSequential
     critic: list[TensorDictModule]

@@ -71,8 +71,11 @@ def make_discriminator(
     Args:
         observation_spec: has ``desired_goal`` ``[G]``.
         hidden: widths of the hidden layers.
-        statistics: mean and standard deviation by key; those of ``desired_goal`` standardise both inputs.
+        statistics: mean and standard deviation by key, ``[G]`` each; those of ``desired_goal`` standardise both inputs.
         precision: of the hidden layers.
+
+    Returns:
+        A module for :class:`~torchrl_smore.objectives.GoFARLoss`.
     """
     goal_dim = observation_spec["desired_goal"].shape[-1]
     network: nn.Module = TanhMLP(2 * goal_dim, 1, hidden, precision=precision)

@@ -77,6 +77,9 @@ def policy_distribution(contamination: float, low: Tensor | None, high: Tensor |
         high: largest action, likewise.
         size: number of action components.
 
+    Returns:
+        Keyword arguments ``distribution_class`` and, if it takes any, ``distribution_kwargs``.
+
     Raises:
         ValueError: for a contamination outside ``[0, 1)``.
     """

@@ -222,7 +222,13 @@ class Standardize(nn.Module):
 
 @dataclass(frozen=True)
 class Networks:
-    """What :func:`make_networks` builds; ``score`` is a list, one network for each member of the ensemble."""
+    """What :func:`make_networks` builds.
+
+    Attributes:
+        actor: reads ``observation`` and ``desired_goal``, stochastic; writes ``action``, ``[*B, A]``.
+        score: a network for each member of the ensemble; reads the action as well and writes ``score``, ``[*B, 1]``.
+        value: reads ``observation`` and ``desired_goal``, writes ``state_value``, ``[*B, 1]``.
+    """
 
     actor: ProbabilisticTensorDictSequential
     score: list[TensorDictModule]
@@ -231,13 +237,22 @@ class Networks:
 
 @dataclass(frozen=True)
 class PixelNetworks(Networks):
-    """What :func:`make_pixel_networks` builds; ``encoder`` is the shared one, for a loss's ``share_encoder``."""
+    """What :func:`make_pixel_networks` builds.
+
+    Attributes:
+        encoder: the one that the networks share, for a loss's ``share_encoder``; ``None`` if each has its own.
+    """
 
     encoder: TensorDictModule | None = None
 
 
 def goal_specs(observation_dim: int, goal_dim: int, action_dim: int) -> tuple[Composite, Bounded]:
     """Observation and action specs of a goal-conditioned task with actions in ``[-1, 1]``.
+
+    Args:
+        observation_dim: width O of the observation.
+        goal_dim: width G of achieved and desired goal.
+        action_dim: width A of the action.
 
     Returns:
         A :class:`~torchrl.data.Composite` with ``observation``, ``achieved_goal`` and ``desired_goal``, and a

@@ -13,7 +13,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.modules.bilinear import BilinearScore, PairEmbedding
+from torchrl_smore.modules.bilinear import BilinearScore, FixedStdHead, PairEmbedding
 from torchrl_smore.modules.distributions import policy_distribution
 from torchrl_smore.modules.networks import MIN_STD, ConcatMLP, GaussianHead, PixelNetworks
 from torchrl_smore.modules.precision import Precision, check_precision
@@ -216,6 +216,7 @@ def make_pixel_networks(
     cold: bool = True,
     contamination: float = 0.0,
     min_std: float = MIN_STD,
+    std: float | None = None,
     precision: Precision = "float32",
 ) -> PixelNetworks:
     """Build score, value and Gaussian actor networks whose observations and goals are pictures.
@@ -242,6 +243,8 @@ def make_pixel_networks(
             neither would have a gradient.
         contamination: see :func:`make_networks`.
         min_std: see :func:`make_networks`.
+        std: the actor's standard deviation, a constant, positive, in the unit of actions, with a mean that is not
+            squashed (stable contrastive RL: 0.15); ``None``: it is learnt.
         precision: of encoders and hidden layers, see :class:`PixelEncoder` and
             :func:`~torchrl_smore.modules.precision.run_layers`.
 
@@ -251,9 +254,11 @@ def make_pixel_networks(
         ``state_value`` (both ``embedding`` for ``embeddings``) and ``action``.
 
     Raises:
-        ValueError: for an unknown size or precision, or pictures that are too small.
+        ValueError: for an unknown size or precision, pictures that are too small, or a ``std`` that is not positive.
     """
     action_dim = action_spec.shape[-1]
+    if std is not None and not std > 0.0:
+        raise ValueError(f"std must be positive, got {std}.")
 
     def eyes(pictures: int = 1) -> PixelEncoder:
         return PixelEncoder(pictures, pixels=pixels, latent=latent, size=encoder, precision=precision)
@@ -282,7 +287,8 @@ def make_pixel_networks(
         value = TensorDictModule(seeing(lambda: mlp(2 * latent, 1)), state_keys, ["state_value"])
 
     def head() -> nn.Module:
-        return GaussianHead(mlp(2 * latent if shared else latent, action_dim), action_dim, min_std=min_std)
+        trunk = mlp(2 * latent if shared else latent, action_dim)
+        return GaussianHead(trunk, action_dim, min_std=min_std) if std is None else FixedStdHead(trunk, std)
 
     actor = ProbabilisticActor(
         TensorDictModule(seeing(head, 2), state_keys, ["loc", "scale"]),

@@ -1,4 +1,9 @@
-"""TorchRL loss modules."""
+"""Losses as TorchRL's ``LossModule``: SMORe whole and in its three parts, and the methods that it is compared with.
+
+Each reads one TensorDict, to which nothing is written, and returns another with a ``loss_<part>`` for each part and,
+detached, what is logged beside them. The entries that it reads are its ``in_keys``; ``set_keys`` renames them. What all
+losses share is in :class:`~torchrl_smore.objectives.base.OfflineLoss`.
+"""
 
 from torchrl_smore.objectives.action_free import ActionFreeSMORELoss
 from torchrl_smore.objectives.actor import AWRActorLoss

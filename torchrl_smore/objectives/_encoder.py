@@ -12,15 +12,15 @@ from torch import Tensor
 from torchrl_smore.objectives._networks import Networks
 
 
-def check_encoder(encoder: TensorDictModule, loss: Networks) -> None:
+def check_encoder(encoder: TensorDictModule, loss: Networks, train_by_actor: bool) -> None:
     """Raises ``ValueError`` if an encoder cannot be shared by the networks of a loss."""
     if loss.encoder_network is not None:
         raise ValueError(f"this {type(loss).__name__} has an encoder already.")
     own = [name for name in loss._modules if name.endswith("_params") and not name.startswith("target_")]
-    if own == ["actor_network_params"]:
+    if own == ["actor_network_params"] and not train_by_actor:
         raise ValueError(
             f"{type(loss).__name__} has an actor alone, whose gradient would not train a shared encoder: give the "
-            "actor an encoder of its own."
+            "actor an encoder of its own, or pass train_by_actor=True."
         )
     if (len(encoder.in_keys), len(encoder.out_keys)) != (1, 1):
         raise ValueError(

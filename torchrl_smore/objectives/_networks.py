@@ -49,6 +49,8 @@ class Networks(LossModule):
     discriminator_network_params: TensorDictParams
     target_discriminator_network_params: TensorDictParams
     encoder_network: TensorDictModule | None = None
+    #: Whether the actor trains a shared encoder too.
+    actor_trains_encoder = False
     encoder_network_params: TensorDictParams
     target_encoder_network_params: TensorDictParams
     expectile: Tensor
@@ -78,8 +80,13 @@ class Networks(LossModule):
         self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
 
     def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
-        """What an actor is trained on: its gradient stops before a shared encoder."""
+        """What the score or Q of an actor's loss reads: its gradient stops before a shared encoder."""
         return inputs if self.encoder_network is None else inputs.detach()
+
+    def _seen(self, inputs: TensorDictBase) -> TensorDictBase:
+        """What the actor reads: its gradient stops before a shared encoder, unless it trains it."""
+        inputs = inputs.select(*self.actor_network.in_keys)
+        return inputs if self.actor_trains_encoder else self._for_actor(inputs)
 
     def _call(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
@@ -105,13 +112,12 @@ class Networks(LossModule):
     def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
         """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
         with lent(self.actor_network, self.actor_network_params if params is None else params):
-            seen = self._for_actor(inputs.select(*self.actor_network.in_keys))
-            return self.actor_network(seen)[self.tensor_keys.action]
+            return self.actor_network(self._seen(inputs))[self.tensor_keys.action]
 
     def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
         """Action distribution of the current policy."""
         with lent(self.actor_network, self.actor_network_params):
-            return self.actor_network.get_dist(self._for_actor(inputs.select(*self.actor_network.in_keys)))
+            return self.actor_network.get_dist(self._seen(inputs))
 
     def _make_vmap(self) -> None:
         self._vmapped = {
@@ -235,25 +241,22 @@ def members(params: TensorDictBase) -> Sequence[TensorDictBase | Entries]:
 def output_of(network: TensorDictModule, inputs: TensorDictBase, out_key: NestedKey) -> Tensor:
     """``network(inputs)[out_key]``, where ``network`` sees its ``in_keys`` alone.
 
-    A plain module is called with its tensors: the TensorDicts around a small network take longer than the network.
-    What is traced into a graph has them removed anyway.
+    A network that does no more than to call its module and to write ``out_key`` is called with tensors: the TensorDicts
+    around a small one take longer than the network. What is traced into a graph has them removed anyway.
     """
-    if torch.compiler.is_compiling() or not _is_plain(network, out_key):
+    plain = (
+        not torch.compiler.is_compiling()
+        and type(network) is TensorDictModule
+        and network.out_keys == [out_key]
+        and network.method is None
+        and not (network._kwargs or network.method_kwargs or network._forward_hooks or network._forward_pre_hooks)
+    )
+    if not plain:
         return network(inputs.select(*network.in_keys))[out_key]
     out = network.module(*[inputs[key] for key in network.in_keys])
     if isinstance(out, Tensor):
         return out
     return out[0] if isinstance(out, tuple) else out[out_key]
-
-
-def _is_plain(network: TensorDictModule, out_key: NestedKey) -> bool:
-    """Whether ``network`` does no more than to call its module and to write ``out_key``."""
-    return (
-        type(network) is TensorDictModule
-        and network.out_keys == [out_key]
-        and network.method is None
-        and not (network._kwargs or network.method_kwargs or network._forward_hooks or network._forward_pre_hooks)
-    )
 
 
 def _entries(params: TensorDictBase) -> Entries:

@@ -51,6 +51,10 @@ class ActionFreeSMORELoss(OfflineLoss):
     Returns (forward):
         ``loss_value`` and, with an actor, ``loss_actor``; detached: mean ``value``, root mean square ``residual``, and
         the actor's diagnostics.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for an unknown name or a constant outside its range.
     """
 
     @dataclass

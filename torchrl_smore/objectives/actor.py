@@ -34,6 +34,10 @@ class AWRActorLoss(OfflineLoss):
     Returns (forward):
         ``loss_actor``, and detached: ``mean_advantage``, mean ``awr_weight``, ``weight_clipped`` (fraction of rows
         whose weight is at ``weight_clip``), mean ``log_prob``.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for a constant outside its range.
     """
 
     @dataclass
@@ -84,6 +88,7 @@ class AWRActorLoss(OfflineLoss):
         return self._finish({"loss_actor": loss}, metadata, rows)
 
     def _actor_term(self, rows: TensorDictBase) -> Term:
+        """Eq. 11, weighted by the advantage of the batch."""
         keys = self.tensor_keys
         weight = actor_weight(rows[keys.advantage].squeeze(-1), self.temperature, self.weight_clip)
         log_prob = self._distribution(rows).log_prob(rows[keys.action])

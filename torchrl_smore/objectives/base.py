@@ -35,6 +35,9 @@ class OfflineLoss(Networks):
             where a batched matrix product is slower than two plain ones.
         scalar_output_mode: of scalar diagnostics under ``reduction="none"``, where they do not fit the batch shape:
             ``"exclude"`` drops them, ``"non_tensor"`` keeps them as non-tensor entries, ``None`` warns and drops them.
+
+    Raises:
+        ValueError: for an unknown ``reduction``.
     """
 
     default_value_estimator = None
@@ -103,20 +106,23 @@ class OfflineLoss(Networks):
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
 
-    def share_encoder(self, encoder_network: TensorDictModule) -> None:
+    def share_encoder(self, encoder_network: TensorDictModule, *, train_by_actor: bool = False) -> None:
         """Gives all networks one encoder: they then read vectors where a batch has pictures (entries of uint8).
 
         The encoder becomes a network of its own, ``encoder_network``, trained by the losses of score, Q, critic and
-        value; the gradient of the actor stops before it. It has no target: target networks read what the encoder that
-        is trained makes of a picture. A picture that several networks read is encoded once.
+        value; the gradient of the actor stops before it unless asked for. It has no target: target networks read what
+        the encoder that is trained makes of a picture. A picture that several networks read is encoded once.
 
         Args:
             encoder_network: reads one picture, uint8 ``[*B, H, W, C]``, and writes one vector, ``[*B, D]``.
+            train_by_actor: whether what the actor reads trains the encoder too. The score or Q of an actor's loss never
+                does.
 
         Raises:
             ValueError: if the loss has one already, or has nothing that would train it.
         """
-        check_encoder(encoder_network, self)
+        check_encoder(encoder_network, self, train_by_actor)
+        self.actor_trains_encoder = train_by_actor
         self._add_network("encoder_network", encoder_network)
 
     def encoded(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -127,7 +133,8 @@ class OfflineLoss(Networks):
         """
         encoder = self.encoder_network
         assert encoder is not None
-        goal = getattr(self.tensor_keys, "actor_goal", None)
+        # the goal of an actor that does not train the encoder, and what follows a step, are constants
+        goal = None if self.actor_trains_encoder else getattr(self.tensor_keys, "actor_goal", None)
         later = [key for key in self.in_keys if key == goal or (isinstance(key, tuple) and "next" in key)]
         with lent(encoder, self.encoder_network_params):
             return encode_pictures(tensordict, [[key for key in self.in_keys if key not in later], later], encoder)

@@ -54,6 +54,9 @@ class ScoreLoss(OfflineLoss):
         ``loss_score``, and detached: mean ``score`` and ``q_score``, root mean square ``residual`` on the offline rows,
         ``bound_clipped`` (fraction of bootstrapped values outside the bounds), ``score_outside`` (fraction of offline
         scores outside the closed form's range, whether or not it is enforced).
+
+    Raises:
+        ValueError: for an unknown name or a constant outside its range.
     """
 
     @dataclass
@@ -129,6 +132,7 @@ class ScoreLoss(OfflineLoss):
         return self._finish({"loss_score": loss}, metadata, rows)
 
     def _score_term(self, rows: TensorDictBase) -> Term:
+        """Eq. 10, bootstrapped from the ``M(s', g)`` of the batch."""
         keys, q, inputs = self.tensor_keys, rows[self.tensor_keys.q], self.score_network.in_keys
         scored = [inputs_of(rows, inputs), inputs_of(q, inputs)]
         if self.objective.needs_policy:

@@ -92,13 +92,13 @@ class SMORELoss(OfflineLoss):
     class _AcceptedKeys:
         """Keys of :class:`SMORELoss`."""
 
-        action: NestedKey = "action"  # of the dataset, [*B, A]
-        desired_goal: NestedKey = "desired_goal"  # the goal pursued, [*B, G], at the root also for next states
-        actor_goal: NestedKey | None = None  # the goal pursued in the regression, [*B, G]; None: desired_goal
-        q: NestedKey = "q"  # nested TensorDict of goal transitions
-        score: NestedKey = "score"  # written by score_network, [*B, 1]
-        value: NestedKey = "state_value"  # written by value_network, [*B, 1]
-        priority_weight: NestedKey = "priority_weight"  # importance weight of each row, optional, [*B] or [*B, 1]
+        action: NestedKey = "action"  #: Of the dataset, ``[*B, A]``.
+        desired_goal: NestedKey = "desired_goal"  #: The goal pursued, ``[*B, G]``, at the root also for next states.
+        actor_goal: NestedKey | None = None  #: The goal of the regression, ``[*B, G]``, or ``None`` for desired_goal.
+        q: NestedKey = "q"  #: Nested TensorDict of goal transitions.
+        score: NestedKey = "score"  #: Written by score_network, ``[*B, 1]``.
+        value: NestedKey = "state_value"  #: Written by value_network, ``[*B, 1]``.
+        priority_weight: NestedKey = "priority_weight"  #: Weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -165,7 +165,7 @@ class SMORELoss(OfflineLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the three losses at the same parameters; see the class."""
         rows = self._rows(tensordict)
-        fit = self._fit(rows)
+        fit = self._value_term(rows)
         loss_actor, actor_metadata = self._actor_term(rows, fit)
         loss_score, score_metadata = self._score_term(rows)
         losses = {"loss_score": loss_score, "loss_value": fit.loss, "loss_actor": loss_actor}
@@ -173,7 +173,7 @@ class SMORELoss(OfflineLoss):
 
     def value_loss(self, tensordict: TensorDictBase) -> Term:
         """Value loss against the current target score, and ``state_value`` (detached, ``[*B]``) as metadata."""
-        fit = self._fit(self._rows(tensordict))
+        fit = self._value_term(self._rows(tensordict))
         return fit.loss, {"state_value": fit.value}
 
     def actor_loss(self, tensordict: TensorDictBase) -> Term:
@@ -199,7 +199,7 @@ class SMORELoss(OfflineLoss):
             rows = inputs_of(rows, self.score_network.in_keys, {self.tensor_keys.action: self._policy_action(rows)})
         return self._call_ensemble("score_network", rows, self.tensor_keys.score, params).amin(0)
 
-    def _fit(self, rows: TensorDictBase) -> ExpectileAWR:
+    def _value_term(self, rows: TensorDictBase) -> ExpectileAWR:
         """Eq. 9, the value fitted to an expectile of the target score, and with it the weights of Eq. 11."""
         return expectile_awr(
             self._target_score(rows),
@@ -223,7 +223,7 @@ class SMORELoss(OfflineLoss):
             score = self._call_ensemble("score_network", inputs, keys.score, params).amin(0)
             return self._reducer(own)(-score), {"policy_score": score.detach().mean()}
         with torch.no_grad():
-            weight: Any = (fit if fit is not None and own is rows else self._fit(own)).weight
+            weight: Any = (fit if fit is not None and own is rows else self._value_term(own)).weight
         return regression_term(self._distribution(own).log_prob(own[keys.action]), weight, self._reducer(own))
 
     def _score_term(self, rows: TensorDictBase) -> Term:

@@ -33,6 +33,9 @@ class ExpectileValueLoss(OfflineLoss):
     Returns (forward):
         ``loss_value`` and the detached mean ``value``.
 
+    Raises:
+        ValueError: for an unknown name or a constant outside its range.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -88,17 +91,18 @@ class ExpectileValueLoss(OfflineLoss):
 
     def value_loss(self, tensordict: TensorDictBase) -> Term:
         """Reduced expectile loss, and ``state_value`` (detached, ``[*B]``) as metadata."""
-        fit = self._fit(self._rows(tensordict))
+        fit = self._value_term(self._rows(tensordict))
         return fit.loss, {"state_value": fit.value}
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss on a batch; see the class."""
         rows = self._rows(tensordict)
-        fit = self._fit(rows)
+        fit = self._value_term(rows)
         return self._finish({"loss_value": fit.loss}, {"value": fit.mean_value}, rows)
 
-    def _fit(self, rows: TensorDictBase) -> ExpectileAWR:
+    def _value_term(self, rows: TensorDictBase) -> ExpectileAWR:
+        """Eq. 9, the value fitted to an expectile of the score of the batch."""
         keys = self.tensor_keys
         value = self._call("value_network", rows, keys.value)
         target = rows[keys.target_score].squeeze(-1)

@@ -1,4 +1,8 @@
-"""Offline training, evaluation and checkpoints."""
+"""Training of a loss on a fixed dataset, evaluation, checkpoints, and loading of what was trained.
+
+:class:`OfflineTrainer` runs an update, :class:`Update` or :class:`FusedUpdate`, which is one compiled graph;
+:class:`Evaluator` plays episodes; :func:`load_policy` and :func:`load_value` read the run folder that is left.
+"""
 
 from torchrl_smore._files import replacing, write_text
 from torchrl_smore._lock import LockedError, locked

@@ -122,9 +122,12 @@ def action_range_of(loss: LossModule) -> tuple[float | list[float], float | list
 class Evaluation:
     """Result of :meth:`Evaluator.run`: a mean and a 95% interval for each metric, and the episodes behind them.
 
-    ``metrics`` and ``intervals`` have keys ``success_last``, ``success_any`` (rates, Wilson intervals),
-    ``discounted_return_<gamma>``, ``return_over_max`` (at the largest gamma), ``final_distance`` (bootstrap intervals);
-    ``episodes`` counts them, ``per_episode`` has the raw numbers, shape ``[episodes]``.
+    Attributes:
+        metrics: ``success_last`` and ``success_any`` (rates), ``discounted_return_<gamma>``, ``return_over_max`` (in
+            ``[0, 1]``, at the largest gamma), ``final_distance`` (in the unit of the goal).
+        intervals: lower and upper end by the same names: Wilson's for the rates, else by bootstrap.
+        episodes: how many were played.
+        per_episode: the numbers behind them, shape ``[episodes]`` each.
     """
 
     metrics: dict[str, float]
@@ -237,7 +240,16 @@ def mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a rate (Wilson 1927), 95% by default; stays inside ``[0, 1]``."""
+    """Wilson score interval of a rate (Wilson 1927); stays inside ``[0, 1]``.
+
+    Args:
+        successes: how many trials succeeded, in ``[0, trials]``.
+        trials: positive.
+        z: quantile of the standard normal; by default that of a 95% interval.
+
+    Returns:
+        Lower and upper end.
+    """
     rate, z2 = successes / trials, z * z
     centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
@@ -247,7 +259,16 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple
 
 
 def bootstrap_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean; always the same resamples, so that it is reproducible."""
+    """Percentile bootstrap interval of a mean; always the same resamples, so that it is reproducible.
+
+    Args:
+        values: shape ``[n]``, n at least 1.
+        level: of the interval, in ``(0, 1)``.
+        resamples: how many means are drawn.
+
+    Returns:
+        Lower and upper end, in the unit of ``values``.
+    """
     rng = np.random.default_rng(0)
     means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -85,6 +85,10 @@ class OfflineSteps:
 
     Each item is an empty TensorDict whose batch size is the number of updates up to the next multiple of one of the
     intervals, so one "frame" is one update.
+
+    Args:
+        total_steps: updates in all.
+        intervals: numbers of updates, positive, at whose multiples the trainer has something to do.
     """
 
     init_random_frames = 0

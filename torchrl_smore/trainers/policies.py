@@ -184,6 +184,9 @@ def load_policy(
         goal_margin: goals farther outside those of the data than so many times their extent are refused: mostly they
             have another unit. ``None`` takes any.
 
+    Returns:
+        The policy, in evaluation mode and without gradient.
+
     Raises:
         CheckpointError: if there is no such run or checkpoint, it is half written, damaged, of another version, or its
             networks are not this package's.
@@ -204,10 +207,21 @@ def load_value(
     device: torch.device | str = "cpu",
     goal_margin: float | None = 1.0,
 ) -> TrainedValue:
-    """Loads value and score of a run; arguments and errors are those of :func:`load_policy`.
+    """Loads value and score of a run.
+
+    Args:
+        path: see :func:`load_policy`.
+        which: see :func:`load_policy`.
+        seed: see :func:`load_policy`.
+        device: see :func:`load_policy`.
+        goal_margin: see :func:`load_policy`.
+
+    Returns:
+        The networks that the run's method has; a call of one that it has not raises ``ValueError``.
 
     Raises:
-        ValueError: also if the run's method has neither.
+        CheckpointError: see :func:`load_policy`.
+        ValueError: see :func:`load_policy`; also if the run's method has neither.
     """
     record, networks, state = _read(path, which, seed, goal_margin)
     modules: dict[str, TensorDictModule | None] = {}
@@ -223,7 +237,19 @@ def load_value(
 
 
 def run_seeds(path: str | Path, which: Which = "last") -> tuple[int, ...]:
-    """The seeds whose networks a run holds; arguments and errors as of :func:`load_policy`."""
+    """The seeds whose networks a run holds.
+
+    Args:
+        path: see :func:`load_policy`.
+        which: see :func:`load_policy`.
+
+    Returns:
+        The seeds in the order of the run.
+
+    Raises:
+        CheckpointError: see :func:`load_policy`.
+        ValueError: see :func:`load_policy`.
+    """
     if which not in get_args(Which):
         raise unknown_name("which", which, get_args(Which))
     run_dir, checkpoint = _find(Path(path))

@@ -99,6 +99,7 @@ def read(
     Raises:
         DatasetError: if the file is missing, damaged, or not of this format; the message says what was expected.
         ImportError: if h5py is missing.
+        ValueError: for a ``horizon`` below 2, or ``pad`` without one.
     """
     path = Path(path)
     if horizon is not None and horizon < 2:

@@ -83,6 +83,7 @@ def read(
     Raises:
         DatasetError: if the dataset is missing, damaged, or not of this format; the message says what was expected.
         ImportError: if h5py is missing.
+        ValueError: for ``max_trajectories`` below 1, or ``goals`` that read other arrays than the observations.
     """
     if max_trajectories is not None and max_trajectories < 1:
         raise ValueError(f"max_trajectories must be at least 1, got {max_trajectories}.")

@@ -53,6 +53,7 @@ def read(
 
     Raises:
         DatasetError: if the file is missing, damaged, or not of this format; the message says what was expected.
+        ValueError: for ``max_trajectories`` below 1, or a ``clip`` that is not positive.
     """
     path = Path(path)
     if max_trajectories is not None and max_trajectories < 1:

@@ -12,6 +12,7 @@ from torchrl_smore.envs.experts.fetch_push import FetchPushExpert
 from torchrl_smore.envs.experts.fetch_reach import FetchReachExpert
 from torchrl_smore.envs.experts.fetch_slide import FetchSlideExpert
 from torchrl_smore.envs.experts.fetch_slide_reactive import FetchSlideReactiveExpert
+from torchrl_smore.envs.pixels import FetchReachPainter
 from torchrl_smore.envs.tasks._base import Task
 from torchrl_smore.envs.tasks._columns import GRIPPER, axes
 from torchrl_smore.envs.wrappers import make_robotics_env
@@ -71,6 +72,7 @@ TASKS = (
         "gripper",
         "Move the gripper to a point in the air.",
         goal_range=((1.19, 0.59, 0.38), (1.5, 0.9, 0.69)),
+        make_painter=FetchReachPainter,
     ),
     _fetch(
         "FetchPush",

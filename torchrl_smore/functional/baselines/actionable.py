@@ -15,8 +15,11 @@ def softmax_choice(qvalue: Tensor, uniform: Tensor) -> Tensor:
     Gradient flows through the value that was drawn, not through the draw.
 
     Args:
-        qvalue: values of K actions, for every member of an ensemble.
-        uniform: random numbers in ``[0, 1)``, shape ``[K, *B]``.
+        qvalue: values of K actions, for every member of an ensemble, shape ``[M, K, *B]``.
+        uniform: random numbers in ``[0, 1)``, shape ``[K, *B]``; the members draw by the same.
+
+    Returns:
+        Shape ``[M, *B]``.
     """
     # the Gumbel-max trick; the floor keeps both logarithms finite
     tiny = torch.finfo(uniform.dtype).tiny
@@ -26,5 +29,14 @@ def softmax_choice(qvalue: Tensor, uniform: Tensor) -> Tensor:
 
 
 def chained(own: Tensor, other: Tensor, ratio: float) -> Tensor:
-    """Expectation over rows of which a fraction ``ratio`` pursues another row's goal; shapes ``[*B]``."""
+    """Expectation over rows of which a fraction ``ratio`` pursues another row's goal.
+
+    Args:
+        own: loss of each row with its own goal, shape ``[*B]``.
+        other: the same with the other row's goal, shape ``[*B]``.
+        ratio: in ``[0, 1]``.
+
+    Returns:
+        Shape ``[*B]``.
+    """
     return (1.0 - ratio) * own + ratio * other

@@ -32,17 +32,34 @@ def _of_parts(product: Tensor, square: Tensor, dim: int, energy: Energy) -> Tens
 
 
 def pair_energy(state: Tensor, goal: Tensor, energy: Energy) -> Tensor:
-    r"""Energy of matching rows: ``[*, D]`` and ``[*, D]`` to ``[*]``.
+    r"""Energy of matching rows.
 
     ``"inner"`` is :math:`x^\top y / \sqrt D` (OGBench), ``"dot"`` :math:`x^\top y` (stable contrastive RL), ``"l2"``
     :math:`-\|x - y\|` (JaxGCRL).
+
+    Args:
+        state: embedding x of state and action, shape ``[*, D]``.
+        goal: embedding y of the goal, shape ``[*, D]``.
+        energy: ``"inner"``, ``"dot"`` or ``"l2"``.
+
+    Returns:
+        Shape ``[*]``, in nats.
     """
     square = state.square().sum(-1) + goal.square().sum(-1)
     return _of_parts((state * goal).sum(-1), square, state.shape[-1], energy)
 
 
 def energy_matrix(state: Tensor, goal: Tensor, energy: Energy) -> Tensor:
-    """Energy of every row with every goal, ``[*, N, D]`` twice to ``[*, N, N]``; see :func:`pair_energy`."""
+    """Energy of every row with every goal; see :func:`pair_energy`.
+
+    Args:
+        state: shape ``[*, N, D]``.
+        goal: shape ``[*, N, D]``.
+        energy: see :func:`pair_energy`.
+
+    Returns:
+        Shape ``[*, N, N]``; a row for each state, a column for each goal.
+    """
     square = state.square().sum(-1).unsqueeze(-1) + goal.square().sum(-1).unsqueeze(-2)
     return _of_parts(state @ goal.mT, square, state.shape[-1], energy)
 
@@ -95,14 +112,31 @@ def info_nce(logits: Tensor, row_weight: Tensor, *, symmetric: bool = False, log
 
 
 def contrastive_loss(logits: Tensor, row_weight: Tensor, contrast: Contrast, logsumexp_coef: float = 0.0) -> Tensor:
-    """:func:`binary_nce` or :func:`info_nce` by name, shape ``[N]``."""
+    """:func:`binary_nce` or :func:`info_nce` by name.
+
+    Args:
+        logits: energies, shape ``[M, N, N]``; averaged over the members.
+        row_weight: weight of each row, shape ``[N]``, not negative.
+        contrast: ``"binary"``, ``"balanced"``, ``"infonce"`` or ``"symmetric_infonce"``.
+        logsumexp_coef: see :func:`info_nce`; the binary losses do not read it.
+
+    Returns:
+        The loss of each row, shape ``[N]``.
+    """
     if contrast in ("binary", "balanced"):
         return binary_nce(logits, row_weight, balanced=contrast == "balanced")
     return info_nce(logits, row_weight, symmetric=contrast == "symmetric_infonce", logsumexp_coef=logsumexp_coef)
 
 
 def td_nce_weight(next_logit: Tensor) -> Tensor:
-    """Importance weight ``min(p / (1 - p), 20)`` of the ensemble's smallest logit, detached: ``[M, *]`` to ``[*]``."""
+    """Importance weight ``min(p / (1 - p), 20)`` of the ensemble's smallest logit, detached.
+
+    Args:
+        next_logit: energy after the step, shape ``[M, *]``, in nats.
+
+    Returns:
+        The odds, shape ``[*]``, in ``(0, 20]``.
+    """
     # p / (1 - p) is exp(logit); clipped first, so that exp cannot overflow
     return next_logit.detach().amin(0).clamp_max(30.0).exp().clamp_max(TD_WEIGHT_CLIP)
 
@@ -126,7 +160,16 @@ def td_nce(next_logit: Tensor, random_logit: Tensor, weight: Tensor, gamma: floa
 
 
 def policy_energy_loss(energy: Tensor, row_weight: Tensor, normalize: bool) -> Tensor:
-    """``-f`` of the policy's action, ``[*B]``, divided by its mean absolute value over the batch if asked (OGBench)."""
+    """``-f`` of the policy's action, divided by its mean absolute value over the batch if asked (OGBench).
+
+    Args:
+        energy: shape ``[*B]``.
+        row_weight: weight of each row in that mean, shape ``[*B]``, not negative.
+        normalize: whether to divide; the divisor is a constant.
+
+    Returns:
+        The unreduced loss, shape ``[*B]``.
+    """
     if not normalize:
         return -energy
     scale = (row_weight * energy.detach().abs()).sum() / row_weight.sum()

@@ -28,8 +28,8 @@ def td_target(
     r"""One-step target :math:`\mathrm{clip}(r + \gamma (1 - \text{terminated}) V(s', g), \text{bounds})`, a constant.
 
     Args:
-        reward: of the transition, shape ``[*B]``.
-        next_value: value after it, same shape.
+        reward: of the transition, shape ``[*B]``, of any dtype.
+        next_value: value after it, same shape, floating point; its dtype is the target's.
         gamma: discount, in ``(0, 1)``.
         terminated: nonzero where nothing is bootstrapped, same shape; ``None`` bootstraps everywhere.
         bounds: smallest and largest target, in units of the return.
@@ -38,7 +38,7 @@ def td_target(
         The detached target, shape ``[*B]``.
     """
     discount = gamma if terminated is None else gamma * (1.0 - terminated.to(next_value.dtype))
-    target = (reward + discount * next_value).detach()
+    target = (reward.to(next_value.dtype) + discount * next_value).detach()
     return target if bounds is None else target.clamp(*bounds)
 
 
@@ -86,16 +86,27 @@ def sql_value_loss(score: Tensor, value: Tensor, alpha: float) -> Tensor:
 
 
 def sql_weight(advantage: Tensor, weight_clip: float = 100.0) -> Tensor:
-    """Actor weight of sparse Q-learning, ``clip(max(A, 0), 0, weight_clip)``: actions below the value get none."""
+    """Actor weight of sparse Q-learning, ``clip(max(A, 0), 0, weight_clip)``: actions below the value get none.
+
+    Args:
+        advantage: shape ``[*]``, in the unit of the return.
+        weight_clip: largest weight, positive, in the same unit.
+
+    Returns:
+        The weight, of the shape of ``advantage``.
+    """
     return advantage.clamp(0.0, weight_clip)
 
 
 def batch_max(z: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Largest exponent of the batch, at least -1, detached, 0-d: what the entropic losses are divided by (as exp).
+    """Largest exponent of the batch, at least -1, detached: what the entropic losses are divided by (as exp).
 
     Args:
         z: shape ``[*]``.
         keep: bool, shape ``[*]``; rows that count. ``None`` keeps all.
+
+    Returns:
+        0-d, of the dtype of ``z``.
     """
     if keep is not None:
         z = torch.where(keep, z, MIN_BATCH_MAX)

@@ -32,12 +32,29 @@ def offset_weight(offset: Tensor, gamma: float, dtype: torch.dtype) -> Tensor:
 
 
 def best_advantage_weight(advantage: Tensor, threshold: Tensor, low_weight: float = 0.05) -> Tensor:
-    """1 where the advantage reaches the threshold, else ``low_weight``; a NaN threshold is none at all."""
+    """1 where the advantage reaches the threshold, else ``low_weight``; a NaN threshold is none at all.
+
+    Args:
+        advantage: shape ``[*B]``.
+        threshold: 0-d, in the unit of the advantage.
+        low_weight: dimensionless, not negative.
+
+    Returns:
+        The weight, of the shape and dtype of ``advantage``.
+    """
     return torch.where(advantage < threshold, low_weight, torch.ones_like(advantage))
 
 
 def push(memory: Tensor, values: Tensor) -> Tensor:
-    """First-in-first-out memory ``[C]`` after ``values`` ``[*]`` entered in order, newest first; drops the oldest."""
+    """First-in-first-out memory after values entered it in order: the newest first, the oldest dropped.
+
+    Args:
+        memory: shape ``[C]``.
+        values: shape ``[*]``; taken as constants, in the dtype of the memory.
+
+    Returns:
+        Another tensor ``[C]``; the memory itself is not written.
+    """
     return torch.cat([values.detach().flatten().flip(0).to(memory.dtype), memory])[: memory.shape[0]]
 
 
@@ -47,6 +64,9 @@ def percentile(memory: Tensor, percent: Tensor) -> Tensor:
     Args:
         memory: shape ``[C]``; NaN marks a free place.
         percent: 0-d, in ``[0, 100]``.
+
+    Returns:
+        0-d, of the dtype of the memory.
     """
     ordered = memory.sort().values  # NaN last
     last = (memory == memory).sum() - 1

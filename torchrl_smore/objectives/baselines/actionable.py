@@ -51,6 +51,9 @@ class ActionableModelsLoss(OfflineLoss):
     Returns (forward):
         ``loss_qvalue``, ``loss_actor``; detached: mean ``qvalue``, root mean square ``td_error``, mean
         ``random_qvalue`` (at the actions pushed down) and ``policy_qvalue``, all with the rows' own goals.
+
+    Raises:
+        ValueError: for a constant outside its range.
     """
 
     @dataclass
@@ -136,7 +139,7 @@ class ActionableModelsLoss(OfflineLoss):
         keys = self.tensor_keys
         goal = rows[keys.desired_goal]
         following = successor(self._row_weight(rows, goal).flatten() > 0.0)
-        other = rows.copy().set(keys.desired_goal, goal.flatten(0, -2)[following].reshape(goal.shape))
+        other = rows.copy().set(keys.desired_goal, goal.flatten(0, rows.batch_dims - 1)[following].reshape(goal.shape))
         reward = self._qvalues(other).amin(0)
         return [rows, other.set(keys.reward, reward.unsqueeze(-1))]
 
@@ -152,7 +155,7 @@ class ActionableModelsLoss(OfflineLoss):
         action = self._policy_action(after, self.target_actor_network_params)
         inputs = inputs_after(rows, self.qvalue_network.in_keys, keys, {keys.action: action})
         value = self._qvalues(inputs, self.target_qvalue_network_params).amin(0)
-        return td_target(rows[keys.reward].squeeze(-1).to(value.dtype), value, self.gamma, bounds=self.target_bounds)
+        return td_target(rows[keys.reward].squeeze(-1), value, self.gamma, bounds=self.target_bounds)
 
     def _mixed(self, losses: list[Tensor]) -> Tensor:
         """Losses of rows with their own goals and, with chaining, with those of the next row."""

@@ -65,7 +65,12 @@ class ContrastiveRLLoss(OfflineLoss):
     Returns (forward):
         ``loss_critic``, ``loss_actor`` and, for ``"awr"``, ``loss_value``; detached: mean ``logit_positive`` and
         ``logit_negative``, ``accuracy`` (rows whose own goal has the largest energy), and of the actor
-        ``policy_energy`` and ``log_prob``, or the diagnostics of AWR.
+        ``policy_energy`` and ``log_prob``, or those of :class:`~torchrl_smore.objectives.AWRActorLoss`.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for an unknown name, a constant outside its range, or a value network without ``actor="awr"`` and
+            the other way round.
     """
 
     @dataclass
@@ -154,7 +159,11 @@ class ContrastiveRLLoss(OfflineLoss):
         return self._actor_term(self._rows(tensordict))
 
     def contrastive_value_loss(self, tensordict: TensorDictBase) -> Term:
-        """Contrastive loss of the value, and its metadata; for ``actor="awr"``."""
+        """Contrastive loss of the value, and its metadata; for ``actor="awr"``.
+
+        Raises:
+            ValueError: for another actor, which has no value.
+        """
         if self.actor != "awr":
             raise ValueError(f"only actor='awr' has a value, got {self.actor!r}.")
         return self._contrast("value_network", self._rows(tensordict))

@@ -29,8 +29,8 @@ class ContrastiveTDLoss(OfflineLoss):
 
     Defaults of the public code (``stable_contrastive_rl_trainer.py``, ``use_td=True``): ``x^T y`` without scaling,
     actor ``0.95 (-f) + 0.05 (-log pi)`` at a sample of the policy (standard deviation 0.15), gamma 0.99, target rate
-    0.005, Adam 3e-4, batch 2048, embeddings of 16, four layers of 1024. Departures: no images, hence no augmentation;
-    no entropy term; goals are achieved goals and not whole observations.
+    0.005, Adam 3e-4, batch 2048, embeddings of 16, four layers of 1024. Departures: no entropy term; goals are achieved
+    goals and not whole observations, or pictures, whose crops the sampler takes and critic and actor see alike.
 
     Args:
         actor_network: stochastic actor, reads state and goal.
@@ -49,6 +49,10 @@ class ContrastiveTDLoss(OfflineLoss):
     Returns (forward):
         ``loss_critic``, ``loss_actor``; detached: ``logit_positive``, ``logit_negative``, mean ``td_weight``,
         ``policy_energy``, ``log_prob``.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for an unknown name, or a constant outside its range.
     """
 
     @dataclass
@@ -140,7 +144,9 @@ class ContrastiveTDLoss(OfflineLoss):
         phi, psi = self._embeddings("critic_network", inputs, self.critic_network_params)
         random_psi = psi.flatten(1, -2)[:, following].reshape(psi.shape)
         next_logit, random_logit = (pair_energy(phi, other, self.energy) for other in (psi, random_psi))
-        weight = self._td_weight(rows, goal.flatten(0, -2)[following].reshape(goal.shape))
+        # goals may be pictures: what is not batch is theirs
+        flat_goal = goal.flatten(0, rows.batch_dims - 1)
+        weight = self._td_weight(rows, flat_goal[following].reshape(goal.shape))
         return self._reducer(rows)(td_nce(next_logit, random_logit, weight, self.gamma)), {
             "logit_positive": next_logit.detach().mean(),
             "logit_negative": random_logit.detach().mean(),

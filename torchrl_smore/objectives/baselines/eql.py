@@ -50,7 +50,12 @@ class GCEQLLoss(OfflineLoss):
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
-        ``loss_qvalue``, ``loss_value``, ``loss_actor``, and the detached diagnostics of the three parts.
+        ``loss_qvalue``, ``loss_value``, ``loss_actor``; detached: mean ``qvalue`` and ``value``, root mean square
+        ``td_error``, and those of :class:`~torchrl_smore.objectives.AWRActorLoss`.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for a constant outside its range.
     """
 
     @dataclass
@@ -156,10 +161,10 @@ class GCEQLLoss(OfflineLoss):
             Shape ``[*B]``, in the unit of the return, without gradient.
         """
         rows = at_actor_goal(self._rows(tensordict), self.tensor_keys)
-        return self._target(rows) - self._call("value_network", rows, self.tensor_keys.value)
+        return self._target_qvalue(rows) - self._call("value_network", rows, self.tensor_keys.value)
 
     @torch.no_grad()
-    def _target(self, rows: TensorDictBase) -> Tensor:
+    def _target_qvalue(self, rows: TensorDictBase) -> Tensor:
         """Smallest target Q of the dataset's actions, ``[*B]``."""
         params = self.target_qvalue_network_params
         return self._call_ensemble("qvalue_network", rows, self.tensor_keys.qvalue, params).amin(0)
@@ -167,17 +172,17 @@ class GCEQLLoss(OfflineLoss):
     def _value_term(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
         """Exponential Q-learning's value loss; with it value and advantage, detached, ``[*B]``."""
         value = self._call("value_network", rows, self.tensor_keys.value)
-        target = self._target(rows)
+        qvalue = self._target_qvalue(rows)
         keep = self._row_weight(rows, value) > 0.0
-        loss = self._reducer(rows)(eql_value_loss(target, value, self.alpha, keep=keep))
-        return loss, value.detach(), target - value.detach()
+        loss = self._reducer(rows)(eql_value_loss(qvalue, value, self.alpha, keep=keep))
+        return loss, value.detach(), qvalue - value.detach()
 
     def _actor_term(self, rows: TensorDictBase, advantage: Tensor | None = None) -> Term:
         """Advantage-weighted regression: by the given one, unless the actor has goals of its own."""
         own = at_actor_goal(rows, self.tensor_keys)
         if advantage is None or own is not rows:
             with torch.no_grad():
-                advantage = self._target(own) - self._call("value_network", own, self.tensor_keys.value)
+                advantage = self._target_qvalue(own) - self._call("value_network", own, self.tensor_keys.value)
         weight = actor_weight(advantage, self.temperature, self.weight_clip)
         log_prob = self._distribution(own).log_prob(own[self.tensor_keys.action])
         return regression_term(log_prob, weight, self._reducer(own))
@@ -188,8 +193,7 @@ class GCEQLLoss(OfflineLoss):
         with torch.no_grad():
             after = inputs_after(rows, self.value_network.in_keys, keys)
             next_value = self._call("value_network", after, keys.value)
-        reward = rows[keys.reward].squeeze(-1).to(next_value.dtype)
         terminated = rows[keys.terminated].squeeze(-1) if self.use_terminated else None
-        target = td_target(reward, next_value, self.gamma, terminated=terminated)
+        target = td_target(rows[keys.reward].squeeze(-1), next_value, self.gamma, terminated=terminated)
         qvalue = self._call_ensemble("qvalue_network", rows, keys.qvalue)
         return td_term(qvalue, target, self._reducer(rows), self.huber_delta)

@@ -34,6 +34,10 @@ class GCSLLoss(OfflineLoss):
 
     Returns (forward):
         ``loss_actor``; detached: mean ``action_error`` for ``"mse"`` or mean ``log_prob`` for ``"nll"``.
+
+    Raises:
+        TypeError: for ``"nll"`` with an actor without ``get_dist``.
+        ValueError: for an unknown name.
     """
 
     @dataclass
@@ -84,5 +88,6 @@ class GCSLLoss(OfflineLoss):
         return self._finish({"loss_actor": loss}, metadata, rows)
 
     def _actor_term(self, rows: TensorDictBase) -> Term:
+        """Regression on the dataset's actions, all rows alike."""
         policy = self._distribution(rows) if self.regression == "nll" else self._policy_action(rows)
         return imitation_term(policy, rows[self.tensor_keys.action], self._reducer(rows))

@@ -27,7 +27,7 @@ from torchrl_smore.objectives.baselines.gcsl import Regression
 from torchrl_smore.objectives.terms import Term, imitation_term
 
 GoFARReward = Literal["discriminator", "binary"]
-ActorWeight = Literal["dual", "expectile_awr"]
+GoFARWeight = Literal["dual", "expectile_awr"]
 
 
 @final
@@ -68,6 +68,11 @@ class GoFARLoss(OfflineLoss):
     Returns (forward):
         ``loss_value``, ``loss_actor`` and, with a discriminator, ``loss_discriminator``; detached: mean ``value``,
         ``reward``, ``bellman_error`` (root mean square), ``actor_weight``, and ``action_error`` or ``log_prob``.
+
+    Raises:
+        TypeError: for ``regression="nll"`` with an actor without ``get_dist``.
+        ValueError: for an unknown name, a constant outside its range, or a discriminator network without
+            ``reward="discriminator"`` and the other way round.
     """
 
     @dataclass
@@ -99,7 +104,7 @@ class GoFARLoss(OfflineLoss):
         *,
         divergence: GoFARDivergence = "chi2",
         reward: GoFARReward = "discriminator",
-        actor_weight: ActorWeight = "dual",
+        actor_weight: GoFARWeight = "dual",
         regression: Regression = "mse",
         gamma: float = 0.98,
         gradient_penalty_coef: float = 0.01,
@@ -111,7 +116,7 @@ class GoFARLoss(OfflineLoss):
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
-        check_choice(reward=(reward, GoFARReward), actor_weight=(actor_weight, ActorWeight))
+        check_choice(reward=(reward, GoFARReward), actor_weight=(actor_weight, GoFARWeight))
         check_choice(regression=(regression, Regression))
         if (discriminator_network is None) != (reward == "binary"):
             given = "none" if discriminator_network is None else "one"
@@ -189,6 +194,7 @@ class GoFARLoss(OfflineLoss):
         return self._reducer(rows)(loss), detached, {**metadata, "bellman_error": detached.square().mean().sqrt()}
 
     def _actor_term(self, rows: TensorDictBase, error: Tensor) -> Term:
+        """Regression weighted by the density ratio that the dual finds, or by ``exp(temperature e)``."""
         if self.actor_weight == "dual":
             weight = self.dual.weight(error)
         else:
@@ -198,6 +204,7 @@ class GoFARLoss(OfflineLoss):
         return loss, {"actor_weight": weight.mean(), **metadata}
 
     def _discriminator_term(self, rows: TensorDictBase) -> Tensor:
+        """Cross-entropy of goals at themselves and at what was achieved, with the gradient penalty."""
         loss = discriminator_loss(self._logit(rows, rows[self.tensor_keys.desired_goal]), self._logit(rows))
         if self.gradient_penalty_coef > 0.0:
             loss = loss + self.gradient_penalty_coef * gradient_penalty(self._interpolate_gradient(rows))

@@ -46,7 +46,12 @@ class GCIQLLoss(OfflineLoss):
         scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
-        ``loss_qvalue``, ``loss_value``, ``loss_actor``, and the detached diagnostics of the three parts.
+        ``loss_qvalue``, ``loss_value``, ``loss_actor``; detached: mean ``qvalue`` and ``value``, root mean square
+        ``td_error``, and those of :class:`~torchrl_smore.objectives.AWRActorLoss`.
+
+    Raises:
+        TypeError: for an actor without ``get_dist``.
+        ValueError: for a constant outside its range, or an unknown name.
 
     Examples:
         >>> from torchrl_smore.modules import goal_specs, make_networks
@@ -125,7 +130,7 @@ class GCIQLLoss(OfflineLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the three losses at the same parameters; see the class."""
         rows = self._rows(tensordict)
-        fit = self._fit(rows)
+        fit = self._value_term(rows)
         loss_actor, actor_metadata = self._actor_term(rows, fit)
         loss_qvalue, qvalue_metadata = self._qvalue_term(rows)
         losses = {"loss_qvalue": loss_qvalue, "loss_value": fit.loss, "loss_actor": loss_actor}
@@ -133,7 +138,7 @@ class GCIQLLoss(OfflineLoss):
 
     def value_loss(self, tensordict: TensorDictBase) -> Term:
         """Value loss against the current target Q, and ``state_value`` (detached, ``[*B]``) as metadata."""
-        fit = self._fit(self._rows(tensordict))
+        fit = self._value_term(self._rows(tensordict))
         return fit.loss, {"state_value": fit.value}
 
     def actor_loss(self, tensordict: TensorDictBase) -> Term:
@@ -155,18 +160,18 @@ class GCIQLLoss(OfflineLoss):
             Shape ``[*B]``, in the unit of the return (``advantage_scale`` is not applied), without gradient.
         """
         rows = at_actor_goal(self._rows(tensordict), self.tensor_keys)
-        return self._target(rows) - self._call("value_network", rows, self.tensor_keys.value)
+        return self._target_qvalue(rows) - self._call("value_network", rows, self.tensor_keys.value)
 
     @torch.no_grad()
-    def _target(self, rows: TensorDictBase) -> Tensor:
+    def _target_qvalue(self, rows: TensorDictBase) -> Tensor:
         """Smallest target Q of the dataset's actions, ``[*B]``."""
         params = self.target_qvalue_network_params
         return self._call_ensemble("qvalue_network", rows, self.tensor_keys.qvalue, params).amin(0)
 
-    def _fit(self, rows: TensorDictBase) -> ExpectileAWR:
+    def _value_term(self, rows: TensorDictBase) -> ExpectileAWR:
         """The value fitted to an expectile of the target Q, and with it the weights of the regression."""
         return expectile_awr(
-            self._target(rows),
+            self._target_qvalue(rows),
             self._call("value_network", rows, self.tensor_keys.value),
             expectile=self.expectile,
             temperature=self.temperature,
@@ -180,7 +185,7 @@ class GCIQLLoss(OfflineLoss):
         """Regression with the weights of ``fit``, unless the actor has goals of its own."""
         own = at_actor_goal(rows, self.tensor_keys)
         with torch.no_grad():
-            weight: Any = (fit if fit is not None and own is rows else self._fit(own)).weight
+            weight: Any = (fit if fit is not None and own is rows else self._value_term(own)).weight
         log_prob = self._distribution(own).log_prob(own[self.tensor_keys.action])
         return regression_term(log_prob, weight, self._reducer(own))
 
@@ -190,8 +195,7 @@ class GCIQLLoss(OfflineLoss):
         with torch.no_grad():
             after = inputs_after(rows, self.value_network.in_keys, keys)
             next_value = self._call("value_network", after, keys.value)
-        reward = rows[keys.reward].squeeze(-1).to(next_value.dtype)
         terminated = rows[keys.terminated].squeeze(-1) if self.use_terminated else None
-        target = td_target(reward, next_value, self.gamma, terminated=terminated)
+        target = td_target(rows[keys.reward].squeeze(-1), next_value, self.gamma, terminated=terminated)
         qvalue = self._call_ensemble("qvalue_network", rows, keys.qvalue)
         return td_term(qvalue, target, self._reducer(rows))

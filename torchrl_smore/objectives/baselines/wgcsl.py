@@ -69,6 +69,10 @@ class WGCSLLoss(OfflineLoss):
     Returns (forward):
         ``loss_qvalue``, ``loss_actor``; detached: ``qvalue``, ``td_error``, ``mean_advantage``, ``actor_weight``,
         ``below_threshold`` (fraction of rows), and ``action_error`` or ``log_prob``.
+
+    Raises:
+        TypeError: for ``regression="nll"`` with an actor without ``get_dist``.
+        ValueError: for an unknown name, or a constant outside its range.
     """
 
     @dataclass
@@ -176,10 +180,10 @@ class WGCSLLoss(OfflineLoss):
     def _target(self, rows: TensorDictBase) -> Tensor:
         """``r + gamma Q_target(s', pi_target(s', g), g)`` within the bounds, ``[*B]``."""
         after = self._next_qvalue(rows, self.target_actor_network_params, self.target_qvalue_network_params)
-        reward = rows[self.tensor_keys.reward].squeeze(-1).to(after.dtype)
-        return td_target(reward, after, self.gamma, bounds=self.target_bounds)
+        return td_target(rows[self.tensor_keys.reward].squeeze(-1), after, self.gamma, bounds=self.target_bounds)
 
     def _qvalue_term(self, rows: TensorDictBase, target: Tensor) -> Term:
+        """Q fitted to the target."""
         qvalue = self._call_ensemble("qvalue_network", rows, self.tensor_keys.qvalue)
         return td_term(qvalue, target, self._reducer(rows))
 
@@ -192,9 +196,10 @@ class WGCSLLoss(OfflineLoss):
         if self.advantage == "target":
             return target - (here if self.target_bounds is None else here.clamp(*self.target_bounds))
         after = self._next_qvalue(rows, self.actor_network_params, self.qvalue_network_params)
-        return td_target(rows[keys.reward].squeeze(-1).to(after.dtype), after, self.gamma) - here
+        return td_target(rows[keys.reward].squeeze(-1), after, self.gamma) - here
 
     def _actor_term(self, rows: TensorDictBase, target: Tensor) -> Term:
+        """Regression weighted by ``gamma^offset``, the exponential advantage and its place among the latest ones."""
         advantage = self._advantage(rows, target)
         weight = awr_weight(advantage, 1.0, self.weight_clip)
         if self.discount_offset:

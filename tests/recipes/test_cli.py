@@ -1,0 +1,46 @@
+"""The command line: options alone are read without Hydra's composition, and come to what it composes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "cli"
+GIVEN = [
+    [],
+    ["task=FetchPush", "steps=1000", "beta=0.3", "normalize=false", "score_bounds=null"],
+    ["steps=1000", "steps=2000", "expectile=null", "learning_rate=1e-4", "goal_columns=[0,1]", "desired_goal=[3,-4.5]"],
+    ['dataset="a=b, c.pkl"', "run_root='with space'", "data_dir=a/b", "threads=1"],
+    ["columns={observation:[x,y],action:[u],achieved_goal:[x],episode:e}", "clip_actions=True", "seed=-1"],
+    ["score_bounds=none", "logger=tensorboard", "task=my_module:NAME", "resume=runs/20260101-000000_x"],
+]
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=lambda given: " ".join(given) or "nothing")
+def test_options_alone_are_those_that_hydra_composes(import_recipe, given):
+    cli, config = import_recipe("parts.cli"), import_recipe("smore_offline").Config
+    ConfigStore.instance().store(name="schema", node=config)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base=None):
+        expected = OmegaConf.to_object(hydra.compose("recipe", given))
+    found = OmegaConf.to_object(cli._composed(config, given))
+    assert type(found) is type(expected) is config
+    assert found == expected
+    assert (found == config()) == (not given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["steps=7", "--cfg", "job"], "\nsteps: 7\n"),
+        (["steps=7", "hydra.job.name=mine", "task=PointReech"], "'PointReech'"),
+        (["task=PointReech${now:%s}", "steps=7"], "'PointReech1"),
+    ],
+)
+def test_flags_options_of_hydra_and_interpolations_are_left_to_hydra(recipe, tmp_path, given, said):
+    done = recipe("smore_offline.py", *given, cwd=tmp_path)
+    assert said in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
