@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -23,6 +24,13 @@ import torch
 # the tests run in as many processes as there are cores: more threads would only get into each other's way
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# how long an example takes says how busy the machine is, and nothing of the code; `make gpu` does without Hypothesis
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("no clock")
 
 # before anything imports tensordict, which imports triton: without a GPU its kernels run under the interpreter
 if not torch.cuda.is_available():

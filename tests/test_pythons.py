@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import re
 import shutil
 import subprocess
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -37,9 +40,36 @@ def test_types_are_checked_against_the_oldest_python():
     assert "target-version" not in PYPROJECT
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", ".ci/run"])
+def test_ci_and_contributors_know_every_python(name):
+    assert "3.10, 3.11, 3.12 and 3.13" in (ROOT / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/start.md"])
 def test_pages_name_the_first_and_the_last_python(name):
     assert "Python 3.10 to 3.13" in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_table_of_installations_has_every_python_and_extra():
+    table = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"^\| (3\.\d+) \| (core|envs|all) \|", table, re.MULTILINE))
+    assert found == {(version, extra) for version in PYTHONS for extra in ("core", "envs", "all")}
+
+
+@pytest.mark.skipif(not hasattr(resource_tracker, "ReentrantCallError"), reason="this Python says nothing of the sort")
+def test_a_semaphore_that_is_collected_while_another_is_registered_fails_no_test():
+    semaphore = get_context("spawn").Lock()
+    with resource_tracker._resource_tracker._lock:
+        del semaphore
+        gc.collect()
+
+
+def test_no_property_is_refused_for_the_time_that_it_takes():
+    assert settings().deadline is None
+    assert HealthCheck.too_slow in settings().suppress_health_check
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for listed in re.findall(r"suppress_health_check=(\[.*?\])", path.read_text(encoding="utf-8"), re.DOTALL):
+            assert "HealthCheck.too_slow" in listed, f"{path}: its own list replaces that of conftest.py"
 
 
 @pytest.fixture

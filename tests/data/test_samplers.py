@@ -126,7 +126,7 @@ def check_invariants(batch, data, her_ratio):
         assert bool(kept.all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(2, 9), min_size=1, max_size=5),
     solved=st.sets(st.integers(0, 4)),
@@ -334,7 +334,7 @@ def reading_of(unit, storage):
     return {name: None if value is None else torch.as_tensor(value).tolist() for name, value in vars(rows).items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     writes=st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=6),
     capacity=st.integers(8, 40),

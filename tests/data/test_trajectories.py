@@ -69,7 +69,7 @@ def test_two_short_episodes_give_the_rows_written_out_by_hand():
     assert store.meta == {"task": "Line"}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(2, 9), min_size=1, max_size=8), seed=st.integers(0, 99))
 def test_every_episode_can_be_read_back_from_its_rows(make_episodes, lengths, seed):
     episodes = make_episodes(lengths, seed=seed)

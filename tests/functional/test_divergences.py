@@ -130,7 +130,7 @@ def test_uncapped_conjugate_is_the_supremum_over_a_growing_grid_or_infinite_wher
 
 
 @every_divergence
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(y=st.floats(-20, 20), x=st.floats(0, 20), cap=st.sampled_from([20.0, 1e3, INF]))
 def test_fenchel_young_inequality_holds_and_is_tight_at_the_maximiser(divergence, y, x, cap):
     y, x = f64(y), f64(x)

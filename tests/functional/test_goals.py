@@ -95,7 +95,7 @@ def test_the_final_strategy_is_the_last_row_and_random_is_uniform_over_the_datas
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @given(lengths=datasets, her_ratio=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_row_of_a_batch_keeps_the_invariants(strategy, lengths, her_ratio, seed):
     _start, stop = bounds(lengths)
     generator = torch.Generator().manual_seed(seed)
