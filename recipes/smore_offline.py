@@ -74,7 +74,7 @@ LOGGERS = ("tensorboard", "wandb")
 SMORE = METHODS["smore"].accepts
 #: ``arriving`` where a trajectory comes to its goal, else ``uniform``, with a warning.
 AUTO_ANCHORS = "auto"
-ENCODERS = ("separate", "shared", "joint")
+ENCODERS = ("separate", "shared", "joint", "critics")
 #: Options of networks that see pictures.
 PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold")
 ON_DIVERGENCE = ("stop", "continue")
@@ -207,7 +207,7 @@ class Config:
     encoder: str = option(
         "separate",
         "of pictures: separate, one for each network; shared, one for all, trained by score (Q, critic) and value; "
-        "joint, one for all, trained by all",
+        "joint, one for all, trained by all; critics, one for score (Q, critic) and value, and the actor's own",
     )
     encoder_size: str = option("small", f"of pictures: {', '.join(CHANNELS)}")
     pixel_norm: bool = option(True, "LayerNorm in the hidden layers of networks that see pictures")

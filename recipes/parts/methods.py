@@ -48,11 +48,11 @@ from torchrl_smore.objectives import (
 class PixelSetting:
     """How networks see pictures of ``size`` by ``size``; see :func:`~torchrl_smore.modules.make_pixel_networks`.
 
-    An encoder that all networks share is trained by the actor too if it is joint.
+    ``encoder_is`` says which networks have one encoder: none; all; all, and the actor trains it; all but the actor.
     """
 
     size: int
-    encoder_is: Literal["separate", "shared", "joint"] = "separate"
+    encoder_is: Literal["separate", "shared", "joint", "critics"] = "separate"
     encoder: EncoderSize = "small"
     layer_norm: bool = True
     cold: bool = True
@@ -106,6 +106,7 @@ class Setting:
             pixels=self.pixels.size,
             encoder=self.pixels.encoder,
             shared=self.pixels.encoder_is != "separate",
+            own_actor=self.pixels.encoder_is == "critics",
             embeddings=embeddings,
             layer_norm=self.pixels.layer_norm,
             cold=self.pixels.cold,
@@ -125,6 +126,9 @@ class Setting:
         scales = [self.statistics.get(key) for key in module.in_keys]
         return TensorDictModule(Standardize(module.module, scales, self.clip), module.in_keys, module.out_keys)
 
+
+#: What the actor makes of an encoder that other networks share, by the option ``encoder``.
+_SIGHT: dict[str, Any] = {"shared": "frozen", "joint": "trained", "critics": "own"}
 
 #: Keyword arguments of losses that :class:`Setting` decides, beside those that are options of the recipe.
 _HANDED = ("kernels", "deactivate_vmap")
@@ -182,7 +186,7 @@ class Method:
         loss = self.loss(**networks, **options, **self.fixed, **self.options(setting.options))
         if made.get("encoder_network") is not None:
             assert setting.pixels is not None
-            loss.share_encoder(made["encoder_network"], train_by_actor=setting.pixels.encoder_is == "joint")
+            loss.share_encoder(made["encoder_network"], actor=_SIGHT[setting.pixels.encoder_is])
         return loss
 
 

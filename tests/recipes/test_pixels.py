@@ -25,6 +25,7 @@ SMALL = (
     [
         ("hindsight_bc", ()),
         ("hindsight_bc", ("encoder=joint",)),
+        ("smore", ("encoder=critics", "precision=bf16", "seeds=2", "compile=off")),
         ("smore", ("encoder=shared",)),
         ("crl", ("encoder=shared", "pixel_norm=false", "pixel_cold=false", "crop_prob=0")),
         ("crl_td", ("encoder=shared",)),
@@ -64,7 +65,7 @@ def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
         (("task=FetchPush",), "FetchPush has no pictures"),
         (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, crl_td, gcsl, hindsight_bc, got gofar"),
         (("method=hindsight_bc", "encoder=shared"), "GCSLLoss has an actor alone"),
-        (("encoder=both",), "unknown encoder 'both': expected separate, shared, joint."),
+        (("encoder=both",), "unknown encoder 'both': expected separate, shared, joint, critics."),
         (("pixels=0", "encoder=shared"), "encoder: of no use without pixels="),
         (("her_ratio=0.8",), "goals are pictures of the data, so her_ratio must be 1, got 0.8"),
         (("pixels=20",), "pixels"),
@@ -78,7 +79,7 @@ def test_what_cannot_be_learnt_from_pictures_is_refused(recipe, tmp_path, option
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.fixture(scope="module", params=["separate", "shared"])
+@pytest.fixture(scope="module", params=["separate", "critics"])
 def run(request, recipe, tmp_path_factory):
     """A run folder of a policy that sees pictures."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -37,12 +37,20 @@ def make_loss(name, shared=False, seed=0, **options):
     contrastive = name.startswith("crl")
     std = 0.15 if name == "crl_td" else None
     networks = make_pixel_networks(
-        ACTIONS, pixels=36, latent=16, hidden=(16,), shared=bool(shared), embeddings=contrastive, cold=False, std=std
+        ACTIONS,
+        pixels=36,
+        latent=16,
+        hidden=(16,),
+        shared=bool(shared),
+        own_actor=shared == "critics",
+        embeddings=contrastive,
+        cold=False,
+        std=std,
     )
     if name == "bc":
         loss = GCSLLoss(networks.actor, regression="nll")
         if shared:
-            loss.share_encoder(networks.encoder, train_by_actor=True)
+            loss.share_encoder(networks.encoder, actor="trained")
         return loss
     if name == "crl_td":
         loss = ContrastiveTDLoss(networks.actor, networks.score, sample_action=False, deactivate_vmap=True)
@@ -53,7 +61,7 @@ def make_loss(name, shared=False, seed=0, **options):
         kind = {"smore": SMORELoss, "iql": GCIQLLoss}[name]
         loss = kind(networks.actor, networks.score, networks.value, deactivate_vmap=True, **options)
     if shared:
-        loss.share_encoder(networks.encoder, train_by_actor=shared == "joint")
+        loss.share_encoder(networks.encoder, actor={True: "frozen", "joint": "trained", "critics": "own"}[shared])
     if contrastive and name != "crl_td":
         return loss
     SoftUpdate(loss, tau=0.005)  # which tells the loss that its targets are looked after
@@ -191,6 +199,39 @@ def test_the_score_of_an_actors_loss_does_not_train_a_joint_encoder(store):
     assert encoder_gradient(loss, loss(batch), ["loss_actor"]) == [0.0] * 16
 
 
+@pytest.mark.parametrize("name", ["smore", "iql", "crl"])
+def test_an_actor_with_an_encoder_of_its_own_sees_the_pictures_of_its_goal(store, name):
+    loss = make_loss(name, shared="critics")
+    goals = {} if name == "crl" else {"actor_strategy": "final"}
+    if goals:
+        loss.set_keys(actor_goal="actor_goal")
+    batch = make_sampler(store, name, **goals)()
+    out = loss(batch)
+    assert encoder_gradient(loss, out, ["loss_actor"]) == [0.0] * 16
+    actor = dict(loss.actor_network_params.named_parameters())
+    gradients = torch.autograd.grad(out["loss_actor"], list(actor.values()), retain_graph=True, allow_unused=True)
+    assert sum("encoder" in key and found.abs().sum() > 0.0 for key, found in zip(actor, gradients)) >= 8
+    if name == "crl":
+        return
+    # the regression by hand: weights of the encoded batch, likelihood of the pictures
+    own = TensorDict({"observation": batch["observation"], "desired_goal": batch["actor_goal"]}, [16])
+    with loss.actor_network_params.to_module(loss.actor_network):
+        log_prob = loss.actor_network.get_dist(own).log_prob(batch["action"])
+    weight = (loss.advantage(batch) * loss.temperature).exp().clamp(max=loss.weight_clip)
+    torch.testing.assert_close(out["loss_actor"], -(weight * log_prob).mean())
+    for part in [key for key, _ in out.items() if key.startswith("loss_") and key != "loss_actor"]:
+        assert min(encoder_gradient(loss, out, [part])) > 0.0
+
+
+def test_an_actor_with_an_encoder_of_its_own_cannot_answer_for_other_states(store):
+    loss = make_loss("crl_td", shared="critics")
+    with pytest.raises(ValueError, match="ContrastiveTDLoss asks its actor about other states or goals"):
+        loss(make_sampler(store, "crl")())
+    networks = make_pixel_networks(ACTIONS, pixels=36, latent=16, hidden=(16,), shared=True)
+    with pytest.raises(ValueError, match=r"unknown sight of the actor 'train': expected one of frozen, trained, own."):
+        GCIQLLoss(networks.actor, networks.score, networks.value).share_encoder(networks.encoder, actor="train")
+
+
 def test_what_is_one_picture_is_encoded_once_and_what_is_not_read_not_at_all(store):
     loss = make_loss("smore", shared=True)
     loss.set_keys(actor_goal="actor_goal")
@@ -266,7 +307,7 @@ def test_seeds_with_a_shared_encoder_can_be_mapped(store):
     torch.testing.assert_close(dict(mapped().items()), dict(looped().items()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, True, "critics"])
 def test_a_run_from_pictures_is_loaded_as_it_was_trained(store, tmp_path, shared):
     loss, frames = make_loss("smore", shared=shared), store.frames[:6].numpy()
     columns = {"observation": ["x", "y"], "desired_goal": ["x", "y"], "action": ["x", "y"]}

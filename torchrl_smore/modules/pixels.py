@@ -211,6 +211,7 @@ def make_pixel_networks(
     representation: int = 16,
     num_score_nets: int = 2,
     shared: bool = False,
+    own_actor: bool = False,
     embeddings: bool = False,
     layer_norm: bool = True,
     cold: bool = True,
@@ -223,7 +224,7 @@ def make_pixel_networks(
 
     The score is ``phi(s, a)^T psi(g)``, of dimension 16 in the paper (Table 5).
 
-    Separate encoders are one for each network; score and value see the two pictures one by one, the actor's own encoder
+    Separate encoders are one for each network; score and value see the two pictures one by one, an actor's own encoder
     sees them together. A shared one is a network of its own, which a loss takes by
     :meth:`~torchrl_smore.objectives.base.OfflineLoss.share_encoder`: the networks then read its vectors.
 
@@ -236,6 +237,7 @@ def make_pixel_networks(
         representation: dimension of ``phi`` and ``psi``.
         num_score_nets: size of the score ensemble.
         shared: whether all networks have one encoder.
+        own_actor: whether the actor has one of its own all the same.
         embeddings: whether score networks write both embeddings, ``[*B, 2, D]``, as contrastive losses read them, and
             the value network those of the state alone and the goal.
         layer_norm: whether hidden layers are normalised, as in stable contrastive RL (arXiv:2306.03346).
@@ -263,8 +265,10 @@ def make_pixel_networks(
     def eyes(pictures: int = 1) -> PixelEncoder:
         return PixelEncoder(pictures, pixels=pixels, latent=latent, size=encoder, precision=precision)
 
-    def seeing(make: Callable[[], nn.Module], pictures: int = 1) -> nn.Module:
-        return make() if shared else Encoded(eyes(pictures), make())
+    actor_shares = shared and not own_actor
+
+    def seeing(make: Callable[[], nn.Module]) -> nn.Module:
+        return make() if shared else Encoded(eyes(), make())
 
     def mlp(num_inputs: int, num_outputs: int) -> ConcatMLP:
         return ConcatMLP(num_inputs, num_outputs, hidden, layer_norm=layer_norm, precision=precision)
@@ -287,11 +291,11 @@ def make_pixel_networks(
         value = TensorDictModule(seeing(lambda: mlp(2 * latent, 1)), state_keys, ["state_value"])
 
     def head() -> nn.Module:
-        trunk = mlp(2 * latent if shared else latent, action_dim)
+        trunk = mlp(2 * latent if actor_shares else latent, action_dim)
         return GaussianHead(trunk, action_dim, min_std=min_std) if std is None else FixedStdHead(trunk, std)
 
     actor = ProbabilisticActor(
-        TensorDictModule(seeing(head, 2), state_keys, ["loc", "scale"]),
+        TensorDictModule(head() if actor_shares else Encoded(eyes(2), head()), state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],
         out_keys=["action"],
         return_log_prob=False,

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from torchrl_smore.objectives._networks import Networks
+from torchrl_smore._errors import unknown_name
+from torchrl_smore.objectives._networks import ActorSight, Networks
 
 
-def check_encoder(encoder: TensorDictModule, loss: Networks, train_by_actor: bool) -> None:
+def check_encoder(encoder: TensorDictModule, loss: Networks, actor: str) -> None:
     """Raises ``ValueError`` if an encoder cannot be shared by the networks of a loss."""
+    if actor not in get_args(ActorSight):
+        raise unknown_name("sight of the actor", actor, get_args(ActorSight))
     if loss.encoder_network is not None:
         raise ValueError(f"this {type(loss).__name__} has an encoder already.")
     own = [name for name in loss._modules if name.endswith("_params") and not name.startswith("target_")]
-    if own == ["actor_network_params"] and not train_by_actor:
+    if own == ["actor_network_params"] and actor != "trained":
         raise ValueError(
             f"{type(loss).__name__} has an actor alone, whose gradient would not train a shared encoder: give the "
-            "actor an encoder of its own, or pass train_by_actor=True."
+            'actor an encoder of its own, or pass actor="trained".'
         )
     if (len(encoder.in_keys), len(encoder.out_keys)) != (1, 1):
         raise ValueError(

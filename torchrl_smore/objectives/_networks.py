@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -14,6 +14,11 @@ from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import _vmap_func
+
+#: How an actor sees where an encoder is shared: vectors that it does not train, vectors that it trains, or pictures.
+ActorSight = Literal["frozen", "trained", "own"]
+#: Where the pictures are that an actor with an encoder of its own reads.
+PICTURES = "pictures"
 
 Replaced = Mapping[NestedKey, Tensor]
 #: Parameters and buffers by their path in a TensorDict.
@@ -49,8 +54,8 @@ class Networks(LossModule):
     discriminator_network_params: TensorDictParams
     target_discriminator_network_params: TensorDictParams
     encoder_network: TensorDictModule | None = None
-    #: Whether the actor trains a shared encoder too.
-    actor_trains_encoder = False
+    #: How the actor sees where an encoder is shared, see ``OfflineLoss.share_encoder``.
+    actor_sight: ActorSight = "frozen"
     encoder_network_params: TensorDictParams
     target_encoder_network_params: TensorDictParams
     expectile: Tensor
@@ -84,9 +89,18 @@ class Networks(LossModule):
         return inputs if self.encoder_network is None else inputs.detach()
 
     def _seen(self, inputs: TensorDictBase) -> TensorDictBase:
-        """What the actor reads: its gradient stops before a shared encoder, unless it trains it."""
-        inputs = inputs.select(*self.actor_network.in_keys)
-        return inputs if self.actor_trains_encoder else self._for_actor(inputs)
+        """What the actor reads: vectors of a shared encoder, before which its gradient stops or not, or pictures."""
+        keys = self.actor_network.in_keys
+        if self.encoder_network is None or self.actor_sight != "own":
+            inputs = inputs.select(*keys)
+            return inputs if self.actor_sight == "trained" else self._for_actor(inputs)
+        pictures = inputs.get(PICTURES, None)
+        if pictures is None:
+            raise ValueError(
+                f"{type(self).__name__} asks its actor about other states or goals than those of the rows, of which it "
+                'keeps no pictures: an actor with an encoder of its own (actor="own") cannot answer.'
+            )
+        return pictures.select(*keys)
 
     def _call(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
@@ -182,7 +196,13 @@ def next_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
 
 def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
     """``rows``, which pursue the goals of the actor where it has its own (``keys.actor_goal``)."""
-    return rows if keys.actor_goal is None else rows.copy().set(keys.desired_goal, rows[keys.actor_goal])
+    if keys.actor_goal is None:
+        return rows
+    own = rows.copy().set(keys.desired_goal, rows[keys.actor_goal])
+    pictures = own.get(PICTURES, None)
+    if pictures is not None:
+        own.set(PICTURES, at_actor_goal(pictures, keys))
+    return own
 
 
 def constant(params: TensorDictParams) -> TensorDictParams:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.objectives._encoder import check_encoder, encode_pictures
-from torchrl_smore.objectives._networks import Networks, lent
+from torchrl_smore.objectives._networks import PICTURES, ActorSight, Networks, lent
 from torchrl_smore.objectives.terms import Reduce
 
 Reduction = Literal["none", "mean", "sum"]
@@ -106,27 +106,30 @@ class OfflineLoss(Networks):
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
 
-    def share_encoder(self, encoder_network: TensorDictModule, *, train_by_actor: bool = False) -> None:
-        """Gives all networks one encoder: they then read vectors where a batch has pictures (entries of uint8).
+    def share_encoder(self, encoder_network: TensorDictModule, *, actor: ActorSight = "frozen") -> None:
+        """Gives the networks one encoder: they then read vectors where a batch has pictures (entries of uint8).
 
         The encoder becomes a network of its own, ``encoder_network``, trained by the losses of score, Q, critic and
-        value; the gradient of the actor stops before it unless asked for. It has no target: target networks read what
-        the encoder that is trained makes of a picture. A picture that several networks read is encoded once.
+        value. It has no target: target networks read what the encoder that is trained makes of a picture. A picture
+        that several networks read is encoded once.
 
         Args:
             encoder_network: reads one picture, uint8 ``[*B, H, W, C]``, and writes one vector, ``[*B, D]``.
-            train_by_actor: whether what the actor reads trains the encoder too. The score or Q of an actor's loss never
-                does.
+            actor: ``"frozen"``: the actor reads the vectors, and its gradient stops there; ``"trained"``: it trains the
+                encoder too; ``"own"``: it reads the pictures, by an encoder of its own. The score or Q of an actor's
+                loss never trains the encoder.
 
         Raises:
-            ValueError: if the loss has one already, or has nothing that would train it.
+            ValueError: for another ``actor``, or if the loss has an encoder already, or nothing that would train it.
         """
-        check_encoder(encoder_network, self, train_by_actor)
-        self.actor_trains_encoder = train_by_actor
+        check_encoder(encoder_network, self, actor)
+        self.actor_sight = actor
         self._add_network("encoder_network", encoder_network)
 
     def encoded(self, tensordict: TensorDictBase) -> TensorDictBase:
         """A shallow copy with vectors in the place of the pictures that the networks read, see :meth:`share_encoder`.
+
+        For an actor with an encoder of its own, what it reads is kept below ``"pictures"``.
 
         Args:
             tensordict: a batch, or of one what some network reads, of at least one dimension.
@@ -134,10 +137,15 @@ class OfflineLoss(Networks):
         encoder = self.encoder_network
         assert encoder is not None
         # the goal of an actor that does not train the encoder, and what follows a step, are constants
-        goal = None if self.actor_trains_encoder else getattr(self.tensor_keys, "actor_goal", None)
-        later = [key for key in self.in_keys if key == goal or (isinstance(key, tuple) and "next" in key)]
+        goal = getattr(self.tensor_keys, "actor_goal", None)
+        constant = None if self.actor_sight == "trained" else goal
+        later = [key for key in self.in_keys if key == constant or (isinstance(key, tuple) and "next" in key)]
         with lent(encoder, self.encoder_network_params):
-            return encode_pictures(tensordict, [[key for key in self.in_keys if key not in later], later], encoder)
+            rows = encode_pictures(tensordict, [[key for key in self.in_keys if key not in later], later], encoder)
+        if self.actor_sight == "own":
+            seen = [*self.actor_network.in_keys, *([] if goal is None else [goal])]
+            rows.set(PICTURES, tensordict.select(*seen, strict=False))
+        return rows
 
     def _set_coefficient(self, name: str, value: float, valid: bool, expected: str) -> None:
         """Register a schedulable coefficient after its one check."""

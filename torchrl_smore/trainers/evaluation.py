@@ -83,7 +83,7 @@ class ActorPolicy:
             dtype = np.uint8 if rows_of_key.dtype == np.uint8 else np.float32
             batch.set(key, torch.as_tensor(np.ascontiguousarray(rows_of_key, dtype=dtype)))
         batch = batch.to(device)
-        if getattr(self.loss, "encoder_network", None) is not None:
+        if getattr(self.loss, "encoder_network", None) is not None and self.loss.actor_sight != "own":
             batch = self.loss.encoded(batch)
         with (
             in_mode(False, network),

@@ -349,7 +349,8 @@ def _loaded(record: RunRecord, networks: Mapping[str, Any], role: str, state: Ma
             member.load_state_dict(rows)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{record.checkpoint}: its {role} does not fit {POLICY_FILE}: {error}.") from error
-    if role == "encoder" or "encoder" not in networks:
+    sees = isinstance(network, Encoded)  # an actor that has an encoder of its own beside the shared one
+    if role == "encoder" or "encoder" not in networks or sees:
         return members
     (encoder,) = _loaded(record, networks, "encoder", state)
     if not isinstance(encoder, PixelEncoder):
