@@ -282,6 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--installer", default="pip", choices=("pip", "uv"))
     parser.add_argument("--out", type=Path, help="write the rows to this JSON file too")
     options = parser.parse_args(arguments)
+    if options.installer == "uv" and shutil.which("uv") is None:
+        parser.error(
+            "--installer uv: there is no uv on the PATH. Install it (pip install uv), or take --installer pip."
+        )
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

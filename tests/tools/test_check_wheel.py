@@ -84,6 +84,14 @@ def test_a_shim_that_only_complains_is_no_interpreter(tool, tmp_path, monkeypatc
     assert tool.find_python(own) == str(tmp_path / f"python{own}")
 
 
+def test_an_installer_that_is_not_there_is_named_before_anything_is_built(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tool, "build_wheel", lambda *_: pytest.fail("a wheel was built"))
+    with pytest.raises(SystemExit):
+        tool.main(["--installer", "uv"])
+    assert "there is no uv on the PATH" in capsys.readouterr().err
+
+
 def test_a_version_that_cannot_be_had_is_said_plainly(tool):
     rows = [
         tool.Row("3.9", "core", error="there is no such interpreter here."),
