@@ -65,6 +65,7 @@ def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
         (("task=FetchPush",), "FetchPush has no pictures"),
         (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, crl_td, gcsl, hindsight_bc, got gofar"),
         (("method=hindsight_bc", "encoder=shared"), "GCSLLoss has an actor alone"),
+        (("method=crl_td", "encoder=critics"), "ContrastiveTDLoss asks its actor about other states or goals"),
         (("encoder=both",), "unknown encoder 'both': expected separate, shared, joint, critics."),
         (("pixels=0", "encoder=shared"), "encoder: of no use without pixels="),
         (("her_ratio=0.8",), "goals are pictures of the data, so her_ratio must be 1, got 0.8"),

@@ -20,6 +20,11 @@ def check_encoder(encoder: TensorDictModule, loss: Networks, actor: str) -> None
         raise unknown_name("sight of the actor", actor, get_args(ActorSight))
     if loss.encoder_network is not None:
         raise ValueError(f"this {type(loss).__name__} has an encoder already.")
+    if actor == "own" and loss.asks_actor_elsewhere:
+        raise ValueError(
+            f"{type(loss).__name__} asks its actor about other states or goals than those of the rows, of which no "
+            'pictures are kept: an actor with an encoder of its own (actor="own") cannot answer.'
+        )
     own = [name for name in loss._modules if name.endswith("_params") and not name.startswith("target_")]
     if own == ["actor_network_params"] and actor != "trained":
         raise ValueError(

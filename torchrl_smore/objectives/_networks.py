@@ -56,6 +56,8 @@ class Networks(LossModule):
     encoder_network: TensorDictModule | None = None
     #: How the actor sees where an encoder is shared, see ``OfflineLoss.share_encoder``.
     actor_sight: ActorSight = "frozen"
+    #: Whether the actor is asked about other states or goals than those of the rows.
+    asks_actor_elsewhere: bool = False
     encoder_network_params: TensorDictParams
     target_encoder_network_params: TensorDictParams
     expectile: Tensor
@@ -94,13 +96,7 @@ class Networks(LossModule):
         if self.encoder_network is None or self.actor_sight != "own":
             inputs = inputs.select(*keys)
             return inputs if self.actor_sight == "trained" else self._for_actor(inputs)
-        pictures = inputs.get(PICTURES, None)
-        if pictures is None:
-            raise ValueError(
-                f"{type(self).__name__} asks its actor about other states or goals than those of the rows, of which it "
-                'keeps no pictures: an actor with an encoder of its own (actor="own") cannot answer.'
-            )
-        return pictures.select(*keys)
+        return inputs[PICTURES].select(*keys)
 
     def _call(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None

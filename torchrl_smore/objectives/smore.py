@@ -132,7 +132,7 @@ class SMORELoss(OfflineLoss):
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
-        self.objective = ScoreObjective(formulation, divergence, beta, gamma, residual_coef)
+        self.objective = objective = ScoreObjective(formulation, divergence, beta, gamma, residual_coef)
         check_choice(actor=(actor, ScoreActor), value_target=(value_target, ValueTarget))
         if value_target == "policy" and actor == "awr":
             raise ValueError("value_target='policy' needs actor='score': AWR's advantage is over dataset actions.")
@@ -145,7 +145,7 @@ class SMORELoss(OfflineLoss):
         self._add_network("value_network", value_network)
         self._set_coefficient("expectile", expectile, 0.0 < expectile < 1.0, "lie in (0, 1)")
         self._set_kernels(kernels)
-        self.score_bounds = resolve_bounds(score_bounds, self.objective)
+        self.score_bounds, self.asks_actor_elsewhere = resolve_bounds(score_bounds, objective), objective.needs_policy
         self._add_network("score_network", score_network, size=num_score_nets, delay=delay_score)
         self._ready([*_LOSSES, *SCORE_KEYS, "value", *(REGRESSION_KEYS if actor == "awr" else ["policy_score"])])
 

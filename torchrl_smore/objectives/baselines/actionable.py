@@ -78,6 +78,7 @@ class ActionableModelsLoss(OfflineLoss):
     default_keys = _AcceptedKeys
     out_keys = ["loss_qvalue", "loss_actor", "qvalue", "td_error", "random_qvalue", "policy_qvalue"]
     ensembles = ("qvalue_network",)
+    asks_actor_elsewhere = True
 
     def __init__(
         self,

@@ -80,6 +80,7 @@ class ContrastiveTDLoss(OfflineLoss):
         *["policy_energy", "log_prob"],
     ]
     ensembles = ("critic_network",)
+    asks_actor_elsewhere = True
 
     def __init__(
         self,

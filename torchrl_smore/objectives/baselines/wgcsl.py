@@ -99,6 +99,7 @@ class WGCSLLoss(OfflineLoss):
     default_keys = _AcceptedKeys
     out_keys = ["loss_qvalue", "loss_actor", "qvalue", "td_error", "mean_advantage", "actor_weight", "below_threshold"]
     ensembles = ("qvalue_network",)
+    asks_actor_elsewhere = True
 
     advantage_memory: Tensor
     num_updates: Tensor
