@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import pkgutil
 from functools import cache
 from types import ModuleType
@@ -51,6 +52,7 @@ _MODULES = (
     "torchrl_smore",
 )
 _LONGEST_VALUE = 100
+_OWN = ("torchrl_smore", "smore_kernels")
 
 
 @cache
@@ -223,8 +225,41 @@ def constructor_signature(
     return stringify_signature(own, show_annotation=False), returned
 
 
+def arguments_of(docstring: str) -> list[str]:
+    """Lines of the entries below ``Args:`` of a docstring in Google's style, cleaned; none without such a section."""
+    lines = docstring.splitlines()
+    if "Args:" not in lines:
+        return []
+    inside = itertools.takewhile(lambda line: not line or line.startswith(" "), lines[lines.index("Args:") + 1 :])
+    return "\n".join(inside).rstrip().splitlines()
+
+
+def with_inherited_arguments(docstring: str, kind: type) -> str:
+    """A class's docstring, with the arguments that the docstring of its constructor explains after its own.
+
+    A constructor without a docstring has that of the nearest base class which has one, as in ``help``; what is not of
+    this project explains nothing.
+    """
+    owner = next(base for base in kind.__mro__ if "__init__" in vars(base) and base.__init__.__doc__)
+    inherited = arguments_of(inspect.getdoc(owner.__init__) or "") if owner.__module__.startswith(_OWN) else []
+    if not inherited:
+        return docstring
+    own = arguments_of(docstring)
+    if not own:
+        return "\n".join([docstring, "", "Args:", *inherited])
+    head, tail = docstring.split("\n".join(own), 1)
+    return "\n".join([head + "\n".join(own), *inherited]) + tail
+
+
+def _add_inherited_arguments(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Changes the lines of a docstring in place, before napoleon reads its sections."""
+    if what == "class":
+        lines[:] = with_inherited_arguments("\n".join(lines), obj).splitlines()
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Adds the directive and the resolver."""
+    app.connect("autodoc-process-docstring", _add_inherited_arguments, priority=400)
     app.add_directive("public-api", PublicApi)
     app.connect("autodoc-skip-member", _skip_field)
     app.connect("autodoc-process-signature", constructor_signature)

@@ -61,9 +61,6 @@ class GoFARLoss(OfflineLoss):
         expectile: for ``"expectile_awr"``; schedulable by assignment.
         temperature: for ``"expectile_awr"``; schedulable by assignment.
         weight_clip: for ``"expectile_awr"``, largest weight.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_value``, ``loss_actor`` and, with a discriminator, ``loss_discriminator``; detached: mean ``value``,
