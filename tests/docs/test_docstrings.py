@@ -43,7 +43,7 @@ def _fields(public_api, kind: type) -> tuple[set[str], set[str]]:
     fields, said = set(), set()
     for base in kind.__mro__:
         own = [name for name in vars(base).get("__annotations__", {}) if not name.startswith("_")]
-        if own and base.__module__.startswith("torchrl_smore"):
+        if own and base.__module__.startswith(public_api._OWN):
             doc = inspect.getdoc(base) or ""
             said |= _entries(public_api.arguments_of(doc)) | _attributes(public_api, doc)
             comments = public_api._attribute_docs(base.__module__)
@@ -136,6 +136,13 @@ def test_what_all_losses_take_is_explained_once_and_shown_with_each(public_api, 
         assert f"{argument}: " in inspect.getdoc(kind.__init__)
         assert f"{argument}: " in pydoc.plain(pydoc.render_doc(kind))
         assert argument not in _entries(own)
+
+
+@pytest.mark.parametrize("name", objectives.__all__)
+def test_every_key_of_a_loss_is_explained(public_api, name):
+    fields, said = _fields(public_api, getattr(objectives, name)._AcceptedKeys)
+    assert fields
+    assert fields <= said
 
 
 def test_arguments_of_other_libraries_are_not_taken_over(public_api):

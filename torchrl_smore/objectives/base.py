@@ -103,7 +103,7 @@ class OfflineLoss(Networks):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Every key that :meth:`forward` reads, in a fixed order, without repetition."""
+        """Every key that ``forward`` reads, in a fixed order, without repetition."""
         if self._in_keys is None:
             self._set_in_keys()
         return cast("list[NestedKey]", self._in_keys)

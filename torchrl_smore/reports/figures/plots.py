@@ -85,7 +85,7 @@ def plot_curves(
 
     Args:
         metrics: the run's ``metrics.csv``.
-        out: PNG file to write, replaced when whole.
+        out: PNG file, written atomically.
         title: above the figure.
         horizon: steps of an episode, for the line at the largest possible return.
         panels: columns of ``metrics`` and their labels, by the title of the panel that shows them.

@@ -68,7 +68,7 @@ class PaperCell:
 
     @property
     def comparable(self) -> bool:
-        """``False`` for returns of locomotion: they exceed 100, so they are not of a 0/1 reward at discount 0.99."""
+        """``False`` for returns of locomotion, which exceed 100, so they are not of a 0/1 reward at discount 0.99."""
         return not (self.cell.metric == "discounted_return" and "TgtVel" in self.cell.task)
 
     @property

@@ -105,7 +105,7 @@ def summary_notes(summary: Summary, min_seeds: int) -> list[str]:
     """What the numbers are, over which tasks, by whom computed, and how far to trust them.
 
     Args:
-        summary: of :func:`summarise`.
+        summary: what :func:`summarize` gave.
         min_seeds: with fewer, a note warns of the intervals.
     """
     if not summary.scores:
