@@ -47,9 +47,12 @@ class RecipeOptions(SphinxDirective):
             lines += [title, "-" * len(title), "", *summary.splitlines(), ""]
             lines += [".. list-table::", "   :header-rows: 1", "", "   * - option", "     - default", "     -"]
             for field in dataclasses.fields(module.Config):
+                default = field.default
+                if field.default_factory is not dataclasses.MISSING:
+                    default = field.default_factory()
                 # read as plain text: it is what ``--help`` prints
                 text = field.metadata["help"].replace("\\", "\\\\").replace("*", "\\*").replace("`", "\\`")
-                lines += [f"   * - ``{field.name}=``", f"     - ``{as_given(field.default)}``", f"     - {text}"]
+                lines += [f"   * - ``{field.name}=``", f"     - ``{as_given(default)}``", f"     - {text}"]
             lines.append("")
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 

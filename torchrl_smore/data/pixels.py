@@ -126,8 +126,8 @@ class PixelBatchSampler(SeededBatches):
         Returns:
             With batch size ``[B]``, ``observation`` and ``desired_goal``, uint8 ``[B, H, W, 3]``, ``action``,
             ``actor_goal`` if it is of its own, ``("next", "observation" | "achieved_goal" | "desired_goal")``, also
-            pictures, with ``success`` ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``. What is
-            one picture is one tensor: that of ``achieved_goal`` is that of the next observation.
+            pictures, with ``success`` ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``. What
+            is one picture is one tensor: that of ``achieved_goal`` is that of the next observation.
         """
         rows = goal_transition_rows(
             uniform[:, :NUM_UNIFORMS],
