@@ -154,7 +154,7 @@ def test_signatures_are_written_as_a_reader_would(site):
     for path in (site / "api").glob("*.html"):
         for signature in re.findall(r'<dt class="sig .*?</dt>', path.read_text(encoding="utf-8"), re.DOTALL):
             text = html.unescape(re.sub(r"<[^>]*>", "", signature))
-            assert not re.search(r"~|<factory>|<[a-z-]* ?function|ndarray\[|Path\('|0\.00673", text), text
+            assert not re.search(r"~|<factory>|<[a-z-]* ?function|ndarray\[|Path\('", text), text
 
 
 def test_pages_that_docstrings_name_by_their_path_are_linked(site):
@@ -175,11 +175,9 @@ def test_every_option_of_every_command_is_listed(site, monkeypatch):
     for name in commands:
         (section,) = re.findall(rf'<section id="{name.replace("_", "-")}-py">(.*?)</section>', text, re.DOTALL)
         fields = dataclasses.fields(importlib.import_module(name).Config)
-        said = [
-            html.unescape(re.sub(r"<[^>]*>", "", row)).split("\n")
-            for row in re.findall(r"<tr.*?</tr>", section, re.DOTALL)
-        ]
-        listed = {row[1]: row[3] for row in said[1:]}
+        rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr.*?</tr>", section, re.DOTALL)]
+        said = [[html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in rows if row]
+        listed = {option: text for option, _, text in said}
         plain = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "…": "..."})
         expected = {f"{field.name}=": field.metadata["help"] for field in fields}
         assert {name: text.translate(plain) for name, text in listed.items()} == expected
