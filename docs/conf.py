@@ -41,6 +41,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_custom_sections = ["Returns (forward)"]
 napoleon_attr_annotations = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"
