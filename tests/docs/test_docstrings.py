@@ -145,7 +145,17 @@ def test_every_key_of_a_loss_is_explained(public_api, name):
     assert fields <= said
 
 
-def test_arguments_of_other_libraries_are_not_taken_over(public_api):
-    from torchrl_smore.data import RowStorage
+@pytest.mark.parametrize(("owner", "taken"), [("torchrl_smore.objectives.base", True), ("torchrl.objectives", False)])
+def test_a_constructor_hands_its_explanations_on_unless_another_library_wrote_them(public_api, owner, taken):
+    class Base:
+        def __init__(self, first):
+            """Takes it.
 
-    assert public_api.with_inherited_arguments("Rows.", RowStorage) == "Rows."
+            Args:
+                first: of all.
+            """
+
+    Base.__module__ = owner
+    kind = type("Own", (Base,), {})
+    expected = "Own.\n\nArgs:\n    first: of all." if taken else "Own."
+    assert public_api.with_inherited_arguments("Own.", kind) == expected
