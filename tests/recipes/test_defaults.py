@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from torchrl_smore.envs import task_names
+from torchrl_smore.data import TrajectoryStore
+from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Paper
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -186,6 +188,18 @@ def test_a_method_has_the_options_of_its_loss_and_no_list_of_them_is_kept(recipe
     assert options["gcsl"] == options["hindsight_bc"] == set()
     assert "reward" in options["gofar"]
     assert "kernels" not in set().union(*options.values())
+
+
+@pytest.mark.parametrize("method", ["gc_iql", "gc_sql", "gc_eql", "gc_xql", "smore", "crl", "hindsight_bc"])
+def test_an_actor_has_goals_of_its_own_where_its_loss_reads_them(recipes, store_path, method):
+    smore_offline = recipes[2]
+    options = {"dataset": str(store_path), "goals": "away", "actor_goals": "final", "device": "cpu", "batch_size": 32}
+    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, **options))
+    store = TrajectoryStore.load(store_path)
+    task, cpu = get_task("PointReach"), torch.device("cpu")
+    loss, batch = (make(config, task, store, cpu) for make in (smore_offline.make_loss, smore_offline.make_sampler))
+    keys = set(batch().keys())
+    assert ("actor_goal" in loss.in_keys) == ("actor_goal" in keys) == (method not in ("crl", "hindsight_bc"))
 
 
 def test_an_option_of_a_new_loss_needs_no_second_declaration(recipes, monkeypatch):
