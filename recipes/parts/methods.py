@@ -145,7 +145,7 @@ class Method:
         options: turns the options of the recipe into those of the loss where they differ.
         single_q: whether one Q network serves where the constructor takes a sequence too.
         target_network: whether the loss has one.
-        cosine: whether the actor's learning rate is decayed.
+        cosine: whether the actor's learning rate is decayed where no ``schedule`` is chosen.
         rewards: those of a step off and at the goal, or ``None`` for a loss that reads none.
         terminate_at_goal: whether reaching the goal ends the bootstrap.
         goal_transitions: whether the loss reads goal transitions.
