@@ -58,7 +58,7 @@ class PixelSetting:
     cold: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """What a loss is built from.
 

@@ -197,7 +197,7 @@ class Cell(NamedTuple):
     metric: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """What is known of a cell: mean, standard deviation (NaN: unknown), seeds, and their values ``[n]`` if known."""
 
