@@ -324,7 +324,7 @@ def _num_written(storage: TensorStorage, known: int) -> int:
     return len(places) if len(places) and in_turn and int(places[-1]) == storage._last_cursor_index else 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Rows:
     """Stored rows in the order of their trajectories.
 

@@ -231,7 +231,7 @@ def check_her_ratio(her_ratio: float) -> None:
 _BELOW_ONE = 1.0 - 2.0**-53
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Draw:
     index: Tensor
     stop: Tensor
@@ -257,7 +257,7 @@ STRATEGIES: dict[str, Callable[[_Draw], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GoalTransitionRows:
     """Rows of one sampled batch; each field has shape ``[B]``, row numbers int64 and masks bool.
 

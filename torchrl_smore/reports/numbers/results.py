@@ -210,7 +210,7 @@ class Cell(NamedTuple):
     metric: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """What is known of a cell.
 
