@@ -50,7 +50,9 @@ def write_rows(folder: Path, trajectories: int) -> None:
         for key, value in block.items(True, True):
             name = ".".join([key] if isinstance(key, str) else key)
             layout[name] = [str(value.dtype).removeprefix("torch."), value.shape[1]]
-            files.setdefault(name, (folder / name).open("wb")).write(value.contiguous().numpy().data)
+            if name not in files:
+                files[name] = (folder / name).open("wb")
+            files[name].write(value.contiguous().numpy().data)
     for file in files.values():
         file.close()
     (folder / "layout.json").write_text(json.dumps({"rows": trajectories * LENGTH, "columns": layout}))
@@ -76,6 +78,8 @@ class Pages:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._in_memory = np.zeros(-(-self._size // mmap.PAGESIZE), dtype=np.uint8)
         self._file, self._hand = self._open_file(), 0
+        # what is not yet on the disk cannot be taken out of memory
+        os.fsync(self._file)
 
     def _open_file(self) -> int:
         """The descriptor, which the mapping keeps, of a file without a name."""
@@ -135,8 +139,6 @@ def child(kind: str, folder: str, args: argparse.Namespace) -> None:
     del data
     update = FusedUpdate(make_loss("in_sample"), sampler, total_steps=STEPS, tau=0.005, compile=args.compile)
     table = None if kind == MEMORY else Pages(sampler._table)
-    # what is not yet on the disk cannot be taken out of memory
-    os.sync()
     print("ok", json.dumps({"rows": len(sampler), "seconds": seconds}), flush=True)
     for line in sys.stdin:
         if line.strip() == "memory":
