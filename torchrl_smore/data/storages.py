@@ -87,9 +87,8 @@ class _Tables:
         self._place = dict(zip(self.columns.values(True, True), places))
 
     def are_whole(self, held: Any) -> bool:
-        """Whether these are the columns, all and none but them."""
-        leaves = list(held.values(True, True)) if held is self.columns else []
-        return len(leaves) == len(self._place) and all(leaf in self._place for leaf in leaves)
+        """Whether what is held are these columns and none but them."""
+        return held is self.columns and all(leaf in self._place for leaf in held.values(True, True))
 
     def gather(self, rows: Tensor, size: torch.Size) -> TensorDict:
         """Copies of rows, int64 ``[n]``, in the batch size ``[*B]``."""
