@@ -315,7 +315,7 @@ def main() -> int:
         return 2
     device = "cpu" if args.interpret else "cuda"
     torch.manual_seed(0)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton"))
+    packages = f"torch {torch.__version__}, triton {version('triton')}"
     title = f"{'Triton interpreter' if args.interpret else torch.cuda.get_device_name()}, {packages}"
     print(title)
     rows: list[dict[str, object]] = []

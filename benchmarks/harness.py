@@ -48,8 +48,8 @@ def begin(args: argparse.Namespace) -> None:
 
 def machine(threads: int) -> str:
     """One line: processor, cores, threads, versions, load."""
-    names = ("torch", "torchrl", "tensordict", "numpy")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    others = (f"{name} {importlib.metadata.version(name)}" for name in ("torchrl", "tensordict", "numpy"))
+    versions = ", ".join([f"torch {torch.__version__}", *others])
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     where = f"{_processor()}, {os.cpu_count()} cores, {threads} thread(s)"
     return f"{where}, Python {platform.python_version()}, {versions}, {load}"

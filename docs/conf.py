@@ -16,7 +16,7 @@ copyright = f"2026 {author}"
 # read and not imported: a page alone then needs no PyTorch
 version = release = re.findall(r'^__version__ = "(.*)"', (ROOT / "torchrl_smore" / "__init__.py").read_text(), re.M)[0]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "public_api"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "public_api", "recipe_options"]
 exclude_patterns = ["_build"]
 nitpicky = True
 # other packages' names: their inventories would have to be downloaded
@@ -37,8 +37,11 @@ autodoc_default_options = {
     "show-inheritance": True,
 }
 autodoc_member_order = "bysource"
+# as written: an object without a name of its own would leave the whole signature unread
+autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_custom_sections = ["Returns (forward)"]
 napoleon_attr_annotations = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"

@@ -310,7 +310,8 @@ def make_jobs(
             "action_noise": run_config.action_noise,
         }
         options = dataclasses.asdict(run_config)
-        identity = {key: value for key, value in options.items() if key not in _NOT_IDENTITY}
+        # without what is not given: an option that comes with a later version leaves the folders of older cells
+        identity = {key: value for key, value in options.items() if key not in _NOT_IDENTITY and value is not None}
         actors = [] if run_config.expert_policy is None else [digest(run_config.expert_policy)]
         text = json.dumps([identity, dataset, *actors], sort_keys=True)
         dataset |= {"expert_policy": run_config.expert_policy} if actors else {}

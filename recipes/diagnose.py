@@ -72,7 +72,7 @@ class Config:
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A trained loss with what it was trained on."""
 

@@ -16,7 +16,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from parts import OPENGL
 from parts.cli import check_range, option, run_recipe
 from parts.films import film_episode
-from parts.shared import commit_of_library, write_json
+from parts.shared import commit_of_library, versions_of, write_json
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names
@@ -88,7 +87,7 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
         **described(names[0], groups[0], split[0]),
         "failed_seeds": [config.first_seed + int(e) for e in np.flatnonzero(success < 1)],
         "commit": commit_of_library(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": versions_of(_PACKAGES),
     }
     if config.versus is not None:
         result["versus"] = described(names[1], groups[1], split[1])

@@ -19,14 +19,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from parts.cli import nearest, option, run_recipe
-from parts.shared import commit_of_library, write_json
+from parts.shared import commit_of_library, versions_of, write_json
 from torch import nn
 
 from torchrl_smore import load_policy
@@ -272,7 +271,7 @@ def described(policy: TrainedPolicy, format: str, difference: float) -> dict[str
         "seed": record.seed,
         "trained_with_commit": record.about.get("commit"),
         "exported_with_commit": commit_of_library(),
-        "versions": {name: version(name) for name in ("torchrl-smore", "torch")},
+        "versions": versions_of(["torchrl-smore", "torch"]),
         "rows_checked": ROWS,
         "largest_difference": difference,
     }

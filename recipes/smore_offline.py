@@ -78,6 +78,7 @@ ENCODERS = ("separate", "shared", "joint", "critics")
 #: Options of networks that see pictures.
 PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold")
 ON_DIVERGENCE = ("stop", "continue")
+SCHEDULES = ("cosine", "constant")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
 MOST = {
     **dict.fromkeys(("steps", "eval_interval", "log_interval", "save_interval"), 10**9),
@@ -161,6 +162,10 @@ class Config:
     energy: str | None = option(None, "contrastive RL: inner, dot, l2")
     bc_coef: float | None = option(None, "contrastive RL: weight of cloning beside the critic's gradient, not negative")
     reward: str | None = option(None, "GoFAR: discriminator, binary (Table 13)")
+    regression: str | None = option(
+        None, "GCSL, WGCSL, GoFAR: mse, or nll, the likelihood with its contamination; default: mse"
+    )
+    alpha: float | None = option(None, "GC-SQL, GC-EQL, GC-XQL: strength of the regularisation, > 0; default: 1")
     actor_weight: str | None = option(None, "GoFAR: dual, expectile_awr (Table 13)")
     advantage_unit: str | None = option(
         None, "unit of advantages for the temperature: score, horizon (1/(1 - gamma) of it); default: the method's"
@@ -215,6 +220,7 @@ class Config:
     normalize: bool = option(True, "standardise observations and goals by the dataset's statistics")
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
     learning_rate: float | None = option(None, "of Adam; default: the method's (1e-3 SMORe)")
+    schedule: str | None = option(None, f"of the actor's learning rate: {', '.join(SCHEDULES)}; default: the method's")
     target_rate: float | None = option(
         None, "Polyak rate of the target networks, in (0, 1]; default: the method's (0.005 SMORe)"
     )
@@ -406,7 +412,7 @@ def check(config: Config) -> None:
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": COMPILE, "kernels": KERNELS, "logger": (None, *LOGGERS)}
-    names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE}
+    names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE, "schedule": (None, *SCHEDULES)}
     names |= {"encoder": ENCODERS, "encoder_size": tuple(CHANNELS)}
     for name, valid in names.items():
         check_name(config, name, list(valid))
@@ -534,6 +540,7 @@ def pixel_setting(config: Config) -> PixelSetting | None:
 def make_update(config: Config, task: Task, store: TrajectoryStore, device: torch.device) -> FusedUpdate:
     """The update of every seed, each with networks and a stream of batches of its own."""
     method = METHODS[config.method]
+    decays = method.cosine if config.schedule is None else config.schedule == "cosine"
     seeds = range(config.seed, config.seed + config.seeds)
     losses = []
     for seed in seeds:
@@ -545,7 +552,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         seeds=seeds,
         lr=config.learning_rate,
         total_steps=config.steps,
-        cosine=("actor_network",) if method.cosine else (),
+        cosine=("actor_network",) if decays else (),
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
         compile=resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0),

@@ -133,3 +133,23 @@ def test_make_says_that_there_is_no_such_python(make):
     assert done.returncode
     assert "python3.99" in done.stderr
     assert done.stdout == ""
+
+
+def test_no_dataclass_compares_tensors_or_arrays():
+    # from 3.13 on == compares each field of a dataclass, where tuples before took the same object to be equal
+    held = re.compile(r"(Tensor|np\.ndarray)( \| None)?")
+    found = []
+    for path in (
+        path
+        for folder in ("torchrl_smore", "kernels", "recipes", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            made = [ast.unparse(each) for each in node.decorator_list if ast.unparse(each).startswith("dataclass")]
+            types = [ast.unparse(field.annotation) for field in node.body if isinstance(field, ast.AnnAssign)]
+            if made and any(map(held.fullmatch, types)):
+                found.append((node.name, "eq=False" in made[0]))
+    assert len(found) > 5
+    assert [name for name, identity in found if not identity] == []

@@ -10,13 +10,17 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import pkgutil
+import re
 from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from docutils import nodes
 from docutils.parsers.rst import directives
+from numpy.typing import ArrayLike, NDArray
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -24,7 +28,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import signature as signature_of
 from sphinx.util.inspect import stringify_signature
-from sphinx.util.typing import ExtensionMetadata
+from sphinx.util.typing import ExtensionMetadata, stringify_annotation
 
 _TRAINING = ("checkpoint", "configs", "evaluation", "fused", "logging", "stacked", "step_graph", "update")
 # besides everything below `functional`; a module stands before those that hand its names on
@@ -51,6 +55,17 @@ _MODULES = (
     "torchrl_smore",
 )
 _LONGEST_VALUE = 100
+_KINDS = (np.float32, np.uint8, np.int64, np.bool_)
+_OWN = ("torchrl_smore", "smore_kernels")
+# what numpy's names of array types are short for, as signatures have it
+_ARRAYS = {
+    stringify_annotation(ArrayLike, "smart"): "~numpy.typing.ArrayLike",
+    stringify_annotation(NDArray[Any], "smart"): "~numpy.ndarray",
+    **{
+        stringify_annotation(NDArray[kind], "smart"): f"~numpy.typing.NDArray[~numpy.{kind.__name__}]"
+        for kind in _KINDS
+    },
+}
 
 
 @cache
@@ -203,9 +218,30 @@ def _class_with_field(owner: str, field: str) -> list[str]:
     return sorted(found)
 
 
-def _skip_field(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
-    """Leaves out fields of named tuples, which their class describes: by themselves they say their number alone."""
-    return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
+def _skip_others(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out fields of named tuples, which by themselves say their number alone, and others' functions."""
+    if (getattr(value, "__doc__", None) or "").startswith("Alias for field number"):
+        return True
+    # what another library explains, such as ``forward`` of a base
+    return True if inspect.isfunction(value) and not value.__module__.startswith(_OWN) else None
+
+
+def readable_signature(
+    app: Sphinx | None, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None] | None:
+    """Arrays as people write them, and no defaults that Python could not read, or that name this machine."""
+    if signature is None:
+        return None
+    signature = re.sub(r"<factory>|\w+Path\('[^']*'\)", "...", signature)
+    return _short_arrays(re.sub(r"<(?:built-in )?function (\w+)>", r"\1", signature)), returned and _short_arrays(
+        returned
+    )
+
+
+def _short_arrays(text: str) -> str:
+    for kind, short in _ARRAYS.items():
+        text = text.replace(kind, short)
+    return text
 
 
 def constructor_signature(
@@ -223,10 +259,60 @@ def constructor_signature(
     return stringify_signature(own, show_annotation=False), returned
 
 
+def arguments_of(docstring: str) -> list[str]:
+    """Lines of the entries below ``Args:`` of a docstring in Google's style, cleaned; none without such a section."""
+    lines = docstring.splitlines()
+    if "Args:" not in lines:
+        return []
+    inside = itertools.takewhile(lambda line: not line or line.startswith(" "), lines[lines.index("Args:") + 1 :])
+    return "\n".join(inside).rstrip().splitlines()
+
+
+def with_inherited_arguments(docstring: str, kind: type) -> str:
+    """A class's docstring, with the arguments that the docstring of its constructor explains after its own.
+
+    A constructor without a docstring has that of the nearest base class which has one, as in ``help``; what is not of
+    this project explains nothing.
+    """
+    owner = next(base for base in kind.__mro__ if "__init__" in vars(base) and base.__init__.__doc__)
+    inherited = arguments_of(inspect.getdoc(owner.__init__) or "") if owner.__module__.startswith(_OWN) else []
+    if not inherited:
+        return docstring
+    own = arguments_of(docstring)
+    if not own:
+        return "\n".join([docstring, "", "Args:", *inherited])
+    head, tail = docstring.split("\n".join(own), 1)
+    return "\n".join([head + "\n".join(own), *inherited]) + tail
+
+
+def _add_inherited_arguments(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Changes the lines of a docstring in place, before napoleon reads its sections."""
+    if what == "class":
+        lines[:] = with_inherited_arguments("\n".join(lines), obj).splitlines()
+
+
+def _link_pages(app: Sphinx, doctree: nodes.document) -> None:
+    """Makes a link of each path to a page, as docstrings and the files at the root of the repository name it."""
+    for literal in list(doctree.findall(nodes.literal)):
+        match = re.fullmatch(r"docs/([\w/]+)\.md", literal.astext())
+        linked = isinstance(literal.parent, nodes.reference | pending_xref | nodes.title)
+        if match is None or linked or match[1] not in app.env.found_docs:
+            continue
+        place = {"refdomain": "std", "reftype": "doc", "reftarget": f"/{match[1]}"}
+        link = pending_xref(
+            "", nodes.inline("", literal.astext()), refdoc=app.env.docname, refexplicit=True, refwarn=True
+        )
+        link.attributes.update(place)
+        literal.replace_self(link)
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Adds the directive and the resolver."""
+    app.connect("autodoc-process-docstring", _add_inherited_arguments, priority=400)
     app.add_directive("public-api", PublicApi)
-    app.connect("autodoc-skip-member", _skip_field)
+    app.connect("autodoc-skip-member", _skip_others)
     app.connect("autodoc-process-signature", constructor_signature)
+    app.connect("autodoc-process-signature", readable_signature)
     app.connect("missing-reference", _resolve)
+    app.connect("doctree-read", _link_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Fused Triton kernels for SMORe, one operation a file. They depend on torch and triton alone."""
+"""Fused Triton kernels for SMORe, one operation per file. They depend on torch and triton alone."""
 
 from smore_kernels.adam_polyak import adam_polyak_
 from smore_kernels.bellman_residual import interpreted, mean_score_objective

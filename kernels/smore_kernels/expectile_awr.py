@@ -21,14 +21,23 @@ _STATISTICS = 4
 
 
 class ExpectileAWR(NamedTuple):
-    """What :func:`expectile_awr` computes; everything but ``loss`` is a constant."""
+    """What :func:`expectile_awr` computes; everything but ``loss`` is a constant.
 
-    loss: Tensor  # [*K]
-    weight: Tensor | None  # [*K, B]
-    mean_advantage: Tensor  # [*K]
-    mean_weight: Tensor  # [*K]
-    weight_clipped: Tensor  # fraction of rows, [*K]
-    mean_value: Tensor  # [*K]
+    Attributes:
+        loss: mean over rows, ``[*K]``.
+        weight: of each row in the actor's regression, ``[*K, B]``; ``None`` without a temperature.
+        mean_advantage: mean of ``score - value``, ``[*K]``.
+        mean_weight: mean of ``weight``, ``[*K]``.
+        weight_clipped: fraction of rows whose weight is the largest, ``[*K]``.
+        mean_value: mean of ``value``, ``[*K]``.
+    """
+
+    loss: Tensor
+    weight: Tensor | None
+    mean_advantage: Tensor
+    mean_weight: Tensor
+    weight_clipped: Tensor
+    mean_value: Tensor
 
 
 @triton.jit

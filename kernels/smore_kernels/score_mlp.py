@@ -11,7 +11,7 @@ follows from one matrix :math:`G = \sum_n d_n\, m_{2,n}\, h_{1,n}^T` and one vec
 .. math:: \nabla W_2 = \mathrm{diag}(w_3) G, \quad \nabla b_2 = w_3 g, \quad
           \nabla w_3 = \mathrm{rowsum}(W_2 \circ G) + b_2 g
 
-so :math:`h_2` never leaves the chip: its mask does, one bit a unit. The first launch goes over tiles of rows, the
+so :math:`h_2` never leaves the chip: its mask does, one bit per unit. The first launch goes over tiles of rows, the
 second over the weights.
 """
 
@@ -39,11 +39,17 @@ _BLOCK = 1024
 
 
 class ScoreMLP(NamedTuple):
-    """What :func:`score_mlp` computes; the scores are constants."""
+    """What :func:`score_mlp` computes; the scores are constants.
 
-    loss: Tensor  # [*K]
-    score: Tensor  # [*K, M, B]
-    q_score: Tensor  # [*K, M, Q]
+    Attributes:
+        loss: the objective, ``[*K]``.
+        score: of offline rows, ``[*K, M, B]``.
+        q_score: of goal transitions, ``[*K, M, Q]``.
+    """
+
+    loss: Tensor
+    score: Tensor
+    q_score: Tensor
 
 
 class _Tiles(NamedTuple):

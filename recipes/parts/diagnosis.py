@@ -35,7 +35,7 @@ _BEYOND = 5.0  # standard deviations
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Whose each trajectory is.
 

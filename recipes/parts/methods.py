@@ -58,7 +58,7 @@ class PixelSetting:
     cold: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """What a loss is built from.
 
@@ -145,13 +145,12 @@ class Method:
         options: turns the options of the recipe into those of the loss where they differ.
         single_q: whether one Q network serves where the constructor takes a sequence too.
         target_network: whether the loss has one.
-        cosine: whether the actor's learning rate is decayed.
+        cosine: whether the actor's learning rate is decayed where no ``schedule`` is chosen.
         rewards: those of a step off and at the goal, or ``None`` for a loss that reads none.
         terminate_at_goal: whether reaching the goal ends the bootstrap.
         goal_transitions: whether the loss reads goal transitions.
         strategy: hindsight goals where none are chosen.
         extras: further entries that the loss reads.
-        actor_goals: whether the actor may pursue goals other than those of score and value.
     """
 
     loss: type[LossModule]
@@ -166,13 +165,17 @@ class Method:
     goal_transitions: bool = False
     strategy: str = "future"
     extras: tuple[str, ...] = ()
-    actor_goals: bool = False
 
     @cached_property
     def accepts(self) -> dict[str, Any]:
         """Options of the loss by name, with their defaults."""
         hidden = {*self.fixed, *_HANDED}
         return {name: given.default for name, given in _parameters(self.loss, keyword=True) if name not in hidden}
+
+    @property
+    def actor_goals(self) -> bool:
+        """Whether the actor may pursue goals other than those of score and value."""
+        return hasattr(self.loss.default_keys, "actor_goal")
 
     def build(self, setting: Setting) -> LossModule:
         """Networks and loss."""
@@ -247,8 +250,8 @@ _SPARSE = (-1.0, 0.0)
 _ORIGINAL_WGCSL = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
 
 METHODS: dict[str, Method] = {
-    "smore": Method(SMORELoss, goal_transitions=True, actor_goals=True),
-    "gc_iql": Method(GCIQLLoss, rewards=_SPARSE, terminate_at_goal=True, actor_goals=True),
+    "smore": Method(SMORELoss, goal_transitions=True),
+    "gc_iql": Method(GCIQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_sql": Method(GCSQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_eql": Method(GCEQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_xql": Method(GCXQLLoss, rewards=_SPARSE, terminate_at_goal=True),

@@ -30,13 +30,19 @@ UPDATES_WORTH_COMPILING = 10_000
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:
-    """Versions by name of distribution; of ours, where it runs from a checkout that is not installed, its own word.
+    """Versions by name of distribution.
+
+    That of torch is its own word, which names the build (``2.13.0+cu130``); so is ours where it runs from a checkout
+    that is not installed.
 
     Raises:
         importlib.metadata.PackageNotFoundError: for another one that is not installed.
     """
     found = {}
     for name in packages:
+        if name == "torch":
+            found[name] = str(torch.__version__)
+            continue
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import html
 import html.parser
 import importlib
 import inspect
@@ -123,6 +125,7 @@ def test_displayed_equations_are_mathml(site):
     # what could not be converted would stand there as it is written
     for path in site.rglob("*.html"):
         text = re.sub(r"<(pre|code)\b.*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert "\\" not in "".join(re.findall(r"<math\b.*?</math>", text, re.DOTALL)), path
         assert not re.search(r"\\(frac|mathbb|beta|gamma|text)\b", text), path
 
 
@@ -139,6 +142,45 @@ def test_the_keys_of_the_main_loss_are_explained(site):
     for name in ("action", "desired_goal", "actor_goal", "q", "score", "value", "priority_weight"):
         (said,) = re.findall(rf'id="[^"]*SMORELoss._AcceptedKeys.{name}".*?<dd><p>(.*?)</p>', text, re.DOTALL)
         assert len(said) > 20
+
+
+def test_what_a_function_returns_is_not_taken_for_a_type(site):
+    # a colon in the first line below Returns, or of a property, ends a type
+    for path in (site / "api").glob("*.html"):
+        assert not re.search(r"Return type|<dt[^>]*>Type<", path.read_text(encoding="utf-8")), path
+
+
+def test_signatures_are_written_as_a_reader_would(site):
+    for path in (site / "api").glob("*.html"):
+        for signature in re.findall(r'<dt class="sig .*?</dt>', path.read_text(encoding="utf-8"), re.DOTALL):
+            text = html.unescape(re.sub(r"<[^>]*>", "", signature))
+            assert not re.search(r"~|<factory>|<[a-z-]* ?function|ndarray\[|Path\('", text), text
+
+
+def test_pages_that_docstrings_name_by_their_path_are_linked(site):
+    losses = (site / "api" / "objectives.html").read_text(encoding="utf-8")
+    assert re.search(
+        r'<a [^>]*href="../paper_code_ours.html"[^>]*><span[^>]*>docs/paper_code_ours.md</span></a>', losses
+    )
+    for path in site.rglob("*.html"):
+        named = set(re.findall(r"docs/([\w/]+)\.md</span></code>", path.read_text(encoding="utf-8")))
+        assert not {name for name in named if (DOCS / f"{name}.md").exists()}, path
+
+
+def test_every_option_of_every_command_is_listed(site, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    text = (site / "options.html").read_text(encoding="utf-8")
+    commands = [path.stem for path in (ROOT / "recipes").glob("*.py") if "class Config" in path.read_text("utf-8")]
+    assert len(commands) > 10
+    for name in commands:
+        (section,) = re.findall(rf'<section id="{name.replace("_", "-")}-py">(.*?)</section>', text, re.DOTALL)
+        fields = dataclasses.fields(importlib.import_module(name).Config)
+        rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr.*?</tr>", section, re.DOTALL)]
+        said = [[html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in rows if row]
+        listed = {option: text for option, _, text in said}
+        plain = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "…": "..."})
+        expected = {f"{field.name}=": field.metadata["help"] for field in fields}
+        assert {name: text.translate(plain) for name, text in listed.items()} == expected
 
 
 def test_pages_request_nothing_from_elsewhere(site):

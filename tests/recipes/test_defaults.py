@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from torchrl_smore.envs import task_names
+from torchrl_smore.data import TrajectoryStore
+from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Paper
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -138,6 +140,8 @@ def test_the_papers_numbers(recipes):
         (["method=gofar", "reward=binary"], "loss_value"),
         (["method=gofar", "actor_weight=expectile_awr", "expectile=0.7", "temperature=1"], "loss_discriminator"),
         (["method=wgcsl_original"], "loss_qvalue"),
+        (["method=wgcsl", "regression=nll", "schedule=cosine"], "loss_qvalue"),
+        (["method=gc_sql", "alpha=0.5"], "loss_qvalue"),
         (["method=crl", "contrast=symmetric_infonce", "energy=l2"], "loss_critic"),
         (["method=crl", "actor=awr", "temperature=1"], "loss_value"),
         (["method=crl_td"], "loss_critic"),
@@ -165,6 +169,9 @@ def test_a_variant_is_reached_by_options_and_trains(recipe, tmp_path, store_path
         (["method=gc_iql", "actor=score"], "method=gc_iql has no option actor"),
         (["value_target=policy"], "needs actor='score'"),
         (["preset=quik"], "Did you mean quick?"),
+        (["schedule=linear"], "unknown schedule 'linear'"),
+        (["method=gc_xql", "alpha=-1"], "alpha must be positive, got -1.0"),
+        (["method=gofar", "regression=mae"], "'mae'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -183,9 +190,40 @@ def test_a_method_has_the_options_of_its_loss_and_no_list_of_them_is_kept(recipe
     assert options["gc_iql"] < options["smore"]
     assert {"score_bounds", "formulation", "value_target"} <= options["smore"]
     # what makes a method is none of its options
-    assert options["gcsl"] == options["hindsight_bc"] == set()
+    assert options["gcsl"] == {"regression"}
+    assert options["hindsight_bc"] == set()
     assert "reward" in options["gofar"]
     assert "kernels" not in set().union(*options.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "decays"),
+    [("smore", None, True), ("smore", "constant", False), ("gcsl", None, False), ("gcsl", "cosine", True)],
+)
+def test_the_schedule_is_the_methods_unless_it_is_chosen(recipes, store_path, method, schedule, decays):
+    smore_offline = recipes[2]
+    options = {"dataset": str(store_path), "device": "cpu", "batch_size": 8, "steps": 4, "schedule": schedule}
+    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, **options))
+    store, cpu = TrajectoryStore.load(store_path), torch.device("cpu")
+    update = smore_offline.make_update(config, get_task("PointReach"), store, cpu)
+    for _ in range(4):
+        update()
+    before = update.params["actor_network"].clone()
+    update()
+    # a cosine of 4 updates has come to a rate of 0
+    assert torch.equal(update.params["actor_network"], before) == decays
+
+
+@pytest.mark.parametrize("method", ["gc_iql", "gc_sql", "gc_eql", "gc_xql", "smore", "crl", "hindsight_bc"])
+def test_an_actor_has_goals_of_its_own_where_its_loss_reads_them(recipes, store_path, method):
+    smore_offline = recipes[2]
+    options = {"dataset": str(store_path), "goals": "away", "actor_goals": "final", "device": "cpu", "batch_size": 32}
+    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, **options))
+    store = TrajectoryStore.load(store_path)
+    task, cpu = get_task("PointReach"), torch.device("cpu")
+    loss, batch = (make(config, task, store, cpu) for make in (smore_offline.make_loss, smore_offline.make_sampler))
+    keys = set(batch().keys())
+    assert ("actor_goal" in loss.in_keys) == ("actor_goal" in keys) == (method not in ("crl", "hindsight_bc"))
 
 
 def test_an_option_of_a_new_loss_needs_no_second_declaration(recipes, monkeypatch):

@@ -72,7 +72,7 @@ def test_experts_are_those_that_the_data_name_or_the_best_by_return(diagnosis):
     early, late, never = [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]
     episodes = [trajectory([0.0] * 3, rewards) for rewards in (late, never, early, *[never] * 17)]
     named = diagnosis.find_groups(TrajectoryStore.from_episodes(episodes, parts(random=2, expert=18)), 0.9)
-    assert named == diagnosis.Groups(("random", "expert"), named.of, 1, True)
+    assert (named.names, named.expert, named.known) == (("random", "expert"), 1, True)
     assert named.of.tolist() == [0] * 2 + [1] * 18
 
     # a tenth of 20: both that reach their goal

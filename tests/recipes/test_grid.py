@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +158,23 @@ def test_a_free_grid_leaves_out_what_a_method_has_no_option_for(grid):
     with pytest.raises(ValueError, match="applies to none"):
         grid.free_plan(["PointReach"], ["gcsl"], ["beta=0.7"])
     assert grid.free_plan(["SawyerDour"], ["gcsl"], ["default"]).unavailable
+
+
+def test_an_option_that_comes_later_leaves_the_folders_of_cells_that_have_no_use_for_it(
+    grid, import_recipe, monkeypatch
+):
+    benchmark = import_recipe("benchmark")
+    sizes = {"steps": 4, "batch_size": 8, "num_trajectories": 20, "eval_episodes": 1, "seeds": 1}
+    config = benchmark.Config(preset="quick", device="cpu", **sizes)
+    plan = grid.Plan((grid.GridCell("PointReach", "gcsl", "default"),))
+
+    def folder(given):
+        later = dataclasses.make_dataclass("Later", [("later", str | None, given)], bases=(benchmark.RunConfig,))
+        with monkeypatch.context() as patch:
+            patch.setattr(benchmark, "RunConfig", later)
+            (job,) = benchmark.make_jobs(config, plan, Path("out"))
+        return job.folder
+
+    (job,) = benchmark.make_jobs(config, plan, Path("out"))
+    assert folder(None) == job.folder
+    assert folder("given") != job.folder

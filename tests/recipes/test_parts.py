@@ -53,6 +53,13 @@ def test_a_process_that_a_recipe_starts_knows_the_library_too():
     assert done.stdout == "osmesa\n", done.stderr
 
 
+def test_the_version_of_torch_names_its_build(import_recipe, monkeypatch):
+    shared = import_recipe("parts.shared")
+    monkeypatch.setattr("importlib.metadata.version", {"numpy": "2.2.6", "torch": "2.13.0"}.__getitem__)
+    monkeypatch.setattr(shared.torch, "__version__", "2.13.0+cu130")
+    assert shared.versions_of(["numpy", "torch"]) == {"numpy": "2.2.6", "torch": "2.13.0+cu130"}
+
+
 @pytest.mark.parametrize(
     ("device", "updates", "compilers", "chosen", "reason"),
     [

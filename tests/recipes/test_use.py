@@ -129,6 +129,7 @@ def test_an_evaluation_equals_the_evaluator_on_the_loaded_policies(recipe, train
         assert own["eval"] == evaluation.summary()
     success = np.mean([evaluation.per_episode["success_last"] for evaluation in expected], 0)
     assert result["failed_seeds"] == [500 + int(e) for e in np.flatnonzero(success < 1)]
+    assert result["versions"]["torch"] == torch.__version__
     assert (out / "goals.png").read_bytes().startswith(b"\x89PNG")
     assert f"success {success.mean():.3f} over 6 episodes, action noise 0.3" in done.stdout.splitlines()[-3]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def one_file(tmp_path_factory):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def test_contributing_says_how_long_it_is(one_file):
+    (said,) = re.findall(r"The module is about ([\d,]+) lines", (UPSTREAM.parent / "CONTRIBUTING.md").read_text())
+    lines = len(Path(one_file.__file__).read_text().splitlines())
+    assert abs(int(said.replace(",", "")) - lines) < 100
 
 
 @pytest.mark.parametrize(

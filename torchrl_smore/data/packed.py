@@ -179,7 +179,7 @@ class GoalBatchSampler(SeededBatches):
         """The batch that belongs to ``uniform``; deterministic.
 
         Returns:
-            Batch size ``[B]``: ``observation``, ``action``, ``desired_goal``, ``actor_goal`` if it is of its own,
+            With batch size ``[B]``, ``observation``, ``action``, ``desired_goal``, ``actor_goal`` if it is of its own,
             ``("next", "observation" | "achieved_goal" | "desired_goal")``, with ``success`` also
             ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``; at the root also the extras.
         """

@@ -124,10 +124,10 @@ class PixelBatchSampler(SeededBatches):
         """The batch that belongs to ``uniform``; deterministic.
 
         Returns:
-            Batch size ``[B]``: ``observation`` and ``desired_goal``, uint8 ``[B, H, W, 3]``, ``action``, ``actor_goal``
-            if it is of its own, ``("next", "observation" | "achieved_goal" | "desired_goal")``, also pictures, with
-            ``success`` ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``. What is one picture
-            is one tensor: that of ``achieved_goal`` is that of the next observation.
+            With batch size ``[B]``, ``observation`` and ``desired_goal``, uint8 ``[B, H, W, 3]``, ``action``,
+            ``actor_goal`` if it is of its own, ``("next", "observation" | "achieved_goal" | "desired_goal")``, also
+            pictures, with ``success`` ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``. What
+            is one picture is one tensor: that of ``achieved_goal`` is that of the next observation.
         """
         rows = goal_transition_rows(
             uniform[:, :NUM_UNIFORMS],

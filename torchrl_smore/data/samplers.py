@@ -39,6 +39,10 @@ def stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "
 
     Data without rewards have no such row; that is logged, as are rewards none of which is positive, which another
     convention (-1 and 0) may be the reason of.
+
+    Args:
+        data: rows ``[N]``.
+        reward_key: where their reward is, ``[N]`` or ``[N, 1]``; it may be missing.
     """
     reward = data.get(reward_key, None)
     if reward is None:
@@ -320,7 +324,7 @@ def _num_written(storage: TensorStorage, known: int) -> int:
     return len(places) if len(places) and in_turn and int(places[-1]) == storage._last_cursor_index else 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Rows:
     """Stored rows in the order of their trajectories.
 
@@ -467,7 +471,11 @@ class GoalTransitionSampler(RandomSampler):
         self.unit = unit or GoalTransition()
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
-        """Uniform anchors, expanded to an index ``[batch_size, 4]``."""
+        """Uniform anchors, expanded by ``unit``; see :meth:`torchrl.data.replay_buffers.Sampler.sample`.
+
+        Returns:
+            An index, int64 ``[batch_size, 4]``, and what the sampler says beside it.
+        """
         index, info = super().sample(storage, batch_size)
         return self.unit.expand(index, info, storage)
 

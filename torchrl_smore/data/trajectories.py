@@ -147,7 +147,7 @@ class TrajectoryStore:
 
     @property
     def sha256(self) -> str:
-        """Digest of keys, dtypes, shapes and bytes of ``data`` and frames: the same in memory and on disk.
+        """Digest of keys, dtypes, shapes and bytes of ``data`` and frames, the same in memory and on disk.
 
         ``meta`` does not count.
         """

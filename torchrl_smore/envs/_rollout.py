@@ -183,7 +183,11 @@ def _episode_seeds(seed: int, episode: int) -> tuple[int, int]:
 
 
 def quality(reward: Array, gamma: float = 0.99) -> dict[str, float | None]:
-    """What a behaviour achieved, from rewards ``[k, T]``.
+    """What a behaviour achieved.
+
+    Args:
+        reward: 0 or 1 after each step of k episodes, ``[k, T]``.
+        gamma: discount of the return, in ``(0, 1)``.
 
     Returns:
         ``success`` (share of episodes at the goal after the last step), ``discounted_return`` (mean),

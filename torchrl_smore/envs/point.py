@@ -63,7 +63,12 @@ class PointWorld:
                 return position
 
     def move(self, position: Array, action: Array) -> Array:
-        """Positions ``[n, 2]`` after the displacements ``action`` ``[n, 2]``, clipped to ``[-1, 1]``: x, then y."""
+        """Positions after a step, shape ``[n, 2]``; walls stop x first, then y.
+
+        Args:
+            position: before it, shape ``[n, 2]``.
+            action: displacements, shape ``[n, 2]``, clipped to ``[-1, 1]``.
+        """
         moved = position.copy()
         displacement = np.clip(action, -1.0, 1.0)
         for axis in (0, 1):
@@ -102,7 +107,7 @@ class PointEnv(Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Draws goal and start; ``options`` is not used."""
+        """Draws goal and start by ``seed``; ``options`` is not used. See :meth:`gymnasium.Env.reset`."""
         super().reset(seed=seed)
         self._goal, self._position = _goal_and_start(self.world, self.np_random)
         return self._observe(), {}
@@ -115,7 +120,10 @@ class PointEnv(Env):
         return observation, float(reward), False, False, {}
 
     def compute_reward(self, achieved_goal: Array, desired_goal: Array, info: Any) -> Array:
-        """1.0 within the goal's radius, else 0.0; shape ``[*]`` from ``[*, 2]``. ``info`` is not used."""
+        """1.0 where ``achieved_goal`` is within a radius of ``desired_goal``, else 0.0; ``info`` is not used.
+
+        Shapes: ``[*, 2]`` of the goals, ``[*]`` of the reward.
+        """
         distance = np.sqrt(np.square(achieved_goal - desired_goal).sum(-1))
         return np.asarray(distance <= GOAL_RADIUS, dtype=np.float32)
 

@@ -98,7 +98,7 @@ class EnvPool:
             actions: shape ``[n, da]``, in ``[-1, 1]``.
 
         Returns:
-            The observations, as in :meth:`reset`, and the rewards ``[n]``: 1 where the goal is now reached, else 0.
+            The observations, as in :meth:`reset`, and the rewards ``[n]``, 1 where the goal is now reached, else 0.
 
         Raises:
             ValueError: for actions of another shape.

@@ -52,8 +52,8 @@ def render_episode(
         goal_beside: draw what a policy of pictures sees, larger: the state, and to its right the goal, without marks.
 
     Returns:
-        Frames ``[T + 1, size, size, 3]``, RGB: the start and the state after each action; with the goal beside it they
-        are ``2 * size + 4`` wide.
+        Frames ``[T + 1, size, size, 3]``, RGB, of the start and the state after each action; with the goal beside it
+        they are ``2 * size + 4`` wide.
 
     Raises:
         RenderError: if the task needs OpenGL and it cannot be had.

@@ -64,7 +64,7 @@ class GoalTaskWrapper(Wrapper):
         return observation, float(success), bool(terminated), False, {**info, "is_success": success}
 
     def compute_reward(self, achieved_goal: NDArray[Any], desired_goal: NDArray[Any], info: Any) -> NDArray[np.float32]:
-        """Rewards of any pairs of goals, shape ``[*]`` from ``[*, dg]``; ``info`` is not used."""
+        """Rewards, ``[*]``, of ``achieved_goal`` and ``desired_goal``, each ``[*, dg]``; ``info`` is not used."""
         return np.asarray(self._reached(achieved_goal, desired_goal), dtype=np.float32)
 
 
@@ -86,7 +86,7 @@ class ActionNoiseWrapper(Wrapper):
         self._generator = np.random.default_rng()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode, with new noise if a seed is given."""
+        """Starts an episode, with new noise if a ``seed`` is given; see :meth:`gymnasium.Env.reset`."""
         if seed is not None:
             self._generator = noise_generator(seed)
         return self.env.reset(seed=seed, options=options)
@@ -117,7 +117,7 @@ def disturb(action: NDArray[Any], sigma: float, generator: np.random.Generator) 
 
 
 def check_noise(name: str, sigma: float) -> float:
-    """Returns ``sigma``, or raises ``ValueError`` unless it is finite and at least 0."""
+    """Returns ``sigma``, or raises ``ValueError``, which calls it ``name``, unless it is finite and at least 0."""
     if not (math.isfinite(sigma) and sigma >= 0.0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {sigma!r}.")
     return float(sigma)

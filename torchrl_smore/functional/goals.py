@@ -88,8 +88,8 @@ def first_row_away(achieved_goal: Tensor, stop: Tensor, distance: float) -> Tens
         distance: Euclidean, in the unit of the goal, not negative.
 
     Returns:
-        int64, shape ``[N]``: the smallest k with ``i < k < stop[i]`` and a distance to row i of more than
-        ``distance``; ``stop[i]`` where there is none.
+        The smallest k with ``i < k < stop[i]`` and a distance to row i of more than ``distance``, int64, shape ``[N]``;
+        ``stop[i]`` where there is none.
 
     Raises:
         ValueError: for a distance that is negative or NaN.
@@ -231,7 +231,7 @@ def check_her_ratio(her_ratio: float) -> None:
 _BELOW_ONE = 1.0 - 2.0**-53
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Draw:
     index: Tensor
     stop: Tensor
@@ -257,7 +257,7 @@ STRATEGIES: dict[str, Callable[[_Draw], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GoalTransitionRows:
     """Rows of one sampled batch; each field has shape ``[B]``, row numbers int64 and masks bool.
 
@@ -365,7 +365,7 @@ def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:
         open_end: let the last trajectory, which still grows, end where the rows do.
 
     Returns:
-        int64, shape ``[N]``: one past the first ``True`` at or after each row.
+        One past the first ``True`` at or after each row, int64, shape ``[N]``.
 
     Raises:
         ValueError: if ``done`` is empty, or its last row is ``False`` and the end may not be open.

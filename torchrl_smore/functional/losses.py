@@ -36,9 +36,9 @@ def expectile_loss(diff: Tensor, expectile: float | Tensor) -> Tensor:
 
 
 def awr_weight(advantage: Tensor, temperature: float | Tensor, weight_clip: float = 100.0) -> Tensor:
-    r"""Exponential advantage weight of advantage-weighted regression, capped.
+    r"""Exponential advantage weight of advantage-weighted regression, at most ``weight_clip``, here :math:`w_{\max}`.
 
-    .. math:: w = \min(\exp(\text{temperature} \cdot A), \text{weight\_clip})
+    .. math:: w = \min(\exp(\text{temperature} \cdot A), w_{\max})
 
     ``temperature`` multiplies the advantage, as in TorchRL's ``IQLLoss`` (it is an inverse temperature; the paper's
     alpha). The paper states no cap; the official code (``actor.py``) uses 100. A large advantage gives exactly

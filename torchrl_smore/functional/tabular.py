@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TabularMDP:
     """A goal-conditioned MDP without reward.
 
@@ -67,7 +67,7 @@ class TabularMDP:
         _check_distribution("initial", self.initial, self.initial.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatchingProblem:
     r"""Data of :math:`\min D_f(\mathrm{Mix}_\beta(d, \rho) \| \mathrm{Mix}_\beta(q, \rho))` (Eq. 5, Eq. 6).
 

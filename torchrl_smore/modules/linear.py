@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
             compiled graph on a CPU, which fuses the sum with what surrounds it.
 
     Returns:
-        Shape ``[*B, O]``. The two backends add in another order: they agree to rounding, not bit for bit.
+        Shape ``[*B, O]``. The two backends add in another order and agree to rounding, not bit for bit.
 
     Raises:
         ValueError: for another ``matmul``.

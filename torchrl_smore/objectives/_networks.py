@@ -93,10 +93,9 @@ class Networks(LossModule):
     def _seen(self, inputs: TensorDictBase) -> TensorDictBase:
         """What the actor reads: vectors of a shared encoder, before which its gradient stops or not, or pictures."""
         keys = self.actor_network.in_keys
-        if self.encoder_network is None or self.actor_sight != "own":
-            inputs = inputs.select(*keys)
-            return inputs if self.actor_sight == "trained" else self._for_actor(inputs)
-        return inputs[PICTURES].select(*keys)
+        if self.encoder_network is None or self.actor_sight == "trained":
+            return inputs.select(*keys)
+        return inputs[PICTURES].select(*keys) if self.actor_sight == "own" else inputs.select(*keys).detach()
 
     def _call(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None

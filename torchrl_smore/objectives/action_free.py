@@ -44,9 +44,6 @@ class ActionFreeSMORELoss(OfflineLoss):
         constraint: ``"printed"`` or ``"corrected"``.
         temperature: see :class:`~torchrl_smore.objectives.AWRActorLoss`.
         weight_clip: see :class:`~torchrl_smore.objectives.AWRActorLoss`.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_value`` and, with an actor, ``loss_actor``; detached: mean ``value``, root mean square ``residual``, and

@@ -27,9 +27,6 @@ class AWRActorLoss(OfflineLoss):
         temperature: multiplies the advantage (an inverse temperature), non-negative, in one over the unit of the
             score; schedulable by assignment. ``0`` is behaviour cloning.
         weight_clip: largest weight, positive, dimensionless.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_actor``, and detached: ``mean_advantage``, mean ``awr_weight``, ``weight_clipped`` (fraction of rows

@@ -28,16 +28,8 @@ class OfflineLoss(Networks):
 
     A loss names the keys that it reads in ``_read_keys`` and calls ``_ready`` last in its constructor; networks
     are registered by ``_add_network`` and called by ``_call`` and, for ensembles, ``_call_ensemble``.
-
-    Args:
-        reduction: how per-row losses become outputs; ``"none"`` keeps the batch shape.
-        deactivate_vmap: evaluate ensembles one network after the other instead of by ``torch.vmap``. Faster on a CPU,
-            where a batched matrix product is slower than two plain ones.
-        scalar_output_mode: of scalar diagnostics under ``reduction="none"``, where they do not fit the batch shape:
-            ``"exclude"`` drops them, ``"non_tensor"`` keeps them as non-tensor entries, ``None`` warns and drops them.
-
-    Raises:
-        ValueError: for an unknown ``reduction``.
+    Arguments that every loss takes are explained at the constructor here; those of the losses have no docstring of
+    their own and inherit it.
     """
 
     default_value_estimator = None
@@ -58,6 +50,20 @@ class OfflineLoss(Networks):
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
+        """Arguments of every loss, which come after its own.
+
+        Args:
+            reduction: how losses of rows become outputs: ``"mean"`` (``None`` as well), ``"sum"``, or ``"none"``, which
+                keeps the batch shape.
+            deactivate_vmap: evaluate ensembles one network after the other instead of by ``torch.vmap``. Faster on a
+                CPU, where a batched matrix product is slower than two plain ones.
+            scalar_output_mode: of scalar diagnostics under ``reduction="none"``, where they do not fit the batch shape:
+                ``"exclude"`` drops them, ``"non_tensor"`` keeps them as non-tensor entries, ``None`` warns and drops
+                them.
+
+        Raises:
+            ValueError: for an unknown ``reduction``.
+        """
         self._in_keys: list[NestedKey] | None = None
         self._out_keys: list[NestedKey] | None = None
         super().__init__()
@@ -97,7 +103,7 @@ class OfflineLoss(Networks):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Every key that :meth:`forward` reads, in a fixed order, without repetition."""
+        """Every key that ``forward`` reads, in a fixed order, without repetition."""
         if self._in_keys is None:
             self._set_in_keys()
         return cast("list[NestedKey]", self._in_keys)
@@ -197,7 +203,7 @@ class OfflineLoss(Networks):
         super().set_keys(**kwargs)
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> NoReturn:
-        """Part of TorchRL's interface; there is none to make.
+        """Part of TorchRL's interface: there is no ``value_type`` with ``hyperparams`` to make.
 
         Raises:
             NotImplementedError: always.

@@ -46,9 +46,6 @@ class ScoreLoss(OfflineLoss):
         delay_score: keep target parameters (``target_score_network_params``) for a Polyak updater.
         kernels: ``"reference"``, ``"triton"`` (the fused kernels, or an error where they cannot run) or ``"auto"``; see
             ``kernels/README.md``.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_score``, and detached: mean ``score`` and ``q_score``, root mean square ``residual`` on the offline rows,

@@ -62,9 +62,6 @@ class SMORELoss(OfflineLoss):
             alone; with ``expectile=0.5`` our reading of Table 16's "without AWR and expectile loss".
         delay_score: keep target score parameters; update them with :class:`torchrl.objectives.SoftUpdate`.
         kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`ScoreLoss`.
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
-        deactivate_vmap: evaluate the ensemble network by network (faster on a CPU).
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_score``, ``loss_value``, ``loss_actor``, and detached diagnostics: those of the losses that give one part

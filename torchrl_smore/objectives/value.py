@@ -26,9 +26,6 @@ class ExpectileValueLoss(OfflineLoss):
         value_network: writes ``tensor_keys.value``, shape ``[*B, 1]``.
         expectile: in ``(0, 1)``, dimensionless; schedulable by assignment.
         kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`~torchrl_smore.objectives.ScoreLoss`.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_value`` and the detached mean ``value``.

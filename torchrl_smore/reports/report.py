@@ -89,7 +89,7 @@ def write_report(
     """Writes tables, figures, claims and statistics below a folder, and a page that ties them together.
 
     ``tables/table_<N>.md`` and ``.tex``, ``figures/<name>.png`` and ``.pdf``, ``claims.md``, ``statistics.md``,
-    ``report.md`` and ``index.html``; each file is replaced when whole. Nothing is written if the results or options are
+    ``report.md`` and ``index.html``, each atomically. Nothing is written if the results or options are
     not what they should be.
 
     Args:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked when read, never unpickled freely."""
+"""Checkpoints: written atomically, checked when read, never unpickled freely."""
 
 from __future__ import annotations
 

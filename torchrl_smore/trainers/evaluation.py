@@ -118,7 +118,7 @@ def action_range_of(loss: LossModule) -> tuple[float | list[float], float | list
     return -1.0, 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Result of :meth:`Evaluator.run`: a mean and a 95% interval for each metric, and the episodes behind them.
 

@@ -78,6 +78,7 @@ class TrainedPolicy:
     Attributes:
         module: reads ``observation`` and ``desired_goal`` and writes ``action``; standardisation and range are inside.
         record: where it comes from.
+        device: where it computes.
     """
 
     def __init__(self, module: TensorDictModule, record: RunRecord, device: torch.device) -> None:
@@ -114,6 +115,7 @@ class TrainedValue:
         module: reads ``observation`` and ``desired_goal`` and writes ``state_value``; ``None`` for methods without one.
         score_module: reads ``action`` as well and writes ``score``; ``None`` for methods without one.
         record: where they come from.
+        device: where they compute.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class RunRecord:
 
     @property
     def pixels(self) -> int | None:
-        """Height and width of the pictures that observations and goals are; ``None``: they are states."""
+        """Height and width of the pictures that observations and goals are; ``None`` where they are states."""
         return self.about.get("pixels")
 
     @property

@@ -88,6 +88,20 @@ def test_losses_equal_a_computation_with_plain_modules(kind, num):
     assert not loss.advantage(batch).requires_grad
 
 
+@pytest.mark.parametrize("kind", [GCIQLLoss, GCEQLLoss, GCXQLLoss])
+def test_in_horizons_a_temperature_of_ten_is_two_at_a_discount_of_point_eight(kind):
+    built, batch = networks(), random_batch()
+    losses = []
+    for options in ({"temperature": 10.0, "advantage_unit": "horizon"}, {"temperature": 2.0}):
+        loss = kind(built.actor, built.score, built.value, gamma=0.8, **options)
+        SoftUpdate(loss, tau=0.1)
+        losses.append(loss(batch))
+    horizon, score = losses
+    for key in ("loss_actor", "awr_weight", "loss_value", "loss_qvalue"):
+        torch.testing.assert_close(horizon[key], score[key])
+    torch.testing.assert_close(horizon["mean_advantage"], 0.2 * score["mean_advantage"])
+
+
 @pytest.mark.parametrize("name", ["gciql", "gcsql", "gceql", "gcxql"])
 def test_the_methods_give_the_losses_of_forward_one_by_one(name, build, batch_for):
     loss = build(name)

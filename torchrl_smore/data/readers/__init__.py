@@ -1,4 +1,4 @@
-"""Readers of dataset files in the wild, one module a format; each has a ``read`` that returns a trajectory store.
+"""Readers of dataset files in the wild, one module per format; each has a ``read`` that returns a trajectory store.
 
 :func:`read` recognises the format.
 """

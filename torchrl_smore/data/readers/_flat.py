@@ -24,7 +24,7 @@ _GAP: Final = 5.0  # factor between the longest usual step and the shortest jump
 _JUMP: Final = 20.0  # factor between the median step and a jump
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Episodes:
     """Which rows of a file form the transitions of a store.
 

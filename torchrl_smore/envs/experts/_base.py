@@ -37,7 +37,13 @@ class PlanningExpert(Protocol):
 
 
 def begin_episodes(expert: Expert | PlanningExpert, observation: Mapping[str, Array], seeds: Sequence[int]) -> Expert:
-    """The controller for the episodes that begin at ``observation``: the expert itself unless it plans."""
+    """The controller for episodes that begin: the expert itself unless it plans.
+
+    Args:
+        expert: a controller, or a planner of one for each batch of episodes.
+        observation: of their first step, each entry ``[n, *]``; see :class:`PlanningExpert`.
+        seeds: of the n episodes.
+    """
     return expert.plan(observation, seeds) if isinstance(expert, PlanningExpert) else expert
 
 

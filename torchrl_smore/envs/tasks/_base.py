@@ -222,7 +222,11 @@ class Task:
         return GoalTaskWrapper(self.make_base_env(), self.reached)
 
     def painter(self, size: int, opengl: OpenGL | None = None) -> Painter:
-        """What draws its states as pictures of ``size`` by ``size`` pixels, by a library as in :func:`render_episode`.
+        """What draws its states as pictures.
+
+        Args:
+            size: height and width, in pixels.
+            opengl: the library that draws; see :func:`render_episode`.
 
         Raises:
             ValueError: if the task has none, or for a size out of range.
@@ -233,7 +237,12 @@ class Task:
         return self.make_painter(size, opengl)
 
     def make_batch_env(self, num_envs: int, action_noise: float = 0.0) -> BatchEnv:
-        """Builds ``num_envs`` environments that are stepped together in this process."""
+        """Builds environments that are stepped together in this process.
+
+        Args:
+            num_envs: how many.
+            action_noise: standard deviation of the noise on their actions, in units of the action, at least 0.
+        """
         if self.make_batch is not None:
             return self.make_batch(num_envs, action_noise)
         return GymBatch(self.make_env, num_envs, action_noise)

@@ -11,7 +11,15 @@ from torch import Tensor
 
 
 def action_error(policy_action: Tensor, action: Tensor) -> Tensor:
-    """Squared distance of two actions, averaged over their dimensions: ``[*B, A]`` to ``[*B]``."""
+    """Squared distance of two actions, averaged over their dimensions.
+
+    Args:
+        policy_action: the policy's, shape ``[*B, A]``; gradient flows through both.
+        action: the dataset's, shape ``[*B, A]``.
+
+    Returns:
+        Shape ``[*B]``.
+    """
     return (policy_action - action).square().mean(-1)
 
 

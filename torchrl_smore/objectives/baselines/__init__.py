@@ -1,1 +1,1 @@
-"""The methods that SMORe is compared with, one loss a file."""
+"""The methods that SMORe is compared with, one loss per file."""

@@ -44,9 +44,6 @@ class ActionableModelsLoss(OfflineLoss):
         conservative_coef: weight of the push-down, not negative; 0 switches it off.
         num_random_actions: uniform actions in ``[-1, 1]`` for each row (from the global generator).
         target_bounds: of the TD target; ``"auto"`` is ``(-1 / (1 - gamma), 0)``.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_qvalue``, ``loss_actor``; detached: mean ``qvalue``, root mean square ``td_error``, mean

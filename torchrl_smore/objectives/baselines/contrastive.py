@@ -58,9 +58,6 @@ class ContrastiveRLLoss(OfflineLoss):
         sample_action: a reparametrised sample instead of the mode clipped to ``[-1, 1]``.
         temperature: for ``"awr"``; schedulable by assignment.
         weight_clip: for ``"awr"``.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_critic``, ``loss_actor`` and, for ``"awr"``, ``loss_value``; detached: mean ``logit_positive`` and

@@ -42,9 +42,6 @@ class ContrastiveTDLoss(OfflineLoss):
         normalize_q: see :class:`~torchrl_smore.objectives.ContrastiveRLLoss`.
         sample_action: see :class:`~torchrl_smore.objectives.ContrastiveRLLoss`; also of the critic's
             target.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_critic``, ``loss_actor``; detached: ``logit_positive``, ``logit_negative``, mean ``td_weight``,

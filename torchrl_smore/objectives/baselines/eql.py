@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchrl_smore.functional.baselines.iql import eql_value_loss, td_target
 from torchrl_smore.functional.losses import actor_weight
-from torchrl_smore.objectives._construction import add_weighted_actor, check_discount
+from torchrl_smore.objectives._construction import AdvantageUnit, add_weighted_actor, check_discount, scale_of
 from torchrl_smore.objectives._networks import at_actor_goal, inputs_after, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term, td_term
@@ -43,11 +43,9 @@ class GCEQLLoss(OfflineLoss):
         temperature: multiplies the advantage, non-negative; schedulable by assignment. ``None`` is 10 / alpha.
         gamma: discount, in ``(0, 1)``.
         weight_clip: largest actor weight.
+        advantage_unit: see :class:`~torchrl_smore.objectives.SMORELoss`.
         huber_delta: see :func:`~torchrl_smore.functional.baselines.iql.td_loss`.
         use_terminated: whether ``tensor_keys.terminated`` stops the bootstrap.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_qvalue``, ``loss_value``, ``loss_actor``; detached: mean ``qvalue`` and ``value``, root mean square
@@ -88,9 +86,6 @@ class GCEQLLoss(OfflineLoss):
     ensembles = ("qvalue_network",)
     _schedulable_buffers = frozenset({"temperature"})
 
-    #: Of its advantages, which are in the unit of the return.
-    advantage_scale = 1.0
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -101,6 +96,7 @@ class GCEQLLoss(OfflineLoss):
         temperature: float | None = None,
         gamma: float = 0.99,
         weight_clip: float = 100.0,
+        advantage_unit: AdvantageUnit = "score",
         huber_delta: float | None = None,
         use_terminated: bool = True,
         reduction: Reduction | None = None,
@@ -114,6 +110,7 @@ class GCEQLLoss(OfflineLoss):
             raise ValueError(f"huber_delta must be positive, got {huber_delta}.")
         check_discount(gamma)
         self.alpha, self.gamma = alpha, gamma
+        self.advantage_scale = scale_of(advantage_unit, gamma)
         self.huber_delta, self.use_terminated = huber_delta, use_terminated
         add_weighted_actor(self, actor_network, 10.0 / alpha if temperature is None else temperature, weight_clip)
         self._add_network("value_network", value_network)
@@ -158,7 +155,7 @@ class GCEQLLoss(OfflineLoss):
             tensordict: a batch as for :meth:`forward`; of it what :meth:`actor_loss` reads.
 
         Returns:
-            Shape ``[*B]``, in the unit of the return, without gradient.
+            Shape ``[*B]``, in the unit of the return (``advantage_scale`` is not applied), without gradient.
         """
         rows = at_actor_goal(self._rows(tensordict), self.tensor_keys)
         return self._target_qvalue(rows) - self._call("value_network", rows, self.tensor_keys.value)
@@ -183,7 +180,7 @@ class GCEQLLoss(OfflineLoss):
         if advantage is None or own is not rows:
             with torch.no_grad():
                 advantage = self._target_qvalue(own) - self._call("value_network", own, self.tensor_keys.value)
-        weight = actor_weight(advantage, self.temperature, self.weight_clip)
+        weight = actor_weight(self.advantage_scale * advantage, self.temperature, self.weight_clip)
         log_prob = self._distribution(own).log_prob(own[self.tensor_keys.action])
         return regression_term(log_prob, weight, self._reducer(own))
 

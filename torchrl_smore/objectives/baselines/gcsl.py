@@ -28,9 +28,6 @@ class GCSLLoss(OfflineLoss):
         actor_network: writes ``tensor_keys.action`` from state and goal; stochastic for ``"nll"``.
         regression: ``"mse"`` is the squared error of the actor's deterministic action, averaged over action
             dimensions; ``"nll"`` the negative log-likelihood (OGBench's GCBC).
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_actor``; detached: mean ``action_error`` for ``"mse"`` or mean ``log_prob`` for ``"nll"``.

@@ -61,9 +61,6 @@ class GoFARLoss(OfflineLoss):
         expectile: for ``"expectile_awr"``; schedulable by assignment.
         temperature: for ``"expectile_awr"``; schedulable by assignment.
         weight_clip: for ``"expectile_awr"``, largest weight.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_value``, ``loss_actor`` and, with a discriminator, ``loss_discriminator``; detached: mean ``value``,
@@ -77,16 +74,27 @@ class GoFARLoss(OfflineLoss):
 
     @dataclass
     class _AcceptedKeys:
-        """Keys of :class:`GoFARLoss`."""
+        """Keys of :class:`GoFARLoss`.
 
-        action: NestedKey = "action"  # of the dataset, [*B, A]; also what the actor writes
-        desired_goal: NestedKey = "desired_goal"  # the goal pursued, [*B, G], at the root also for next states
-        achieved_goal: NestedKey = "achieved_goal"  # before the transition, [*B, G]; with a discriminator
-        initial_observation: NestedKey = "initial_observation"  # of the row's trajectory, [*B, O]; for "dual"
-        value: NestedKey = "state_value"  # written by value_network, [*B, 1]
-        logit: NestedKey = "logit"  # written by discriminator_network, [*B, 1]
-        reward: NestedKey = ("next", "reward")  # [*B, 1]; for reward="binary"
-        priority_weight: NestedKey = "priority_weight"  # importance weight of each row, optional, [*B] or [*B, 1]
+        Attributes:
+            action: dataset action, ``[*B, A]``; also what the actor writes.
+            desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
+            achieved_goal: before the transition, ``[*B, G]``; read with a discriminator only.
+            initial_observation: first of the row's trajectory, ``[*B, O]``; for ``actor_weight="dual"``.
+            value: written by the value network, ``[*B, 1]``.
+            logit: written by the discriminator network, ``[*B, 1]``.
+            reward: ``[*B, 1]``; for ``reward="binary"``.
+            priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
+        """
+
+        action: NestedKey = "action"
+        desired_goal: NestedKey = "desired_goal"
+        achieved_goal: NestedKey = "achieved_goal"
+        initial_observation: NestedKey = "initial_observation"
+        value: NestedKey = "state_value"
+        logit: NestedKey = "logit"
+        reward: NestedKey = ("next", "reward")
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys

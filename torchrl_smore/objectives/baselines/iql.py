@@ -41,9 +41,6 @@ class GCIQLLoss(OfflineLoss):
         advantage_unit: see :class:`~torchrl_smore.objectives.SMORELoss`.
         use_terminated: whether ``tensor_keys.terminated`` stops the bootstrap.
         kernels: ``"auto"``, ``"triton"`` or ``"reference"``; see :class:`~torchrl_smore.objectives.ScoreLoss`.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_qvalue``, ``loss_value``, ``loss_actor``; detached: mean ``qvalue`` and ``value``, root mean square

@@ -45,9 +45,6 @@ class GCSQLLoss(OfflineLoss):
         weight_clip: largest actor weight.
         huber_delta: see :func:`~torchrl_smore.functional.baselines.iql.td_loss`.
         use_terminated: whether ``tensor_keys.terminated`` stops the bootstrap.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_qvalue``, ``loss_value``, ``loss_actor``; detached: mean ``qvalue`` and ``value``, root mean square

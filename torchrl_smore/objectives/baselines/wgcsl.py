@@ -62,9 +62,6 @@ class WGCSLLoss(OfflineLoss):
         memory_size: number of advantages that are remembered.
         target_bounds: of the TD target; ``"auto"`` is ``(-1 / (1 - gamma), 0)``, ``"symmetric"``
             ``(-1 / (1 - gamma), 1 / (1 - gamma))``.
-        reduction: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        deactivate_vmap: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
-        scalar_output_mode: see :class:`~torchrl_smore.objectives.base.OfflineLoss`.
 
     Returns (forward):
         ``loss_qvalue``, ``loss_actor``; detached: ``qvalue``, ``td_error``, ``mean_advantage``, ``actor_weight``,

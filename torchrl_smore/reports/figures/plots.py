@@ -85,7 +85,7 @@ def plot_curves(
 
     Args:
         metrics: the run's ``metrics.csv``.
-        out: PNG file to write, replaced when whole.
+        out: PNG file, written atomically.
         title: above the figure.
         horizon: steps of an episode, for the line at the largest possible return.
         panels: columns of ``metrics`` and their labels, by the title of the panel that shows them.
@@ -136,7 +136,13 @@ def plot_curves(
 
 
 def write_gif(frames: np.ndarray, out: str | Path, *, fps: int = 12) -> Path:
-    """Writes frames ``[T, H, W, 3]``, uint8, as an endless GIF, replaced when whole."""
+    """Writes an endless GIF atomically.
+
+    Args:
+        frames: uint8, shape ``[T, H, W, 3]``.
+        out: the file, which is returned.
+        fps: frames per second.
+    """
     with needing_plots("write_gif"):
         import imageio.v3 as imageio
 

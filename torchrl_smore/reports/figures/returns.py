@@ -63,7 +63,12 @@ def mean_curves(curves: Iterable[Result], setting: str = "main") -> dict[str, di
 
 
 def learning_figure(curves: Iterable[Result], setting: str = "main") -> Figure:
-    """A panel for each task: return over maximum at 0.99 against updates, every method."""
+    """A panel for each task: return over maximum at 0.99 against updates, every method.
+
+    Args:
+        curves: rows of curve files.
+        setting: whose runs are shown; ``"main"`` is that of the paper's Table 1, task by task.
+    """
     lines = mean_curves(curves, setting)
     methods = method_order(name for line in lines.values() for name in line)
     figure, axes = panels(max(1, len(lines)), 4, width=3.3, height=2.6)

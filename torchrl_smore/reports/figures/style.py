@@ -132,6 +132,13 @@ def save_figure(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
     """Writes ``<stem>.png`` and ``<stem>.pdf``, each atomically, and makes their folder.
 
     The same figure gives the same bytes.
+
+    Args:
+        figure: of matplotlib.
+        stem: path without suffix.
+
+    Returns:
+        The paths of both.
     """
     from matplotlib import rc_context
 

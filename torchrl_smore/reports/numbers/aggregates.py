@@ -33,7 +33,7 @@ RESAMPLES = 2000
 Groups = Sequence[ArrayLike]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """A statistic with its 95% interval of percentiles, each of shape ``[]`` or ``[T]``.
 

@@ -55,7 +55,15 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its name, the rule with its threshold, what was found, whether that is a problem, what to try then."""
+    """What one check says of a run.
+
+    Args:
+        name: of the check.
+        rule: what is expected, with its threshold.
+        said: what was found.
+        problem: whether that breaks the rule.
+        advice: what to try then.
+    """
 
     name: str
     rule: str

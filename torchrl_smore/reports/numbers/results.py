@@ -1,25 +1,7 @@
 """Result files: one row for each number that the run of one seed gave.
 
-A result file is CSV in UTF-8 with these columns:
-
-========  ==============================================================================================================
-schema    ``1``: what this page describes
-table     the table of the paper that the run was made for, or empty; not part of a number's identity
-task      ``FetchReach``, ...
-method    ``SMORe``, ``GC-IQL``, ... (any spelling of the paper's names in letter case, ``_`` and ``-`` is understood)
-setting   what differs from the method's defaults on 10% expert data, ``;`` between parts: ``default``, ``expert=0.05``,
-          ``beta=0.7``, ``no_her``, ``expert=0.10;noise=0.5``; see :func:`canonical_setting`
-seed      whole number
-metric    ``discounted_return_0.98``, ``discounted_return_0.99``, ``success_last``, ``final_distance``, ...
-value     finite number
-steps     updates that the evaluated networks had
-episodes  evaluation episodes behind the number
-commit    of the library
-versions  of packages, ``torch=2.13.0;torchrl=0.14.1``
-note      anything
-========  ==============================================================================================================
-
-A curve file has the same columns and one row for each evaluation along a run: there ``steps`` tells rows apart too.
+A result file is CSV in UTF-8 whose columns are ``schema``, which is 1, and the fields of :class:`Result`. A curve file
+has the same columns and one row for each evaluation along a run: there ``steps`` tells rows apart too.
 """
 
 from __future__ import annotations
@@ -61,7 +43,26 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Result:
-    """One number of one run; the module's page describes the fields."""
+    """One number of one run: a row of a result file, which is CSV in UTF-8 with a column ``schema`` (1) before these.
+
+    Args:
+        table: the table of the paper that the run was made for, or empty; not part of a number's identity.
+        task: ``FetchReach``, ...
+        method: ``SMORe``, ``GC-IQL``, ... (any spelling of the paper's names in letter case, ``_`` and ``-``).
+        setting: what differs from the method's defaults on 10% expert data, ``;`` between parts: ``default``,
+            ``expert=0.05``, ``beta=0.7``, ``no_her``, ``expert=0.10;noise=0.5``; see :func:`canonical_setting`.
+        seed: a whole number of at least 0.
+        metric: ``discounted_return_0.98``, ``discounted_return_0.99``, ``success_last``, ``final_distance``, ...
+        value: finite, in the unit of the metric.
+        steps: updates that the evaluated networks had; in a curve file, it tells rows apart too.
+        episodes: evaluation episodes behind the number.
+        commit: of the library.
+        versions: of packages, ``torch=2.13.0;torchrl=0.14.1``.
+        note: anything.
+
+    Raises:
+        ResultsError: for an empty name, a negative count, or a value that is not finite.
+    """
 
     table: str
     task: str
@@ -139,7 +140,11 @@ def read_curves(*paths: str | Path) -> list[Result]:
 
 
 def write_results(path: str | Path, results: Iterable[Result]) -> Path:
-    """Writes a result file that is whole or absent, in place of one that is there.
+    """Writes a result file atomically, in place of one that is there.
+
+    Args:
+        path: of the file, which is returned.
+        results: its rows.
 
     Raises:
         ResultsError: if a number is there twice.
@@ -148,7 +153,7 @@ def write_results(path: str | Path, results: Iterable[Result]) -> Path:
 
 
 def write_curves(path: str | Path, curves: Iterable[Result]) -> Path:
-    """Writes a curve file as :func:`write_results` does a result file."""
+    """Writes a curve file; see :func:`write_results`."""
     return _write(Path(path), list(curves), _curve_key)
 
 
@@ -188,7 +193,15 @@ def _merge(groups: Iterable[Iterable[Result]], key: Callable[[Result], tuple]) -
 
 
 class Cell(NamedTuple):
-    """One cell of a table, in the paper's words (``metric`` is ``discounted_return``, ``success_rate``, ...)."""
+    """One cell of a table, in the paper's words.
+
+    Attributes:
+        table: its number, ``"1"``.
+        task: ``FetchReach``, ...
+        method: ``SMORe``, ...
+        setting: as in :class:`Result`.
+        metric: ``discounted_return``, ``success_rate``, ...
+    """
 
     table: str
     task: str
@@ -197,9 +210,16 @@ class Cell(NamedTuple):
     metric: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """What is known of a cell: mean, standard deviation (NaN: unknown), seeds, and their values ``[n]`` if known."""
+    """What is known of a cell.
+
+    Args:
+        mean: over seeds, in the unit of the cell's metric.
+        std: standard deviation over seeds; NaN if unknown.
+        num_seeds: how many.
+        values: one of each seed, ``[num_seeds]``, or ``None`` if they are not known.
+    """
 
     mean: float
     std: float

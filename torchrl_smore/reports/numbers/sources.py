@@ -65,6 +65,10 @@ def read_benchmark(folder: str | Path) -> Source:
 def read_files(results: Sequence[str | Path], curves: Iterable[str | Path] = ()) -> Source:
     """Reads result files and curve files.
 
+    Args:
+        results: paths of the result files, at least one.
+        curves: paths of the curve files.
+
     Raises:
         OSError: if one cannot be read.
         ResultsError: if one is not what it should be, or the result files hold no row.

@@ -190,7 +190,16 @@ def mann_whitney(values: ArrayLike, rival: ArrayLike, *, alternative: Alternativ
 
 
 def smallest_p(num_values: int, num_rival: int, *, alternative: Alternative) -> float:
-    """The smallest p-value that :func:`mann_whitney` can give for samples of these sizes: no overlap, no ties."""
+    """The smallest p-value that :func:`mann_whitney` can give for samples of two sizes: no overlap, no ties.
+
+    Args:
+        num_values: size of one.
+        num_rival: size of the other.
+        alternative: ``"two-sided"``, ``"greater"`` or ``"less"``.
+
+    Raises:
+        ValueError: for an unknown alternative.
+    """
     _check_choice("alternative", alternative, Alternative)
     tails = 2 if alternative == "two-sided" else 1
     return min(1.0, tails / math.comb(num_values + num_rival, num_values))
@@ -201,6 +210,13 @@ def adjust_p_values(p_values: ArrayLike, correction: Correction) -> np.ndarray:
 
     ``"bonferroni"`` multiplies by ``n``; ``"holm"`` (Holm 1979) the k-th smallest by ``n - k + 1``, kept monotone. Both
     bound the probability of any false rejection; Holm rejects whatever Bonferroni does.
+
+    Args:
+        p_values: shape ``[n]``.
+        correction: one of the two, or ``"none"``.
+
+    Raises:
+        ValueError: for an unknown correction.
     """
     _check_choice("correction", correction, Correction)
     p = np.asarray(p_values, dtype=float)
@@ -216,7 +232,18 @@ def adjust_p_values(p_values: ArrayLike, correction: Correction) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against its best rival on one task; ``p_attainable`` is the smallest adjusted p at these seeds."""
+    """One method against its best rival on one task.
+
+    Args:
+        group: the task.
+        rival: the other method of the best mean.
+        num_seeds: of the method and of the rival.
+        p: p-value of the test, in ``[0, 1]``.
+        p_adjusted: the same, corrected for the number of comparisons.
+        p_attainable: the smallest adjusted p-value that these numbers of seeds can give.
+        better: whether the method's mean is the better one.
+        level: below or at which ``p_adjusted`` is significant, in ``(0, 1)``.
+    """
 
     group: str
     rival: str
@@ -243,6 +270,14 @@ class SignificanceTest:
     """The paper's test (App. C.1): Mann-Whitney U of a method against the second best one on each task.
 
     The paper states the level, 0.05, but neither sidedness nor correction: ours are the cautious ones.
+
+    Args:
+        alternative: ``"two-sided"``, ``"greater"`` or ``"less"``; see :func:`mann_whitney`.
+        correction: ``"holm"``, ``"bonferroni"`` or ``"none"``; see :func:`adjust_p_values`.
+        level: of significance, in ``(0, 1)``.
+
+    Raises:
+        ValueError: for an unknown name, or a level outside its range.
     """
 
     alternative: Alternative = "two-sided"
@@ -285,7 +320,12 @@ class SignificanceTest:
         ]
 
     def describe(self, comparisons: Sequence[Comparison], method: str) -> str:
-        """Says what was tested, how, and which tests could not have come out significant."""
+        """Says what was tested, how, and which tests could not have come out significant.
+
+        Args:
+            comparisons: what :meth:`compare` gave.
+            method: the one that was compared.
+        """
         family = {"holm": "Holm's correction", "bonferroni": "Bonferroni's correction", "none": "no correction"}
         sided = "two-sided" if self.alternative == "two-sided" else f"one-sided ({self.alternative})"
         text = (

@@ -87,8 +87,8 @@ def evaluate_partly(
 ) -> dict[str, tuple[Outcome, tuple[str, ...]]]:
     """Each claim that lacks runs, on the tasks that alone have enough for it: the outcome and those tasks, by claim.
 
-    Such an outcome is about less than the paper claims. A claim of which no task has enough is left out. Arguments are
-    those of :func:`evaluate_claims`.
+    Such an outcome is about less than the paper claims. A claim of which no task has enough is left out; for the
+    arguments see :func:`evaluate_claim`.
     """
     source = results if isinstance(results, RunSet) else RunSet(results)
     wanted = [task for task in HORIZONS if tasks is None or task in tasks]

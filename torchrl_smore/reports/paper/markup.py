@@ -35,7 +35,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One view of one table, ready to be printed; ``notes`` go below it."""
+    """One view of one table, ready to be printed.
+
+    Args:
+        title: above it.
+        columns: their heads, one for each method.
+        rows: of the paper and of ours, two for each task.
+        notes: below it.
+        command: the line that makes it again, written as a comment.
+    """
 
     title: str
     columns: tuple[str, ...]

@@ -26,7 +26,15 @@ _FLAGS = {"significant", "missing"}
 
 
 def max_return(task: str, discount: float) -> float:
-    """Return of reward 1 at each step of an episode: 39.50 at 0.99 and 31.79 at 0.98 for 50 steps."""
+    """Return of reward 1 at each step of an episode: 39.50 at 0.99 and 31.79 at 0.98 for 50 steps.
+
+    Args:
+        task: of the paper.
+        discount: in ``(0, 1)``.
+
+    Raises:
+        ValueError: for a task that is not the paper's.
+    """
     if task not in HORIZONS:
         raise unknown_name("task of the paper", task, HORIZONS)
     return (1 - discount ** HORIZONS[task]) / (1 - discount)
@@ -34,7 +42,14 @@ def max_return(task: str, discount: float) -> float:
 
 @dataclass(frozen=True)
 class PaperCell:
-    """One printed number; ``mean`` and ``std`` are ``None`` where the paper prints a dash."""
+    """One printed number.
+
+    Args:
+        cell: where it stands.
+        mean: over seeds; ``None`` where the paper prints a dash.
+        std: standard deviation over seeds, likewise.
+        note: ``significant`` for a star, or what is odd about the print.
+    """
 
     cell: Cell
     mean: float | None
@@ -53,7 +68,7 @@ class PaperCell:
 
     @property
     def comparable(self) -> bool:
-        """``False`` for returns of locomotion: they exceed 100, so they are not of a 0/1 reward at discount 0.99."""
+        """``False`` for returns of locomotion, which exceed 100, so they are not of a 0/1 reward at discount 0.99."""
         return not (self.cell.metric == "discounted_return" and "TgtVel" in self.cell.task)
 
     @property

@@ -27,6 +27,11 @@ def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
 
     ``return_over_max`` divides the return at 0.99 by :func:`~torchrl_smore.reports.max_return`; of tasks that are
     not the paper's it is the metric of that name.
+
+    Args:
+        cell: of one of the paper's tables.
+        runs: our results.
+        view: what to say of it; see :func:`~torchrl_smore.reports.views`.
     """
     if view == "return_over_max" and cell.task not in HORIZONS:
         return runs.sample(cell._replace(metric=view))
@@ -38,7 +43,13 @@ def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
 
 
 def over_max(result_value: float, task: str, metric: str) -> float | None:
-    """A row's value as a share of the largest return at 0.99, or ``None`` for a row that says something else."""
+    """A row's value as a share of the largest return at 0.99, or ``None`` for a row that says something else.
+
+    Args:
+        result_value: of the row.
+        task: of the row.
+        metric: of the row: ``discounted_return_0.99``, or, of tasks that are not the paper's, ``return_over_max``.
+    """
     if task in HORIZONS:
         return result_value / max_return(task, 0.99) if metric == "discounted_return_0.99" else None
     return result_value if metric == "return_over_max" else None

@@ -102,7 +102,12 @@ def summary_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 
 def summary_notes(summary: Summary, min_seeds: int) -> list[str]:
-    """What the numbers are, over which tasks, by whom computed, and how far to trust them."""
+    """What the numbers are, over which tasks, by whom computed, and how far to trust them.
+
+    Args:
+        summary: what :func:`summarize` gave.
+        min_seeds: with fewer, a note warns of the intervals.
+    """
     if not summary.scores:
         return ["No runs on the data of Table 1."]
     tasks = ", ".join(summary.tasks) or "none: no task was run by every method"
@@ -122,7 +127,7 @@ def summary_notes(summary: Summary, min_seeds: int) -> list[str]:
 
 
 def summary_to_markdown(summary: Summary, min_seeds: int) -> str:
-    """The table and its notes."""
+    """The table and its notes; for the arguments see :func:`summary_notes`."""
     header, rows = summary_rows(summary)
     lines = [header, ["---"] * len(header), *([escape_markdown(text) for text in row] for row in rows)]
     table = ["| " + " | ".join(line) + " |" for line in lines]

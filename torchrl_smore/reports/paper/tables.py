@@ -63,7 +63,12 @@ def views(number: int | str) -> tuple[View, ...]:
 
 
 def table_tasks(number: int | str, results: Iterable[Result] | RunSet) -> list[str]:
-    """The tasks that a table has lines of: the paper's, and our own if they have runs of what it is about."""
+    """The tasks that a table has lines of: the paper's, and our own if they have runs of what it is about.
+
+    Args:
+        number: of the table; see :func:`build_table`.
+        results: of our runs.
+    """
     runs = results if isinstance(results, RunSet) else RunSet(results)
     return list(dict.fromkeys(entry.cell.task for entry in _cells(number, None, runs)))
 
