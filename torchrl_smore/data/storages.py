@@ -43,6 +43,7 @@ class GrowingRowStorage(RowStorage, LazyTensorStorage):
     row is one piece of memory, and those of a batch are views of the rows that were copied from it.
     """
 
+    _storage: Any
     _tables: _Tables | None = None
 
     def _init_standard(self, data: Any) -> None:
