@@ -83,7 +83,7 @@ class GoalBatchSampler(SeededBatches):
         device: where the table lies.
         mapped: an existing folder in which to write the table to a file without a name, which is gone with the last
             sampler that reads it. Of the table, the system then keeps in memory what it has room for; goals and the
-            ends of trajectories, ``4 dg + 8`` bytes a row, stay there. Batches are the same. The rows of a trajectory
+            ends of trajectories, ``4 dg + 8`` bytes per row, stay there. Batches are the same. The rows of a trajectory
             must lie together, on a CPU. ``None``: the table lies in memory.
 
     Raises:
