@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # what other libraries warn about is not for a benchmark to fix
@@ -50,6 +51,44 @@ def test_a_benchmark_leaves_positive_numbers_of_every_variant_and_a_plot(name, l
     assert all(0.0 < float(row["value"]) < math.inf for row in rows)
     assert (tmp_path / "out.png").stat().st_size > 1000
     assert "torch 2." in capsys.readouterr().out
+
+
+def test_rows_of_several_blocks_are_read_as_they_were_written(load, monkeypatch, tmp_path):
+    bench, harness = load("bench_scale"), load("harness")
+    monkeypatch.setattr(bench, "BLOCK", 2)
+    made = []
+    original = harness.random_dataset
+    monkeypatch.setattr(harness, "random_dataset", lambda number: made.append(original(number)) or made[-1])
+    bench.write_rows(tmp_path, 5)
+    assert [len(block) for block in made] == [100, 100, 50]
+    data = bench.read_rows(tmp_path)
+    assert bool((data == torch.cat(made).exclude("traj_stop")).all())
+    assert len(bench.read_rows(tmp_path, 50)) == 50
+
+
+def test_pages_of_a_mapped_table_are_counted_and_taken_out_of_memory(load, tmp_path):
+    bench, data = load("bench_scale"), load("harness").random_dataset(200)
+    sampler = load("torchrl_smore").GoalBatchSampler(data, 256, mapped=tmp_path)
+    pages = bench.Pages(sampler._table)
+    # 10,000 rows of 60 numbers
+    assert pages.in_memory() == -(-10_000 * 240 // 4096) * 4096
+    uniform = sampler.draw()
+    before = sampler.gather(uniform)
+    pages.keep(0)
+    assert pages.in_memory() == 0
+    assert bool((sampler.gather(uniform) == before).all())
+    assert 0 < pages.in_memory() <= 512 * 2 * 4096
+
+
+def test_updates_from_a_file_leave_numbers_and_a_plot(load, monkeypatch, tmp_path):
+    # one process of three, since each takes seconds to start
+    rows = run(load, monkeypatch, tmp_path / "out", "bench_scale", "--kinds", "mapped")
+    assert {row["variant"] for row in rows} == {
+        "mapped",
+        *(f"mapped: {n}" for n in ("RssAnon", "RssFile", "VmHWM", "table")),
+    }
+    assert all(float(row["value"]) > 0.0 for row in rows)
+    assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 def test_the_time_to_a_policy_is_that_of_parts_that_add_up(python, load, tmp_path):

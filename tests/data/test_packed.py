@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from torchrl_smore.data import GoalBatchSampler
+from torchrl_smore.data import GoalBatchSampler, packed
 from torchrl_smore.functional.goals import NUM_UNIFORMS
 
 
@@ -287,3 +291,81 @@ def test_interleaved_trajectories_are_told_apart_by_a_key_of_ones_own(make_store
     }
     with pytest.raises(KeyError, match="have no lap"):
         GoalBatchSampler(data, 4, trajectory_key="lap")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"q": False, "her_ratio": 1.0},
+        {"success": near, "actor_strategy": "geometric", "strategy": {"future": 0.5, "away": 0.5}, "threshold": 0.1},
+        {"extras": ("achieved_goal", "goal_offset", "initial_observation", "row")},
+    ],
+    ids=lambda options: "-".join(options) or "default",
+)
+def test_batches_from_a_file_are_those_from_memory(options, store, tmp_path, monkeypatch):
+    # more than one block, and the last one not whole
+    monkeypatch.setattr(packed, "_BLOCK", 5)
+    memory, mapped = (
+        GoalBatchSampler(store.data, 64, **options),
+        GoalBatchSampler(store.data, 64, mapped=tmp_path, **options),
+    )
+    assert not list(tmp_path.iterdir())
+    for _ in range(3):
+        assert equal(mapped(), memory())
+    other = mapped.with_seed(3)
+    del mapped
+    assert equal(other(), memory.with_seed(3)())
+
+
+def test_a_mapped_table_is_in_no_memory_of_the_process(store, tmp_path):
+    sampler = GoalBatchSampler(store.data, 4, mapped=tmp_path)
+    address = sampler._table.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(number, 16) for number in line.split()[0].split("-"))
+        if first <= address < last:
+            break
+    # the file that had no name from the beginning
+    assert str(tmp_path) in line
+    assert line.endswith("(deleted)")
+
+
+def test_a_batch_that_is_written_to_leaves_the_file_alone(store, tmp_path):
+    sampler = GoalBatchSampler(store.data, 16, mapped=tmp_path)
+    uniform = sampler.draw()
+    before = sampler.gather(uniform)
+    sampler.gather(uniform)["observation"].zero_()
+    assert equal(sampler.gather(uniform), before)
+
+
+def test_what_cannot_be_mapped_is_refused(store, tmp_path):
+    data = store.data.clone().set(("collector", "traj_ids"), torch.arange(len(store.data)) % 2)
+    with pytest.raises(
+        ValueError, match=r"mapped= expects rows .* got rows of several trajectories that lie among each"
+    ):
+        GoalBatchSampler(data, 4, mapped=tmp_path)
+    with pytest.raises(ValueError, match="got a table on meta"):
+        GoalBatchSampler(store.data, 4, mapped=tmp_path, device="meta")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        GoalBatchSampler(store.data, 4, mapped=tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(store, tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(packed.tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(OSError, match="No space left"):
+        GoalBatchSampler(store.data, 4, mapped=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_update_from_a_file_compiles_into_the_graph_of_one_from_memory(store, tmp_path):
+    memory, mapped = GoalBatchSampler(store.data, 8), GoalBatchSampler(store.data, 8, mapped=tmp_path)
+    counter = CompileCounter()
+    compiled = torch.compile(mapped.gather, fullgraph=True, backend=counter)
+    for _ in range(2):
+        uniform = memory.draw()
+        assert equal(compiled(uniform), memory.gather(uniform))
+    assert counter.frame_count == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from tensordict import MemoryMappedTensor, NonTensorData, TensorDict
@@ -80,6 +82,68 @@ def test_a_store_gives_such_a_storage_from_memory_and_from_disk(store, tmp_path)
         found = storage.get(torch.tensor([[3, 0], [1, 1]]))
         assert not isinstance(found["action"], MemoryMappedTensor)
         torch.testing.assert_close(found["action"], each.data["action"][torch.tensor([[3, 0], [1, 1]])].clone())
+
+
+def test_a_row_of_a_growing_storage_is_one_piece_of_memory_for_each_type():
+    data = rows().set("none", torch.zeros(6, 0))
+    ours, reference = both(data, room=2)
+    floats = [ours._storage.get(key) for key in ("observation", ("next", "image"), "none")]
+    assert [column.stride(0) for column in floats] == [4 + 2 * 3] * 3
+    assert len({column.untyped_storage().data_ptr() for column in floats}) == 1
+    for storage in (ours, reference):
+        storage.set([7, 2], data[:2])
+        storage._len = 8
+    index = torch.tensor([[2, 0], [7, 5]])
+    found, expected = ours.get(index), reference.get(index)
+    assert bool((found.exclude("none") == expected.exclude("none")).all())
+    assert found["none"].shape == (2, 2, 0)
+
+
+def test_a_batch_can_be_saved(tmp_path):
+    ours, reference = both(rows())
+    torch.save(ours.get(torch.tensor([3, 1])), tmp_path / "batch")
+    found = torch.load(tmp_path / "batch", weights_only=False)
+    assert bool((found == reference.get(torch.tensor([3, 1]))).all())
+
+
+def test_a_column_that_is_added_is_gathered_and_one_that_is_removed_is_not():
+    ours, _ = both(rows())
+    ours._storage.del_("count")
+    index = torch.tensor([5, 3])
+    assert set(ours.get(index).keys()) == {"observation", "next"}
+    ours._storage.set("added", torch.arange(6))
+    assert ours.get(index)["added"].tolist() == [5, 3]
+
+
+def test_a_column_that_is_put_in_the_place_of_another_is_gathered():
+    ours, _ = both(rows())
+    ours._storage["next"].set("done", torch.ones(6, 1, dtype=torch.bool))
+    assert bool(ours.get(torch.tensor([5, 3]))["next", "done"].all())
+
+
+@pytest.mark.parametrize("how", ["pickle", "state", "checkpoint"])
+def test_a_growing_storage_goes_on_from_what_was_saved(how, tmp_path):
+    ours, _ = both(rows(), room=994)
+    other = GrowingRowStorage(1000)
+    if how == "pickle":
+        text = pickle.dumps(ours)
+        # 1,000 rows of 10 float32, one int64 and one bool, once
+        assert 49_000 < len(text) < 60_000
+        other = pickle.loads(text)
+    elif how == "state":
+        torch.save(ours.state_dict(), tmp_path / "state")
+        assert 49_000 < (tmp_path / "state").stat().st_size < 60_000
+        other.set(range(6), rows().zero_())
+        other.load_state_dict(torch.load(tmp_path / "state", weights_only=False))
+    else:
+        ours.dumps(tmp_path / "folder")
+        other.loads(tmp_path / "folder")
+    assert len(other) == 6
+    index = torch.tensor([4, 0, 5])
+    assert bool((other.get(index) == ours.get(index)).all())
+    other.set([6], rows(1))
+    assert len(other) == 7
+    assert bool((other.get(torch.tensor([6])) == other.get(slice(6, 7))).all())
 
 
 def test_a_buffer_on_it_is_filled_over_its_end_and_sampled():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import mmap
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +43,7 @@ _COLUMNS: tuple[NestedKey, ...] = (
     "desired_goal",
     ("next", "achieved_goal"),
 )
+_BLOCK = 1 << 16  # rows
 #: Entries that only some readers of a batch need.
 EXTRAS = ("achieved_goal", "goal_offset", "initial_observation", "row")
 
@@ -77,8 +81,13 @@ class GoalBatchSampler(SeededBatches):
         trajectory_key: see :class:`GoalTransition`.
         seed: seed of the generator.
         device: where the table lies.
+        mapped: an existing folder in which to write the table to a file without a name, which is gone with the last
+            sampler that reads it. Of the table, the system then keeps in memory what it has room for; goals and the
+            ends of trajectories, ``4 dg + 8`` bytes per row, stay there. Batches are the same. The rows of a trajectory
+            must lie together, on a CPU. ``None``: the table lies in memory.
 
     Raises:
+        OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
             the last trajectory of the data is open, or a column is no vector of numbers in each row.
         KeyError: if the data lack a column; names it.
@@ -105,6 +114,7 @@ class GoalBatchSampler(SeededBatches):
         trajectory_key: NestedKey | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
+        mapped: str | Path | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}.")
@@ -119,6 +129,11 @@ class GoalBatchSampler(SeededBatches):
         data = _packable(data, *(["achieved_goal"] if "achieved_goal" in extras else []))
         device = torch.device(device or data.get("action").device)
         order = trajectory_order(data, trajectory_key)
+        if mapped is not None and (order is not None or device.type != "cpu"):
+            found = (
+                f"a table on {device}" if order is None else "rows of several trajectories that lie among each other"
+            )
+            raise ValueError(f"mapped= expects rows on a CPU in the order of their trajectories, got {found}.")
         data = with_ends(data if order is None else data[order], trajectory_key)
         self.batch_size = batch_size
         self.her_ratio = her_ratio
@@ -131,7 +146,10 @@ class GoalBatchSampler(SeededBatches):
         self.generator = torch.Generator(device).manual_seed(seed)
         self._order = None if order is None else order.to(device)
         self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
-        self._table = torch.cat([data.get(key) for key in _COLUMNS], -1).contiguous().to(device)
+        columns = [data.get(key) for key in _COLUMNS]
+        self._table = torch.cat(columns, -1).contiguous().to(device) if mapped is None else _mapped(columns, mapped)
+        # in memory, lest a goal take a page of the file
+        self._entered = self._table[:, -self._widths[-1] :] if mapped is None else columns[-1].clone()
         if success is not None:
             # a user's rule is checked on two rows, before anything is trained
             reached_mask(
@@ -139,7 +157,7 @@ class GoalBatchSampler(SeededBatches):
             )
         stop = stored_stop(data)
         self._stop = stop.to(device)
-        self._start = trajectory_start(self._stop)
+        self._start = trajectory_start(self._stop) if "initial_observation" in self.extras else None
         self._anchors = None
         if anchors is not None:
             # by rows of the data as given, so they go the way of the rows
@@ -147,7 +165,8 @@ class GoalBatchSampler(SeededBatches):
             self._anchors = anchor_distribution(anchors, stop.shape[0], device)
         away = rows_away(used, data, stop, threshold)
         self._away = None if away is None else away.to(device)
-        self._ends = [_flag(data, ("next", name)).to(device) for name in ("terminated", "truncated")]
+        ends = ("terminated", "truncated") if success is not None else ()
+        self._ends = [_flag(data, ("next", name)).to(device) for name in ends]
         self._achieved = data.get("achieved_goal").contiguous().to(device) if "achieved_goal" in self.extras else None
         self._reached = stored_goal_reached(data).nonzero().squeeze(-1).to(device)
         if q and her_ratio < 1.0 and self._reached.numel() == 0:
@@ -175,10 +194,9 @@ class GoalBatchSampler(SeededBatches):
             anchors=self._anchors,
             away=self._away,
         )
-        num_goal = self._widths[-1]
-        batch = self._rows(rows.index, self._table[rows.goal_index, -num_goal:], rows.relabel_mask)
+        batch = self._rows(rows.index, self._entered[rows.goal_index], rows.relabel_mask)
         if self.actor_strategy is not None:
-            entered = self._table[rows.actor_goal_index, -num_goal:]
+            entered = self._entered[rows.actor_goal_index]
             batch.set("actor_goal", where_rows(rows.relabel_mask, entered, batch["desired_goal"]))
         if self.q:
             batch.set("q", self._rows(rows.q_index, None, rows.q_relabel_mask))
@@ -190,7 +208,7 @@ class GoalBatchSampler(SeededBatches):
         if "row" in self.extras:
             row = rows.index if self._order is None else self._order[rows.index]
             batch.set("row", row.unsqueeze(-1))
-        if "initial_observation" in self.extras:
+        if self._start is not None:
             batch.set("initial_observation", self._table[self._start[rows.index], : self._widths[0]])
         return batch
 
@@ -242,6 +260,22 @@ def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
         if first != second:
             raise ValueError(f"expected {key!r} and {other!r} to be equally wide, got {first} and {second}.")
     return data
+
+
+def _mapped(columns: Sequence[Tensor], folder: str | Path) -> Tensor:
+    """Columns ``[N, *]`` side by side, ``[N, width]``, in a file without a name; writes to it stay in memory."""
+    rows, width = columns[0].shape[0], sum(column.shape[1] for column in columns)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # a full disk turns a write to a mapped page into SIGBUS, and a plain write into an OSError
+        for start in range(0, rows, _BLOCK):
+            block = torch.cat([column[start : start + _BLOCK] for column in columns], -1)
+            file.write(block.contiguous().numpy().data)
+        file.flush()
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_RANDOM"):
+        # nothing is gained by what lies beside a row
+        pages.madvise(mmap.MADV_RANDOM)
+    return torch.frombuffer(pages, dtype=torch.float32).view(rows, width)
 
 
 def _flag(data: TensorDictBase, key: NestedKey) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.envs.transforms import Transform
@@ -94,11 +94,14 @@ class HindsightGoalTransform(Transform):
         stored, entered = tensordict.get(self.desired_goal_key, None), self._entered(tensordict)
         goal, q_goal = entered[:, 1], entered[:, 2]
         # what follows from the goal is made anew, so none of it need be carried along
-        offline, _, q, arriving = tensordict.exclude(*self._dependent).unbind(1)
+        kept = tensordict.exclude(*self._dependent)
+        offline = kept[:, 0]
         if self.her_ratio < 1.0:
             keep, q_keep = self._stored_masks(tensordict)
             goal, q_goal = where_rows(keep, stored[:, 0], goal), where_rows(q_keep, stored[:, 3], q_goal)
-            q = torch.where(q_keep, arriving, q)
+            q = _chosen(kept, q_keep.long() + 2)
+        else:
+            q = kept[:, 2]
         self._pursue(offline, goal)
         self._pursue(q, q_goal)
         return offline.set(self.q_key, q)
@@ -145,3 +148,20 @@ class HindsightGoalTransform(Transform):
     def get_extra_state(self) -> Any:
         """State of the generator."""
         return None if self.generator is None else self.generator.get_state()
+
+
+def _chosen(rows: TensorDictBase, column: Tensor) -> TensorDictBase:
+    """Of each sample the row in a column of its own: rows ``[B, C]`` and columns, int64 ``[B]``, to ``[B]``."""
+    size = rows.shape[:1]
+    number = torch.arange(0, rows.numel(), rows.shape[1], device=column.device) + column
+
+    def chosen(held: TensorDictBase) -> TensorDictBase:
+        if type(held) is not TensorDict:
+            return held.flatten(0, 1)[number]
+        found = {
+            key: value.flatten(0, 1).index_select(0, number) if type(value) is Tensor else chosen(value)
+            for key, value in held.items()
+        }
+        return TensorDict(found, size, device=held.device)
+
+    return chosen(rows)

@@ -4,8 +4,8 @@ Rows are transitions in TED layout, trajectories contiguous, ``start`` and ``sto
 row's trajectory. The goal *of row k* is ``("next", "achieved_goal")[k]``: hence a goal row ``k >= i`` is strictly later
 than the state of row i, the last state of a trajectory can be a goal, and row k is the transition that enters it.
 
-Randomness comes in as uniforms in ``[0, 1)``: nothing here draws, branches on data or reads a value back, so every
-function compiles into a static graph and runs the same inside a CUDA graph.
+Randomness comes in as uniforms in ``[0, 1)``: nothing here draws, and what gives a batch neither branches on data nor
+reads a value back, so it compiles into a static graph and runs the same inside a CUDA graph.
 """
 
 from __future__ import annotations
@@ -358,7 +358,7 @@ def goal_transition_rows(
 
 
 def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:
-    """End of the trajectory of every row, from the flags that close trajectories.
+    """End of the trajectory of every row, from the flags that close trajectories, whose number is read back.
 
     Args:
         done: bool, shape ``[N]``; the last row must be ``True``.
@@ -372,9 +372,10 @@ def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:
     """
     if done.ndim != 1 or done.numel() == 0 or not (open_end or bool(done[-1])):
         raise ValueError("the last row of the last trajectory must be done; an open trajectory would wrap around.")
-    size = done.shape[0]
-    rows = torch.arange(1, size + 1, device=done.device)
-    return torch.where(done, rows, size).flip(0).cummin(0).values.flip(0)
+    stop = done.nonzero().squeeze(-1) + 1
+    if open_end and not bool(done[-1]):
+        stop = torch.cat([stop, stop.new_full((1,), done.shape[0])])
+    return stop.repeat_interleave(stop.diff(prepend=stop.new_zeros(1)))
 
 
 def trajectory_start(stop: Tensor) -> Tensor:
