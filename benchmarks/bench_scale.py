@@ -193,7 +193,10 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         for name, value in values.items():
             table += harness.long_rows({f"{kind}: {name}": [value / _GB]}, "GB", **common)
     harness.write_csv(Path(args.out + ".csv"), table)
-    title = f"{harness.machine(args.threads)}\n{args.rows:,} transitions, limit {args.limit} GB"
+    limit = f", held to {args.limit} GB" if LIMITED in args.kinds else ""
+    title = (
+        f"{harness.machine(args.threads)}\n{args.rows:,} transitions in a file{limit}, {args.memory_rows:,} in memory"
+    )
     harness.plot_bars(Path(args.out + ".png"), found, title, "updates per second (median, range)")
     print(f"{args.out}.csv, {args.out}.png")
 
