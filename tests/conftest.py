@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -41,6 +42,19 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first: no process is left with a long test while the others have nothing to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection():
+    """Modules and tests are made to last: nothing is garbage yet."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Half a million objects are there to stay: a collection of garbage need not look at them."""
+    gc.freeze()
+    # tracing a loss makes many that live a while: with Python's threshold an eighth of its time goes in collections
+    gc.set_threshold(20_000, *gc.get_threshold()[1:])
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ from parts.benchmark_jobs import run_job
 #: Times that a run is begun again after its worker was lost.
 RETRIES = 3
 _PATIENCE_S = 10.0
+# of Ray's own health check, which imports Ray first
+_HEALTH_CHECK_S = 15.0
 _RECIPES = Path(__file__).resolve().parents[1]
 
 
@@ -96,7 +98,7 @@ def _check_reachable(address: str) -> None:
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
     try:
-        healthy = subprocess.run(command, capture_output=True, timeout=_PATIENCE_S + 5.0, check=False).returncode == 0
+        healthy = subprocess.run(command, capture_output=True, timeout=_HEALTH_CHECK_S, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:

@@ -128,25 +128,25 @@ def test_help_lists_every_option(recipe, finished, tmp_path):
         assert all(re.search(rf"^  {option}=", shown.stdout, re.MULTILINE) for option in options)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        *[("task", name) for name in ("PointRooms",)],
-        *[("formulation", name) for name in ("dual", "official", "official_stable")],
-        *[("divergence", name) for name in ("kl", "squared_hellinger", "jensen_shannon", "total_variation")],
-        *[("steps", 2), ("seed", 3), ("batch_size", 5), ("beta", 0.3), ("expectile", 0.9), ("temperature", 1.5)],
-        *[("her_ratio", 0.5), ("expert_fraction", 0.2), ("device", "auto"), ("networks", "official")],
-        *[("env_workers", 2), ("normalize", False), ("score_bounds", None)],
-    ],
+#: Several options to a run where they do not exclude each other, each with a value that is not its default.
+TAKEN = (
+    {"task": "PointRooms", "formulation": "official", "seed": 3, "env_workers": 2},
+    {"formulation": "official_stable", "steps": 2, "batch_size": 5, "device": "auto"},
+    {"formulation": "dual", "her_ratio": 0.5, "expert_fraction": 0.2, "networks": "official"},
+    {"beta": 0.3, "expectile": 0.9, "temperature": 1.5, "normalize": False, "score_bounds": None},
+    *({"formulation": "dual", "divergence": name} for name in ("kl", "squared_hellinger")),
+    *({"formulation": "dual", "divergence": name} for name in ("jensen_shannon", "total_variation")),
 )
-def test_an_option_is_taken_and_written_to_the_config(recipe, tmp_path, option, value):
-    # divergences other than chi-squared belong to the dual
-    more = ("formulation=dual",) if option == "divergence" else ()
-    done = recipe("smore_offline.py", *QUICK, *more, f"{option}={'null' if value is None else value}", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("options", TAKEN, ids=lambda options: ", ".join(f"{k}={v}" for k, v in options.items()))
+def test_options_are_taken_and_written_to_the_config(recipe, tmp_path, options):
+    given = [f"{name}={'null' if value is None else value}" for name, value in options.items()]
+    done = recipe("smore_offline.py", *QUICK, *given, cwd=tmp_path)
     assert done.status == 0, done.stderr
     run_dir = only_run(tmp_path)
-    assert config(run_dir)[option] == value
-    assert summary(run_dir)["steps"] == (2 if option == "steps" else 3)
+    assert {name: config(run_dir)[name] for name in options} == options
+    assert summary(run_dir)["steps"] == options.get("steps", 3)
 
 
 def test_a_path_may_hold_signs_of_the_command_line(recipe, tmp_path):
