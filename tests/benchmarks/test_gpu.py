@@ -70,7 +70,7 @@ EXPECTED = {
     "check": {
         "check/machine",
         *(f"check/kernel/{name}" for name in ("bellman_residual", "expectile_awr", "adam_polyak", "score_mlp")),
-        *("check/step/graph", "check/seeds/2", "check/tests/test_fused"),
+        *("check/step/graph", "check/seeds/2", "check/tests/test_adam_polyak"),
     },
     "bench": {
         *("bench/peak", "bench/update/eager", "bench/update/graph", "bench/update/compiled", "bench/update/captured"),

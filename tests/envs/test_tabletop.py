@@ -204,8 +204,9 @@ def test_no_trajectory_of_the_data_holds_what_two_evaluation_tasks_need_together
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), zip(NAMES, (0.97, 0.98, 0.98, 0.95, 0.95)))
-def test_the_expert_succeeds_over_100_noisy_episodes_and_stays_at_the_goal(name, least):
-    reward = run(name, 100, seed=5)["reward"]
+def test_the_expert_succeeds_over_60_noisy_episodes_and_stays_at_the_goal(name, least):
+    # without a miss they are a success of at least 0.95 with 95% confidence
+    reward = run(name, 60, seed=5)["reward"]
     assert reward[:, -1].mean() >= least
 
 

@@ -106,21 +106,30 @@ def ends_at(module, monkeypatch, name, number):
     monkeypatch.setattr(module, name, call)
 
 
-@pytest.mark.parametrize(
-    ("name", "number"),
-    # between two files of one round, before the model of a round is written, and between model and checkpoint
-    [("save", 2), ("save", 4), ("write_actor", 2), ("save_checkpoint", 1), ("save_checkpoint", 2)],
+#: Which call of what ends each of a run's processes, the files of trials that it leaves, and its last round saved:
+#: between two files of the first round and of a later one, before a model is written, and between model and checkpoint.
+ENDS = (
+    ("save", 2, 1, None),
+    ("save_checkpoint", 1, 2, None),
+    ("save", 2, 3, "step_000000001"),
+    ("write_actor", 1, 4, "step_000000001"),
+    ("save_checkpoint", 1, 4, "step_000000001"),
 )
-def test_a_run_that_ends_anywhere_resumes_and_makes_the_same_model_bit_for_bit(
-    fit_slide, whole, tmp_path, monkeypatch, name, number
-):
+
+
+def test_a_run_that_ends_anywhere_resumes_and_makes_the_same_model_bit_for_bit(fit_slide, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(fit_slide, "_SHARE", 1)
-    with monkeypatch.context() as patch:
-        ends_at(fit_slide, patch, name, number)
-        with pytest.raises(Killed):
-            fit_slide.fit_slide(tiny(fit_slide, tmp_path))
-    (folder,) = tmp_path.iterdir()
-    fit_slide.fit_slide(fit_slide.Config(resume=str(folder)))
+    config = tiny(fit_slide, tmp_path)
+    for name, number, trials_left, saved in ENDS:
+        with monkeypatch.context() as patch:
+            ends_at(fit_slide, patch, name, number)
+            with pytest.raises(Killed):
+                fit_slide.fit_slide(config)
+        (folder,) = tmp_path.iterdir()
+        assert len(list((folder / "trials").iterdir())) == trials_left
+        assert [path.name for path in folder.glob("checkpoint/*")] == ([] if saved is None else [saved])
+        config = fit_slide.Config(resume=str(folder))
+    fit_slide.fit_slide(config)
     files = {path.relative_to(whole) for path in whole.rglob("*.npz")}
     assert {path.relative_to(folder) for path in folder.rglob("*.npz")} == files
     assert len(files) == 1 + 3 * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from torchrl_smore.reports import Paper, Result
@@ -38,3 +40,14 @@ def paper_as_results(make_result):
         ]
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are composed, and of a file only the first bytes of a PNG written: most of the time goes there."""
+    from matplotlib.figure import Figure
+
+    def write_signature(figure, path, **options):
+        Path(path).write_bytes(bytes.fromhex("89504e470d0a1a0a"))
+
+    monkeypatch.setattr(Figure, "savefig", write_signature)

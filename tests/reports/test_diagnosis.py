@@ -106,6 +106,7 @@ def test_numbers_at_their_thresholds_are_no_problem_and_the_page_states_each_thr
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("change", "name", "said"),
     [
@@ -149,11 +150,13 @@ def test_a_number_beyond_its_threshold_is_a_problem_with_advice_on_top_of_the_pa
     assert page.index("Try: ") < page.index("<nav>")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_failed_episode_of_ten_is_within_the_threshold(diagnose):
     findings, _ = diagnose(episodes=[*EPISODES[:9], {**EPISODES[9], "outcome": "short of the goal"}])
     assert problems(findings) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_inputs_that_are_clipped_are_no_problem(diagnose):
     findings, _ = diagnose(about={"input_clip": 5.0}, inputs=[{**INPUTS[0], "largest": 73.0}])
     assert problems(findings) == []
@@ -177,6 +180,7 @@ def test_what_does_not_apply_is_left_out_and_named_and_its_old_figure_goes(diagn
     assert not (tmp_path / "scores.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_growth_is_the_last_fifths_share_of_all_change(tmp_path, diagnose):
     metrics = tmp_path / "metrics.csv"
     metrics.write_text("step,score\n" + "".join(f"{i},{i}\n" for i in range(10)))

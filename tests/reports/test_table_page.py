@@ -65,6 +65,7 @@ def cells(page, start):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_ours_stand_beside_the_papers_and_the_control(page):
     assert cells(page, "| task | unit |") == [
         *("task", "unit", "", "SMORe", "control (hindsight BC)", "the data: expert, all", "differs from the paper in")
@@ -79,6 +80,7 @@ def test_ours_stand_beside_the_papers_and_the_control(page):
     assert below == "|  |  | paper | 0.888 ± 0.014 | – |  |  |"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_short_table_has_the_best_of_the_others_and_what_bounds_a_policy(source, make_result, tmp_path):
     others = [
         make_result(method=m, value=v, steps=20_000) for m, v in (("GCSL", 11.85), ("GC-IQL", 35.55), ("AM", 3.95))
@@ -93,10 +95,12 @@ def test_the_short_table_has_the_best_of_the_others_and_what_bounds_a_policy(sou
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_locomotion_is_the_return_at_0_999_beside_the_number_as_printed(page):
     assert cells(page, "| CheetahTgtVel-m-e | return")[1:5] == ["return at 0.999", "ours", "**150.0 ± 14.1** (2)", "–"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_data_expert_and_budget_differ_in_is_said_in_the_line(page):
     assert cells(page, "| FetchReach | return")[-1] == (
         "scripted expert; 1,000 trajectories, not 40,000; 20,000 updates, not 400,000; batch 256, not 512"
@@ -104,6 +108,7 @@ def test_what_data_expert_and_budget_differ_in_is_said_in_the_line(page):
     assert cells(page, "| CheetahTgtVel-m-e | return")[-1] == "40,000 updates, not 1,000,000; batch 256, not 512"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_the_data_return_stands_in_the_line_in_its_unit(page, source, tmp_path):
     # (100 x 0.9 + 900 x 0.1) / 1,000; the data of another setting are not these
     assert cells(page, "| FetchReach | return")[-2] == "0.900, 0.180"
@@ -115,6 +120,7 @@ def test_what_the_data_return_stands_in_the_line_in_its_unit(page, source, tmp_p
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_missing_is_named_and_left_out(page):
     text = page.read_text()
     # 12 tasks by 7 methods of Table 1, 3 of Table 15 and the control
@@ -126,6 +132,7 @@ def test_what_is_missing_is_named_and_left_out(page):
     assert "PointReach" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_whole_table_says_so(make_result, tmp_path):
     from torchrl_smore.reports.paper import HORIZONS, main_setting
     from torchrl_smore.reports.table_page import CONTROL, MORE_METHODS

@@ -217,7 +217,8 @@ def begun(kind: str, root: Path, name: str) -> Path:
     cwd = root / name
     cwd.mkdir()
     if kind == "export":
-        trained = root / "trained"
+        # of the same command, where runs of training are killed as well
+        trained = root / ("training" if (root / "training").is_dir() else "trained")
         if not trained.is_dir():
             trained.mkdir()
             finish(*COMMANDS["training"], trained)
