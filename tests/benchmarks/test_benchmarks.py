@@ -113,6 +113,25 @@ def test_the_time_to_a_policy_is_that_of_parts_that_add_up(python, load, tmp_pat
     assert bench.seconds_to([(3.0, 0.5)], 0.9) is None
 
 
+def test_the_peer_does_the_same_work_on_the_same_data(load, python, tmp_path):
+    options = [
+        "task=PointReach",
+        "num_trajectories=20",
+        "batch_size=8",
+        "steps=4",
+        "eval_interval=2",
+        "eval_episodes=2",
+    ]
+    done = python(load("bench_time_to_policy").PEER, tmp_path / "times.json", time.time(), *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert sum(times["parts"].values()) == pytest.approx(times["seconds"])
+    assert all(seconds > 0.0 for part, seconds in times["parts"].items() if part != "pictures")
+    assert len(times["successes"]) == 2
+    # the dataset is the recipe's, under its name
+    assert (tmp_path / "datasets" / "PointReach_expert2_random18_seed0").is_dir()
+
+
 def test_what_is_timed_within_a_part_is_no_part_of_it(load, monkeypatch):
     bench, now = load("bench_time_to_policy"), iter([10.0, 11.0, 14.0, 20.0, 25.0])
     monkeypatch.setattr(bench.time, "time", lambda: next(now))
