@@ -278,7 +278,16 @@ class RowWindow:
     weight: Tensor
 
     def anchor_row(self, uniform: Tensor, num_rows: int, anchors: Tensor | None) -> Tensor:
-        """A row of the window, by its weight if there are weights; int64, of the shape of ``uniform``."""
+        """A row of the window, by its weight if there are weights.
+
+        Args:
+            uniform: in ``[0, 1)``, shape ``[*]``.
+            num_rows: rows of the dataset.
+            anchors: from :func:`cumulative_weights`, float64, shape ``[N]``; ``None``: all rows are alike.
+
+        Returns:
+            int64, shape ``[*]``.
+        """
         if anchors is None:
             return (self.low + uniform_index(uniform, 0, self.size)) % num_rows
         number = self.weight_low + uniform.double() * self.weight
