@@ -44,17 +44,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Modules and tests are made to last: nothing is garbage yet."""
+    """Garbage is not looked for while modules are imported, nor later among what they hold, half a million objects."""
     gc.disable()
-
-
-def pytest_collection_finish():
-    """Half a million objects are there to stay: a collection of garbage need not look at them."""
-    gc.freeze()
-    # tracing a loss makes many that live a while: with Python's threshold an eighth of its time goes in collections
-    gc.set_threshold(20_000, *gc.get_threshold()[1:])
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        # tracing a loss makes many that live a while: with Python's threshold an eighth of its time goes in collections
+        gc.set_threshold(20_000, *gc.get_threshold()[1:])
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
