@@ -30,8 +30,8 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType,
 _REPRESENTED = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType)
 _LARGEST_ARRAY = 4096  # bytes of an array that count by value
-#: Of PyTorch's settings: where files for people go, which depends on the working directory.
-_NOT_READ = {"debug_dir_root"}
+#: Of PyTorch's settings: folders that hang on the working directory, and that no code for a CPU is made from.
+_NOT_READ = {"debug_dir_root", "xpu.cutlass_dir"}
 
 
 class UndescribedError(Exception):
