@@ -50,7 +50,7 @@ _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
-_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actions")
+_NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actions", "compile_cache")
 # what a manifest says of its runs, and what the command line may say beside one
 _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
 _OF_RUNS += ("device", "compile", "precision", "seeds_together")
