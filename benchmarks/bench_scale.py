@@ -2,12 +2,14 @@
 
     python benchmarks/bench_scale.py --folder FOLDER        20 million transitions; 10 GB in FOLDER while it runs
     python benchmarks/bench_scale.py --folder FOLDER --rows 2000000 --limit 0.8
+    python benchmarks/bench_scale.py --folder FOLDER --kinds "in memory" "in passing"
 
-Random transitions of FetchPush shapes are written block by block, so no process ever holds them. Three processes train
-on them in turns, one active at a time: from memory, on as many of them as ``--memory-rows`` says; from a table in a
-file (``GoalBatchSampler(mapped=)``), of which the system keeps in memory what it likes; and from such a table of which
-every ten updates pages are taken out of memory again, so that what the process has for itself and what is kept of the
-table stay below ``--limit``. The clock stands still meanwhile.
+Random transitions of FetchPush shapes are written block by block, so no process ever holds them. Processes train on
+them in turns, one active at a time: from memory, on as many of them as ``--memory-rows`` says; from a table in a file
+of which ``--memory-rows`` pass through memory in order (``GoalBatchSampler(mapped=, resident=)``); from a table in a
+file (``mapped=`` alone), of which the system keeps in memory what it likes; and from such a table of which every ten
+updates pages are taken out of memory again, so that what the process has for itself and what is kept of the table stay
+below ``--limit``. The clock stands still meanwhile.
 
 RssAnon is what a process has for itself, RssFile what it has mapped of files, its libraries among them. Of the table
 all pages in memory count, whether they are mapped or not.
@@ -36,7 +38,7 @@ from torchrl_smore import GoalBatchSampler
 from torchrl_smore.trainers import FusedUpdate
 
 BLOCK, LENGTH = 1000, 50  # trajectories of a block, steps of a trajectory
-MEMORY, MAPPED, LIMITED = "in memory", "mapped", "mapped, limited"
+MEMORY, PASSING, MAPPED, LIMITED = KINDS = "in memory", "in passing", "mapped", "mapped, limited"
 _PIECE = 1 << 25  # bytes
 _GB = 1e9
 
@@ -134,11 +136,12 @@ def child(kind: str, folder: str, args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     data = read_rows(Path(folder), args.memory_rows if kind == MEMORY else None)
     start = time.perf_counter()
-    sampler = GoalBatchSampler(data, args.batch_size, mapped=None if kind == MEMORY else folder)
+    resident = args.memory_rows if kind == PASSING else None
+    sampler = GoalBatchSampler(data, args.batch_size, mapped=None if kind == MEMORY else folder, resident=resident)
     seconds = time.perf_counter() - start
     del data
     update = FusedUpdate(make_loss("in_sample"), sampler, total_steps=STEPS, tau=0.005, compile=args.compile)
-    table = None if kind == MEMORY else Pages(sampler._table)
+    table = Pages(sampler._table) if kind in (MAPPED, LIMITED) else None
     print("ok", json.dumps({"rows": len(sampler), "seconds": seconds}), flush=True)
     for line in sys.stdin:
         if line.strip() == "memory":
@@ -206,21 +209,21 @@ def main() -> None:
     parser = harness.parser(__doc__, "scale", blocks=5)
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument(
-        "--memory-rows", type=int, default=2_000_000, help="the first of them, for training from memory"
+        "--memory-rows", type=int, default=2_000_000, help="that are in memory: the first, or those in passing"
     )
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--updates", type=int, default=100, help="updates in a block")
     parser.add_argument("--compile", default="default", choices=["off", "default"])
     parser.add_argument("--limit", type=float, default=2.0, help="GB of the limited process")
     parser.add_argument("--folder", default=None, help="where the temporary files go")
-    parser.add_argument("--kinds", nargs="+", default=[MEMORY, MAPPED, LIMITED], choices=[MEMORY, MAPPED, LIMITED])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
         child(args.child, args.folder, args)
         return
     if args.smoke:
-        args.rows, args.memory_rows, args.batch_size, args.updates, args.blocks = 200, 100, 8, 1, 1
+        args.rows, args.memory_rows, args.batch_size, args.updates, args.blocks = 400, 200, 8, 1, 1
         args.compile = "off"
     harness.begin(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

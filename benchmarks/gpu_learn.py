@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmark import commit_of_library
+from benchmark import Config as GridConfig
+from benchmark import commit_of_library, make_datasets, make_jobs, order, read_request
 from parts.benchmark_jobs import read_result, run_job
 from parts.datasets import collect_or_load
 from smore_offline import Config, with_defaults
@@ -67,21 +68,54 @@ def learn(device: str, folder: str, **chosen: Any) -> dict[str, Any]:
         "identity": {"table": TABLE, "task": config.task, "method": METHOD, "setting": SETTING}
         | {"commit": commit_of_library()},
     }
+    size = {"steps": config.steps, "batch_size": config.batch_size, "seeds": config.seeds}
+    return {"task": config.task, "method": METHOD, **size, **_outcome(job)}
+
+
+def learn_pictures(
+    device: str,
+    folder: str,
+    task: str,
+    method: str,
+    seed: int,
+    steps: int | None,
+    num_trajectories: int | None,
+    data_dir: str,
+    tiny: bool,
+) -> dict[str, Any]:
+    """One seed of a cell of Figure 3, with its dataset where it is not there yet; resumes as :func:`learn` does."""
+    small = {"batch_size": 8, "eval_episodes": 1, "eval_interval": steps, "compile": "off"} if tiny else {}
+    config, plan = read_request(
+        GridConfig(
+            figure="3",
+            tasks=[task],
+            methods=[method],
+            preset="paper",
+            seeds=1,
+            first_seed=seed,
+            steps=steps,
+            num_trajectories=num_trajectories,
+            data_dir=data_dir,
+            device=device,
+            **{"compile": "default", "precision": "bf16", **small},
+        )
+    )
+    (cell,) = make_jobs(config, plan, Path(folder))
+    for reason in make_datasets(config, [cell]).values():
+        raise RuntimeError(reason)
+    job = order(config, cell, commit_of_library(), "gpu")
+    job["folder"] = str(Path(folder) / f"{task}_{method}_seed{seed}")
+    size = {"steps": cell.options["steps"], "batch_size": cell.options["batch_size"], "seeds": 1}
+    return {"task": task, "method": job["identity"]["method"], **size, **_outcome(job)}
+
+
+def _outcome(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs a job, unless it is done, and reads what it came to."""
     found = run_job(job)
-    write_tables(Path(folder))
-    shown = {
-        metric: _mean(found["results"], metric)
-        for metric in ("success_last", "discounted_return_0.98", "final_distance")
-    }
-    speed = _updates_per_second(Path(job["folder"]))
-    return {
-        "task": config.task,
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "seeds": config.seeds,
-        **speed,
-        **shown,
-    }
+    folder = Path(job["folder"])
+    write_tables(folder.parent)
+    metrics = ("success_last", "discounted_return_0.98", "final_distance")
+    return {**_updates_per_second(folder), **{metric: _mean(found["results"], metric) for metric in metrics}}
 
 
 def write_tables(folder: Path) -> None:

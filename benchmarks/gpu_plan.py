@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STAGES = ("check", "bench", "learn")
-TASKS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
+STATE_TASKS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
+#: Those of Figure 3, which are learnt from pictures, and the methods that do, SMORe and its control first.
+PICTURE_TASKS = ("Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open")
+PICTURE_METHODS = ("smore", "hindsight_bc", "crl", "gc_iql")
+TASKS = (*STATE_TASKS, *PICTURE_TASKS)
 PRECISIONS = ("float32", "tf32", "bf16")
 #: ``eager``: operator by operator; ``graph``: those as one CUDA graph; ``compiled``: by Inductor; ``captured``: both.
 MODES = ("eager", "graph", "compiled", "captured")
@@ -209,12 +213,19 @@ def _timed(kernel: str, rows: int, seeds: int, precision: str | None = None) -> 
 
 
 def learn_items(options: Options, dry_run: bool) -> Iterator[Item]:
-    """Does it learn? Data and training of each task, all data of a task before its training."""
+    """Does it learn? Data and training of each task, all data of a task before its training; then Figure 3."""
     if dry_run:
-        tiny = {"steps": 4, "seeds": 2, "num_trajectories": 10}
-        options = dataclasses.replace(options, tasks=options.tasks[:1], **tiny)
-    common = {name: getattr(options, name) for name in ("num_trajectories", "data_dir", "steps")}
+        chosen = [*options.tasks[:1], *(task for task in options.tasks if task in PICTURE_TASKS)][:2]
+        options = dataclasses.replace(options, tasks=tuple(chosen), steps=4, seeds=2, num_trajectories=10)
+    shared = {name: getattr(options, name) for name in ("num_trajectories", "data_dir", "steps", "folder")}
+    common = {**shared, "tiny": dry_run}
     for task in options.tasks:
-        params = {"task": task, **common, "seeds": options.seeds, "folder": options.folder, "tiny": dry_run}
-        yield Item(f"learn/{task}/data", "gpu_learn.data", params, 540.0)
-        yield Item(f"learn/{task}/{options.seeds}_seeds", "gpu_learn.learn", params, 3600.0)
+        if task not in PICTURE_TASKS:
+            params = {"task": task, **common, "seeds": options.seeds}
+            yield Item(f"learn/{task}/data", "gpu_learn.data", params, 540.0)
+            yield Item(f"learn/{task}/{options.seeds}_seeds", "gpu_learn.learn", params, 3600.0)
+    for method in PICTURE_METHODS[:1] if dry_run else PICTURE_METHODS:
+        for task in options.tasks:
+            for seed in range(options.seeds)[: 1 if dry_run else None] if task in PICTURE_TASKS else ():
+                params = {"task": task, "method": method, "seed": seed, **common}
+                yield Item(f"learn/{task}/{method}/seed{seed}", "gpu_learn.learn_pictures", params, 6 * 3600.0)

@@ -155,11 +155,13 @@ def learn_section(results: Results) -> str:
     cells = []
     for row in results.of("learn"):
         values = row["values"]
-        if row["kind"] == "gpu_learn.learn" and row["status"] == "ok":
-            numbers = [f"{values[name]:.3f}" for name in ("success_last", "discounted_return_0.98", "final_distance")]
-            budget = f"{values['steps']:,} of {values['batch_size']}"
-            cells.append([values["task"], budget, values["seeds"], *numbers, f"{row['seconds'] / 60:.1f}"])
-    header = ["task", "updates", "seeds", "success", "discounted return 0.98", "final distance", "minutes"]
+        if row["kind"].startswith("gpu_learn.learn") and row["status"] == "ok":
+            found = [values[name] for name in ("success_last", "discounted_return_0.98", "final_distance")]
+            numbers = ["" if number is None else f"{number:.3f}" for number in found]
+            seeds = values["seeds"] if "seed" not in row["params"] else f"seed {row['params']['seed']}"
+            what = [values["task"], values["method"], f"{values['steps']:,} of {values['batch_size']}", seeds]
+            cells.append([*what, *numbers, f"{row['seconds'] / 60:.1f}"])
+    header = ["task", "method", "updates", "seeds", "success", "discounted return 0.98", "final distance", "minutes"]
     command = "python recipes/report.py results=FOLDER/learn/results.csv curves=FOLDER/learn/curves.csv"
     told = f"Means over seeds; tables and tests of these results: `{command}`."
     return "\n\n".join(["## Does it learn?", pages.markdown(header, cells), told, *_failures(results, "learn")])
@@ -237,14 +239,14 @@ def _draw_bench(results: Results) -> Any:
 
 def _draw_learn(results: Results) -> Any:
     rows = [row for row in _curves(results.folder) if row["metric"] == "success_last"]
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = pages.subplots(1, max(len(tasks), 1), figsize=(3.6 * max(len(tasks), 1), 3.4), squeeze=False)
-    for axis, task in zip(axes[0], tasks):
-        own = [row for row in rows if row["task"] == task]
+    cells = list(dict.fromkeys((row["task"], row["method"]) for row in rows))
+    figure, axes = pages.subplots(1, max(len(cells), 1), figsize=(3.6 * max(len(cells), 1), 3.4), squeeze=False)
+    for axis, cell in zip(axes[0], cells):
+        own = [row for row in rows if (row["task"], row["method"]) == cell]
         for seed in sorted({int(row["seed"]) for row in own}):
             points = sorted((int(row["steps"]), float(row["value"])) for row in own if int(row["seed"]) == seed)
             axis.plot(*zip(*points), linewidth=0.9, label=f"seed {seed}")
-        axis.set_title(task, fontsize=9)
+        axis.set_title(", ".join(cell), fontsize=9)
         axis.set_xlabel("updates")
         axis.set_ylim(-0.05, 1.05)
         axis.grid(alpha=0.3)

@@ -47,7 +47,8 @@ from torchrl_smore.trainers import locked
 
 _PRESETS = ("smoke", "quick", "paper")
 _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
-_DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy")
+_EXPERT_NOISE = ("expert_noise", "expert_random_prob")
+_DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy", *_EXPERT_NOISE)
 # what does not change a result, or is told apart by other means
 _NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
 _NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actions", "compile_cache")
@@ -309,6 +310,8 @@ def make_jobs(
             "seed": own.data_seed,
             "action_noise": run_config.action_noise,
         }
+        noise = {name: getattr(run_config, name) for name in _EXPERT_NOISE}
+        dataset |= {name: value for name, value in noise.items() if value is not None}
         options = dataclasses.asdict(run_config)
         # without what is not given: an option that comes with a later version leaves the folders of older cells
         identity = {key: value for key, value in options.items() if key not in _NOT_IDENTITY and value is not None}

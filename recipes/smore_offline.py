@@ -91,7 +91,7 @@ MOST = {
 #: the content is compared.
 FREE_OPTIONS = (
     *("dataset", "dataset_format", "data_dir", "run_root", "resume", "device", "threads", "env_workers"),
-    *("kernels", "compile", "compile_cache", "logger", "rollout", "on_divergence"),
+    *("kernels", "compile", "compile_cache", "logger", "rollout", "on_divergence", "mapped"),
 )
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
@@ -192,6 +192,11 @@ class Config:
     )
     actor_goals: str | None = option(
         None, "the same for the actor; default: the method's (future SMORe), or those of score and value"
+    )
+    mapped: str | None = option(None, "folder for a file of the rows, where they are too many for memory")
+    resident: int | None = option(
+        None,
+        "rows of that file in memory at a time, which pass through it in an order of chance; default: any, by page",
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     contamination: float | None = option(
@@ -433,10 +438,16 @@ def check(config: Config) -> None:
     if config.pixels:
         check_range("pixels", config.pixels, 36, 512)
         check_pixels(config.pixels, get_task(config.task), config.method, config.her_ratio)
+        if config.mapped is not None:
+            raise ValueError("mapped: of no use with pixels=, whose frames are in a file as they are.")
     else:
         own = [name for name in PIXEL_OPTIONS if getattr(config, name) != getattr(Config, name)]
         if own:
             raise ValueError(f"{', '.join(own)}: of no use without pixels=, the size of pictures.")
+    if config.mapped is not None and not Path(config.mapped).is_dir():
+        raise FileNotFoundError(f"mapped={config.mapped}: expected an existing folder, on a local disk.")
+    if config.resident is not None and config.mapped is None:
+        raise ValueError("resident: of no use without mapped=, a folder for the rest of the rows.")
     make_goals(config)  # refuses a goal without its columns
     if config.dataset is not None and config.dataset_format is None:
         recognise_dataset(config.dataset)
@@ -595,7 +606,7 @@ def make_sampler(
     if config.pixels:
         bootstraps = method.target_network
         return PixelBatchSampler(store, config.batch_size, following=bootstraps, crop_prob=config.crop_prob, **options)
-    options["extras"] = (*method.extras, *extras)
+    options |= {"mapped": config.mapped, "resident": config.resident, "extras": (*method.extras, *extras)}
     return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)
 
 

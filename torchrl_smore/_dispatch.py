@@ -223,7 +223,7 @@ def adam_polyak_(
 def kernel_constants(objective: ScoreObjective) -> dict[str, Any]:
     """The objective as keyword arguments of the kernels, which know a divergence by its name."""
     divergence = get_divergence(objective.divergence).name
-    return {**objective.constants(), "formulation": objective.formulation, "divergence": divergence}
+    return {**objective.constants, "formulation": objective.formulation, "divergence": divergence}
 
 
 def _missing_for_triton(device_type: str) -> str | None:

@@ -1,7 +1,6 @@
 """Mean score objective of SMORe and its gradients in one pass.
 
-Reference: ``torchrl_smore.functional.score.ScoreObjective.terms`` with residuals from
-``torchrl_smore.functional.score.bellman_residual``, averaged over rows and added over the members of an ensemble.
+Reference: ``torchrl_smore.functional.score.score_rows``, averaged over rows.
 
 The expression and its letters are those of :mod:`smore_kernels.formulations`. The gradient with respect to ``P`` is a
 constant: one gradient is written for each batch, whatever is asked.

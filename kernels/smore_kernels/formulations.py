@@ -1,6 +1,6 @@
 r"""The formulations of the score objective as weights of one expression.
 
-Reference: ``torchrl_smore.functional.score.ScoreObjective.terms``. On each of its two batches (``rho`` and ``q``) every
+Reference: ``torchrl_smore.functional.score.score_rows``. On each of its two batches (``rho`` and ``q``) every
 formulation is
 
 .. math:: l S + s (S - m)^2 + p P + e \, h(y + d), \qquad y = \gamma N - S

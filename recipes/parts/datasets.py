@@ -202,7 +202,7 @@ def dataset_folder(
     Raises:
         ValueError: if the task has no such composition, see :meth:`Task.composition`.
     """
-    task = get_task(task)
+    task = get_task(task).data_source
     counts = task.composition(num_trajectories, expert_fraction)
     parts = [task.name, f"expert{counts['expert_episodes']}", f"{task.rest}{counts[f'{task.rest}_episodes']}"]
     parts += [f"seed{seed}"]

@@ -76,7 +76,7 @@ EXPECTED = {
         *("bench/peak", "bench/update/eager", "bench/update/graph", "bench/update/compiled", "bench/update/captured"),
         *("bench/kernel/bellman_residual", "bench/profile", "bench/peer/torchrl_iql", "bench/peer/jax"),
     },
-    "learn": {"learn/FetchReach/data", "learn/FetchReach/2_seeds"},
+    "learn": {"learn/FetchReach/data", "learn/FetchReach/2_seeds", "learn/Tabletop-drawer/smore/seed0"},
 }
 
 
@@ -102,6 +102,7 @@ def test_a_dry_run_of_a_stage_works_from_a_clean_folder_without_the_package(stag
             ("SMORe", 4, 0),
             ("SMORe", 4, 1),
         }
+        assert {result.task for result in source.results} == {"FetchReach", "Tabletop-drawer"}
     else:
         table = list(csv.DictReader((out / f"{stage}.csv").open(newline="")))
         assert {row["key"] for row in table} == keys
@@ -286,6 +287,31 @@ def test_the_learning_is_the_papers_budget(load, monkeypatch):
     assert (config.device, config.compile) == ("cuda", "default")
 
 
+def test_the_learning_ends_with_figure_3(load, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    gpu_plan, gpu_learn = load("gpu_plan"), load("gpu_learn")
+    from parts import grid
+
+    cells = {(cell.task, cell.method) for cell in grid.figure_plan("3").cells}
+    items = gpu_plan.plan(["learn"], gpu_plan.Options(), dry_run=False)
+    pictures = items[-80:]
+    assert {item.kind for item in items[:-80]} == {"gpu_learn.data", "gpu_learn.learn"}
+    found = [(item.params["task"], item.params["method"], item.params["seed"]) for item in pictures]
+    assert set(found) == {(*cell, seed) for cell in cells for seed in range(5)}
+    assert found[:5] == [("Tabletop-drawer", "smore", seed) for seed in range(5)]
+    begun = []
+    monkeypatch.setattr(gpu_learn, "make_datasets", lambda config, jobs: {})
+    monkeypatch.setattr(gpu_learn, "_outcome", lambda job: begun.append(job) or {})
+    params = {**pictures[2].params, "folder": str(tmp_path), "data_dir": str(tmp_path)}
+    learnt = gpu_learn.learn_pictures("cpu", **params)
+    assert learnt == {"task": "Tabletop-drawer", "method": "SMORe", "steps": 300_000, "batch_size": 2048, "seeds": 1}
+    (job,) = begun
+    expected = {"seed": 2, "seeds": 1, "pixels": 48, "device": "cpu", "compile": "default", "precision": "bf16"}
+    assert expected.items() <= job["options"].items()
+    assert job["folder"] == str(tmp_path / "Tabletop-drawer_smore_seed2")
+
+
 def wheel(folder, name, module):
     path = folder / f"{name}-1.0-py3-none-any.whl"
     info = f"{name}-1.0.dist-info"
@@ -344,7 +370,22 @@ def card_rows(load, folder):
     over = {"over_floor": 1.5, "floor": "launches", "launches": 70, "memory_mib": 100.0}
     times = {"triton_median_us": 10.0, "triton_min_us": 9.0, "triton_max_us": 11.0}
     ratios = {"over_compile": 1.25, "over_eager": 2.0, "triton_fraction_of_copy_bandwidth": 0.75, "triton_tflops": 3.0}
-    learnt = {"task": "FetchPush", "steps": 1_000_000, "batch_size": 512, "seeds": 5, "success_last": 0.875}
+    learnt = {
+        "task": "FetchPush",
+        "method": "SMORe",
+        "steps": 1_000_000,
+        "batch_size": 512,
+        "seeds": 5,
+        "success_last": 0.875,
+    }
+    drawn = {
+        **learnt,
+        "task": "Tabletop-drawer",
+        "steps": 300_000,
+        "batch_size": 2048,
+        "seeds": 1,
+        "success_last": 0.75,
+    }
     found = {
         "check/machine": ("ok", {"card": "Card X", "torch": "2.11.0", "driver": "1.2"}, ""),
         "check/seeds/16/float32": ("wrong", {"error": 7.5}, "it is off"),
@@ -356,6 +397,11 @@ def card_rows(load, folder):
         "bench/peer/torchrl_iql": ("ok", {**rates, "hello": "torchrl IQLLoss"}, ""),
         "bench/profile": ("ok", {"eager_kernels": [{"name": "gemm", "share": 0.5, "calls": 3.0}]}, ""),
         "learn/FetchPush/5_seeds": ("ok", {**learnt, "discounted_return_0.98": 21.5, "final_distance": 0.02}, ""),
+        "learn/Tabletop-drawer/smore/seed3": (
+            "ok",
+            {**drawn, "discounted_return_0.98": 9.0, "final_distance": None},
+            "",
+        ),
     }
     for key, (status, values, detail) in found.items():
         row = {"key": key, "kind": items[key].kind, "params": items[key].params, "status": status, "seconds": 60.0}
@@ -376,7 +422,8 @@ def test_the_page_names_the_card_and_holds_numbers_and_failures(load, tmp_path):
         "| graph/float32/batch=512/seeds=16 | 1234 [1200, 1300] | 1.975e+04 | 1.5 | launches | 70 | 100 |",
         "| bellman_residual/rows=65536/seeds=1 | 10 [9, 11] | 1.25 | 2.00 | 75% | 3 |",
         "| `gemm` | 50.0% | 3 |",
-        "| FetchPush | 1,000,000 of 512 | 5 | 0.875 | 21.500 | 0.020 | 1.0 |",
+        "| FetchPush | SMORe | 1,000,000 of 512 | 5 | 0.875 | 21.500 | 0.020 | 1.0 |",
+        "| Tabletop-drawer | SMORe | 300,000 of 2048 | seed 3 | 0.750 | 9.000 |  | 1.0 |",
     ):
         assert expected in text, text
     for stage in ("check", "bench", "learn"):

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     STRATEGIES,
+    RowWindow,
     check_strategy,
     cumulative_weights,
     first_row_away,
@@ -339,3 +340,37 @@ def test_the_actor_may_have_goals_of_its_own():
     )
     assert torch.equal(rows.goal_index, rows.index)
     assert bool((rows.actor_goal_index == 7).all())
+
+
+def window_of(low, size, reached=(0, 0), weight=(0.0, 1.0)):
+    counts = (torch.tensor(number) for number in (low, size, *reached))
+    return RowWindow(*counts, *(torch.tensor(number, dtype=torch.float64) for number in weight))
+
+
+def test_anchors_of_a_window_lie_in_it_also_where_it_begins_anew():
+    uniform = torch.linspace(0.0, 1.0, 13, dtype=torch.float64)[:-1]
+    # rows 8, 9, 0 of ten: four of twelve numbers each
+    assert window_of(8, 3).anchor_row(uniform, 10, None).tolist() == [8] * 4 + [9] * 4 + [0] * 4
+
+
+def test_anchors_of_a_window_follow_its_own_weights():
+    # of weights 1, 1, 2, 4 the rows 3, 0, 1: weight 6 of 8, from 4 of 8 on
+    cumulative = cumulative_weights(torch.tensor([1.0, 1.0, 2.0, 4.0]))
+    uniform = torch.linspace(0.0, 1.0, 13, dtype=torch.float64)[:-1] + 0.01
+    window = window_of(3, 3, weight=(4 / 8, 6 / 8))
+    assert window.anchor_row(uniform, 4, cumulative).tolist() == [3] * 8 + [0] * 2 + [1] * 2
+    # a number that rounding puts past the window's weight stays in it
+    assert window.anchor_row(torch.ones(1, dtype=torch.float64), 4, cumulative).tolist() == [1]
+
+
+def test_a_window_without_a_row_that_reaches_its_goal_relabels_all_goal_transitions():
+    stop, reached = torch.tensor([3, 3, 3, 6, 6, 6]), torch.tensor([1, 2])
+    uniform = torch.rand(50, NUM_UNIFORMS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    without = goal_transition_rows(uniform, stop, reached, her_ratio=0.0, window=window_of(3, 3))
+    assert bool(without.q_relabel_mask.all())
+    assert bool((without.q_index >= 3).all())
+    assert torch.equal(without.reached_index, without.q_index)
+    # the second and the first of those that reach, in this order
+    having = goal_transition_rows(uniform, stop, reached, her_ratio=0.0, window=window_of(2, 5, reached=(1, 2)))
+    assert not having.q_relabel_mask.any()
+    assert torch.equal(having.q_index, torch.where(uniform[:, 6] < 0.5, 2, 1))

@@ -18,6 +18,7 @@ from torchrl_smore.functional.score import (
     in_sample_reward_range,
     official_objective,
     official_stable_objective,
+    score_rows,
 )
 
 F64 = torch.float64
@@ -42,6 +43,14 @@ EXCESS = {
 
 def t(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=F64)
+
+
+def terms(objective, score, next_value, q_score, q_next_value, policy_score=None, q_next_policy_score=None):
+    """Terms of the rows of one score, which is an ensemble of one."""
+    ensemble = {"score": score, "q_score": q_score, "policy_score": policy_score}
+    ensemble["q_next_policy_score"] = q_next_policy_score
+    members = {name: None if rows is None else rows.unsqueeze(0) for name, rows in ensemble.items()}
+    return score_rows(objective, next_value=next_value, q_next_value=q_next_value, **members)
 
 
 def residuals() -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,8 +163,7 @@ def test_the_tabular_minimiser_for_chi_squared_is_the_closed_form(beta, gamma, c
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        y = gamma * m - score
-        rho_term, q_term = objective.terms(score, y, score, y)
+        rho_term, q_term = terms(objective, score, m, score, m)
         loss = (rho * rho_term).sum() + (q * q_term).sum()
         loss.backward()
         return loss
@@ -180,9 +188,8 @@ def test_the_objective_is_stationary_where_the_ratio_is_the_derivative_of_the_co
     divergence, kappa = get_divergence(name), 1 / (4 * coef)
     y = kappa * divergence.derivative((1 - beta * gamma) * rho / mix)
     score = (gamma * m - y)[1:].requires_grad_()  # row 0 has no rho: its minimiser is at infinity
-    residual = gamma * m[1:] - score
     objective = ScoreObjective(divergence=name, beta=beta, gamma=gamma, residual_coef=coef)
-    rho_term, q_term = objective.terms(score, residual, score, residual)
+    rho_term, q_term = terms(objective, score, m[1:], score, m[1:])
     (grad,) = torch.autograd.grad((rho[1:] * rho_term).sum() + (q[1:] * q_term).sum(), score)
     torch.testing.assert_close(grad, torch.zeros_like(grad), atol=1e-12, rtol=0.0)
     torch.testing.assert_close((score - gamma * m[1:]).min().item() / (1 - gamma), objective.range[0])
@@ -222,7 +229,7 @@ def test_a_cap_below_the_largest_ratio_makes_the_objective_unbounded_as_the_rang
     objective = ScoreObjective(divergence="kl", max_ratio=1.0)
     # at a point of rho alone, the loss goes on falling as the score sinks
     score = t(-1e2, -1e4, -1e6)
-    rho_term, _ = objective.terms(score, -score, score, -score)
+    rho_term, _ = terms(objective, score, torch.zeros_like(score), score, torch.zeros_like(score))
     assert (rho_term.diff() < 0).all()
 
 
@@ -251,10 +258,9 @@ def test_official_stable_terms_match_numbers_worked_by_hand():
     ],
 )
 def test_score_objective_dispatches_to_the_formulation(formulation, rho, q):
-    y, q_y = residuals()
     objective = ScoreObjective(formulation, beta=BETA, gamma=GAMMA)
-    terms = objective.terms(t(*SCORE), y, t(*Q_SCORE), q_y, t(*POLICY), t(*Q_NEXT_POLICY))
-    torch.testing.assert_close(terms, (t(*rho), t(*q)))
+    found = terms(objective, *(t(*rows) for rows in (SCORE, NEXT, Q_SCORE, Q_NEXT, POLICY, Q_NEXT_POLICY)))
+    torch.testing.assert_close(found, (t(*rho), t(*q)))
     assert objective.needs_policy == (formulation == "dual")
 
 
@@ -328,4 +334,11 @@ def test_a_bad_residual_coef_is_refused_by_the_function_too():
 def test_the_dual_refuses_to_run_without_policy_scores():
     zero = torch.zeros(2)
     with pytest.raises(ValueError, match="needs policy_score and q_next_policy_score"):
-        ScoreObjective("dual").terms(zero, zero, zero, zero, zero)
+        terms(ScoreObjective("dual"), zero, zero, zero, zero, policy_score=zero)
+
+
+@pytest.mark.parametrize("formulation", ["in_sample", "dual"])
+def test_a_formulation_with_a_residual_on_goal_transitions_refuses_to_run_without_their_next_values(formulation):
+    zero = torch.zeros(2)
+    with pytest.raises(ValueError, match=rf"formulation='{formulation}' needs q_next_value"):
+        terms(ScoreObjective(formulation), zero, zero, zero, None)

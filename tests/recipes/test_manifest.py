@@ -224,3 +224,23 @@ def test_the_manifest_of_table_1_holds_what_it_says(benchmark, tmp_path):
     }
     assert len({job.folder for job in every}) == len(every)
     assert {table for job in every for table in job.cell.tables} >= {"1", "2", "9", "12", "13", "14", "16", "figure 2"}
+
+
+@pytest.mark.parametrize("what", [{"table": "1"}, {"figure": "2"}, {"figure": "3"}], ids=str)
+def test_a_run_reads_the_dataset_that_is_collected_for_it(benchmark, monkeypatch, tmp_path, what):
+    from parts import datasets
+
+    collected = []
+    monkeypatch.setattr(datasets, "collect", lambda task, *, out, **given: collected.append((out, task.name, given)))
+    config, plan = benchmark.read_request(
+        benchmark.Config(**what, methods=["smore"], seeds=1, preset="quick", data_dir=str(tmp_path))
+    )
+    jobs = benchmark.make_jobs(config, plan, tmp_path)
+    assert not benchmark.make_datasets(config, jobs)
+    read = {benchmark.order(config, job, "commit", "session")["options"]["dataset"] for job in jobs}
+    assert read == {str(out) for out, _, _ in collected}
+    by_task = {name: given for _, name, given in collected}
+    if what == {"figure": "3"}:
+        # four tasks learn from the primitives of one scene, with noise on their actions (stable contrastive RL)
+        assert by_task.keys() == {"Tabletop"}
+        assert by_task["Tabletop"]["expert_noise"] == 0.1

@@ -178,6 +178,28 @@ def test_every_baseline_trains_evaluates_and_resumes(recipe, tmp_path, store_pat
     assert summary(run_dir)["eval"] == first["eval"]
 
 
+def test_rows_in_a_file_pass_through_memory_and_a_resumed_run_has_them_where_they_were(recipe, tmp_path, store_path):
+    options = [*QUICK, f"dataset={store_path}", "mapped=.", "resident=700", "steps=12", "save_interval=6"]
+    done = recipe("smore_offline.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    whole = (run_dir / "metrics.csv").read_text()
+    # as a kill after the first checkpoint leaves it
+    shutil.rmtree(run_dir / "checkpoint" / "step_000000012")
+    done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    timed = ("seconds", "updates_per_second")
+    before, after = (
+        [
+            {name: text for name, text in row.items() if not any(part in name for part in timed)}
+            for row in csv.DictReader(text.splitlines())
+        ]
+        for text in (whole, (run_dir / "metrics.csv").read_text())
+    )
+    assert before == after
+    assert before
+
+
 def test_seeds_train_together_resume_and_are_summed_up(recipe, tmp_path, store_path):
     options = (*QUICK, f"dataset={store_path}", "seed=5", "save_interval=2", "log_interval=1")
     assert recipe("smore_offline.py", *options, "run_root=alone", cwd=tmp_path).status == 0
@@ -454,6 +476,8 @@ def assert_refused(done, cwd, before, *said):
         (["dataset=/tmp/a=b"], ["/tmp/a=b does not exist"]),
         (["dataset=nowhere"], ["dataset=nowhere", "does not exist"]),
         (["resume=nowhere"], ["resume=nowhere", "config.yaml"]),
+        (["resident=100"], ["resident", "without mapped="]),
+        (["mapped=nowhere"], ["mapped=nowhere", "expected an existing folder"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

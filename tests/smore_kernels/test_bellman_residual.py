@@ -42,7 +42,7 @@ def make_inputs(objective, members, rows, q_rows, device, dtype=torch.float32, l
 
 
 def kernel(objective, inputs, bounds=None):
-    constants = {**objective.constants(), "divergence": objective.divergence.name}
+    constants = {**objective.constants, "divergence": objective.divergence.name}
     return smore_kernels.mean_score_objective(**inputs, formulation=objective.formulation, bounds=bounds, **constants)
 
 

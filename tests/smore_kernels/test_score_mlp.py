@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 import smore_kernels
 from smore_kernels.score_mlp import _score_mlp
 from torchrl_smore._experimental import score_mlp as network
-from torchrl_smore.functional.score import ScoreObjective, bellman_residual
+from torchrl_smore.functional.score import ScoreObjective, score_rows
 
 NAMES = ["W1", "b1", "W2", "b2", "w3", "b3"]
 # members, rho rows, q rows, width, inputs: one row; below a tile; several tiles, a width that is no power of two
@@ -43,7 +43,7 @@ def pairs(weights):
 
 
 def kernel(objective, batch, weights, bounds=None, precision="fp32"):
-    constants = {**objective.constants(), "divergence": objective.divergence.name}
+    constants = {**objective.constants, "divergence": objective.divergence.name}
     return smore_kernels.score_mlp(
         *batch, pairs(weights), formulation=objective.formulation, bounds=bounds, precision=precision, **constants
     )
@@ -53,10 +53,10 @@ def rows_of_reference(objective, batch, weights, bounds=(-math.inf, math.inf), s
     """Terms of each row over the number of rows, ``[B]`` and ``[Q]``, and the scores."""
     x, next_value, q_x, q_next_value = batch
     score, q_score = scores(x, pairs(weights)), scores(q_x, pairs(weights))
-    residual = bellman_residual(score, next_value.clamp(*bounds), objective.gamma)
-    q_residual = bellman_residual(q_score, q_next_value.clamp(*bounds), objective.gamma)
-    terms = objective.terms(score, residual, q_score, q_residual)
-    return [term.sum(0) / term.shape[-1] for term in terms], score, q_score
+    terms = score_rows(
+        objective, score=score, next_value=next_value, q_score=q_score, q_next_value=q_next_value, bounds=bounds
+    )
+    return [term / term.shape[-1] for term in terms], score, q_score
 
 
 def reference(*args, **kwargs):

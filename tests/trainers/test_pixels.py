@@ -327,7 +327,7 @@ def test_a_run_from_pictures_is_loaded_as_it_was_trained(store, tmp_path, shared
     rows = loss.encoded(batch) if shared else batch
     state_value = loss._call("value_network", rows, "state_value").detach().numpy()
     np.testing.assert_allclose(value(here, goal), state_value, atol=1e-6)
-    score = loss._call_ensemble("score_network", rows, "score").amin(0).detach().numpy()
+    score = loss._call("score_network", rows, "score").amin(0).detach().numpy()
     np.testing.assert_allclose(value.score(here, goal, np.ones((3, 2))), score, atol=1e-6)
 
 

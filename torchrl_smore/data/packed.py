@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
+from torchrl_smore.data._resident import ResidentRows, shuffled_trajectories
 from torchrl_smore.data._schema import conformed
 from torchrl_smore.data._seeded import SeededBatches
 from torchrl_smore.data.samplers import (
@@ -85,11 +86,17 @@ class GoalBatchSampler(SeededBatches):
             sampler that reads it. Of the table, the system then keeps in memory what it has room for; goals and the
             ends of trajectories, ``4 dg + 8`` bytes per row, stay there. Batches are the same. The rows of a trajectory
             must lie together, on a CPU. ``None``: the table lies in memory.
+        resident: rows of a ``mapped`` table that are in memory, and then read in order instead of page by page. Batches
+            come from a window of whole trajectories; they lie in the file in an order of chance and pass through the
+            window as fast as rows are drawn. Weights of ``anchors`` count within it, goals of the strategy ``"random"``
+            are of all rows. Samplers that :meth:`with_seed` gives share the window: they are to draw in step, as
+            :class:`~torchrl_smore.trainers.FusedUpdate` does. ``None``: batches come from all rows.
 
     Raises:
         OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
-            the last trajectory of the data is open, or a column is no vector of numbers in each row.
+            the last trajectory of the data is open, a column is no vector of numbers in each row, or ``resident`` comes
+            without ``mapped``, is too small for a window, or is no less than the rows that there are.
         KeyError: if the data lack a column; names it.
     """
 
@@ -115,6 +122,7 @@ class GoalBatchSampler(SeededBatches):
         seed: int = 0,
         device: torch.device | str | None = None,
         mapped: str | Path | None = None,
+        resident: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}.")
@@ -134,6 +142,8 @@ class GoalBatchSampler(SeededBatches):
                 f"a table on {device}" if order is None else "rows of several trajectories that lie among each other"
             )
             raise ValueError(f"mapped= expects rows on a CPU in the order of their trajectories, got {found}.")
+        if resident is not None and mapped is None:
+            raise ValueError(f"resident={resident}: of no use without mapped=, a folder for the rest of the rows.")
         data = with_ends(data if order is None else data[order], trajectory_key)
         self.batch_size = batch_size
         self.her_ratio = her_ratio
@@ -144,18 +154,21 @@ class GoalBatchSampler(SeededBatches):
         self.q = q
         self.extras = tuple(extras)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self._order = None if order is None else order.to(device)
         self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
         columns = [data.get(key) for key in _COLUMNS]
-        self._table = torch.cat(columns, -1).contiguous().to(device) if mapped is None else _mapped(columns, mapped)
-        # in memory, lest a goal take a page of the file
-        self._entered = self._table[:, -self._widths[-1] :] if mapped is None else columns[-1].clone()
         if success is not None:
             # a user's rule is checked on two rows, before anything is trained
             reached_mask(
                 success, *(data.get(key)[:2].to(device) for key in (("next", "achieved_goal"), "desired_goal"))
             )
         stop = stored_stop(data)
+        away = rows_away(used, data, stop, threshold)
+        if resident is not None:
+            order, stop = shuffled_trajectories(stop)
+            data = data.exclude("observation", "action", ("next", "observation"), "desired_goal")[order]
+            if away is not None:
+                away = away[order] - order + torch.arange(len(order))
+        self._order = None if order is None else order.to(device)
         self._stop = stop.to(device)
         self._start = trajectory_start(self._stop) if "initial_observation" in self.extras else None
         self._anchors = None
@@ -163,20 +176,69 @@ class GoalBatchSampler(SeededBatches):
             # by rows of the data as given, so they go the way of the rows
             anchors = anchors if order is None or anchors.shape != stop.shape else anchors[order.to(anchors.device)]
             self._anchors = anchor_distribution(anchors, stop.shape[0], device)
-        away = rows_away(used, data, stop, threshold)
         self._away = None if away is None else away.to(device)
         ends = ("terminated", "truncated") if success is not None else ()
         self._ends = [_flag(data, ("next", name)).to(device) for name in ends]
-        self._achieved = data.get("achieved_goal").contiguous().to(device) if "achieved_goal" in self.extras else None
         self._reached = stored_goal_reached(data).nonzero().squeeze(-1).to(device)
+        self._resident, self._drawn = None, 0
+        if resident is not None:
+            assert order is not None
+            assert mapped is not None
+            self._resident = ResidentRows(
+                columns,
+                order,
+                stop,
+                self._reached,
+                self._anchors,
+                mapped,
+                resident=resident,
+                renewed=batch_size * (1 + q),
+            )
+        # in memory where the table is not, lest a goal take a page of the file
+        if mapped is None:
+            self._table = torch.cat(columns, -1).contiguous().to(device)
+            self._entered = self._table[:, -self._widths[-1] :]
+        else:
+            self._table = _mapped(columns, mapped) if self._resident is None else self._resident.table
+            self._entered = data.get(("next", "achieved_goal")).clone()
+        self._achieved = data.get("achieved_goal").contiguous().to(device) if "achieved_goal" in self.extras else None
         if q and her_ratio < 1.0 and self._reached.numel() == 0:
             _logger.warning("no transition reaches its stored goal: every goal transition is a relabelled one")
 
     def __len__(self) -> int:
-        return self._table.shape[0]
+        return self._stop.shape[0]
+
+    def draw(self) -> Tensor:
+        """Uniform numbers for one batch, ``[B, num_uniforms]``, float64; moves the window of ``resident`` rows on."""
+        if self._resident is not None:
+            self._resident.move_to(self._drawn)
+            self._drawn += 1
+        return super().draw()
+
+    def with_seed(self, seed: int) -> GoalBatchSampler:
+        """The same data, not copied, under a generator of its own; equal to a sampler made with that seed."""
+        other = super().with_seed(seed)
+        other._drawn = 0
+        return other
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the generator; with ``resident`` also how many batches were drawn."""
+        return super().state_dict() | ({} if self._resident is None else {"drawn": self._drawn})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gives.
+
+        Raises:
+            ValueError: if this sampler has ``resident`` rows, and the state is of one without, or the other way round.
+        """
+        if ("drawn" in state) != (self._resident is not None):
+            has = ("all rows", "a window of them") if self._resident is None else ("a window of rows", "all of them")
+            raise ValueError(f"this sampler draws from {has[0]}, and the state is of one that draws from {has[1]}.")
+        super().load_state_dict(state)
+        self._drawn = state.get("drawn", 0)
 
     def gather(self, uniform: Tensor) -> TensorDict:
-        """The batch that belongs to ``uniform``; deterministic.
+        """The batch that belongs to ``uniform``; deterministic, with ``resident`` in the window of the last draw.
 
         Returns:
             With batch size ``[B]``, ``observation``, ``action``, ``desired_goal``, ``actor_goal`` if it is of its own,
@@ -193,6 +255,7 @@ class GoalBatchSampler(SeededBatches):
             gamma=self.gamma,
             anchors=self._anchors,
             away=self._away,
+            window=None if self._resident is None else self._resident.window,
         )
         batch = self._rows(rows.index, self._entered[rows.goal_index], rows.relabel_mask)
         if self.actor_strategy is not None:
@@ -209,11 +272,15 @@ class GoalBatchSampler(SeededBatches):
             row = rows.index if self._order is None else self._order[rows.index]
             batch.set("row", row.unsqueeze(-1))
         if self._start is not None:
-            batch.set("initial_observation", self._table[self._start[rows.index], : self._widths[0]])
+            batch.set("initial_observation", self._table[self._slots(self._start[rows.index]), : self._widths[0]])
         return batch
 
+    def _slots(self, index: Tensor) -> Tensor:
+        """Where rows stand in the table."""
+        return index if self._resident is None else self._resident.slots(index)
+
     def _rows(self, index: Tensor, goal: Tensor | None, relabel_mask: Tensor) -> TensorDict:
-        observation, action, next_observation, stored, entered = self._table[index].split(self._widths, -1)
+        observation, action, next_observation, stored, entered = self._table[self._slots(index)].split(self._widths, -1)
         goal = where_rows(relabel_mask, entered if goal is None else goal, stored)
         after: dict[str, Any] = {"observation": next_observation, "achieved_goal": entered, "desired_goal": goal}
         if self._reward is not None:

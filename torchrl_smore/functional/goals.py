@@ -258,6 +258,45 @@ STRATEGIES: dict[str, Callable[[_Draw], Tensor]] = {
 
 
 @dataclass(frozen=True, eq=False)
+class RowWindow:
+    """Neighbouring rows, after the last of which comes the first, of which anchors are drawn; each field is 0-d.
+
+    Attributes:
+        low: the first row, int64.
+        size: how many rows, int64, positive.
+        reached_low: place among the rows that reach their stored goal of the first that does so here, int64.
+        reached_size: how many do, int64, possibly 0.
+        weight_low: cumulative weight of the anchors before ``low``, float64, in ``[0, 1)``.
+        weight: weight of the anchors here, float64, in ``(0, 1]``.
+    """
+
+    low: Tensor
+    size: Tensor
+    reached_low: Tensor
+    reached_size: Tensor
+    weight_low: Tensor
+    weight: Tensor
+
+    def anchor_row(self, uniform: Tensor, num_rows: int, anchors: Tensor | None) -> Tensor:
+        """A row of the window, by its weight if there are weights.
+
+        Args:
+            uniform: in ``[0, 1)``, shape ``[*]``.
+            num_rows: rows of the dataset.
+            anchors: from :func:`cumulative_weights`, float64, shape ``[N]``; ``None``: all rows are alike.
+
+        Returns:
+            int64, shape ``[*]``.
+        """
+        if anchors is None:
+            return (self.low + uniform_index(uniform, 0, self.size)) % num_rows
+        number = self.weight_low + uniform.double() * self.weight
+        row = weighted_index(torch.where(number >= 1.0, number - 1.0, number), anchors)
+        # rounding of the number must not lead out of the window
+        return (self.low + torch.minimum((row - self.low) % num_rows, self.size - 1)) % num_rows
+
+
+@dataclass(frozen=True, eq=False)
 class GoalTransitionRows:
     """Rows of one sampled batch; each field has shape ``[B]``, row numbers int64 and masks bool.
 
@@ -294,6 +333,7 @@ def goal_transition_rows(
     index: Tensor | None = None,
     anchors: Tensor | None = None,
     away: Tensor | None = None,
+    window: RowWindow | None = None,
 ) -> GoalTransitionRows:
     r"""Draws rows for a batch of offline transitions (rho) and one of goal transitions (q).
 
@@ -316,6 +356,7 @@ def goal_transition_rows(
         index: rows i when a sampler has drawn them already, int64, shape ``[B]``; otherwise drawn as ``anchors`` says.
         anchors: from :func:`cumulative_weights`, float64, shape ``[N]``; ``None`` is uniform over the data.
         away: from :func:`first_row_away`, int64, shape ``[N]``; for the strategy ``"away"``.
+        window: of whole trajectories, from which rows i and m come; ``None``: from all of the data.
 
     Returns:
         The rows. Deterministic in ``uniform``; no value is read back from the device.
@@ -335,6 +376,8 @@ def goal_transition_rows(
     u_anchor, u_goal, u_relabel, u_q_anchor, u_q_goal, u_q_relabel, u_reached, u_actor_goal = uniform.unbind(-1)
 
     def anchor_row(number: Tensor) -> Tensor:
+        if window is not None:
+            return window.anchor_row(number, num_rows, anchors)
         return uniform_index(number, 0, num_rows) if anchors is None else weighted_index(number, anchors)
 
     def goal_of(rows: Tensor, number: Tensor, chosen: Strategy) -> Tensor:
@@ -351,8 +394,13 @@ def goal_transition_rows(
     q_relabel_mask = u_q_relabel < her_ratio
     if reached.shape[0] == 0:
         reached_index, q_relabel_mask = entering, torch.ones_like(q_relabel_mask)
-    else:
+    elif window is None:
         reached_index = reached[uniform_index(u_reached, 0, reached.shape[0])]
+    else:
+        place = window.reached_low + uniform_index(u_reached, 0, window.reached_size)
+        none_here = window.reached_size == 0
+        reached_index = torch.where(none_here, entering, reached[place % reached.shape[0]])
+        q_relabel_mask = q_relabel_mask | none_here
     q_index = torch.where(q_relabel_mask, entering, reached_index)
     return GoalTransitionRows(index, goal_index, relabel_mask, q_index, q_relabel_mask, reached_index, actor_goal_index)
 

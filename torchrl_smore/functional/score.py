@@ -248,8 +248,9 @@ class ScoreObjective:
             reward of :func:`in_sample_reward_range` over ``1 - gamma``. ``official``: its reward is at least -1e-4 and
             has no upper bound. ``official_stable``: a weighted mean of 2/(1-gamma), 0 and -2 + gamma M. ``dual``
             depends on the policy: no bound in terms of the data.
-        needs_policy: whether :meth:`terms` reads scores at the policy's actions.
-        needs_q_residual: whether :meth:`terms` reads the residual on ``q``; the official code has it on ``rho`` only.
+        needs_policy: whether :func:`score_rows` reads scores at the policy's actions.
+        needs_q_residual: whether it reads the residual on ``q``; the official code has it on ``rho`` only.
+        constants: keyword arguments of the objectives of this module.
 
     Raises:
         ValueError: for an unknown name or a constant outside its range.
@@ -264,6 +265,7 @@ class ScoreObjective:
     range: tuple[float, float] = field(init=False, repr=False, compare=False)
     needs_policy: bool = field(init=False, repr=False, compare=False)
     needs_q_residual: bool = field(init=False, repr=False, compare=False)
+    constants: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.formulation not in get_args(Formulation):
@@ -281,43 +283,8 @@ class ScoreObjective:
         object.__setattr__(self, "range", _RANGE[self.formulation](self))
         object.__setattr__(self, "needs_policy", self.formulation == "dual")
         object.__setattr__(self, "needs_q_residual", self.formulation in ("in_sample", "dual"))
-
-    def terms(
-        self,
-        score: Tensor,
-        residual: Tensor,
-        q_score: Tensor,
-        q_residual: Tensor | None,
-        policy_score: Tensor | None = None,
-        q_next_policy_score: Tensor | None = None,
-    ) -> Pair:
-        """Per-row terms on ``rho`` and on ``q`` of the chosen formulation; see the functions of this module.
-
-        Args:
-            score: ``S(s, a, g)`` on offline transitions, shape ``[*B]``.
-            residual: ``y`` there, shape ``[*B]``.
-            q_score: ``S(s, a, g)`` on goal transitions, shape ``[*Q]``.
-            q_residual: ``y`` there, shape ``[*Q]``; the official formulations ignore it (``None``).
-            policy_score: ``S(s, pi(s, g), g)`` on offline states, shape ``[*B]``; for ``"dual"`` only.
-            q_next_policy_score: ``S(s', pi(s', g), g)`` after goal transitions, shape ``[*Q]``; for ``"dual"`` only.
-
-        Returns:
-            Terms of shape ``[*B]`` and ``[*Q]``; the objective is the sum of their means.
-
-        Raises:
-            ValueError: if a tensor that the formulation needs is missing.
-        """
-        if self.formulation == "official":
-            return official_objective(score, residual, q_score)
-        if self.formulation == "official_stable":
-            return official_stable_objective(score, residual, q_score, gamma=self.gamma)
-        if q_residual is None:
-            raise ValueError(f"formulation={self.formulation!r} needs q_residual.")
-        if self.formulation == "in_sample":
-            return in_sample_objective(score, residual, q_score, q_residual, **self.constants())
-        if policy_score is None or q_next_policy_score is None:
-            raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
-        return dual_objective(policy_score, residual, q_score, q_residual, q_next_policy_score, **self.constants())
+        names = ("divergence", "beta", "gamma", "residual_coef", "max_ratio")
+        object.__setattr__(self, "constants", {name: getattr(self, name) for name in names})
 
     @property
     def bootstrap_bounds(self) -> tuple[float, float] | None:
@@ -327,16 +294,6 @@ class ScoreObjective:
         ``dual`` has no range.
         """
         return self.range if self.formulation == "in_sample" else None
-
-    def constants(self) -> dict[str, Any]:
-        """Keyword arguments of the objectives of this module."""
-        return {
-            "divergence": self.divergence,
-            "beta": self.beta,
-            "gamma": self.gamma,
-            "residual_coef": self.residual_coef,
-            "max_ratio": self.max_ratio,
-        }
 
 
 def _in_sample_range(o: ScoreObjective) -> tuple[float, float]:
@@ -371,7 +328,8 @@ def score_rows(
         score: ``S(s, a, g)`` on offline rows, shape ``[M, *B]``.
         next_value: ``M(s', g)`` there, shape ``[*B]``, taken as a constant.
         q_score: ``S(s, a, g)`` on goal transitions, shape ``[M, *Q]``.
-        q_next_value: ``M(s', g)`` there, shape ``[*Q]``, taken as a constant; ``None`` where there is no residual.
+        q_next_value: ``M(s', g)`` there, shape ``[*Q]``, taken as a constant; read, and needed,
+            where ``objective.needs_q_residual``.
         policy_score: ``S(s, pi(s, g), g)`` on offline rows, shape ``[M, *B]``; for ``"dual"`` only.
         q_next_policy_score: ``S(s', pi(s', g), g)`` after goal transitions, ``[M, *Q]``; for ``"dual"`` only.
         bounds: interval to which both next values are clipped; either end may be infinite.
@@ -380,15 +338,27 @@ def score_rows(
         Terms of shape ``[*B]`` and ``[*Q]``; the objective is the sum of their means.
 
     Raises:
-        ValueError: see :meth:`ScoreObjective.terms`.
+        ValueError: if a tensor that the formulation needs is missing.
     """
     next_value = next_value.detach() if bounds is None else next_value.detach().clamp(*bounds)
     residual = bellman_residual(score, next_value, objective.gamma)
-    q_residual: Tensor | None = None
-    if q_next_value is not None:
+    if objective.formulation == "official":
+        rho, q = official_objective(score, residual, q_score)
+    elif objective.formulation == "official_stable":
+        rho, q = official_stable_objective(score, residual, q_score, gamma=objective.gamma)
+    else:
+        if q_next_value is None:
+            raise ValueError(f"formulation={objective.formulation!r} needs q_next_value.")
         q_next_value = q_next_value.detach() if bounds is None else q_next_value.detach().clamp(*bounds)
         q_residual = bellman_residual(q_score, q_next_value, objective.gamma)
-    rho, q = objective.terms(score, residual, q_score, q_residual, policy_score, q_next_policy_score)
+        if objective.formulation == "in_sample":
+            rho, q = in_sample_objective(score, residual, q_score, q_residual, **objective.constants)
+        elif policy_score is None or q_next_policy_score is None:
+            raise ValueError("formulation='dual' needs policy_score and q_next_policy_score.")
+        else:
+            rho, q = dual_objective(
+                policy_score, residual, q_score, q_residual, q_next_policy_score, **objective.constants
+            )
     return rho.sum(0), q.sum(0)
 
 

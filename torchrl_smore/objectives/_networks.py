@@ -31,8 +31,8 @@ _places: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], _Place]] = w
 class Networks(LossModule):
     """A loss that holds networks: registers them with their parameters and targets, and calls them with these.
 
-    A single network is called by ``_call``, one with stacked parameters by ``_call_ensemble``; the latter are named in
-    ``ensembles``. TorchRL asks for an annotation of each.
+    Those of which a loss may have several with stacked parameters are named in ``ensembles``. TorchRL asks for an
+    annotation of each.
     """
 
     actor_network: Any
@@ -65,7 +65,7 @@ class Networks(LossModule):
     weight_clip: float
     tensor_keys: Any
     deactivate_vmap: bool
-    #: Networks with stacked parameters.
+    #: Networks of which there may be several, with stacked parameters.
     ensembles: tuple[str, ...] = ()
 
     def _add_network(
@@ -98,25 +98,22 @@ class Networks(LossModule):
         return inputs[PICTURES].select(*keys) if self.actor_sight == "own" else inputs.select(*keys).detach()
 
     def _call(
-        self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | Entries | None = None
-    ) -> Tensor:
-        """``out_key`` of a network, by default under its current parameters, a trailing dimension of 1 dropped."""
-        network: TensorDictModule = getattr(self, name)
-        with lent(network, getattr(self, f"{name}_params") if params is None else params):
-            return output_of(network, inputs, out_key).squeeze(-1)
-
-    def _call_ensemble(
         self, name: str, inputs: TensorDictBase, out_key: NestedKey, params: TensorDictBase | None = None
     ) -> Tensor:
-        """``_call`` for every member of an ensemble, shape ``[members, *B]``."""
-        params = getattr(self, f"{name}_params") if params is None else params
-        if params.ndim == 0:
-            return self._call(name, inputs, out_key, params).unsqueeze(0)
-        if self.deactivate_vmap:
-            # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
-            return torch.stack([self._call(name, inputs, out_key, member) for member in members(params)])
+        """``out_key`` of a network, ``[*B]``, or of each member of an ensemble, ``[members, *B]``.
+
+        A trailing dimension of 1 is dropped; ``params`` are by default the current ones.
+        """
         network: TensorDictModule = getattr(self, name)
-        return self._vmapped[name](inputs.select(*network.in_keys), params)[out_key].squeeze(-1)
+        params = getattr(self, f"{name}_params") if params is None else params
+        if params.ndim and not self.deactivate_vmap:
+            return self._vmapped[name](inputs.select(*network.in_keys), params)[out_key].squeeze(-1)
+        outputs = []
+        # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
+        for member in members(params) if params.ndim else [params]:
+            with lent(network, member):
+                outputs.append(output_of(network, inputs, out_key).squeeze(-1))
+        return torch.stack(outputs) if name in self.ensembles else outputs[0]
 
     def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
         """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""

@@ -154,7 +154,7 @@ class ActionFreeSMORELoss(OfflineLoss):
         if self.constraint == "corrected":
             ratio, q_ratio = (part[self.tensor_keys.ratio].squeeze(-1) for part in (rows, q))
         rho_term, q_term = action_free_objective(
-            value, residual, q_residual, ratio=ratio, q_ratio=q_ratio, **self.objective.constants()
+            value, residual, q_residual, ratio=ratio, q_ratio=q_ratio, **self.objective.constants
         )
         loss = self._reducer(rows)(rho_term) + self._reducer(q)(q_term)
         return loss, value.detach(), residual.detach()

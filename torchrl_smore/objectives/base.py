@@ -27,12 +27,14 @@ class OfflineLoss(Networks):
     """Base of the losses in this package, all of which are final: what two of them share is here or a function.
 
     A loss names the keys that it reads in ``_read_keys`` and calls ``_ready`` last in its constructor; networks
-    are registered by ``_add_network`` and called by ``_call`` and, for ensembles, ``_call_ensemble``.
+    are registered by ``_add_network`` and called by ``_call``.
     Arguments that every loss takes are explained at the constructor here; those of the losses have no docstring of
     their own and inherit it.
     """
 
     default_value_estimator = None
+    #: Every key that ``forward`` reads, in a fixed order, without repetition.
+    in_keys: list[NestedKey]
     out_keys: list[str]
     reduction: Reduction
     scalar_output_mode: ScalarOutputMode | None
@@ -64,7 +66,6 @@ class OfflineLoss(Networks):
         Raises:
             ValueError: for an unknown ``reduction``.
         """
-        self._in_keys: list[NestedKey] | None = None
         self._out_keys: list[NestedKey] | None = None
         super().__init__()
         reduction = reduction or "mean"
@@ -99,18 +100,7 @@ class OfflineLoss(Networks):
 
     def _set_in_keys(self) -> None:
         # dict.fromkeys and not set: the order must not change with PYTHONHASHSEED
-        self._in_keys = list(dict.fromkeys(unravel_key(key) for key in self._read_keys()))
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Every key that ``forward`` reads, in a fixed order, without repetition."""
-        if self._in_keys is None:
-            self._set_in_keys()
-        return cast("list[NestedKey]", self._in_keys)
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
+        self.in_keys = list(dict.fromkeys(unravel_key(key) for key in self._read_keys()))
 
     def share_encoder(self, encoder_network: TensorDictModule, *, actor: ActorSight = "frozen") -> None:
         """Gives the networks one encoder: they then read vectors where a batch has pictures (entries of uint8).

@@ -135,7 +135,7 @@ class ScoreLoss(OfflineLoss):
         if self.objective.needs_policy:
             scored.append(inputs_of(rows, inputs, {keys.action: rows[keys.policy_action]}))
             scored.append(inputs_after(q, inputs, keys, {keys.action: q[unravel_key(("next", keys.policy_action))]}))
-        scores = self._call_ensemble("score_network", torch.cat(scored, 0), keys.score)
+        scores = self._call("score_network", torch.cat(scored, 0), keys.score)
         return score_term(
             self.objective,
             *scores.chunk(len(scored), 1),

@@ -194,7 +194,7 @@ class SMORELoss(OfflineLoss):
         params = self.target_score_network_params if self.delay_score else None
         if self.value_target == "policy":
             rows = inputs_of(rows, self.score_network.in_keys, {self.tensor_keys.action: self._policy_action(rows)})
-        return self._call_ensemble("score_network", rows, self.tensor_keys.score, params).amin(0)
+        return self._call("score_network", rows, self.tensor_keys.score, params).amin(0)
 
     def _value_term(self, rows: TensorDictBase) -> ExpectileAWR:
         """Eq. 9, the value fitted to an expectile of the target score, and with it the weights of Eq. 11."""
@@ -217,7 +217,7 @@ class SMORELoss(OfflineLoss):
                 self._for_actor(own), self.score_network.in_keys, {keys.action: self._policy_action(own)}
             )
             params = constant(self.score_network_params)
-            score = self._call_ensemble("score_network", inputs, keys.score, params).amin(0)
+            score = self._call("score_network", inputs, keys.score, params).amin(0)
             return self._reducer(own)(-score), {"policy_score": score.detach().mean()}
         with torch.no_grad():
             weight: Any = (fit if fit is not None and own is rows else self._value_term(own)).weight
@@ -235,7 +235,7 @@ class SMORELoss(OfflineLoss):
                 scored.append(inputs_of(rows, inputs, {keys.action: self._policy_action(rows)}))
                 next_action = self._policy_action(inputs_after(q, self.actor_network.in_keys, keys))
                 scored.append(inputs_after(q, inputs, keys, {keys.action: next_action}))
-        scores = self._call_ensemble("score_network", torch.cat(scored, 0), keys.score)
+        scores = self._call("score_network", torch.cat(scored, 0), keys.score)
         return score_term(
             self.objective,
             *scores.chunk(len(scored), 1),

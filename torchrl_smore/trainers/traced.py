@@ -103,7 +103,7 @@ def _global_state() -> tuple[Any, ...]:
         str(torch.get_default_device()),
         torch.is_inference_mode_enabled(),
         torch.get_float32_matmul_precision(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         [torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic],  # type: ignore[attr-defined]
         torch.is_anomaly_enabled(),
     )

@@ -143,7 +143,7 @@ class ActionableModelsLoss(OfflineLoss):
 
     def _qvalues(self, inputs: TensorDictBase, params: TensorDictParams | None = None) -> Tensor:
         """Q of every member, ``[M, *B]``."""
-        return self._call_ensemble("qvalue_network", inputs, self.tensor_keys.qvalue, params)
+        return self._call("qvalue_network", inputs, self.tensor_keys.qvalue, params)
 
     @torch.no_grad()
     def _target(self, rows: TensorDictBase) -> Tensor:

@@ -167,9 +167,10 @@ class ContrastiveRLLoss(OfflineLoss):
 
     def _embeddings(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> tuple[Tensor, Tensor]:
         """Both embeddings of every member, ``[M, *B, D]`` each."""
-        pair = self._call_ensemble(name, inputs, self.tensor_keys.embedding, params)
+        pair = self._call(name, inputs, self.tensor_keys.embedding, params)
+        size = pair.shape[0] if name in self.ensembles else 1
         # a dimension of 1 was squeezed
-        phi, psi = pair.reshape(pair.shape[0], *inputs.batch_size, 2, -1).unbind(-2)
+        phi, psi = pair.reshape(size, *inputs.batch_size, 2, -1).unbind(-2)
         return phi, psi
 
     def _energy(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> Tensor:

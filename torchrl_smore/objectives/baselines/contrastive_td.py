@@ -128,7 +128,7 @@ class ContrastiveTDLoss(OfflineLoss):
 
     def _embeddings(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> tuple[Tensor, Tensor]:
         """Both embeddings of every member, ``[M, *B, D]`` each."""
-        pair = self._call_ensemble(name, inputs, self.tensor_keys.embedding, params)
+        pair = self._call(name, inputs, self.tensor_keys.embedding, params)
         # a dimension of 1 was squeezed
         phi, psi = pair.reshape(pair.shape[0], *inputs.batch_size, 2, -1).unbind(-2)
         return phi, psi

@@ -162,7 +162,7 @@ class GCSQLLoss(OfflineLoss):
     def _target_qvalue(self, rows: TensorDictBase) -> Tensor:
         """Smallest target Q of the dataset's actions, ``[*B]``."""
         params = self.target_qvalue_network_params
-        return self._call_ensemble("qvalue_network", rows, self.tensor_keys.qvalue, params).amin(0)
+        return self._call("qvalue_network", rows, self.tensor_keys.qvalue, params).amin(0)
 
     def _value_term(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
         """Sparse Q-learning's value loss; with it value and advantage, detached, ``[*B]``."""
@@ -189,5 +189,5 @@ class GCSQLLoss(OfflineLoss):
             next_value = self._call("value_network", after, keys.value)
         terminated = rows[keys.terminated].squeeze(-1) if self.use_terminated else None
         target = td_target(rows[keys.reward].squeeze(-1), next_value, self.gamma, terminated=terminated)
-        qvalue = self._call_ensemble("qvalue_network", rows, keys.qvalue)
+        qvalue = self._call("qvalue_network", rows, keys.qvalue)
         return td_term(qvalue, target, self._reducer(rows), self.huber_delta)

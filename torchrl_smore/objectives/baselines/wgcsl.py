@@ -172,7 +172,7 @@ class WGCSLLoss(OfflineLoss):
         keys = self.tensor_keys
         action = self._policy_action(inputs_after(rows, self.actor_network.in_keys, keys), actor)
         inputs = inputs_after(rows, self.qvalue_network.in_keys, keys, {keys.action: action})
-        return self._call_ensemble("qvalue_network", inputs, keys.qvalue, qvalue).amin(0)
+        return self._call("qvalue_network", inputs, keys.qvalue, qvalue).amin(0)
 
     @torch.no_grad()
     def _target(self, rows: TensorDictBase) -> Tensor:
@@ -182,7 +182,7 @@ class WGCSLLoss(OfflineLoss):
 
     def _qvalue_term(self, rows: TensorDictBase, target: Tensor) -> Term:
         """Q fitted to the target."""
-        qvalue = self._call_ensemble("qvalue_network", rows, self.tensor_keys.qvalue)
+        qvalue = self._call("qvalue_network", rows, self.tensor_keys.qvalue)
         return td_term(qvalue, target, self._reducer(rows))
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ class WGCSLLoss(OfflineLoss):
         """TD target less ``Q(s, pi(s, g), g)``, ``[*B]``, both with the networks and bounds of ``self.advantage``."""
         keys = self.tensor_keys
         inputs = inputs_of(rows, self.qvalue_network.in_keys, {keys.action: self._policy_action(rows)})
-        here = self._call_ensemble("qvalue_network", inputs, keys.qvalue).amin(0)
+        here = self._call("qvalue_network", inputs, keys.qvalue).amin(0)
         if self.advantage == "target":
             return target - (here if self.target_bounds is None else here.clamp(*self.target_bounds))
         after = self._next_qvalue(rows, self.actor_network_params, self.qvalue_network_params)
