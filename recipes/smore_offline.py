@@ -91,7 +91,7 @@ MOST = {
 #: the content is compared.
 FREE_OPTIONS = (
     *("dataset", "dataset_format", "data_dir", "run_root", "resume", "device", "threads", "env_workers"),
-    *("kernels", "compile", "logger", "rollout", "on_divergence", "mapped"),
+    *("kernels", "compile", "compile_cache", "logger", "rollout", "on_divergence", "mapped"),
 )
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
@@ -239,6 +239,9 @@ class Config:
     device: str = option("auto", "auto, cpu, cuda")
     threads: int = option(0, "CPU threads of PyTorch; 0: its default")
     compile: str = option("auto", "off, default, max: torch.compile of the whole update; auto: where it pays")
+    compile_cache: str | None = option(
+        None, "folder of your own in which compiled code is kept for the next run; what lies there is run"
+    )
     on_divergence: str = option("stop", "stop, continue: what is done once a loss is not finite")
     logger: str | None = option(None, "tensorboard or wandb, beside metrics.csv")
     run_root: str = option("runs", "where run folders are made")
@@ -567,6 +570,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
         compile=resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0),
+        compile_cache=config.compile_cache,
     )
 
 

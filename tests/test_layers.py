@@ -47,14 +47,26 @@ ALLOWED = {
     },
     "trainers": {
         *("torch", "tensordict", "torchrl", "numpy", "hydra", "omegaconf"),
-        *("functional", "_dispatch", "modules", "objectives", "data", "trainers", "_errors", "_files", "_lock"),
+        *(
+            "functional",
+            "_dispatch",
+            "modules",
+            "objectives",
+            "data",
+            "trainers",
+            "_errors",
+            "_files",
+            "_lock",
+            "_source",
+        ),
     },
     "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors", "_files"},
     "_errors": set(),
     "_falls": set(),
     "_files": set(),
     "_lock": set(),
-    "__init__": {"data", "functional", "modules", "objectives", "trainers"},
+    "_source": set(),
+    "__init__": {"data", "functional", "modules", "objectives", "trainers", "_source"},
 }
 FILES = sorted([*(ROOT / "torchrl_smore").rglob("*.py"), *(ROOT / "kernels" / "smore_kernels").rglob("*.py")])
 

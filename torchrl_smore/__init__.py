@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from torchrl_smore import _source  # noqa: F401 - notes when the package was imported
 from torchrl_smore.data import (
     DatasetError,
     GoalBatchSampler,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -15,12 +15,15 @@ from torchrl.objectives import LossModule, SoftUpdate
 from torchrl_smore._dispatch import Kernels, adam_polyak_, resolve_kernels
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.trainers.checkpoint import check_fits, fitting_generators
+from torchrl_smore.trainers.compiled import KeptMethod, compiled
 from torchrl_smore.trainers.stacked import Flat, StackedLosses
 from torchrl_smore.trainers.step_graph import StepGraph
 from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler
 
 MapSeeds = Literal["auto", "loop", "vmap"]
 _logger = logging.getLogger("torchrl_smore")
+#: Attributes of a fused update that its compiled part does not read.
+_NOT_TRACED = ("seeds", "_run", "_graph")
 
 
 @runtime_checkable
@@ -37,27 +40,6 @@ class SeededSampler(TwoPartSampler, Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state of the generator."""
-
-
-#: Of the compiled function: its tensors and PyTorch's global state. The others, hundreds, are on the modules.
-_GUARDS = {"TENSOR_MATCH", "GLOBAL_STATE", "GRAD_MODE", "DETERMINISTIC_ALGORITHMS", "TORCH_FUNCTION_STATE", "SHAPE_ENV"}
-
-
-def _keep_guards(entries: Sequence[Any]) -> list[bool]:
-    """Which guards are checked in every call: to check all takes 0.6 ms, a twentieth of an update."""
-    return [entry.guard_type in _GUARDS for entry in entries]
-
-
-def _compiled(method: types.MethodType, mode: str) -> Callable[..., Any]:
-    """A method as one graph of its object as that is now."""
-    # compiled code is found by code object, and no guard tells two objects of this class apart
-    function: Any = method.__func__
-    copy = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    options = {**torch._inductor.list_mode_options(mode), "guard_filter_fn": _keep_guards}
-    compiled: Callable[..., Any] = torch.compile(
-        types.MethodType(copy, method.__self__), fullgraph=True, options=options
-    )
-    return compiled
 
 
 class FusedUpdate:
@@ -92,8 +74,13 @@ class FusedUpdate:
             batch; ``"auto"`` loops on a CPU, where batched matrix products are slow, and logs its choice.
         cuda_graph: capture the step as a CUDA graph, see :class:`~torchrl_smore.trainers.step_graph.StepGraph`;
             ``"auto"``: on CUDA devices.
+        compile_cache: a folder in which the compiled function is kept and found again by a later process whose losses,
+            sampler, code, libraries and processor are the same; numbers do not depend on it. What lies there is run:
+            the folder must be the user's own and writable by nobody else, and is made so if it is missing. ``None``:
+            compiled code is not kept.
 
     Raises:
+        PermissionError: if ``compile_cache`` belongs to, or can be written by, somebody else.
         ValueError: for an unknown name, a number of seeds other than that of losses, or losses that
             :class:`~torchrl_smore.trainers.stacked.StackedLosses` refuses.
         TypeError: for a sampler that does not come in two parts or cannot be had under other seeds.
@@ -115,6 +102,7 @@ class FusedUpdate:
         compile: Compile = "off",
         map_seeds: MapSeeds = "auto",
         cuda_graph: Literal["auto"] | bool = "auto",
+        compile_cache: str | Path | None = None,
     ) -> None:
         for name, value, valid in (("compile mode", compile, Compile), ("map_seeds", map_seeds, MapSeeds)):
             if value not in get_args(valid):
@@ -146,7 +134,12 @@ class FusedUpdate:
         self._functional = self._vmap or compile != "off"
         self._run: Callable[..., dict[str, Tensor]] = self._update
         if compile != "off":
-            self._run = _compiled(self._update, MODES[compile])  # type: ignore[arg-type] # a bound method
+            method: Any = self._update
+            self._run = (
+                compiled(method, MODES[compile])
+                if compile_cache is None
+                else KeptMethod(method, MODES[compile], compile_cache, self._traced)
+            )
         generators = [each.generator for each in self.samplers]
         self._graph = StepGraph(self._one_step, generators) if self._use_graph(cuda_graph) else None
 
@@ -154,6 +147,10 @@ class FusedUpdate:
     def loss(self) -> LossModule:
         """The loss of the first seed."""
         return self.losses[0]
+
+    def _traced(self) -> dict[str, Any]:
+        """What the compiled function may read of this object."""
+        return {name: value for name, value in vars(self).items() if name not in _NOT_TRACED}
 
     def _choose_vmap(self, map_seeds: MapSeeds) -> bool:
         if map_seeds != "auto":
