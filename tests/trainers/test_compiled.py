@@ -50,6 +50,15 @@ def test_the_key_is_that_of_another_object_of_the_same_kind(make_update):
     assert key(make_update(seeds=(5,))) == key(make_update())
 
 
+def test_kernels_that_were_imported_leave_an_update_describable(make_update):
+    pytest.importorskip("triton")
+    import smore_kernels
+
+    # its modules hold functions of Triton's
+    assert smore_kernels.bellman_residual.__name__ in sys.modules
+    assert key(make_update()) == key(make_update())
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -6,6 +6,7 @@ import collections
 import enum
 import functools
 import hashlib
+import importlib.metadata
 import platform
 import sys
 import types
@@ -25,7 +26,7 @@ from torchrl_smore._source import source_digest
 
 #: Packages whose code a digest covers: ours by content, the others by version.
 _OWN = ("torchrl_smore", "smore_kernels")
-_KNOWN = {*_OWN, "torch", "tensordict", "torchrl", "numpy", *sys.stdlib_module_names} - {"__main__"}
+_KNOWN = {*_OWN, "torch", "tensordict", "torchrl", "numpy", "triton", *sys.stdlib_module_names} - {"__main__"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType, range, slice)
 _REPRESENTED = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType)
@@ -42,7 +43,7 @@ def traced_digest(roots: Mapping[str, Any], settings: Any) -> str:
     """SHA-256 of what tracing a method can read, hexadecimal.
 
     Tensors count by type, shape, strides and place, not by value; plain values and code count as they are. Random
-    generators count by device. Code must lie in this package, torch, tensordict, torchrl, numpy or Python itself; a
+    generators count by device. Code must lie in this package, torch, tensordict, torchrl, numpy, triton or Python; a
     function replaced in one of our modules or classes by one from elsewhere is noticed, one replaced in a library's
     module is not.
 
@@ -79,8 +80,16 @@ def _versions() -> dict[str, Any]:
     return {
         "python": (sys.version, sys.implementation.cache_tag),
         "torch": (torch.__version__, torch.version.git_version, torch.version.cuda, torch.__config__.show()),
-        "others": [tensordict.__version__, torchrl.__version__, np.__version__],
+        "others": [tensordict.__version__, torchrl.__version__, np.__version__, _triton_version()],
     }
+
+
+def _triton_version() -> str | None:
+    """Of the package that our kernels, where they are imported, take functions from."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache
