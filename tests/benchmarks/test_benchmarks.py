@@ -90,15 +90,14 @@ def test_updates_from_a_file_leave_numbers_and_a_plot(load, monkeypatch, tmp_pat
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
+TINY_RUN = (
+    *("task=PointReach", "num_trajectories=20", "batch_size=8"),
+    *("steps=4", "eval_interval=2", "eval_episodes=2"),
+)
+
+
 def test_the_time_to_a_policy_is_that_of_parts_that_add_up(python, load, tmp_path):
-    options = (
-        "task=PointReach",
-        "num_trajectories=20",
-        "batch_size=8",
-        "steps=4",
-        "eval_interval=2",
-        "eval_episodes=2",
-    )
+    options = TINY_RUN
     begun, script = time.time(), BENCHMARKS / "bench_time_to_policy.py"
     done = python(script, "--child", tmp_path / "times.json", begun, *options, "rollout=false", cwd=tmp_path)
     assert done.status == 0, done.stderr
@@ -113,14 +112,7 @@ def test_the_time_to_a_policy_is_that_of_parts_that_add_up(python, load, tmp_pat
 
 
 def test_the_peer_does_the_same_work_on_the_same_data(load, python, tmp_path):
-    options = [
-        "task=PointReach",
-        "num_trajectories=20",
-        "batch_size=8",
-        "steps=4",
-        "eval_interval=2",
-        "eval_episodes=2",
-    ]
+    options = TINY_RUN
     done = python(load("bench_time_to_policy").PEER, tmp_path / "times.json", time.time(), *options, cwd=tmp_path)
     assert done.status == 0, done.stderr
     times = json.loads((tmp_path / "times.json").read_text())
