@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -225,8 +226,8 @@ def learn_items(options: Options, dry_run: bool) -> Iterator[Item]:
             params = {"task": task, **common, "seeds": options.seeds}
             yield Item(f"learn/{task}/data", "gpu_learn.data", params, 540.0)
             yield Item(f"learn/{task}/{options.seeds}_seeds", "gpu_learn.learn", params, 3600.0)
-    for method in PICTURE_METHODS[:1] if dry_run else PICTURE_METHODS:
-        for task in options.tasks:
-            for seed in range(options.seeds)[: 1 if dry_run else None] if task in PICTURE_TASKS else ():
-                params = {"task": task, "method": method, "seed": seed, **common}
-                yield Item(f"learn/{task}/{method}/seed{seed}", "gpu_learn.learn_pictures", params, 6 * 3600.0)
+    methods, seeds = (PICTURE_METHODS[:1], 1) if dry_run else (PICTURE_METHODS, options.seeds)
+    pictured = [task for task in options.tasks if task in PICTURE_TASKS]
+    for method, task, seed in itertools.product(methods, pictured, range(seeds)):
+        params = {"task": task, "method": method, "seed": seed, **common}
+        yield Item(f"learn/{task}/{method}/seed{seed}", "gpu_learn.learn_pictures", params, 6 * 3600.0)
