@@ -74,27 +74,16 @@ class GoFARLoss(OfflineLoss):
 
     @dataclass
     class _AcceptedKeys:
-        """Keys of :class:`GoFARLoss`.
+        """Keys of :class:`GoFARLoss`."""
 
-        Attributes:
-            action: dataset action, ``[*B, A]``; also what the actor writes.
-            desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
-            achieved_goal: before the transition, ``[*B, G]``; read with a discriminator only.
-            initial_observation: first of the row's trajectory, ``[*B, O]``; for ``actor_weight="dual"``.
-            value: written by the value network, ``[*B, 1]``.
-            logit: written by the discriminator network, ``[*B, 1]``.
-            reward: ``[*B, 1]``; for ``reward="binary"``.
-            priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
-        """
-
-        action: NestedKey = "action"
-        desired_goal: NestedKey = "desired_goal"
-        achieved_goal: NestedKey = "achieved_goal"
-        initial_observation: NestedKey = "initial_observation"
-        value: NestedKey = "state_value"
-        logit: NestedKey = "logit"
-        reward: NestedKey = ("next", "reward")
-        priority_weight: NestedKey = "priority_weight"
+        action: NestedKey = "action"  #: Of the dataset, ``[*B, A]``; also what the actor writes.
+        desired_goal: NestedKey = "desired_goal"  #: The goal pursued, ``[*B, G]``, at the root also for next states.
+        achieved_goal: NestedKey = "achieved_goal"  #: Before the transition, ``[*B, G]``; with a discriminator only.
+        initial_observation: NestedKey = "initial_observation"  #: The trajectory's first, ``[*B, O]``; for ``"dual"``.
+        value: NestedKey = "state_value"  #: Written by the value network, ``[*B, 1]``.
+        logit: NestedKey = "logit"  #: Written by the discriminator network, ``[*B, 1]``.
+        reward: NestedKey = ("next", "reward")  #: ``[*B, 1]``; for ``reward="binary"``.
+        priority_weight: NestedKey = "priority_weight"  #: Weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
