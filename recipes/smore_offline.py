@@ -448,6 +448,8 @@ def check(config: Config) -> None:
         raise FileNotFoundError(f"mapped={config.mapped}: expected an existing folder, on a local disk.")
     if config.resident is not None and config.mapped is None:
         raise ValueError("resident: of no use without mapped=, a folder for the rest of the rows.")
+    if config.compile_cache is not None and config.compile == "off":
+        raise ValueError("compile_cache: of no use with compile=off, which makes no compiled code.")
     make_goals(config)  # refuses a goal without its columns
     if config.dataset is not None and config.dataset_format is None:
         recognise_dataset(config.dataset)
@@ -560,6 +562,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
     for seed in seeds:
         torch.manual_seed(seed)
         losses.append(make_loss(config, task, store, device))
+    mode = resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0)
     return FusedUpdate(
         losses,
         make_sampler(config, task, store, device),
@@ -569,8 +572,9 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         cosine=("actor_network",) if decays else (),
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
-        compile=resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0),
-        compile_cache=config.compile_cache,
+        compile=mode,
+        # where compile=auto has chosen, and said, that nothing is compiled, nothing is kept
+        compile_cache=None if mode == "off" else config.compile_cache,
     )
 
 

@@ -478,6 +478,7 @@ def assert_refused(done, cwd, before, *said):
         (["resume=nowhere"], ["resume=nowhere", "config.yaml"]),
         (["resident=100"], ["resident", "without mapped="]),
         (["mapped=nowhere"], ["mapped=nowhere", "expected an existing folder"]),
+        (["compile=off", "compile_cache=kept"], ["compile_cache", "of no use with compile=off"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

@@ -50,6 +50,11 @@ def test_the_key_is_that_of_another_object_of_the_same_kind(make_update):
     assert key(make_update(seeds=(5,))) == key(make_update())
 
 
+def test_a_folder_without_compilation_is_refused(make_update, tmp_path):
+    with pytest.raises(ValueError, match="of no use with compile='off'"):
+        make_update(compile_cache=tmp_path)
+
+
 def test_kernels_that_were_imported_leave_an_update_describable(make_update):
     pytest.importorskip("triton")
     import smore_kernels

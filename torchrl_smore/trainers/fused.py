@@ -107,6 +107,10 @@ class FusedUpdate:
         for name, value, valid in (("compile mode", compile, Compile), ("map_seeds", map_seeds, MapSeeds)):
             if value not in get_args(valid):
                 raise unknown_name(name, value, get_args(valid))
+        if compile_cache is not None and compile == "off":
+            raise ValueError(
+                f"compile_cache={compile_cache}: of no use with compile='off', which makes no compiled code."
+            )
         if not isinstance(sampler, SeededSampler):
             raise TypeError(
                 "FusedUpdate needs a sampler with draw, gather and with_seed such as GoalBatchSampler, got "
