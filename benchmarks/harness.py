@@ -21,7 +21,7 @@ from pages import markdown, replacing, subplots
 from tensordict import TensorDict
 from tqdm import tqdm
 
-from torchrl_smore.modules.linear import linear
+from torchrl_smore.modules.linear import has_bf16_products, linear
 
 __all__ = ["markdown", "subplots"]  # of pages, which imports no package
 
@@ -117,10 +117,11 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> str:
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, size: int = 1024, repeats: int = 4) -> Block:
-    """FLOP/s of a large matrix product, of MKL and of oneDNN the faster."""
+    """FLOP/s of a large matrix product, of MKL and of oneDNN the faster, or of what stands in for bfloat16's."""
     a, b, zero = (torch.randn(shape).to(dtype) for shape in ((size, size), (size, size), (size,)))
-    products = [lambda: a @ b]
-    if torch.backends.mkldnn.is_available():
+    own = dtype != torch.bfloat16 or has_bf16_products()
+    products = [lambda: a @ b if own else linear(a, b, zero)]
+    if own and torch.backends.mkldnn.is_available():
         products.append(lambda: linear(a, b, zero, matmul="onednn"))
     runs = [rate(product, repeats) for product in products]
     return lambda: max(run() for run in runs) * 2.0 * size**3

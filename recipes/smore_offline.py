@@ -34,6 +34,7 @@ from parts.shared import (
     ProgressLines,
     finite_or_none,
     new_run_folder,
+    note_precision,
     remove_partial_files,
     resolve_compile,
     resolve_device,
@@ -563,6 +564,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         torch.manual_seed(seed)
         losses.append(make_loss(config, task, store, device))
     mode = resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0)
+    note_precision(config.precision, device)
     return FusedUpdate(
         losses,
         make_sampler(config, task, store, device),

@@ -26,7 +26,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
 from parts.sac import Sac
-from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
+from parts.shared import (
+    new_run_folder,
+    note_precision,
+    remove_partial_files,
+    stopping_on_signals,
+    versions_of,
+    write_json,
+)
 from tqdm import tqdm
 
 from torchrl_smore.envs import Task, get_task, task_names
@@ -104,6 +111,7 @@ def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    note_precision(config.precision, torch.device("cpu"))
     task = get_task(config.task)
     agent = Sac(
         task.observation_dim,

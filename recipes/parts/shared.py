@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import torchrl_smore
+from torchrl_smore.modules.linear import has_bf16_products
 from torchrl_smore.trainers import OfflineTrainer, mean_metrics, write_text
 
 log = logging.getLogger("torchrl_smore.recipes")
@@ -96,6 +97,15 @@ def resolve_compile(mode: str, device: torch.device, updates: int, *, pictures: 
         chosen, reason = "default", f"{updates:,} updates are worth the time that it takes"
     log.info("compile=auto chose %s: %s", chosen, reason)
     return chosen
+
+
+def note_precision(precision: str, device: torch.device) -> None:
+    """Says so where ``precision=bf16`` saves no time: on a CPU without products of bfloat16."""
+    if precision == "bf16" and device.type == "cpu" and not has_bf16_products():
+        log.info(
+            "precision=bf16: this CPU has no products of bfloat16; the same rounded numbers are multiplied in float32, "
+            "which is no faster than precision=float32"
+        )
 
 
 def _has_compiler() -> bool:

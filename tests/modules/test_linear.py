@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchrl_smore.modules import linear as module
-from torchrl_smore.modules.linear import linear, onednn_is_faster
+from torchrl_smore.modules.linear import has_bf16_products, linear, onednn_is_faster, widened
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 
@@ -46,13 +46,57 @@ def test_value_gradients_and_second_derivatives_are_those_of_pytorch(shape, relu
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_bf16_gradients_are_those_of_pytorch():
+@pytest.fixture(params=["auto", "onednn"])
+def bf16_matmul(request, monkeypatch):
+    """Both ways to a product of bfloat16: oneDNN's, where this CPU has it, and that in float32, as without it."""
+    if request.param == "onednn" and not has_bf16_products():
+        pytest.skip("oneDNN has no products of bfloat16 for this CPU")
+    monkeypatch.setattr(module, "_HAS_BF16_PRODUCTS", request.param == "onednn")
+    return request.param
+
+
+def test_bf16_gradients_are_those_of_pytorch(bf16_matmul):
     args = [t.detach().bfloat16().requires_grad_() for t in inputs(9)]
-    ours, expected = (torch.autograd.grad(loss(*args, True, matmul), args) for matmul in ("onednn", "torch"))
+    ours, expected = (torch.autograd.grad(loss(*args, True, matmul), args) for matmul in (bf16_matmul, "torch"))
     for a, b in zip(ours, expected):
         assert a.dtype == torch.bfloat16
         # 8 bits of mantissa, cubes, and sums of 9 or 7 terms in another order
         torch.testing.assert_close(a, b, rtol=4e-2, atol=4e-2 * float(b.detach().abs().max()))
+
+
+def test_without_products_of_bf16_the_sum_is_rounded_once(monkeypatch):
+    monkeypatch.setattr(module, "_HAS_BF16_PRODUCTS", False)
+    # 8 bits hold 1 and 1/256 but not their sum; rounded term by term, 256 of them would add nothing
+    x, weight = torch.full((1, 256), 2.0**-8), torch.ones(1, 256)
+    args = [t.bfloat16() for t in (x, weight, torch.ones(1))]
+    out = linear(*args)
+    assert out.dtype == torch.bfloat16
+    assert out.item() == 2.0
+    # the factors are the rounded ones: 1 + 2**-9 is 1 in bfloat16
+    assert linear(torch.full((1, 1), 1 + 2.0**-9).bfloat16(), args[1][:, :1], args[2] * 0).item() == 1.0
+
+
+def test_what_is_widened_is_bf16_alone_and_only_without_its_products(monkeypatch):
+    seen = []
+
+    def operation(a, b):
+        seen.append((a.dtype, b.dtype))
+        return a + b
+
+    half, full = torch.ones(2, dtype=torch.bfloat16), torch.ones(2)
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(module, "_HAS_BF16_PRODUCTS", has)
+        assert widened(operation, half, half).dtype == torch.bfloat16
+        assert seen.pop() == (expected, expected)
+    assert widened(operation, full, full).dtype == torch.float32
+    widened(operation, *(half.to("meta"),) * 2)
+    assert seen == [(torch.float32,) * 2, (torch.bfloat16,) * 2]
+
+
+def test_onednn_is_refused_where_it_has_no_product_of_bf16(monkeypatch):
+    monkeypatch.setattr(module, "_HAS_BF16_PRODUCTS", False)
+    with pytest.raises(RuntimeError, match=r"of bfloat16 needs a CPU .* AVX-512.*: take matmul='auto'"):
+        linear(*(t.detach().bfloat16() for t in inputs(2)), matmul="onednn")
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,24 @@ def test_every_encoder_takes_pictures_of_every_size_and_bf16_is_near_float32(siz
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in lower.parameters())
 
 
+def test_without_products_of_bf16_every_product_of_an_encoder_is_one_of_float32(monkeypatch):
+    multiplied = []
+    for name in ("conv2d", "linear"):
+        original = getattr(torch.nn.functional, name)
+
+        def recorded(x, *args, original=original, **kwargs):
+            multiplied.append(x.dtype)
+            return original(x, *args, **kwargs)
+
+        monkeypatch.setattr(torch.nn.functional, name, recorded)
+    monkeypatch.setattr("torchrl_smore.modules.linear._HAS_BF16_PRODUCTS", False)
+    encoders = [PixelEncoder(size=size, latent=32, precision="bf16") for size in ("small", "impala")]
+    for encoder, products in zip(encoders, (4, 10)):
+        multiplied.clear()
+        encoder(pictures(2))
+        assert multiplied == [torch.float32] * products
+
+
 def test_embeddings_are_what_contrastive_losses_read_and_options_change_what_they_say():
     networks = make_pixel_networks(ACTIONS, hidden=(16,), representation=5, embeddings=True)
     assert networks.score[0](batch_of(3))["embedding"].shape == (3, 2, 5)

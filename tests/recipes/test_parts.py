@@ -82,6 +82,23 @@ def test_auto_compiles_where_it_pays_and_says_why(
     assert reason in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("precision", "device", "has", "said"),
+    [
+        ("bf16", "cpu", False, True),
+        ("bf16", "cpu", True, False),
+        ("bf16", "cuda", False, False),
+        ("float32", "cpu", False, False),
+    ],
+)
+def test_bf16_says_where_it_saves_no_time(import_recipe, monkeypatch, caplog, precision, device, has, said):
+    shared = import_recipe("parts.shared")
+    monkeypatch.setattr(shared, "has_bf16_products", lambda: has)
+    with caplog.at_level("INFO", logger="torchrl_smore.recipes"):
+        shared.note_precision(precision, torch.device(device))
+    assert ("no products of bfloat16" in caplog.text) is said
+
+
 @pytest.mark.parametrize("mode", ["off", "default", "max"])
 def test_a_compilation_that_was_asked_for_is_not_questioned(import_recipe, mode):
     assert import_recipe("parts.shared").resolve_compile(mode, torch.device("cuda"), 1) == mode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,14 +33,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         matmul: ``"torch"`` is :func:`torch.nn.functional.linear`; ``"onednn"`` calls oneDNN for the product and for
             both products of its gradient; ``"auto"`` is ``"onednn"`` for float32 and bfloat16 and 16 outputs or more
             on a CPU where :func:`onednn_is_faster`, else ``"torch"``, and no product at all for one output in a
-            compiled graph on a CPU, which fuses the sum with what surrounds it.
+            compiled graph on a CPU, which fuses the sum with what surrounds it. With ``"auto"``, bfloat16 goes
+            through :func:`widened`.
 
     Returns:
         Shape ``[*B, O]``. The two backends add in another order and agree to rounding, not bit for bit.
 
     Raises:
         ValueError: for another ``matmul``.
-        RuntimeError: for ``"onednn"`` where PyTorch has none or the tensors are not on a CPU.
+        RuntimeError: for ``"onednn"`` where PyTorch has none, the tensors are not on a CPU, or they are bfloat16 and
+            not :func:`has_bf16_products`.
     """
     if matmul not in _MATMULS:
         raise unknown_name("matmul", matmul, _MATMULS)
@@ -47,6 +51,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         raise RuntimeError(
             f"matmul='onednn' needs CPU tensors and a PyTorch with oneDNN, got a {x.device.type} tensor."
         )
+    if x.dtype == torch.bfloat16 and not has_bf16_products():
+        if matmul == "onednn":
+            raise RuntimeError(
+                "matmul='onednn' of bfloat16 needs a CPU that oneDNN has such products for (on x86, one with AVX-512): "
+                "take matmul='auto', or float32."
+            )
+        if matmul == "auto" and on_cpu:
+            return widened(partial(linear, relu=relu), x, weight, bias)
     if on_cpu and weight.shape[0] == 1 and matmul == "auto" and torch.compiler.is_compiling():
         # a graph does one column's products and their gradients with the operations beside them
         return _one_column(x, weight, bias, relu)
@@ -61,6 +73,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
 def _one_column(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     out = (x * weight).sum(-1, keepdim=True) + bias
     return out.relu() if relu else out
+
+
+def widened(operation: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``operation(*inputs)``, in float32 and rounded where inputs are bfloat16 and not :func:`has_bf16_products`.
+
+    Both round once, at the end: inputs are the same numbers in float32, and sums are float32 in oneDNN as well. What
+    PyTorch does there by itself takes ten times as long (``docs/performance.md``).
+
+    Args:
+        operation: a sum of products, differentiable.
+        *inputs: its tensors, all of one dtype and device; what is not bfloat16 or not on a CPU passes as it is.
+
+    Returns:
+        What ``operation`` returns, in the dtype of the inputs.
+    """
+    if inputs[0].device.type != "cpu" or inputs[0].dtype != torch.bfloat16 or has_bf16_products():
+        return operation(*inputs)
+    return operation(*(value.float() for value in inputs)).to(torch.bfloat16)
+
+
+def has_bf16_products() -> bool:
+    """Whether oneDNN, and with it PyTorch, has products of bfloat16 for this CPU: on x86, from AVX-512 on."""
+    return _HAS_BF16_PRODUCTS
 
 
 def onednn_is_faster() -> bool:
@@ -81,7 +116,8 @@ def _cpu_vendor() -> str:
         return next(found, "")
 
 
-# once, and not in a call: reading a file cannot be traced into a graph
+# once, and not in a call: neither an answer of oneDNN nor reading a file can be traced into a graph
+_HAS_BF16_PRODUCTS = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _ONEDNN_IS_FASTER = (
     _HAS_ONEDNN
     and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]

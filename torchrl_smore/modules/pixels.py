@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -15,6 +16,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, FixedStdHead, PairEmbedding
 from torchrl_smore.modules.distributions import policy_distribution
+from torchrl_smore.modules.linear import widened
 from torchrl_smore.modules.networks import MIN_STD, ConcatMLP, GaussianHead, PixelNetworks
 from torchrl_smore.modules.precision import Precision, check_precision
 
@@ -63,7 +65,8 @@ def _convolved(layer: nn.Conv2d, input: Tensor) -> Tensor:
     if input.dtype == layer.weight.dtype:
         return layer(input)  # type: ignore[no-any-return]
     assert layer.bias is not None
-    return F.conv2d(input, layer.weight.to(input.dtype), layer.bias.to(input.dtype), layer.stride, layer.padding)
+    weight, bias = layer.weight.to(input.dtype), layer.bias.to(input.dtype)
+    return widened(partial(F.conv2d, stride=layer.stride, padding=layer.padding), input, weight, bias)
 
 
 class PixelEncoder(nn.Module):
@@ -143,9 +146,9 @@ class PixelEncoder(nn.Module):
         x = self._scaled_convolution(layers[0], raw.to(torch.bfloat16 if self.precision == "bf16" else torch.float32))
         for layer in layers[1:]:
             x = _convolved(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
-        linear, norm = self.trunk[0], self.trunk[1]
-        assert isinstance(linear, nn.Linear)
-        x = F.linear(x, linear.weight.to(x.dtype), linear.bias.to(x.dtype))
+        last, norm = self.trunk[0], self.trunk[1]
+        assert isinstance(last, nn.Linear)
+        x = widened(F.linear, x, last.weight.to(x.dtype), last.bias.to(x.dtype))
         latent: Tensor = norm(x.float()).relu()
         return latent if joined.ndim == 4 else latent.reshape(*batch, self.latent)
 
@@ -157,7 +160,7 @@ class PixelEncoder(nn.Module):
         assert layer.bias is not None
         # the scaling is linear: in the parameters it costs nothing, over the pictures it takes a fifth of an update
         weight, bias = layer.weight / 255.0, layer.bias - 0.5 * layer.weight.sum((1, 2, 3))
-        return F.conv2d(raw, weight.to(raw.dtype), bias.to(raw.dtype), layer.stride)
+        return widened(partial(F.conv2d, stride=layer.stride), raw, weight.to(raw.dtype), bias.to(raw.dtype))
 
 
 class Encoded(nn.Module):
