@@ -6,6 +6,7 @@ python recipes/benchmark.py 'tasks=[PointReach,FetchReach]' 'methods=[smore,gc_i
 python recipes/benchmark.py table=1 address=HOST:6379             on a cluster
 python recipes/benchmark.py manifest=benchmarks/table1.yaml          stage by stage, as a file says
 python recipes/benchmark.py manifest=benchmarks/table1.yaml status   what is done, running, missing; how long it takes
+python recipes/benchmark.py manifest=benchmarks/table1.yaml earlier=docs/results/table1   goes on where that table ends
 
 The same command again resumes where it was stopped. Then: python recipes/report.py
 """
@@ -31,6 +32,7 @@ from parts.benchmark_jobs import read_result, run_job
 from parts.benchmark_ray import run_on_ray
 from parts.cli import check_range, nearest, option, run_recipe
 from parts.datasets import collect_or_load, dataset_folder, digest
+from parts.earlier import read_earlier
 from parts.grid import GridCell, Plan, paper_name
 from parts.manifest import Manifest, read_manifest
 from parts.methods import METHODS
@@ -55,7 +57,8 @@ _NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actio
 # what a manifest says of its runs, and what the command line may say beside one
 _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
 _OF_RUNS += ("device", "compile", "precision", "seeds_together")
-_BESIDE_A_MANIFEST = ("manifest", "status", "expert_policy", "data_dir", "out", "jobs", "address", "gpu_share")
+_BESIDE_A_MANIFEST = ("manifest", "status", "earlier", "expert_policy", "data_dir", "out", "jobs", "address")
+_BESIDE_A_MANIFEST += ("gpu_share",)
 
 
 @dataclass
@@ -64,6 +67,9 @@ class Config:
 
     manifest: str | None = option(None, "file that says what is run, in stages; the rest is then its business")
     status: bool = option(False, "says what is done, running and missing, and how long the rest takes; runs nothing")
+    earlier: str | None = option(
+        None, "folder with the tables of an earlier benchmark: what it finished with equal options is not run again"
+    )
     preset: str | None = option(
         None, "smoke (all tables, tiny), quick, paper; default: paper for tables, quick for others"
     )
@@ -144,8 +150,11 @@ def main(config: Config) -> None:
         stages = make_stages(config, manifest, out)
     jobs = [job for stage in stages for job in stage.jobs]
     check_folder(out, jobs)
+    earlier = None if config.earlier is None else read_earlier(config.earlier)
     results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
     if config.status:
+        if earlier is not None:
+            raise ValueError("status only looks and earlier= writes: give earlier= to a run, and then ask for status.")
         found = [status_of(stage.name, stage.jobs, results) for stage in stages]
         at_a_time = max(sum(len(stage.running) for stage in found), config.jobs or 0, 1)
         print(f"{out}: {describe_status(found, results, at_a_time)}")
@@ -156,10 +165,14 @@ def main(config: Config) -> None:
     plan = grid.merge([stage.plan for stage in stages])
     with locked(out / ".lock", f"benchmark folder {out}"):
         remove_partial_files(out)
+        datasets = known_datasets(out)
+        if earlier is not None:
+            print(f"{config.earlier}: {len(earlier.take_over(jobs))} runs taken over", flush=True)
+            datasets = earlier.datasets | datasets
         # another driver may have worked until now
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
         print(describe(plan, jobs, [job for job in jobs if job.folder not in results], out), flush=True)
-        record = grid_record(config, plan, jobs, commit, manifest)
+        record = grid_record(config, plan, jobs, commit, datasets, manifest)
         write_json(out / "grid.json", record)
         write_tables(out, jobs, results)
         failures: dict[Path, str] = {}
@@ -388,12 +401,18 @@ def describe(plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], out: Path) ->
 
 
 def grid_record(
-    config: Config, plan: Plan, jobs: Sequence[Job], commit: str, manifest: Manifest | None = None
+    config: Config,
+    plan: Plan,
+    jobs: Sequence[Job],
+    commit: str,
+    datasets: Mapping[str, Any],
+    manifest: Manifest | None = None,
 ) -> dict[str, Any]:
-    """What ``grid.json`` holds."""
+    """What ``grid.json`` holds; ``datasets`` is what is told of some, which need not be here any more."""
     cells: dict[Path, list[Job]] = {}
     for job in jobs:
         cells.setdefault(job.cell_folder, []).append(job)
+    names = {dataset_folder(config.data_dir, **own[0].dataset).name for own in cells.values()}
     return {
         "command": " ".join(["python", "recipes/benchmark.py", *sys.argv[1:]]),
         "options": dataclasses.asdict(config),
@@ -411,12 +430,20 @@ def grid_record(
             }
             for folder, own in cells.items()
         ],
-        # filled in as they are collected
-        "datasets": {},
+        # the others are filled in as they are collected
+        "datasets": {name: told for name, told in datasets.items() if name in names},
         "differs": {} if manifest is None else manifest.differs,
         "unavailable": list(plan.unavailable),
         "registry": list(task_names()),
     }
+
+
+def known_datasets(out: Path) -> dict[str, Any]:
+    """What the folder's ``grid.json`` tells of datasets; nothing where there is none that can be read."""
+    path = out / "grid.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return dict(json.loads(path.read_text(encoding="utf-8"))["datasets"])
+    return {}
 
 
 def make_datasets(config: Config, jobs: Sequence[Job]) -> dict[Path, str]:

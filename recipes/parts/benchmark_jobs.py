@@ -30,14 +30,27 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: if the file is damaged.
     """
-    path = folder / _RESULT
-    if not path.is_file():
+    if not has_result(folder):
         return None
+    path = folder / _RESULT
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         return {"results": result["results"], "curves": result["curves"], "starts": _starts(folder)}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the run is read again.") from error
+
+
+def has_result(folder: Path) -> bool:
+    """Whether the run of a folder is finished."""
+    return (folder / _RESULT).is_file()
+
+
+def keep_result(folder: Path, results: list[dict[str, Any]], curves: list[dict[str, Any]]) -> None:
+    """Ends a run: its folder has these rows, or what it had before."""
+    from parts.shared import write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _RESULT, {"results": results, "curves": curves})
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -86,8 +99,6 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any]) -> None:
-    from parts.shared import write_json
-
     versions = ";".join(f"{name}={value}" for name, value in summary["versions"].items())
     common = {**identity, "versions": versions, "episodes": summary["runs"][0]["eval"]["episodes"]}
     results = [
@@ -105,7 +116,7 @@ def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any
                 for metric in METRICS
                 if (text := row.get(f"eval/{metric}"))
             ]
-    write_json(folder / _RESULT, {"results": results, "curves": curves})
+    keep_result(folder, results, curves)
 
 
 def _starts(folder: Path) -> list[str]:

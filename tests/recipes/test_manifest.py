@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from torchrl_smore.data import TrajectoryStore, split_by_behaviour
-from torchrl_smore.reports import read_results
+from torchrl_smore.reports import Result, read_results, write_curves, write_results
 from torchrl_smore.trainers import locked
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,85 @@ def test_stages_are_run_in_their_order_gone_on_with_and_looked_at(recipe, write,
     assert again.status == 0, again.stderr
     assert "stage first" not in again.stdout
     assert "stage more: 1 of 3 runs to do" in again.stdout
+
+
+def test_what_an_earlier_benchmark_finished_is_not_run_again(recipe, write, tmp_path):
+    options = (f"manifest={write(differs={})}", "jobs=0")
+    done = recipe("benchmark.py", *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    kept.mkdir()
+    for name in ("results.csv", "curves.csv", "grid.json"):
+        (out / name).rename(kept / name)
+    shutil.rmtree(out)
+    shutil.rmtree(tmp_path / "datasets")
+    again = recipe("benchmark.py", *options, "earlier=kept", cwd=tmp_path)
+    assert again.status == 0, again.stderr
+    assert "kept: 4 runs taken over" in again.stdout
+    assert not [*out.glob("cells/*/*/run"), *tmp_path.glob("datasets/*")]
+    for name in ("results.csv", "curves.csv"):
+        assert (out / name).read_bytes() == (kept / name).read_bytes()
+    told = [json.loads((folder / "grid.json").read_text())["datasets"] for folder in (out, kept)]
+    assert told[0] == told[1]
+    assert len(told[0]) == 2
+    # and the next call, without it, still knows of the data
+    assert recipe("benchmark.py", *options, cwd=tmp_path).status == 0
+    assert json.loads((out / "grid.json").read_text())["datasets"] == told[0]
+
+
+@pytest.fixture
+def earlier(import_recipe, tmp_path):
+    """Tables of one cell of two seeds, and a function that makes a job of some seeds of it."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    rows = [
+        Result("1", "PointReach", "GCSL", "default", seed, "success_last", seed / 8, 4, 1, "abc", "torch=1")
+        for seed in (0, 1)
+    ]
+    write_results(kept / "results.csv", rows)
+    write_curves(kept / "curves.csv", rows)
+    (kept / "grid.json").write_text(json.dumps({"cells": [{"id": "cell_1"}], "datasets": {}}))
+
+    def make(seeds, *, cell="cell_1", steps=4):
+        words = SimpleNamespace(task="PointReach", method="gcsl", setting="expert=0.1")
+        folder = tmp_path / "out" / f"{cell}-{seeds}"
+        return SimpleNamespace(folder=folder, cell_folder=Path(cell), cell=words, seeds=seeds, options={"steps": steps})
+
+    return kept, make
+
+
+def test_what_is_taken_over_has_all_seeds_equal_options_and_as_many_updates(import_recipe, earlier):
+    kept, make = earlier
+    read, jobs = import_recipe("parts.earlier").read_earlier, import_recipe("parts.benchmark_jobs")
+    whole = make((0, 1))
+    others = [make((0, 2)), make((1,), cell="cell_2"), make((1,), steps=5)]
+    assert read(kept).take_over([*others, whole]) == [whole]
+    assert not any(job.folder.exists() for job in others)
+    result = jobs.read_result(whole.folder)
+    assert [(row["seed"], row["value"], row["commit"]) for row in result["results"]] == [
+        (0, 0.0, "abc"),
+        (1, 0.125, "abc"),
+    ]
+    assert [row["seed"] for row in result["curves"]] == [0, 1]
+    # what is finished here is left alone
+    jobs.keep_result(whole.folder, [], [])
+    assert read(kept).take_over([whole]) == []
+    assert jobs.read_result(whole.folder)["results"] == []
+
+
+def test_faults_of_earlier_tables_are_named_before_anything_is_written(recipe, import_recipe, earlier, write, tmp_path):
+    kept, _ = earlier
+    read = import_recipe("parts.earlier").read_earlier
+    (kept / "grid.json").write_text('{"cells": [{"name": 1}]}')
+    with pytest.raises(ValueError, match=r"grid\.json is damaged, or of no benchmark: KeyError\('id'\)"):
+        read(kept)
+    (kept / "curves.csv").unlink()
+    with pytest.raises(ValueError, match=r"earlier=.*kept: expected results\.csv, .*; found no curves\.csv"):
+        read(kept)
+    done = recipe("benchmark.py", f"manifest={write()}", "jobs=0", "earlier=kept", cwd=tmp_path)
+    assert done.status != 0
+    assert "found no curves.csv" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
