@@ -47,6 +47,9 @@ from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Result, read_results, write_curves, write_results
 from torchrl_smore.trainers import locked
 
+DIFFERENT_DATA = (
+    "one seed gives other trajectories on another processor. Run their cells again, or say so on the page (differs:)."
+)
 _PRESETS = ("smoke", "quick", "paper")
 _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
 _EXPERT_NOISE = ("expert_noise", "expert_random_prob")
@@ -182,7 +185,12 @@ def main(config: Config) -> None:
             if stage.name and todo:
                 print(f"stage {stage.name}: {len(todo)} of {len(stage.jobs)} runs to do", flush=True)
             failures |= make_datasets(config, todo)
-            record["datasets"] |= describe_datasets(config, stage.jobs)
+            told = describe_datasets(config, stage.jobs)
+            for name in grid.changed_datasets(record["datasets"], told):
+                print(
+                    f"warning: {name} is not what the runs that are finished learned from: {DIFFERENT_DATA}", flush=True
+                )
+            record["datasets"] |= told
             write_json(out / "grid.json", record)
             run(config, [job for job in todo if job.folder not in failures], out, commit, (jobs, results, failures))
         summarise(out, jobs, results, failures, time.perf_counter() - started)

@@ -43,7 +43,7 @@ from parts.diagnosis import (
     weight_classes,
 )
 from parts.methods import METHODS
-from parts.shared import write_json
+from parts.shared import use_threads, write_json
 from smore_offline import Config as RunConfig
 from smore_offline import identity, make_dataset, make_loss, make_sampler
 from torch import Tensor
@@ -69,7 +69,7 @@ class Config:
     episodes: int = option(50, "episodes of the policy")
     moved: float = option(0.1, "share of the task's threshold that counts as a movement of the achieved goal")
     seed: int = option(0, "of the drawing")
-    threads: int = option(0, "CPU threads of PyTorch; 0: its default")
+    threads: int = option(1, "CPU threads of PyTorch; 0: its default, one for each core")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +87,7 @@ class Subject:
 def main(config: Config) -> None:
     """Runs the recipe."""
     check(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     folder = Path(config.run or "")
     run, state, meta = read_run(folder, config.dataset)
     subject = open_subject(config, run, state["update"]["losses"], meta)

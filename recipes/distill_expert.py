@@ -28,7 +28,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
-from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
+from parts.shared import (
+    new_run_folder,
+    remove_partial_files,
+    stopping_on_signals,
+    use_threads,
+    versions_of,
+    write_json,
+)
 from smore_offline import PACKAGES
 from torch import Tensor, nn
 
@@ -79,7 +86,7 @@ class Config:
     measure_episodes: int = option(200, "episodes of the last measurement")
     num_envs: int = option(50, "environments stepped together")
     seed: int = option(0, "of everything")
-    threads: int = option(0, "CPU threads of PyTorch; 0: its default")
+    threads: int = option(1, "CPU threads of PyTorch; 0: its default, one for each core")
     run_root: str = option("runs", "where run folders are made")
     resume: str | None = option(None, "run folder to resume, under its own options")
 
@@ -99,8 +106,7 @@ def distill(config: Config) -> dict[str, Any]:
     if config.resume is not None:
         folder, config = Path(config.resume), resumed_config(config)
     task = check(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     torch.manual_seed(config.seed)
     if folder is None:
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
@@ -391,7 +397,7 @@ def measure(pool: EnvPool, expert: Expert, episodes: int) -> dict[str, Any]:
 
 def command(config: Config) -> str:
     """The command that repeats a run from nothing."""
-    given = dataclasses.replace(config, run_root="runs", threads=0, resume=None)
+    given = dataclasses.replace(config, run_root="runs", threads=Config.threads, resume=None)
     options = [
         f"{field.name}={getattr(given, field.name)}"
         for field in dataclasses.fields(Config)

@@ -23,7 +23,7 @@ import numpy as np
 from parts import OPENGL
 from parts.cli import check_range, option, run_recipe
 from parts.films import film_episode
-from parts.shared import commit_of_library, versions_of, write_json
+from parts.shared import commit_of_library, use_threads, versions_of, write_json
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names
@@ -65,6 +65,7 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
     """Loads, evaluates, writes and prints; ``painters`` closes what draws for policies that see pictures."""
     names = [name for name in (config.run, config.versus) if name is not None]
     groups = [load_seeds(config, name) for name in names]
+    use_threads(None, pictures=any(policy.record.pixels is not None for group in groups for policy in group))
     task = get_task(config.task or task_of(groups[0][0]))
     for group in groups:
         check_fits(task, group[0], chosen=config.task is not None)

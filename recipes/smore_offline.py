@@ -39,6 +39,7 @@ from parts.shared import (
     resolve_compile,
     resolve_device,
     stopping_on_signals,
+    use_threads,
     versions_of,
     without_nan,
     write_json,
@@ -84,7 +85,7 @@ SCHEDULES = ("cosine", "constant")
 MOST = {
     **dict.fromkeys(("steps", "eval_interval", "log_interval", "save_interval"), 10**9),
     **dict.fromkeys(("batch_size", "eval_episodes"), 10**6),
-    **dict.fromkeys(("seeds", "env_workers", "threads"), 1000),
+    **dict.fromkeys(("seeds", "env_workers"), 1000),
     "num_trajectories": 10**7,
     "seed": 2**31 - 1001,
 }
@@ -238,7 +239,9 @@ class Config:
     save_interval: int | None = option(None, "updates between checkpoints; default: the preset's (1,000; 10,000)")
     env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
     device: str = option("auto", "auto, cpu, cuda")
-    threads: int = option(0, "CPU threads of PyTorch; 0: its default")
+    threads: int | None = option(
+        None, "CPU threads of PyTorch; 0: its default, one for each core; default: 1, but 0 with pictures"
+    )
     compile: str = option("auto", "off, default, max: torch.compile of the whole update; auto: where it pays")
     compile_cache: str | None = option(
         None, "folder of your own in which compiled code is kept for the next run; what lies there is run"
@@ -271,8 +274,7 @@ def train(config: Config) -> dict[str, Any]:
         else:
             config = with_defaults(config)
         check(config)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        use_threads(config.threads, pictures=config.pixels > 0)
         device, task = resolve_device(config.device), get_task(config.task)
         painter = None
         if config.pixels:
@@ -400,10 +402,11 @@ def check(config: Config) -> None:
     """Refuses what can be refused before anything is written or collected."""
     get_task(config.task)
     for name, most in MOST.items():
-        least = 0 if name in ("seed", "env_workers", "threads") else 1
+        least = 0 if name in ("seed", "env_workers") else 1
         if getattr(config, name) is None:
             raise ValueError(f"{name} must be a number, got null.")
         check_range(name, getattr(config, name), least, most)
+    check_range("threads", config.threads, 0, 1000)
     ranges = {
         **dict.fromkeys(
             ("her_ratio", "expert_fraction", "anchor_share", "crop_prob"),

@@ -31,6 +31,7 @@ from parts.shared import (
     note_precision,
     remove_partial_files,
     stopping_on_signals,
+    use_threads,
     versions_of,
     write_json,
 )
@@ -79,7 +80,7 @@ class Config:
     updates_per_step: float = option(0.5, "updates for each step after the random ones")
     reward: str = option("target", "target: the robot's own, its forward term largest at the goal; own: as it is")
     seed: int = option(0, "of networks, exploration and episodes")
-    threads: int = option(1, "CPU threads of PyTorch; 0: its default")
+    threads: int = option(1, "CPU threads of PyTorch; 0: its default, one for each core")
     compile: str = option("default", f"compile the update: {', '.join(get_args(Compile))}")
     precision: str = option("float32", f"of hidden layers: {', '.join(get_args(Precision))}")
     num_envs: int = option(8, "robots stepped together")
@@ -108,8 +109,7 @@ def main(config: Config) -> None:
     if config.resume is not None:
         run_dir, config = Path(config.resume), resumed_config(config, "steps")
     check(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     torch.manual_seed(config.seed)
     note_precision(config.precision, torch.device("cpu"))
     task = get_task(config.task)

@@ -8,7 +8,7 @@ A setting says what differs from the method's defaults on 10% expert data, ``;``
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -289,3 +289,17 @@ def _plan(wanted: Iterable[tuple[str, str, str, str]]) -> Plan:
             tables = (table,) if table else ()
             plans.append(Plan((GridCell(task, recipe_name(method), setting, tables, options),)))
     return merge(plans)
+
+
+def changed_datasets(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the datasets of ``now`` of which ``before`` tells other parts or other returns."""
+
+    def differ(name: str) -> bool:
+        old, new = before[name], now[name]
+        same = [part["behaviour"] for part in old] == [part["behaviour"] for part in new]
+        # a file holds all digits of a return; sums of one machine may differ in the last ones
+        return not same or any(
+            abs(a.get("discounted_return", 0.0) - b.get("discounted_return", 0.0)) > 1e-6 for a, b in zip(old, new)
+        )
+
+    return [name for name in now if name in before and differ(name)]

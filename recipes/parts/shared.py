@@ -73,6 +73,25 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def use_threads(threads: int | None, *, pictures: bool = False) -> None:
+    """Sets the CPU threads of PyTorch.
+
+    Threads that share a small product wait for each other many times an update, and do so at full load: where another
+    process has one of the cores, two threads are ten times slower than one, and where none has, a quarter faster.
+
+    Args:
+        threads: how many; 0 is PyTorch's default. ``None`` is 1, but PyTorch's default with pictures, whose
+            convolutions are long, and where ``OMP_NUM_THREADS`` says how many.
+        pictures: whether networks see pictures.
+    """
+    if threads is None:
+        threads = 0 if pictures or "OMP_NUM_THREADS" in os.environ else 1
+        if threads:
+            log.info("one CPU thread, the safe choice beside other work; where there is none, more can be faster")
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def resolve_compile(mode: str, device: torch.device, updates: int, *, pictures: bool = False) -> str:
     """How to compile the update; ``"auto"`` chooses and says why.
 

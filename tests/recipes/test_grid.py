@@ -178,3 +178,20 @@ def test_an_option_that_comes_later_leaves_the_folders_of_cells_that_have_no_use
     (job,) = benchmark.make_jobs(config, plan, Path("out"))
     assert folder(None) == job.folder
     assert folder("given") != job.folder
+
+
+def test_a_dataset_of_other_parts_or_returns_is_told_from_the_same_one(import_recipe):
+    changed = import_recipe("parts.grid").changed_datasets
+
+    def data(**returns):
+        return [{"behaviour": name, "discounted_return": value} for name, value in returns.items()]
+
+    before = {"a": data(expert=30.0, random=0.0), "b": data(expert=30.0), "c": data(expert=30.0)}
+    now = {
+        "a": data(expert=30.0 + 1e-9, random=0.0),
+        "b": data(expert=30.1),
+        "c": data(medium=30.0),
+        "d": data(expert=1.0),
+    }
+    assert changed(before, now) == ["b", "c"]
+    assert changed({}, now) == []

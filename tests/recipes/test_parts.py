@@ -83,6 +83,28 @@ def test_auto_compiles_where_it_pays_and_says_why(
 
 
 @pytest.mark.parametrize(
+    ("threads", "pictures", "variable", "expected"),
+    [
+        (None, False, None, [1]),
+        (None, True, None, []),
+        (None, False, "3", []),
+        (0, False, None, []),
+        (4, True, "3", [4]),
+    ],
+)
+def test_one_thread_is_the_default_but_with_pictures_and_where_the_environment_says(
+    import_recipe, monkeypatch, threads, pictures, variable, expected
+):
+    taken = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    import_recipe("parts.shared").use_threads(threads, pictures=pictures)
+    assert taken == expected
+
+
+@pytest.mark.parametrize(
     ("precision", "device", "has", "said"),
     [
         ("bf16", "cpu", False, True),
