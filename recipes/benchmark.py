@@ -449,7 +449,7 @@ def grid_record(
 def known_datasets(out: Path) -> dict[str, Any]:
     """What the folder's ``grid.json`` tells of datasets; nothing where there is none that can be read."""
     path = out / "grid.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return dict(json.loads(path.read_text(encoding="utf-8"))["datasets"])
     return {}
 
