@@ -76,7 +76,7 @@ def resolve_device(device: str) -> torch.device:
 def use_threads(threads: int | None, *, pictures: bool = False) -> None:
     """Sets the CPU threads of PyTorch.
 
-    Threads that share a small product wait for each other many times an update, and do so at full load: where another
+    Threads that share a small product wait for each other many times per update, and do so at full load: where another
     process has one of the cores, two threads are ten times slower than one, and where none has, a quarter faster.
 
     Args:
