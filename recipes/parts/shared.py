@@ -87,7 +87,7 @@ def use_threads(threads: int | None, *, pictures: bool = False) -> None:
     if threads is None:
         threads = 0 if pictures or "OMP_NUM_THREADS" in os.environ else 1
         if threads:
-            log.info("one CPU thread, the safe choice beside other work; where there is none, more can be faster")
+            log.info("one CPU thread, safe beside other work; where there is none, OMP_NUM_THREADS=2 can be faster")
     if threads:
         torch.set_num_threads(threads)
 
