@@ -44,11 +44,12 @@ ALLOWED = {
         "_falls",
         "_files",
         "_lock",
+        "_worker",
     },
     "trainers": {
         *("torch", "tensordict", "torchrl", "numpy", "hydra", "omegaconf"),
         *("functional", "_dispatch", "modules", "objectives", "data", "trainers"),
-        *("_errors", "_files", "_lock", "_source"),
+        *("_errors", "_files", "_lock", "_source", "_worker"),
     },
     "reports": {"numpy", "matplotlib", "PIL", "imageio", "rliable", "reports", "_errors", "_files"},
     "_errors": set(),
@@ -56,6 +57,7 @@ ALLOWED = {
     "_files": set(),
     "_lock": set(),
     "_source": set(),
+    "_worker": set(),
     "__init__": {"data", "functional", "modules", "objectives", "trainers", "_source"},
 }
 FILES = sorted([*(ROOT / "torchrl_smore").rglob("*.py"), *(ROOT / "kernels" / "smore_kernels").rglob("*.py")])

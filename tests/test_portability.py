@@ -168,7 +168,7 @@ def test_a_system_without_locks_is_told_so(tmp_path, monkeypatch):
 
 
 def test_without_poll_workers_are_refused_by_name_and_automatic_ones_stay_away(monkeypatch):
-    monkeypatch.setattr("torchrl_smore.envs._worker.HAS_WORKERS", False)
+    monkeypatch.setattr("torchrl_smore._worker.HAS_WORKERS", False)
     # the package exports a function of the same name
     monkeypatch.setattr(sys.modules["torchrl_smore.envs.collect"], "HAS_WORKERS", False)
     with pytest.raises(NotImplementedError, match=r"workers need select\.poll"):

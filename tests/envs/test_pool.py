@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from torchrl_smore._worker import Worker
 from torchrl_smore.envs import TASKS, EnvPool
-from torchrl_smore.envs._worker import Worker
 
 
 def rollout(pool, seeds, steps):

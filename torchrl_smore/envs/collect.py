@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from torchrl_smore._lock import locked
+from torchrl_smore._worker import HAS_WORKERS, Worker
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
-from torchrl_smore.envs._worker import HAS_WORKERS, Worker
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import check_noise

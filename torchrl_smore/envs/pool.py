@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore.envs._worker import TIMEOUT_S, Worker
+from torchrl_smore._worker import TIMEOUT_S, Worker
 from torchrl_smore.envs.batch import BatchEnv, Observation
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import GOAL_KEYS, check_noise

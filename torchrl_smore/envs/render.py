@@ -9,10 +9,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_smore._worker import Worker
 from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs._opengl import OpenGL, RenderError, default_opengl, open_gl, render_error
 from torchrl_smore.envs._stages import FETCH, STAGES
-from torchrl_smore.envs._worker import Worker
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
 from torchrl_smore.envs.tasks import Task, get_task

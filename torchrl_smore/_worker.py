@@ -42,7 +42,7 @@ def load(name):
 
 package.__getattr__ = load
 sys.modules["torchrl_smore"] = package
-from torchrl_smore.envs._worker import serve
+from torchrl_smore._worker import serve
 serve()
 """
 
