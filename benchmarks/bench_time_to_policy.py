@@ -6,11 +6,11 @@
     python benchmarks/bench_time_to_policy.py task=FetchPush steps=100000 batch_size=512 num_trajectories=4000
 
 Runs ``recipes/smore_offline.py`` with the options given in a new process and an empty folder. Parts: imports; data,
-which are collected; compilation, which is the first update; the other updates; evaluations; pictures (curves and film);
-the rest. A policy succeeds from the first evaluation on whose success in the last step is at least ``--success``.
-``--again`` times a second run, which finds the data and the compiled code of the first. ``--peer`` times the same work
-by TorchRL's ``IQLLoss`` and ``HERReplayBuffer`` (``peers/torchrl_iql_policy.py``), in a folder of its own and in turns
-with ours.
+which are collected; compilation, which is the first update; the other updates; evaluations, of those in a process of
+their own what training waits for; pictures (curves and film); the rest. A policy succeeds from the first evaluation on
+whose success in the last step is at least ``--success``. ``--again`` times a second run, which finds the data and the
+compiled code of the first. ``--peer`` times the same work by TorchRL's ``IQLLoss`` and ``HERReplayBuffer``
+(``peers/torchrl_iql_policy.py``), in a folder of its own and in turns with ours.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def run_recipe(options: list[str], begun: float) -> dict[str, Any]:
     for name in ("plot_curves", "write_gif"):
         setattr(reports, name, clock.timing("pictures", getattr(reports, name)))
     envs.render_episode = clock.timing("pictures", envs.render_episode)
-    update, evaluate = trainers.FusedUpdate.__call__, trainers.Evaluator.run_all
+    update = trainers.FusedUpdate.__call__
     begun_updates: list[bool] = []
 
     def timed_update(self: Any) -> Any:
@@ -92,14 +92,20 @@ def run_recipe(options: list[str], begun: float) -> dict[str, Any]:
             begun_updates.append(True)
             return update(self)
 
-    def timed_evaluation(self: Any, policies: Any) -> Any:
-        with clock.part("evaluations"):
-            found = evaluate(self, policies)
-        success = sum(own.metrics["success_last"] for own in found) / len(found)
-        clock.successes.append((time.time() - begun, success))
-        return found
+    def timed_evaluation(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(evaluate)
+        def timed(*args: Any) -> Any:
+            with clock.part("evaluations"):
+                found = evaluate(*args)
+            success = sum(own.metrics["success_last"] for own in found) / len(found)
+            clock.successes.append((time.time() - begun, success))
+            return found
 
-    trainers.FusedUpdate.__call__, trainers.Evaluator.run_all = timed_update, timed_evaluation  # type: ignore[method-assign]
+        return timed
+
+    trainers.FusedUpdate.__call__ = timed_update  # type: ignore[method-assign]
+    for kind, method in ((trainers.Evaluator, "run_all"), (trainers.BackgroundEvaluator, "result")):
+        setattr(kind, method, timed_evaluation(getattr(kind, method)))
     sys.argv = [str(RECIPE), *options]
     sys.path.insert(0, str(RECIPE.parent))
     runpy.run_path(str(RECIPE), run_name="__main__")

@@ -55,7 +55,18 @@ _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10
 _EXPERT_NOISE = ("expert_noise", "expert_random_prob")
 _DATA_OPTIONS = ("expert_fraction", "num_trajectories", "expert_policy", "medium_policy", *_EXPERT_NOISE)
 # what does not change a result, or is told apart by other means
-_NOT_IDENTITY = ("seed", "seeds", "dataset", "data_dir", "run_root", "resume", "threads", "logger", "rollout")
+_NOT_IDENTITY = (
+    "seed",
+    "seeds",
+    "dataset",
+    "data_dir",
+    "run_root",
+    "resume",
+    "threads",
+    "evaluation",
+    "logger",
+    "rollout",
+)
 _NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actions", "compile_cache", "mapped")
 # what a manifest says of its runs, and what the command line may say beside one
 _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
@@ -363,6 +374,7 @@ def run_options(config: Config, cell: GridCell) -> RunConfig:
         compile=config.compile,
         precision=config.precision,
         threads=1 if config.device == "cpu" else 0,
+        evaluation="here",  # the other cores have runs of their own
         rollout=False,
         **given,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import sys
 import time
@@ -26,6 +27,7 @@ from parts import OPENGL
 from parts.cli import check_range, nearest, option, resumed_config, run_recipe
 from parts.datasets import collect_or_load, load_dataset, recognise_dataset
 from parts.defaults import PRESETS, resolve
+from parts.evaluators import EVALUATION, resolve_evaluation
 from parts.films import record_rollout
 from parts.methods import METHODS, PixelSetting, Setting
 from parts.model_card import make_loadable, write_model_card
@@ -56,6 +58,7 @@ from torchrl_smore.modules import CHANNELS, MIN_STD
 from torchrl_smore.reports import plot_curves
 from torchrl_smore.trainers import (
     ActorPolicy,
+    BackgroundEvaluator,
     Compile,
     DivergedError,
     Evaluation,
@@ -93,7 +96,7 @@ MOST = {
 #: the content is compared.
 FREE_OPTIONS = (
     *("dataset", "dataset_format", "data_dir", "run_root", "resume", "device", "threads", "env_workers"),
-    *("kernels", "compile", "compile_cache", "logger", "rollout", "on_divergence", "mapped"),
+    *("evaluation", "kernels", "compile", "compile_cache", "logger", "rollout", "on_divergence", "mapped"),
 )
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 
@@ -237,7 +240,10 @@ class Config:
     )
     log_interval: int | None = option(None, "updates between rows of metrics.csv; default: the preset's (50; 1,000)")
     save_interval: int | None = option(None, "updates between checkpoints; default: the preset's (1,000; 10,000)")
-    env_workers: int = option(0, "processes that step evaluation environments; 0: this one")
+    evaluation: str = option(
+        "auto", "here, or background: in a process of its own while updates go on, with the same results; auto chooses"
+    )
+    env_workers: int = option(0, "processes that step evaluation environments; 0: the one that evaluates")
     device: str = option("auto", "auto, cpu, cuda")
     threads: int | None = option(
         None, "CPU threads of PyTorch; 0: its default, one for each core; default: 1, but 0 with pictures"
@@ -284,9 +290,7 @@ def train(config: Config) -> dict[str, Any]:
             store = with_pictures(store, painter, Path(config.data_dir))
         print(f"\n{store.summary()}\n")
         update = make_update(config, task, store, device)
-        num_envs = min(config.eval_episodes * config.seeds, 50)
-        pool = EnvPool(task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise)
-        stack.enter_context(pool)
+        evaluator = stack.enter_context(open_evaluator(config, task, device))
         if run_dir is None:
             # only now, when nothing is left that a user's mistake could stop
             run_dir = new_run(config)
@@ -295,7 +299,7 @@ def train(config: Config) -> dict[str, Any]:
             update=update,
             total_steps=config.steps,
             run_dir=run_dir,
-            evaluator=Evaluator(pool, episodes=config.eval_episodes, horizon=task.horizon, gammas=task.gammas),
+            evaluator=evaluator,
             log_interval=config.log_interval,
             eval_interval=config.eval_interval,
             save_interval=config.save_interval,
@@ -318,6 +322,24 @@ def train(config: Config) -> dict[str, Any]:
             write_summary(config, run_dir, trainer, time.perf_counter() - started, error)
             raise
         return report(config, task, run_dir, trainer, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def open_evaluator(config: Config, task: Task, device: torch.device) -> Iterator[Evaluator | BackgroundEvaluator]:
+    """What evaluates the policies of a run, in this process or in its own."""
+    num_envs = min(config.eval_episodes * config.seeds, 50)
+    make_pool = functools.partial(
+        EnvPool, task, num_envs, num_workers=config.env_workers, action_noise=config.action_noise
+    )
+    options = {"episodes": config.eval_episodes, "horizon": task.horizon, "gammas": task.gammas}
+    mode = resolve_evaluation(config.evaluation, device, config.steps * config.seeds, pictures=config.pixels > 0)
+    if mode == "here":
+        with make_pool() as pool:
+            yield Evaluator(pool, **options)
+        return
+    EnvPool(task, 1).close()  # a simulator that is missing is told of now, and not when the first evaluation is due
+    with BackgroundEvaluator(make_pool, **options) as background:
+        yield background
 
 
 @contextlib.contextmanager
@@ -425,7 +447,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": COMPILE, "kernels": KERNELS, "logger": (None, *LOGGERS)}
     names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE, "schedule": (None, *SCHEDULES)}
-    names |= {"encoder": ENCODERS, "encoder_size": tuple(CHANNELS)}
+    names |= {"encoder": ENCODERS, "encoder_size": tuple(CHANNELS), "evaluation": EVALUATION}
     for name, valid in names.items():
         check_name(config, name, list(valid))
     if config.anchors != AUTO_ANCHORS:
@@ -444,6 +466,8 @@ def check(config: Config) -> None:
         check_pixels(config.pixels, get_task(config.task), config.method, config.her_ratio)
         if config.mapped is not None:
             raise ValueError("mapped: of no use with pixels=, whose frames are in a file as they are.")
+        if config.evaluation == "background":
+            raise ValueError("evaluation=background: not with pixels=, whose pictures are drawn in this process.")
     else:
         own = [name for name in PIXEL_OPTIONS if getattr(config, name) != getattr(Config, name)]
         if own:

@@ -124,6 +124,12 @@ class Worker:
             raise RuntimeError(f"{self.name} failed:\n{value}")
         return value
 
+    def has_answered(self) -> bool:
+        """Whether :meth:`receive` would not have to wait: an answer has begun to come, or none will come any more."""
+        poll = select.poll()
+        poll.register(self._process.stdout.fileno(), select.POLLIN)  # type: ignore[union-attr]
+        return bool(poll.poll(0))
+
     def _read(self, length: int, deadline: float) -> bytes:
         pipe = self._process.stdout.fileno()  # type: ignore[union-attr]
         parts = []
@@ -179,7 +185,9 @@ class Worker:
 def serve() -> None:
     """The worker's side: answers requests until its input ends."""
     state: dict[str, Any] = {}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which closes its workers
+    # what ends a group of processes reaches the parent too, which may want an answer still and then closes its workers
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not end up among the answers
     while True:

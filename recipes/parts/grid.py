@@ -51,7 +51,7 @@ _NO_SETTINGS = frozenset(
             "columns",
         ),
         *("expert_policy", "medium_policy", "data_dir", "run_root", "resume", "eval_interval", "log_interval"),
-        *("save_interval", "env_workers", "device", "threads", "logger", "rollout"),
+        *("save_interval", "evaluation", "env_workers", "device", "threads", "logger", "rollout"),
     ]
 )
 #: The paper's second attempt at a variant of which there is one here.

@@ -16,7 +16,8 @@ from torchrl_smore.envs import Task, get_task
 from torchrl_smore.trainers import KeepBest, OfflineTrainer, record_policy, write_text
 
 # what says where a run ran and not what it is
-_LOCAL = ("run_root", "data_dir", "resume", "device", "threads", "env_workers", "logger", "rollout", "log_interval")
+_LOCAL = ("run_root", "data_dir", "resume", "device", "threads", "evaluation", "env_workers")
+_LOCAL += ("logger", "rollout", "log_interval")
 
 
 def make_loadable(trainer: OfflineTrainer, task: Task, store: TrajectoryStore, identity: Mapping[str, Any]) -> None:

@@ -234,10 +234,8 @@ class ProgressLines:
         shown = ("success_last", "discounted_return_0.99", "final_distance")
         means = mean_metrics(trainer.evaluations)
         metrics = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
-        print(
-            f"update {trainer.step:,} of {trainer.total_frames:,}: {metrics} ({trainer.updates_per_second:.0f}/s)",
-            flush=True,
-        )
+        step, steps, rate = trainer.evaluated_step, trainer.total_frames, trainer.updates_per_second
+        print(f"update {step:,} of {steps:,}: {metrics} ({rate:.0f}/s)", flush=True)
 
 
 def commit_of_library() -> str:

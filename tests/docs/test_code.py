@@ -111,7 +111,7 @@ def _pictures():
 
 @contextmanager
 def _one_process():
-    """Networks, a batch, and a process group of this process alone."""
+    """Networks, a batch, what draws and what takes steps of such, and a process group of this process alone."""
     from torch import distributed
 
     networks = make_networks(*goal_specs(2, 2, 2), hidden=(8,))
@@ -122,7 +122,10 @@ def _one_process():
         with warnings.catch_warnings():
             # torch remarks it of gradients with a side of length 1, and it costs time alone
             warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
-            yield {"networks": networks, "batch": batch.set("q", batch.clone())}
+            batch = batch.set("q", batch.clone())
+            parameters = [p for own in (networks.actor, networks.value) for p in own.parameters()]
+            optimizer = torch.optim.Adam(parameters)
+            yield {"networks": networks, "batch": batch, "sampler": lambda: batch, "optimizer": optimizer}
     finally:
         distributed.destroy_process_group()
 

@@ -105,6 +105,35 @@ def test_one_thread_is_the_default_but_with_pictures_and_where_the_environment_s
 
 
 @pytest.mark.parametrize(
+    ("changed", "chosen", "reason"),
+    [
+        ({}, "background", "updates go on meanwhile"),
+        ({"supported": False}, "here", "this system has no process"),
+        ({"device": "cuda"}, "here", "timed on CPUs alone"),
+        ({"pictures": True}, "here", "pictures are drawn in this process"),
+        ({"updates": 999}, "here", "from 1,000 updates on"),
+        ({"threads": 2}, "here", r"training has every core (2)"),
+        ({"threads": 2, "cores": 3}, "background", "updates go on meanwhile"),
+    ],
+)
+def test_auto_evaluates_beside_training_where_there_is_a_core_and_says_why(
+    import_recipe, monkeypatch, caplog, changed, chosen, reason
+):
+    evaluators = import_recipe("parts.evaluators")
+    case = {"supported": True, "device": "cpu", "pictures": False, "updates": 1000, "threads": 1, "cores": 2} | changed
+    monkeypatch.setattr(evaluators.BackgroundEvaluator, "SUPPORTED", case["supported"])
+    monkeypatch.setattr(evaluators, "_cores", lambda: case["cores"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: case["threads"])
+    arguments = torch.device(case["device"]), case["updates"]
+    with caplog.at_level("INFO", logger="torchrl_smore.recipes"):
+        assert evaluators.resolve_evaluation("auto", *arguments, pictures=case["pictures"]) == chosen
+    assert f"evaluation=auto chose {chosen}: " in caplog.text
+    assert reason in caplog.text
+    for mode in ("here", "background"):
+        assert evaluators.resolve_evaluation(mode, *arguments) == mode
+
+
+@pytest.mark.parametrize(
     ("precision", "device", "has", "said"),
     [
         ("bf16", "cpu", False, True),

@@ -128,6 +128,17 @@ def test_help_lists_every_option(recipe, finished, tmp_path):
         assert all(re.search(rf"^  {option}=", shown.stdout, re.MULTILINE) for option in options)
 
 
+@pytest.mark.parametrize("env_workers", [0, 2])
+def test_a_run_that_evaluates_in_the_background_is_the_same_run(recipe, finished, tmp_path, env_workers):
+    done = recipe("smore_offline.py", *SMALL, "evaluation=background", f"env_workers={env_workers}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    _, expected, _ = finished
+    run_dir = only_run(tmp_path)
+    assert metrics(run_dir) == metrics(expected)
+    assert summary(run_dir)["eval"] == summary(expected)["eval"]
+    assert re.findall(r"^update (\d+) of 12: success_last", done.stdout, re.MULTILINE) == ["6", "12"]
+
+
 #: Several options to a run where they do not exclude each other, each with a value that is not its default.
 TAKEN = (
     {"task": "PointRooms", "formulation": "official", "seed": 3, "env_workers": 2},

@@ -1,11 +1,13 @@
 """Training of a loss on a fixed dataset, evaluation, checkpoints, and loading of what was trained.
 
 :class:`OfflineTrainer` runs an update, :class:`Update` or :class:`FusedUpdate`, which is one compiled graph;
-:class:`Evaluator` plays episodes; :func:`load_policy` and :func:`load_value` read the run folder that is left.
+:class:`Evaluator` plays episodes, :class:`BackgroundEvaluator` does while training goes on; :func:`load_policy` and
+:func:`load_value` read the run folder that is left.
 """
 
 from torchrl_smore._files import replacing, write_text
 from torchrl_smore._lock import LockedError, locked
+from torchrl_smore.trainers.background import BackgroundEvaluator
 from torchrl_smore.trainers.best import KeepBest
 from torchrl_smore.trainers.checkpoint import (
     CheckpointError,
@@ -26,6 +28,7 @@ from torchrl_smore.trainers.update import Compile, Update, UpdateStep, adam
 
 __all__ = [
     "ActorPolicy",
+    "BackgroundEvaluator",
     "CheckpointError",
     "CheckpointWarning",
     "Compile",

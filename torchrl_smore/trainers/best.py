@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_smore.trainers.evaluation import Evaluation
 from torchrl_smore.trainers.offline import OfflineTrainer
@@ -40,23 +38,18 @@ class KeepBest:
         if trainer.evaluations is self._last:
             return
         self._last = trainer.evaluations
-        for number, evaluation in enumerate(trainer.evaluations):
-            rank = _rank(evaluation.metrics)
-            best = self._best[number]
-            if best is None or rank > best:
-                self._save(number, evaluation)
-                self._best[number] = rank
+        ranks = [_rank(evaluation.metrics) for evaluation in trainer.evaluations]
+        better = [number for number, best in enumerate(self._best) if best is None or ranks[number] > best]
+        states = trainer.evaluated_states() if better else []
+        for number in better:
+            self._save(number, trainer.evaluations[number], states[number])
+            self._best[number] = ranks[number]
 
-    def _save(self, number: int, evaluation: Evaluation) -> None:
-        trainer, seed = self.trainer, self.trainer.seeds[number]
-        # copies: parameters may be views of one buffer of all seeds
-        loss: dict[str, Any] = {
-            key: value.detach().cpu().clone() if isinstance(value, Tensor) else value
-            for key, value in trainer.update.losses[number].state_dict().items()
-        }
-        state = {"step": trainer.step, "update": {"seeds": [seed], "losses": [loss]}}
+    def _save(self, number: int, evaluation: Evaluation, loss: dict[str, Any]) -> None:
+        trainer, step = self.trainer, self.trainer.evaluated_step
+        state = {"step": step, "update": {"seeds": [trainer.seeds[number]], "losses": [loss]}}
         meta = {**trainer.meta, "evaluation": evaluation.summary()}
-        save_checkpoint(self._folders[number], trainer.step, state, meta, keep=1)
+        save_checkpoint(self._folders[number], step, state, meta, keep=1)
 
 
 def _rank(metrics: dict[str, float]) -> tuple[float, float]:

@@ -168,8 +168,7 @@ class Evaluator:
         first_seed: int = 10_000,
         gammas: Sequence[float] = GAMMAS,
     ) -> None:
-        if episodes < 1 or horizon < 1:
-            raise ValueError(f"episodes and horizon must be positive, got {episodes} and {horizon}.")
+        check_counts(episodes, horizon)
         self.pool = pool
         self.episodes = episodes
         self.horizon = horizon
@@ -232,6 +231,20 @@ class Evaluator:
             for key, values in per_episode.items()
         }
         return Evaluation(metrics, intervals, len(distance), per_episode)
+
+
+def check_counts(episodes: int, horizon: int) -> None:
+    """Refuses counts of an evaluator that are not positive.
+
+    Args:
+        episodes: of each policy.
+        horizon: steps of an episode.
+
+    Raises:
+        ValueError: if one is not positive.
+    """
+    if episodes < 1 or horizon < 1:
+        raise ValueError(f"episodes and horizon must be positive, got {episodes} and {horizon}.")
 
 
 def mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:

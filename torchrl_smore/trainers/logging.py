@@ -51,6 +51,32 @@ class MetricsFile:
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
+    def has(self, step: int, prefix: str, count: int) -> bool:
+        """Whether there are rows of ``step`` with a value in a column whose name begins with ``prefix``.
+
+        Args:
+            step: updates done.
+            prefix: of names of columns.
+            count: how many rows there must be.
+        """
+        return sum(self._is_of(row, step, prefix) for row in self._rows) >= count
+
+    def drop(self, step: int, prefix: str) -> None:
+        """Removes rows of ``step`` with a value in a column whose name begins with ``prefix``.
+
+        Args:
+            step: updates done.
+            prefix: of names of columns.
+        """
+        kept = [row for row in self._rows if not self._is_of(row, step, prefix)]
+        if len(kept) < len(self._rows):
+            self._rows = kept
+            self._rewrite()
+
+    @staticmethod
+    def _is_of(row: Mapping[str, str], step: int, prefix: str) -> bool:
+        return int(row["step"]) == step and any(value for key, value in row.items() if key.startswith(prefix))
+
     def _rewrite(self) -> None:
         with replacing(self.path) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")

@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from torchrl.trainers import OptimizationStepper, Trainer
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore._lock import locked
+from torchrl_smore.trainers.background import BackgroundEvaluator
 from torchrl_smore.trainers.checkpoint import (
     CheckpointError,
     CheckpointWarning,
@@ -78,6 +80,19 @@ class DivergedError(RuntimeError):
         whose = "" if self.seed is None else f" of seed {self.seed}"
         kept = "there is no checkpoint" if self.checkpoint is None else f"the last good checkpoint is {self.checkpoint}"
         return f"the run diverged: {self.name}{whose} is not finite at update {self.step:,}; {kept}."
+
+
+_Rows = Sequence[Mapping[str, float]]
+_State = dict[str, Any]
+
+
+@dataclass(eq=False)
+class _Pending:
+    """An evaluation in progress: of which update, of which states of the losses, and the rows that wait for it."""
+
+    step: int
+    states: list[_State]
+    rows: list[tuple[int, _Rows]] = field(default_factory=list)
 
 
 class OfflineSteps:
@@ -150,6 +165,9 @@ class OfflineTrainer(Trainer):
     ``run_dir/checkpoint`` and resumes from them: on a CPU a resumed run equals an uninterrupted one bit for bit. While
     it trains, ``run_dir`` is locked: two processes never write to one folder.
 
+    With a :class:`BackgroundEvaluator` updates go on while policies are evaluated. Rows that come meanwhile wait for
+    those of the evaluation: files, loggers and checkpoints are the same as with an :class:`Evaluator` here.
+
     Everything of the losses is in training mode while they are trained and in evaluation mode while the policy acts,
     functional networks included; afterwards it has the mode that it had before. The device is asked whether all losses
     are finite whenever something is logged or saved, and not in every update.
@@ -166,7 +184,8 @@ class OfflineTrainer(Trainer):
         run_dir: folder for metrics and checkpoints; ``None`` writes nothing.
         scheduler: stepped after every update.
         target_updater: stepped after every update.
-        evaluator: runs the policies, all seeds' in one pool on the same episodes; ``None`` never evaluates.
+        evaluator: runs the policies, all seeds' in one pool on the same episodes, here or in a process of its own;
+            ``None`` never evaluates.
         policy: what is evaluated, one for each seed; ``None`` is the loss's ``actor_network``, deterministic.
         log_interval: updates between two rows of metrics, averaged over the interval.
         eval_interval: updates between two evaluations; the end is always evaluated.
@@ -194,7 +213,7 @@ class OfflineTrainer(Trainer):
         run_dir: str | Path | None = None,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         target_updater: TargetNetUpdater | None = None,
-        evaluator: Evaluator | None = None,
+        evaluator: Evaluator | BackgroundEvaluator | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         log_interval: int = 100,
         eval_interval: int = 1000,
@@ -248,6 +267,7 @@ class OfflineTrainer(Trainer):
         self.meta = dict(meta or {})
         self.on_divergence = on_divergence
         self.evaluations: list[Evaluation] = []
+        self.evaluated_step = 0
         self.update_seconds = 0.0
         self._updates_timed = 0
         self._totals: TensorDict | None = None
@@ -257,6 +277,8 @@ class OfflineTrainer(Trainer):
         self._warned = False
         self._stop: BaseException | None = None
         self._metrics: MetricsFile | None = None
+        self._pending: _Pending | None = None
+        self._evaluated_states: list[_State] | None = None
 
     def _policies(self, policy: Policy | Sequence[Policy] | None) -> list[Policy]:
         if policy is None:
@@ -268,8 +290,25 @@ class OfflineTrainer(Trainer):
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The newest evaluation of the first seed; ``evaluations`` has those of all."""
+        """The newest evaluation of the first seed; ``evaluations`` has those of all, ``evaluated_step`` its update."""
         return self.evaluations[0] if self.evaluations else None
+
+    def evaluated_states(self) -> list[dict[str, Any]]:
+        """State of each seed's loss, as copies on the CPU, that the newest evaluation was of.
+
+        It is of this moment where the evaluator works in this process.
+        """
+        return self._loss_states() if self._evaluated_states is None else self._evaluated_states
+
+    def _loss_states(self) -> list[_State]:
+        # copies: parameters may be views of one buffer of all seeds
+        return [
+            {
+                key: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+                for key, value in loss.state_dict().items()
+            }
+            for loss in self.update.losses
+        ]
 
     @property
     def step(self) -> int:
@@ -295,12 +334,17 @@ class OfflineTrainer(Trainer):
                     clear_leftovers(root)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
             stack.enter_context(in_mode(True, *self.update.losses))
-            super().train()
+            try:
+                super().train()
+            except Exception:
+                self._finish_evaluation()
+                raise
+            self._finish_evaluation()
         if self.progress_bar:
             self._pbar.close()
         if not self.evaluations and self.evaluator is not None:
             # resumed at its end: the row is there, the evaluation itself is not
-            self.evaluations = self.evaluator.run_all(self.policies)
+            self.evaluations, self.evaluated_step = self.evaluator.run_all(self.policies), self.step
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """The lock of ``run_dir``, which :meth:`train` holds: for what else must not be done by two processes.
@@ -334,6 +378,7 @@ class OfflineTrainer(Trainer):
         super()._setup_hook()
         if self.progress_bar:
             self._pbar.update(self.step)
+        self._repeat_lost_evaluation()
 
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Runs ``batch.numel()`` updates, then logs, evaluates and saves what is due."""
@@ -356,18 +401,73 @@ class OfflineTrainer(Trainer):
         self.update_seconds += time.perf_counter() - start
         self._updates_timed += done
         last = self.step >= self.total_frames
+        if isinstance(self.evaluator, BackgroundEvaluator) and self.evaluator.is_done() and not last:
+            self._finish_evaluation()
         if last or self.step % self.log_interval == 0:
             self._log_averages()
         elif self.step % self.eval_interval == 0:
             self._check_finite()
-        if self.evaluator is not None and (last or self.step % self.eval_interval == 0):
-            self.evaluations = self.evaluator.run_all(self.policies)
-            self._write([{f"eval/{key}": value for key, value in own.metrics.items()} for own in self.evaluations])
+        if last and self._pending is not None:
+            # another evaluation ends before hooks are called for the last time
+            self._finish_evaluation()
+            self._show_to_hooks(batch)
+        if self._evaluates_at(self.step):
+            self._evaluate()
         due = last or self.step % self.save_interval == 0 or self._stop is not None
         if self.run_dir is not None and due:
             self.save()
+        if last:
+            self._finish_evaluation()
         if self._stop is not None:
             raise self._stop
+
+    def _show_to_hooks(self, batch: TensorDictBase) -> None:
+        """Calls those that come after updates, which look at the newest evaluation."""
+        self._post_steps_hook()
+        self._post_steps_log_hook(batch)
+
+    def _evaluates_at(self, step: int) -> bool:
+        return self.evaluator is not None and (step >= self.total_frames or step % self.eval_interval == 0)
+
+    def _evaluate(self) -> None:
+        """Evaluates the policies as they are now; an evaluator beside training only begins to."""
+        assert self.evaluator is not None
+        self._finish_evaluation()
+        if isinstance(self.evaluator, BackgroundEvaluator):
+            self.evaluator.start(self.policies)
+            self._pending = _Pending(self.step, self._loss_states())
+        else:
+            self._take(self.evaluator.run_all(self.policies), self.step)
+
+    def _finish_evaluation(self) -> None:
+        """Waits for the evaluation in progress, if there is one, and writes its rows and then those that waited."""
+        # first of all not in progress any more: one that fails is not waited for again
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        assert isinstance(self.evaluator, BackgroundEvaluator)
+        evaluations = self.evaluator.result()
+        self._evaluated_states = pending.states
+        self._take(evaluations, pending.step)
+        for step, rows in pending.rows:
+            self._record(step, rows)
+
+    def _take(self, evaluations: list[Evaluation], step: int) -> None:
+        self.evaluations, self.evaluated_step = evaluations, step
+        self._record(step, [{f"eval/{key}": value for key, value in own.metrics.items()} for own in evaluations])
+
+    def _repeat_lost_evaluation(self) -> None:
+        """Repeats the evaluation at the checkpoint resumed from, if its process was killed before it was written."""
+        if self._metrics is None or self.step == 0 or not self._evaluates_at(self.step):
+            return
+        if not self._metrics.has(self.step, "eval/", len(self.seeds)):
+            self._metrics.drop(self.step, "eval/")
+            self._evaluate()
+            if self.step >= self.total_frames:
+                self._finish_evaluation()
+            if self._pending is None:
+                # before the networks change, or where no update is left after which hooks are called
+                self._show_to_hooks(TensorDict({}, batch_size=[0]))
 
     def _add_up(self, out: TensorDictBase) -> None:
         """Adds to the totals of the interval, on the device; the update may overwrite ``out`` the next time."""
@@ -425,16 +525,27 @@ class OfflineTrainer(Trainer):
             warnings.warn(f"{error} Training continues.", stacklevel=2)
             self._warned = True
 
-    def _write(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def _write(self, rows: _Rows) -> None:
+        """Writes the values of each seed now, or once the evaluation in progress is written: rows stay in order."""
+        if self._pending is not None:
+            self._pending.rows.append((self.step, rows))
+        else:
+            self._record(self.step, rows)
+
+    def _record(self, step: int, rows: _Rows) -> None:
         """Writes the values of each seed to the file, and their means to progress bar and logger."""
         rows = [{key: float(value) for key, value in row.items()} for row in rows]
         means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         shown = [key for key in means if key.startswith(("loss_", "eval/success_last", "eval/discounted_return_0.99"))]
+        # TorchRL's logging knows no other update than that which the trainer is at
+        now = self.step
+        self.collected_frames = step
         self._log(log_pbar=False, **{key: value for key, value in means.items() if key not in shown})
         self._log(log_pbar=True, **{key: means[key] for key in shown})
+        self.collected_frames = now
         if self._metrics is not None:
             for seed, row in zip(self.seeds, rows):
-                self._metrics.write(self.step, row, seed if len(rows) > 1 else None)
+                self._metrics.write(step, row, seed if len(rows) > 1 else None)
 
     def save(self) -> Path:
         """Writes a checkpoint; see :func:`~torchrl_smore.trainers.checkpoint.save_checkpoint`.
@@ -445,6 +556,9 @@ class OfflineTrainer(Trainer):
         """
         if self.run_dir is None:
             raise ValueError("a trainer without run_dir keeps no checkpoints.")
+        if self._pending is not None and self._pending.step < self.step:
+            # a run resumed from here cannot repeat it: the networks of that update are gone then
+            self._finish_evaluation()
         self._check_finite()
         self._check_parameters()
         state = {
