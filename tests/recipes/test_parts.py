@@ -113,16 +113,21 @@ def test_one_thread_is_the_default_but_with_pictures_and_where_the_environment_s
         ({"pictures": True}, "here", "pictures are drawn in this process"),
         ({"updates": 999}, "here", "from 1,000 updates on"),
         ({"threads": 2}, "here", r"training has every core (2)"),
-        ({"threads": 2, "cores": 3}, "background", "updates go on meanwhile"),
+        ({"threads": 2, "cores": 3, "idle": 3.0}, "background", "updates go on meanwhile"),
+        ({"threads": 2, "cores": 3, "idle": 2.4}, "here", "other work leaves 2.4 of 3 cores"),
+        ({"idle": 1.0}, "here", "other work leaves 1.0 of 2 cores"),
+        ({"idle": 1.5}, "background", "updates go on meanwhile"),
     ],
 )
 def test_auto_evaluates_beside_training_where_there_is_a_core_and_says_why(
     import_recipe, monkeypatch, caplog, changed, chosen, reason
 ):
     evaluators = import_recipe("parts.evaluators")
-    case = {"supported": True, "device": "cpu", "pictures": False, "updates": 1000, "threads": 1, "cores": 2} | changed
+    case = {"supported": True, "device": "cpu", "pictures": False, "updates": 1000, "threads": 1, "cores": 2}
+    case |= {"idle": 2.0} | changed
     monkeypatch.setattr(evaluators.BackgroundEvaluator, "SUPPORTED", case["supported"])
-    monkeypatch.setattr(evaluators, "_cores", lambda: case["cores"])
+    monkeypatch.setattr(evaluators, "_cores", lambda: set(range(case["cores"])))
+    monkeypatch.setattr(evaluators, "_idle", lambda cores: case["idle"])
     monkeypatch.setattr(torch, "get_num_threads", lambda: case["threads"])
     arguments = torch.device(case["device"]), case["updates"]
     with caplog.at_level("INFO", logger="torchrl_smore.recipes"):
@@ -131,6 +136,23 @@ def test_auto_evaluates_beside_training_where_there_is_a_core_and_says_why(
     assert reason in caplog.text
     for mode in ("here", "background"):
         assert evaluators.resolve_evaluation(mode, *arguments) == mode
+
+
+def test_idle_cores_are_counted_among_those_that_this_process_may_use(import_recipe, monkeypatch, tmp_path):
+    evaluators = import_recipe("parts.evaluators")
+    monkeypatch.setattr(evaluators, "_STAT", tmp_path / "stat")
+    assert evaluators._idle({0, 1, 2}) == 3.0  # a system that does not say
+    # core 0 is idle for 60 of 100 units and waits for a disk for 20, core 1 is stolen; guests are part of user time
+    before = "cpu  9 9 9 9\ncpu0 10 0 0 100 50 0 0 0 5 0\ncpu1 0 0 0 7 0 0 0 0 0 0\ncpu2 1 1 1 1 1 1 1 1 1 1\n"
+    after = "cpu  9 9 9 9\ncpu0 20 5 5 160 70 0 0 0 99 0\ncpu1 0 0 0 7 0 0 0 100 0 0\ncpu2 1 1 1 2 1 1 1 1 1 1\n"
+    evaluators._STAT.write_text(before)
+    monkeypatch.setattr("time.sleep", lambda seconds: evaluators._STAT.write_text(after))
+    assert evaluators._idle({0, 1}) == pytest.approx(0.8)
+    evaluators._STAT.write_text(before)
+    assert evaluators._idle({0, 1, 2}) == pytest.approx(1.8)
+    evaluators._STAT.write_text(before)
+    monkeypatch.setattr("time.sleep", lambda seconds: evaluators._STAT.write_text(after.replace("cpu2", "cpu3")))
+    assert evaluators._idle({0, 1, 2}) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
