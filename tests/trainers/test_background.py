@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import os
@@ -18,6 +19,7 @@ from torchrl_smore.envs import EnvPool
 from torchrl_smore.trainers import (
     ActorPolicy,
     BackgroundEvaluator,
+    CheckpointError,
     DivergedError,
     Evaluator,
     FusedUpdate,
@@ -182,20 +184,24 @@ def test_updates_go_on_meanwhile_and_rows_wait_for_those_of_the_evaluation(backg
 
 def test_the_best_networks_are_those_that_were_evaluated(background, make_run, gate, tmp_path):
     trainer = make_run(background, tmp_path / "run", eval_interval=5)
-    states = {}
-    gate.touch()
-    key = next(iter(trainer.update.losses[0].state_dict()))
-    trainer.register_op("post_optim", lambda: states.setdefault(trainer._optim_count, _copy(trainer, key)))
+    key = next(key for key, value in trainer.update.losses[0].state_dict().items() if value.ndim == 2)
+    states, kept = {}, {}
+
+    def look():
+        states[trainer.step] = trainer.update.losses[0].state_dict()[key].clone()
+        if trainer.step == 8:
+            gate.touch()
+        with contextlib.suppress(CheckpointError):  # nothing is kept so far
+            state, meta = load_checkpoint(latest_checkpoint(tmp_path / "run" / "best" / "seed_3"))
+            kept[state["step"]] = state["update"]["losses"][0][key]
+            assert meta["evaluation"]["episodes"] == 3
+
+    trainer.register_op("post_steps", look)
     trainer.train()
-    best = latest_checkpoint(tmp_path / "run" / "best" / "seed_3")
-    state, meta = load_checkpoint(best)
-    assert state["step"] in (5, 10, 13)
-    assert torch.equal(state["update"]["losses"][0][key], states[state["step"]])
-    assert meta["evaluation"]["episodes"] == 3
-
-
-def _copy(trainer, key):
-    return trainer.update.losses[0].state_dict()[key].clone()
+    # it was kept after update 8 or later
+    assert min(kept) == 5
+    assert all(torch.equal(found, states[step]) for step, found in kept.items())
+    assert not torch.equal(states[5], states[6])
 
 
 def test_a_checkpoint_of_a_later_update_waits(background, make_run, whole, gate, tmp_path):
