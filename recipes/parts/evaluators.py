@@ -52,9 +52,8 @@ def resolve_evaluation(mode: str, device: torch.device, updates: int, *, picture
 
 def _cores() -> set[int]:
     """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return set(range(os.cpu_count() or 1)) if affinity is None else set(affinity(0))
 
 
 def _idle(cores: set[int], seconds: float = 0.25) -> float:
