@@ -19,7 +19,8 @@ from torchrl_smore.data import GoalBatchSampler, GoalTransition, HindsightGoalTr
 from torchrl_smore.envs import EnvPool
 from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.trainers import Evaluator, FusedUpdate, OfflineTrainer, Update, adam
-from torchrl_smore.trainers.offline import _ABSENT_STAGES, OfflineSteps
+from torchrl_smore.trainers._steps import OfflineSteps
+from torchrl_smore.trainers.offline import _ABSENT_STAGES
 
 TIMING = {"updates_per_second"}
 
