@@ -204,6 +204,13 @@ class Config:
         "rows of that file in memory at a time, which pass through it in an order of chance; default: any, by page",
     )
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
+    layer_norm: str | None = option(
+        None,
+        "LayerNorm in networks of states: critics (score or Q, and value), actor, all; default: what networks= has",
+    )
+    ensemble: int | None = option(
+        None, "score (Q, critic) networks, of which the least counts; default: the method's (2 SMORe)"
+    )
     contamination: float | None = option(
         None,
         "share of dataset actions that the actor's likelihood takes to be uniform noise, in [0, 1); default: the "
@@ -231,6 +238,7 @@ class Config:
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
     learning_rate: float | None = option(None, "of Adam; default: the method's (1e-3 SMORe)")
     schedule: str | None = option(None, f"of the actor's learning rate: {', '.join(SCHEDULES)}; default: the method's")
+    actor_weight_decay: float = option(0.0, "decoupled weight decay of the actor, as AdamW's, at least 0")
     target_rate: float | None = option(
         None, "Polyak rate of the target networks, in (0, 1]; default: the method's (0.005 SMORe)"
     )
@@ -441,6 +449,8 @@ def check(config: Config) -> None:
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
         "learning_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
+        "actor_weight_decay": ("in [0, 1000]", lambda value: 0 <= value <= 1000),
+        "ensemble": ("in [1, 100]", lambda value: value is None or 1 <= value <= 100),
     }
     for name, (expected, holds) in ranges.items():
         if not holds(getattr(config, name)):
@@ -466,6 +476,8 @@ def check(config: Config) -> None:
         check_pixels(config.pixels, get_task(config.task), config.method, config.her_ratio)
         if config.mapped is not None:
             raise ValueError("mapped: of no use with pixels=, whose frames are in a file as they are.")
+        if config.layer_norm is not None:
+            raise ValueError("layer_norm: not with pixels=, whose networks have pixel_norm.")
         if config.evaluation == "background":
             raise ValueError("evaluation=background: not with pixels=, whose pictures are drawn in this process.")
     else:
@@ -536,8 +548,16 @@ def loss_options(config: Config) -> dict[str, Any]:
             raise ValueError(
                 f"method={config.method} has no option {field.name}; it has {', '.join(accepts) or 'none'}."
             )
-    if config.target_rate is not None and not METHODS[config.method].target_network:
+    method = METHODS[config.method]
+    if config.target_rate is not None and not method.target_network:
         raise ValueError(f"method={config.method} has no target network, so no target_rate.")
+    if config.ensemble is not None and not method.ensemble:
+        raise ValueError(f"method={config.method} has no score, Q or critic, so no ensemble.")
+    if config.layer_norm not in (None, *method.norms):
+        raise ValueError(
+            f"method={config.method} has LayerNorm by option in {', '.join(method.norms) or 'no network'}, "
+            f"got layer_norm={config.layer_norm}."
+        )
     options = {name: getattr(config, name) for name in accepts}
     # without a value is what has none by default: the method's stands in the loss
     unset = {field.name for field in dataclasses.fields(Config) if field.default is None}
@@ -561,6 +581,8 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
         pixels=pixel_setting(config),
+        layer_norm=config.layer_norm,
+        ensemble=config.ensemble,
     )
     loss = METHODS[config.method].build(setting).to(device)
     if config.actor_goals is not None and METHODS[config.method].actor_goals:
@@ -599,6 +621,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         lr=config.learning_rate,
         total_steps=config.steps,
         cosine=("actor_network",) if decays else (),
+        actor_weight_decay=config.actor_weight_decay,
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
         compile=mode,

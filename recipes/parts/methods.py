@@ -64,7 +64,9 @@ class Setting:
 
     ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs, which
     ``clip`` bounds; ``contamination`` and ``min_std`` are those of the actor's likelihood, ``precision`` that of hidden
-    layers, ``kernels`` what the losses that have kernels run.
+    layers, ``kernels`` what the losses that have kernels run. ``layer_norm`` names the networks of states that have
+    LayerNorm (``"critics"``, ``"actor"``, ``"all"``), ``ensemble`` how many scores (Q, critics) there are, or the
+    method's number.
     """
 
     specs: tuple[Composite, TensorSpec]
@@ -78,6 +80,13 @@ class Setting:
     contamination: float = 0.0
     min_std: float = MIN_STD
     pixels: PixelSetting | None = None
+    layer_norm: str | None = None
+    ensemble: int | None = None
+
+    @property
+    def num_scores(self) -> int:
+        """How many scores (Q, critics) are made; a method that takes one takes the first."""
+        return self.ensemble or 2
 
     def networks(self) -> dict[str, Any]:
         """Actor, score (or Q) and value networks by the names that losses give them.
@@ -88,6 +97,10 @@ class Setting:
             return self._of_pictures(embeddings=False)
         options: dict[str, Any] = {"contamination": self.contamination, "min_std": self.min_std}
         options |= {"preset": self.preset, "statistics": self.statistics, "clip": self.clip}
+        options["num_score_nets"] = self.num_scores
+        if self.layer_norm in ("critics", "all"):
+            options |= {"score_layer_norm": True, "value_layer_norm": True}
+        options["actor_layer_norm"] = self.layer_norm in ("actor", "all")
         made = make_networks(*self.specs, precision=self.precision, **options)
         named = {"actor_network": made.actor, "value_network": made.value}
         return {**named, "score_network": made.score, "qvalue_network": made.score}
@@ -104,6 +117,7 @@ class Setting:
         made = make_pixel_networks(
             self.specs[1],
             pixels=self.pixels.size,
+            num_score_nets=self.num_scores,
             encoder=self.pixels.encoder,
             shared=self.pixels.encoder_is != "separate",
             own_actor=self.pixels.encoder_is == "critics",
@@ -131,7 +145,7 @@ class Setting:
 _SIGHT: dict[str, Any] = {"shared": "frozen", "joint": "trained", "critics": "own"}
 
 #: Keyword arguments of losses that :class:`Setting` decides, beside those that are options of the recipe.
-_HANDED = ("kernels", "deactivate_vmap")
+_HANDED = ("kernels", "deactivate_vmap", "num_score_nets")
 
 
 @dataclass(frozen=True)
@@ -143,7 +157,8 @@ class Method:
         networks: makes the networks, by the names of the constructor's other parameters.
         fixed: keyword arguments that make this method of a loss that has several; they are no options.
         options: turns the options of the recipe into those of the loss where they differ.
-        single_q: whether one Q network serves where the constructor takes a sequence too.
+        ensemble: how many scores (Q, critics) it has where no number is asked for; 0: it has none.
+        norms: networks of states that may have LayerNorm by an option.
         target_network: whether the loss has one.
         cosine: whether the actor's learning rate is decayed where no ``schedule`` is chosen.
         rewards: those of a step off and at the goal, or ``None`` for a loss that reads none.
@@ -157,7 +172,8 @@ class Method:
     networks: Callable[[Setting], dict[str, Any]] = Setting.networks
     fixed: Mapping[str, Any] = field(default_factory=dict)
     options: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    single_q: bool = False
+    ensemble: int = 2
+    norms: tuple[str, ...] = ("critics", "actor", "all")
     target_network: bool = True
     cosine: bool = True
     rewards: tuple[float, float] | None = None
@@ -180,9 +196,10 @@ class Method:
     def build(self, setting: Setting) -> LossModule:
         """Networks and loss."""
         made = self.networks(setting)
-        if self.single_q:
+        if self.ensemble == 1 and setting.ensemble in (None, 1):
             made["qvalue_network"] = made["qvalue_network"][0]
-        handed = {"kernels": setting.kernels, "deactivate_vmap": setting.deactivate_vmap}
+        handed: dict[str, Any] = {"kernels": setting.kernels, "deactivate_vmap": setting.deactivate_vmap}
+        handed["num_score_nets"] = setting.num_scores
         taken = {name for name, _ in _parameters(self.loss, keyword=True)}
         options = {name: value for name, value in handed.items() if name in taken}
         networks = {name: made.get(name) for name, _ in _parameters(self.loss, keyword=False)}
@@ -227,7 +244,8 @@ def contrastive_networks(setting: Setting) -> dict[str, Any]:
     if setting.pixels is not None:
         made = setting.contrastive_pictures()
         return made if awr else {**made, "value_network": None}
-    networks = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, precision=setting.precision)
+    sizes: dict[str, Any] = {"hidden": (256, 256), "latent": 64, "num_critics": setting.num_scores}
+    networks = make_contrastive_networks(*setting.specs, **sizes, precision=setting.precision)
     critics = [setting.standardized(critic) for critic in networks.critic]
     value = setting.standardized(networks.value) if awr else None
     actor = setting.networks()["actor_network"]
@@ -239,7 +257,8 @@ def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
     std = 0.15
     if setting.pixels is not None:
         return setting.contrastive_pictures(std)
-    made = make_contrastive_networks(*setting.specs, hidden=(256, 256), latent=64, std=std)
+    sizes: dict[str, Any] = {"hidden": (256, 256), "latent": 64, "num_critics": setting.num_scores}
+    made = make_contrastive_networks(*setting.specs, **sizes, std=std)
     critics = [setting.standardized(critic) for critic in made.critic]
     head = made.actor.module[0]
     head.module = setting.standardized(head).module
@@ -247,6 +266,7 @@ def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
 
 
 _SPARSE = (-1.0, 0.0)
+_CLONING: dict[str, Any] = {"target_network": False, "ensemble": 0, "norms": ("actor",)}
 _ORIGINAL_WGCSL = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
 
 METHODS: dict[str, Method] = {
@@ -255,24 +275,32 @@ METHODS: dict[str, Method] = {
     "gc_sql": Method(GCSQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_eql": Method(GCEQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_xql": Method(GCXQLLoss, rewards=_SPARSE, terminate_at_goal=True),
-    "gcsl": Method(GCSLLoss, target_network=False, cosine=False),
+    "gcsl": Method(GCSLLoss, **_CLONING, cosine=False),
     # behaviour cloning of hindsight goals: SMORe's actor without weights, its control
-    "hindsight_bc": Method(GCSLLoss, fixed={"regression": "nll"}, target_network=False),
+    "hindsight_bc": Method(GCSLLoss, fixed={"regression": "nll"}, **_CLONING),
     # of stored goals
-    "gc_bc": Method(GCSLLoss, fixed={"regression": "nll"}, target_network=False),
-    "wgcsl": Method(WGCSLLoss, single_q=True, cosine=False, rewards=_SPARSE, extras=("goal_offset",)),
+    "gc_bc": Method(GCSLLoss, fixed={"regression": "nll"}, **_CLONING),
+    "wgcsl": Method(WGCSLLoss, ensemble=1, cosine=False, rewards=_SPARSE, extras=("goal_offset",)),
     "wgcsl_original": Method(
         WGCSLLoss,
         fixed=_ORIGINAL_WGCSL,
-        single_q=True,
+        ensemble=1,
         cosine=False,
         rewards=(0.0, 1.0),
         extras=("goal_offset",),
     ),
     "gofar": Method(
-        GoFARLoss, gofar_networks, options=gofar_options, cosine=False, extras=("achieved_goal", "initial_observation")
+        GoFARLoss,
+        gofar_networks,
+        options=gofar_options,
+        ensemble=0,
+        cosine=False,
+        extras=("achieved_goal", "initial_observation"),
     ),
-    "crl": Method(ContrastiveRLLoss, contrastive_networks, target_network=False, strategy="geometric"),
-    "crl_td": Method(ContrastiveTDLoss, contrastive_td_networks, cosine=False, strategy="geometric"),
-    "am": Method(ActionableModelsLoss, single_q=True, cosine=False, rewards=_SPARSE),
+    # critics of embeddings have LayerNorm anyway
+    "crl": Method(
+        ContrastiveRLLoss, contrastive_networks, target_network=False, strategy="geometric", norms=("actor",)
+    ),
+    "crl_td": Method(ContrastiveTDLoss, contrastive_td_networks, cosine=False, strategy="geometric", norms=()),
+    "am": Method(ActionableModelsLoss, ensemble=1, cosine=False, rewards=_SPARSE),
 }

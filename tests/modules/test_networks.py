@@ -200,6 +200,21 @@ def test_preset_values_can_be_overridden():
     assert any(isinstance(layer, nn.LayerNorm) for layer in networks.value.modules())
 
 
+@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("part", ["score", "value", "actor"])
+def test_layer_norm_can_be_had_in_each_network_alone(preset, part):
+    # official has it in the value network unless told otherwise
+    options = {"value_layer_norm": False, f"{part}_layer_norm": True}
+    networks = make_networks(*SPECS, preset=preset, hidden=(9, 8), **options)
+    every = {"first": networks.score[0], "second": networks.score[1], "value": networks.value, "actor": networks.actor}
+    norms = {
+        name: [layer.normalized_shape for layer in network.modules() if isinstance(layer, nn.LayerNorm)]
+        for name, network in every.items()
+    }
+    having = {"score": {"first", "second"}}.get(part, {part})
+    assert norms == {name: [(9,), (8,)] if name in having else [] for name in norms}
+
+
 def test_twins_are_initialised_differently():
     for preset in ("paper", "official"):
         first, second = make_networks(*SPECS, preset=preset, hidden=(6,)).score

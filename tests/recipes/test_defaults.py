@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -224,6 +225,63 @@ def test_an_actor_has_goals_of_its_own_where_its_loss_reads_them(recipes, store_
     loss, batch = (make(config, task, store, cpu) for make in (smore_offline.make_loss, smore_offline.make_sampler))
     keys = set(batch().keys())
     assert ("actor_goal" in loss.in_keys) == ("actor_goal" in keys) == (method not in ("crl", "hindsight_bc"))
+
+
+@pytest.mark.parametrize(
+    ("method", "ensemble", "copies"),
+    [
+        *(("smore", None, 2), ("smore", 5, 5), ("smore", 1, 1), ("gc_iql", 3, 3), ("wgcsl", 1, 1)),
+        *(("am", None, 1), ("am", 3, 3), ("crl", 4, 4), ("crl_td", 4, 4)),
+    ],
+)
+def test_an_ensemble_has_as_many_networks_as_are_asked_for(recipes, method, ensemble, copies):
+    smore_offline = recipes[2]
+    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, ensemble=ensemble))
+    loss = smore_offline.make_loss(config, get_task("PointReach"), None, torch.device("cpu"))
+    (name,) = (n for n in ("score_network", "qvalue_network", "critic_network") if hasattr(loss, f"{n}_params"))
+    # a network on its own has no dimension of networks
+    assert getattr(loss, f"{name}_params").shape in ((copies,), () if copies == 1 else (copies,))
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "having"),
+    [
+        ("smore", "critics", {"score_network", "value_network"}),
+        ("smore", "actor", {"actor_network"}),
+        ("gc_iql", "all", {"actor_network", "qvalue_network", "value_network"}),
+        ("gofar", "critics", {"value_network"}),
+        ("gcsl", "actor", {"actor_network"}),
+        ("smore", None, set()),
+    ],
+)
+def test_layer_norm_stands_in_the_networks_that_it_is_asked_for_in(recipes, method, option, having):
+    smore_offline = recipes[2]
+    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, layer_norm=option))
+    loss = smore_offline.make_loss(config, get_task("PointReach"), None, torch.device("cpu"))
+    # a norm's weight has one dimension, two with that of an ensemble
+    parts = {
+        name.split("_params")[0]
+        for name, value in loss.named_parameters()
+        if name.endswith("weight") and value.ndim == 1 + name.startswith(("score", "qvalue"))
+    }
+    assert parts == having
+
+
+def test_a_decay_of_the_actor_comes_to_the_update(recipes, store_path):
+    smore_offline = recipes[2]
+    options = {"dataset": str(store_path), "device": "cpu", "batch_size": 8, "actor_weight_decay": 0.25}
+    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", **options))
+    store, cpu = TrajectoryStore.load(store_path), torch.device("cpu")
+    update, plain = (
+        smore_offline.make_update(each, get_task("PointReach"), store, cpu)
+        for each in (config, dataclasses.replace(config, actor_weight_decay=0.0))
+    )
+    for each in (update, plain):
+        each()
+    lost = (plain.params["actor_network"] - update.params["actor_network"]).norm().item()
+    # of weights that one update at a rate of 1e-3 has hardly moved
+    assert lost == pytest.approx(0.25 * 1e-3 * plain.params["actor_network"].norm().item(), rel=0.1)
+    assert torch.equal(plain.params["score_network"], update.params["score_network"])
 
 
 def test_an_option_of_a_new_loss_needs_no_second_declaration(recipes, monkeypatch):

@@ -19,6 +19,7 @@ from torchrl_smore.modules import ConcatMLP, goal_specs, make_contrastive_networ
 from torchrl_smore.objectives import (
     ActionableModelsLoss,
     ContrastiveRLLoss,
+    ExpectileValueLoss,
     GCIQLLoss,
     GCSLLoss,
     GoFARLoss,
@@ -96,6 +97,42 @@ def test_twenty_updates_equal_those_of_the_plain_update(make_fused, plain, seeds
         name.split("_params")[0] for name, v in before.items() if (ends[seeds.index(1)][name] - v).abs().max() > 1e-3
     }
     assert {"actor_network", "value_network", "score_network", "target_score_network"} <= moved
+
+
+def test_the_actor_alone_shrinks_by_its_decay_times_its_rate(make_fused):
+    plain, decayed = make_fused(0, total_steps=None), make_fused(0, total_steps=None, actor_weight_decay=20.0)
+    before = state(plain.losses[0])
+    (without,), (with_decay,) = run(plain, 1)[1], run(decayed, 1)[1]
+    of_actor = {name for name, _ in plain.losses[0].named_parameters() if name.startswith("actor_network")}
+    assert len(of_actor) == 7  # three layers and the standard deviation
+    for name, value in without.items():
+        shrunk = 1e-3 * 20.0 * before[name] if name in of_actor else torch.zeros_like(value)
+        torch.testing.assert_close(value - with_decay[name], shrunk, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("map_seeds", ["loop", "vmap"])
+def test_updates_with_decay_equal_those_of_torchs_optimiser(make_fused, make_loss, data, map_seeds):
+    loss = make_loss(1)
+    optimizer, scheduler = adam(loss, lr=1e-3, total_steps=15, actor_weight_decay=5.0)
+    updater = SoftUpdate(loss, tau=0.05)
+    sampler = GoalBatchSampler(data, 16, seed=1)
+    _, (reference,) = run(Update(loss, sampler, optimizer, scheduler=scheduler, target_updater=updater), 20)
+    ends = run(make_fused(0, 1, map_seeds=map_seeds, actor_weight_decay=5.0), 20)[1]
+    assert_close(ends[1], reference, **CLOSE)
+
+
+@pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf")])
+def test_a_decay_that_is_none_is_refused(make_fused, make_loss, decay):
+    for make in (lambda: make_fused(0, actor_weight_decay=decay), lambda: adam(make_loss(0), actor_weight_decay=decay)):
+        with pytest.raises(ValueError, match=f"actor_weight_decay must be at least 0 and finite, got {decay}"):
+            make()
+
+
+def test_a_decay_of_the_actor_needs_an_actor():
+    networks = make_networks(*goal_specs(3, 2, 2), hidden=(8,))
+    value = ExpectileValueLoss(networks.value)
+    with pytest.raises(ValueError, match=r"actor_weight_decay=0\.1: the loss has no actor"):
+        adam(value, actor_weight_decay=0.1)
 
 
 def test_four_seeds_are_four_runs_with_weighted_anchors_and_goals_of_the_actor_own(make_loss, data):

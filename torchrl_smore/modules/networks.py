@@ -273,6 +273,8 @@ def make_networks(
     preset: Preset = "paper",
     hidden: Sequence[int] | None = None,
     value_layer_norm: bool | None = None,
+    score_layer_norm: bool = False,
+    actor_layer_norm: bool = False,
     num_score_nets: int = 2,
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     clip: float | None = STANDARDIZED_CLIP,
@@ -294,6 +296,8 @@ def make_networks(
         preset: ``"paper"`` or ``"official"``.
         hidden: widths of the hidden layers, instead of the preset's.
         value_layer_norm: LayerNorm in the value network, instead of the preset's.
+        score_layer_norm: LayerNorm in the score networks, as OGBench has in all critics.
+        actor_layer_norm: LayerNorm in the actor.
         num_score_nets: size of the score ensemble.
         statistics: mean and standard deviation by key (``observation``, ``desired_goal``) to standardise inputs with;
             they become buffers of every network.
@@ -341,11 +345,14 @@ def make_networks(
         return Standardize(network, scales[:num_keys], clip) if known else network
 
     score = [
-        TensorDictModule(scaled(build(num_state + action_dim, 1), 3), [*state_keys, "action"], ["score"])
+        TensorDictModule(
+            scaled(build(num_state + action_dim, 1, score_layer_norm), 3), [*state_keys, "action"], ["score"]
+        )
         for _ in range(num_score_nets)
     ]
     value = TensorDictModule(scaled(build(num_state, 1, layer_norm), 2), state_keys, ["state_value"])
-    gaussian = GaussianHead(build(num_state, action_dim), action_dim, *(bounds or ()), min_std=min_std)
+    trunk = build(num_state, action_dim, actor_layer_norm)
+    gaussian = GaussianHead(trunk, action_dim, *(bounds or ()), min_std=min_std)
     actor = ProbabilisticActor(
         TensorDictModule(scaled(gaussian, 2), state_keys, ["loc", "scale"]),
         in_keys=["loc", "scale"],

@@ -123,6 +123,8 @@ class GoalActorConfig(ConfigBase):
     preset: str = "paper"
     hidden: Any = None
     value_layer_norm: bool | None = None
+    score_layer_norm: bool = False
+    actor_layer_norm: bool = False
     num_score_nets: int = 2
     statistics: Any = None
     clip: float | None = STANDARDIZED_CLIP

@@ -18,7 +18,7 @@ from torchrl_smore.trainers.checkpoint import check_fits, fitting_generators
 from torchrl_smore.trainers.compiled import KeptMethod, compiled
 from torchrl_smore.trainers.stacked import Flat, StackedLosses
 from torchrl_smore.trainers.step_graph import StepGraph
-from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler
+from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler, weight_decays
 
 MapSeeds = Literal["auto", "loop", "vmap"]
 _logger = logging.getLogger("torchrl_smore")
@@ -66,6 +66,7 @@ class FusedUpdate:
             :func:`~torchrl_smore.functional.optim.adam_polyak_`.
         total_steps: length of the cosine decay in updates; ``None`` keeps every rate constant.
         cosine: prefixes of the networks whose rate is decayed.
+        actor_weight_decay: decoupled weight decay of the actor, see :func:`adam`.
         tau: Polyak rate of the target networks, in ``(0, 1]``; ``None`` leaves them alone.
         kernels: of Adam, schedule and target: ``"reference"``, ``"triton"`` (or an error where it cannot run) or
             ``"auto"``; see ``kernels/README.md``. Losses have an option of their own.
@@ -81,8 +82,8 @@ class FusedUpdate:
 
     Raises:
         PermissionError: if ``compile_cache`` belongs to, or can be written by, somebody else.
-        ValueError: for an unknown name, a number of seeds other than that of losses, or losses that
-            :class:`~torchrl_smore.trainers.stacked.StackedLosses` refuses.
+        ValueError: for an unknown name, a number of seeds other than that of losses, a decay that :func:`adam` refuses,
+            or losses that :class:`~torchrl_smore.trainers.stacked.StackedLosses` refuses.
         TypeError: for a sampler that does not come in two parts or cannot be had under other seeds.
         RuntimeError: if a CUDA graph or a kernel is asked for where it cannot run, or ``tau`` for a loss without target
             networks.
@@ -97,6 +98,7 @@ class FusedUpdate:
         lr: float = 3e-4,
         total_steps: int | None = None,
         cosine: tuple[str, ...] = ("actor_network",),
+        actor_weight_decay: float = 0.0,
         tau: float | None = None,
         kernels: Kernels = "auto",
         compile: Compile = "off",
@@ -132,6 +134,7 @@ class FusedUpdate:
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
         self._adam: dict[str, Any] = {"lr": lr, "kernels": resolve_kernels(kernels, self.device)}
         self._decay_steps = {g: total_steps if g.startswith(cosine) else None for g in self.params}
+        self._weight_decay = dict(zip(self.params, weight_decays(self.params, actor_weight_decay)))
         self._tau = tau
         self._vmap = self._choose_vmap(map_seeds)
         # torch.func costs a few milliseconds a step in Python where nothing is compiled or mapped
@@ -213,6 +216,7 @@ class FusedUpdate:
                 exp_avg_sq[group],
                 step,
                 **self._adam,
+                weight_decay=self._weight_decay[group],
                 decay_steps=self._decay_steps[group],
                 target=None if self._tau is None else targets.get(group),
                 tau=self._tau or 1.0,

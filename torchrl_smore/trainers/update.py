@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -178,12 +178,31 @@ def network_name(parameter: str) -> str:
     return parameter.split("_params")[0]
 
 
+def weight_decays(networks: Iterable[str], of_actor: float) -> list[float]:
+    """Decoupled weight decay of each network.
+
+    Args:
+        networks: their names.
+        of_actor: that of the actor, at least 0; the others have none.
+
+    Raises:
+        ValueError: see :func:`adam`.
+    """
+    if not 0.0 <= of_actor < math.inf:
+        raise ValueError(f"actor_weight_decay must be at least 0 and finite, got {of_actor}.")
+    decays = [of_actor if name.startswith("actor_network") else 0.0 for name in networks]
+    if of_actor and not any(decays):
+        raise ValueError(f"actor_weight_decay={of_actor}: the loss has no actor.")
+    return decays
+
+
 def adam(
     loss: LossModule,
     *,
     lr: float = 3e-4,
     total_steps: int | None = None,
     cosine: tuple[str, ...] = ("actor_network",),
+    actor_weight_decay: float = 0.0,
 ) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
     """Adam as in the paper: one learning rate, decayed by half a cosine to 0 for the actor alone.
 
@@ -194,9 +213,14 @@ def adam(
         lr: learning rate.
         total_steps: length of the decay; ``None`` keeps every rate constant.
         cosine: prefixes of the parameters that are decayed.
+        actor_weight_decay: decoupled weight decay of all parameters of the actor, as in AdamW (Loshchilov & Hutter,
+            2019): an update takes ``rate * actor_weight_decay`` of themselves from them. At least 0.
 
     Returns:
         Optimiser (fused) and scheduler.
+
+    Raises:
+        ValueError: for a decay that is negative or not finite, or one of a loss that has no actor.
     """
     groups: dict[str, list[Tensor]] = {}
     for name, parameter in loss.named_parameters():
@@ -205,6 +229,8 @@ def adam(
     optimizer = torch.optim.Adam(
         [{"params": params, "name": name} for name, params in groups.items()], lr=lr, fused=True
     )
+    for group, weight_decay in zip(optimizer.param_groups, weight_decays(groups, actor_weight_decay)):
+        group.update(weight_decay=weight_decay, decoupled_weight_decay=weight_decay > 0.0)
 
     def decayed(step: int) -> float:
         return 1.0 if total_steps is None else 0.5 * (1.0 + math.cos(math.pi * min(step / total_steps, 1.0)))
