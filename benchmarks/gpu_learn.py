@@ -11,7 +11,7 @@ from benchmark import Config as GridConfig
 from benchmark import commit_of_library, make_datasets, make_jobs, order, read_request
 from parts.benchmark_jobs import read_result, run_job
 from parts.datasets import collect_or_load
-from smore_offline import Config, with_defaults
+from parts.options import Config, with_defaults
 
 from torchrl_smore.envs import get_task
 from torchrl_smore.reports import Result, write_curves, write_results

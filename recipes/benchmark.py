@@ -30,16 +30,17 @@ from typing import Any
 from parts import grid
 from parts.benchmark_jobs import read_result, run_job
 from parts.benchmark_ray import run_on_ray
+from parts.checks import MOST, check
 from parts.cli import check_range, nearest, option, run_recipe
 from parts.datasets import collect_or_load, dataset_folder, digest
 from parts.earlier import read_earlier
 from parts.grid import GridCell, Plan, paper_name
 from parts.manifest import Manifest, read_manifest
 from parts.methods import METHODS
-from parts.shared import commit_of_library, remove_partial_files, versions_of, write_json
+from parts.options import Config as RunConfig
+from parts.options import with_defaults
+from parts.shared import PACKAGES, commit_of_library, remove_partial_files, versions_of, write_json
 from parts.status import describe_status, status_of
-from smore_offline import MOST, PACKAGES, check, with_defaults
-from smore_offline import Config as RunConfig
 from tqdm import tqdm
 
 from torchrl_smore import TrajectoryStore

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parts.build import make_dataset, make_loss, make_sampler
 from parts.cli import check_range, option, read_config, run_recipe
 from parts.datasets import dataset_folder
 from parts.diagnosis import (
@@ -43,9 +44,9 @@ from parts.diagnosis import (
     weight_classes,
 )
 from parts.methods import METHODS
+from parts.options import Config as RunConfig
+from parts.options import identity
 from parts.shared import use_threads, write_json
-from smore_offline import Config as RunConfig
-from smore_offline import identity, make_dataset, make_loss, make_sampler
 from torch import Tensor
 
 from torchrl_smore import SMORELoss, TrajectoryStore

@@ -29,6 +29,7 @@ import yaml
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
 from parts.shared import (
+    PACKAGES,
     new_run_folder,
     remove_partial_files,
     stopping_on_signals,
@@ -36,7 +37,6 @@ from parts.shared import (
     versions_of,
     write_json,
 )
-from smore_offline import PACKAGES
 from torch import Tensor, nn
 
 from torchrl_smore.envs import EnvPool, Task, get_task, quality, task_names

@@ -27,8 +27,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
-from parts.shared import new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
-from smore_offline import PACKAGES
+from parts.shared import PACKAGES, new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
 from torch import Tensor, nn
 
 from torchrl_smore.envs import get_task

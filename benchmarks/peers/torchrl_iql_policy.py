@@ -25,8 +25,9 @@ def main(out: str, begun: float, options: list[str]) -> None:
     """Trains, evaluates, and leaves what :meth:`Clock.finished` gives."""
     import torch
     from bench_time_to_policy import Clock
+    from parts.build import make_dataset
     from parts.cli import typed
-    from smore_offline import Config, make_dataset, with_defaults
+    from parts.options import Config, with_defaults
     from tensordict import TensorDict
     from torchrl.data import HERReplayBuffer, LazyTensorStorage
     from torchrl.objectives import IQLLoss, SoftUpdate

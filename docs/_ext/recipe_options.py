@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def recipes() -> list[str]:
     """Names of the commands that declare their options, in alphabetical order."""
-    return sorted(path.stem for path in RECIPES.glob("*.py") if "class Config" in path.read_text(encoding="utf-8"))
+    return sorted(path.stem for path in RECIPES.glob("*.py") if "run_recipe(Config" in path.read_text(encoding="utf-8"))
 
 
 def as_given(value: Any) -> str:

@@ -80,7 +80,9 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    from smore_offline import Config, train
+    from smore_offline import train
+
+    from parts.options import Config
 
     root = folder / "run"
     root.mkdir(exist_ok=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from smore_offline import Config as RunConfig
-from smore_offline import method_options
 
 from parts.cli import nearest, typed
 from parts.methods import METHODS
+from parts.options import Config as RunConfig
+from parts.options import method_options
 from torchrl_smore.envs import ACTION_NOISES, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.reports import IMAGE_SETTING, IMAGE_TASKS, Paper, Result, canonical_setting

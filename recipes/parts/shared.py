@@ -26,6 +26,8 @@ from torchrl_smore.trainers import OfflineTrainer, mean_metrics, write_text
 
 log = logging.getLogger("torchrl_smore.recipes")
 
+#: What a run records the versions of.
+PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 #: On two cores a compiled update of 256 in float32 took half the time of the eager one, and half a minute to make.
 UPDATES_WORTH_COMPILING = 10_000
 

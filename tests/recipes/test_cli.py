@@ -22,7 +22,7 @@ GIVEN = [
 
 @pytest.mark.parametrize("given", GIVEN, ids=lambda given: " ".join(given) or "nothing")
 def test_options_alone_are_those_that_hydra_composes(import_recipe, given, monkeypatch):
-    cli, config = import_recipe("parts.cli"), import_recipe("smore_offline").Config
+    cli, config = import_recipe("parts.cli"), import_recipe("parts.options").Config
     # Hydra's own alone: another test may have registered TorchRL's groups, of which one is called logger
     store = ConfigStore.instance()
     own = {name: node for name, node in store.repo.items() if name.startswith(("hydra", "_"))}

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,12 +25,11 @@ QUICK = (
 
 @pytest.fixture(scope="module")
 def recipes():
-    """The modules of the recipes, imported as they import each other."""
+    """The parts of the recipes, imported as they import each other."""
     sys.path.insert(0, str(RECIPES))
-    import smore_offline
-    from parts import defaults, methods
+    from parts import build, checks, defaults, methods, options
 
-    yield defaults, methods, smore_offline
+    yield SimpleNamespace(build=build, checks=checks, defaults=defaults, methods=methods, options=options)
     sys.path.remove(str(RECIPES))
 
 
@@ -47,7 +47,7 @@ class Options:
 @pytest.fixture
 def folder(tmp_path, recipes, monkeypatch):
     """Writes files of defaults to a folder of their own: ``folder(task=..., method=..., preset=...)``."""
-    monkeypatch.setattr(recipes[0], "CONFIGS", tmp_path)
+    monkeypatch.setattr(recipes.defaults, "CONFIGS", tmp_path)
 
     def write(**texts):
         names = {"task": "T", "method": "m", "preset": "quick"}
@@ -65,7 +65,7 @@ def test_the_users_value_then_task_then_method_then_preset(recipes, folder):
         task="batch_size: 3\npresets:\n  quick:\n    batch_size: 4\n  paper:\n    batch_size: 5\n"
         "methods:\n  other:\n    expectile: 0.9",
     )
-    resolve = recipes[0].resolve
+    resolve = recipes.defaults.resolve
     assert resolve(Options()) == Options(steps=1, expectile=0.2, batch_size=4)
     assert resolve(Options(batch_size=7)).batch_size == 7
     assert resolve(Options(method="other")).expectile == 0.9
@@ -87,12 +87,12 @@ def test_the_users_value_then_task_then_method_then_preset(recipes, folder):
 def test_a_faulty_file_is_refused_by_name(recipes, folder, texts, said):
     folder(**texts)
     with pytest.raises(ValueError, match="yaml") as error:
-        recipes[0].resolve(Options())
+        recipes.defaults.resolve(Options())
     assert said in str(error.value)
 
 
 def test_every_file_fits_the_recipe_and_belongs_to_a_method_a_task_or_a_preset(recipes):
-    defaults, methods, smore_offline = recipes
+    defaults, methods = recipes.defaults, recipes.methods
     known = {
         "method": set(methods.METHODS),
         "task": {*task_names(), *(cell.task for cell in Paper().cells)},
@@ -102,28 +102,27 @@ def test_every_file_fits_the_recipe_and_belongs_to_a_method_a_task_or_a_preset(r
         found = {path.stem for path in (RECIPES / "configs" / kind).glob("*.yaml")}
         assert found <= names
         for name in found:
-            assert defaults.read_defaults(smore_offline.Config, kind, name)
+            assert defaults.read_defaults(recipes.options.Config, kind, name)
     assert {path.stem for path in (RECIPES / "configs" / "method").glob("*.yaml")} == known["method"]
 
 
 @pytest.mark.parametrize("preset", ["quick", "paper"])
 def test_every_task_and_method_has_all_that_a_run_needs(recipes, preset):
-    _, methods, smore_offline = recipes
+    methods = recipes.methods
     for task in task_names():
         for name, method in methods.METHODS.items():
-            config = smore_offline.with_defaults(smore_offline.Config(task=task, method=name, preset=preset))
+            config = recipes.options.with_defaults(recipes.options.Config(task=task, method=name, preset=preset))
             needed = ["steps", "batch_size", "num_trajectories", "eval_interval", "log_interval", "save_interval"]
             needed += ["learning_rate", "her_ratio", *(["target_rate"] if method.target_network else [])]
             assert [option for option in needed if getattr(config, option) is None] == []
             if task == "PointReach" and preset == "quick":
-                smore_offline.check(config)
+                recipes.checks.check(config)
 
 
 def test_the_papers_numbers(recipes):
-    smore_offline = recipes[2]
 
     def paper(task):
-        return smore_offline.with_defaults(smore_offline.Config(task=task, preset="paper"))
+        return recipes.options.with_defaults(recipes.options.Config(task=task, preset="paper"))
 
     # App. C.1 and Table 4
     steps = {"FetchReach": 400_000, "FetchPick": 400_000, "FetchSlide": 400_000, "FetchPush": 1_000_000}
@@ -185,8 +184,8 @@ def test_an_option_that_a_method_has_not_is_refused(recipe, tmp_path, options, s
 
 
 def test_a_method_has_the_options_of_its_loss_and_no_list_of_them_is_kept(recipes):
-    methods, smore_offline = recipes[1:]
-    options = {name: set(smore_offline.method_options(name)) for name in methods.METHODS}
+    methods = recipes.methods
+    options = {name: set(recipes.options.method_options(name)) for name in methods.METHODS}
     assert options["gc_iql"] == {"expectile", "temperature", "gamma", "weight_clip", "advantage_unit"}
     assert options["gc_iql"] < options["smore"]
     assert {"score_bounds", "formulation", "value_target"} <= options["smore"]
@@ -202,11 +201,10 @@ def test_a_method_has_the_options_of_its_loss_and_no_list_of_them_is_kept(recipe
     [("smore", None, True), ("smore", "constant", False), ("gcsl", None, False), ("gcsl", "cosine", True)],
 )
 def test_the_schedule_is_the_methods_unless_it_is_chosen(recipes, store_path, method, schedule, decays):
-    smore_offline = recipes[2]
     options = {"dataset": str(store_path), "device": "cpu", "batch_size": 8, "steps": 4, "schedule": schedule}
-    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, **options))
+    config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", method=method, **options))
     store, cpu = TrajectoryStore.load(store_path), torch.device("cpu")
-    update = smore_offline.make_update(config, get_task("PointReach"), store, cpu)
+    update = recipes.build.make_update(config, get_task("PointReach"), store, cpu)
     for _ in range(4):
         update()
     before = update.params["actor_network"].clone()
@@ -217,12 +215,11 @@ def test_the_schedule_is_the_methods_unless_it_is_chosen(recipes, store_path, me
 
 @pytest.mark.parametrize("method", ["gc_iql", "gc_sql", "gc_eql", "gc_xql", "smore", "crl", "hindsight_bc"])
 def test_an_actor_has_goals_of_its_own_where_its_loss_reads_them(recipes, store_path, method):
-    smore_offline = recipes[2]
     options = {"dataset": str(store_path), "goals": "away", "actor_goals": "final", "device": "cpu", "batch_size": 32}
-    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, **options))
+    config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", method=method, **options))
     store = TrajectoryStore.load(store_path)
     task, cpu = get_task("PointReach"), torch.device("cpu")
-    loss, batch = (make(config, task, store, cpu) for make in (smore_offline.make_loss, smore_offline.make_sampler))
+    loss, batch = (make(config, task, store, cpu) for make in (recipes.build.make_loss, recipes.build.make_sampler))
     keys = set(batch().keys())
     assert ("actor_goal" in loss.in_keys) == ("actor_goal" in keys) == (method not in ("crl", "hindsight_bc"))
 
@@ -235,9 +232,8 @@ def test_an_actor_has_goals_of_its_own_where_its_loss_reads_them(recipes, store_
     ],
 )
 def test_an_ensemble_has_as_many_networks_as_are_asked_for(recipes, method, ensemble, copies):
-    smore_offline = recipes[2]
-    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, ensemble=ensemble))
-    loss = smore_offline.make_loss(config, get_task("PointReach"), None, torch.device("cpu"))
+    config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", method=method, ensemble=ensemble))
+    loss = recipes.build.make_loss(config, get_task("PointReach"), None, torch.device("cpu"))
     (name,) = (n for n in ("score_network", "qvalue_network", "critic_network") if hasattr(loss, f"{n}_params"))
     # a network on its own has no dimension of networks
     assert getattr(loss, f"{name}_params").shape in ((copies,), () if copies == 1 else (copies,))
@@ -255,9 +251,8 @@ def test_an_ensemble_has_as_many_networks_as_are_asked_for(recipes, method, ense
     ],
 )
 def test_layer_norm_stands_in_the_networks_that_it_is_asked_for_in(recipes, method, option, having):
-    smore_offline = recipes[2]
-    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", method=method, layer_norm=option))
-    loss = smore_offline.make_loss(config, get_task("PointReach"), None, torch.device("cpu"))
+    config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", method=method, layer_norm=option))
+    loss = recipes.build.make_loss(config, get_task("PointReach"), None, torch.device("cpu"))
     # a norm's weight has one dimension, two with that of an ensemble
     parts = {
         name.split("_params")[0]
@@ -268,12 +263,11 @@ def test_layer_norm_stands_in_the_networks_that_it_is_asked_for_in(recipes, meth
 
 
 def test_a_decay_of_the_actor_comes_to_the_update(recipes, store_path):
-    smore_offline = recipes[2]
     options = {"dataset": str(store_path), "device": "cpu", "batch_size": 8, "actor_weight_decay": 0.25}
-    config = smore_offline.with_defaults(smore_offline.Config(task="PointReach", **options))
+    config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", **options))
     store, cpu = TrajectoryStore.load(store_path), torch.device("cpu")
     update, plain = (
-        smore_offline.make_update(each, get_task("PointReach"), store, cpu)
+        recipes.build.make_update(each, get_task("PointReach"), store, cpu)
         for each in (config, dataclasses.replace(config, actor_weight_decay=0.0))
     )
     for each in (update, plain):
@@ -285,19 +279,19 @@ def test_a_decay_of_the_actor_comes_to_the_update(recipes, store_path):
 
 
 def test_an_option_of_a_new_loss_needs_no_second_declaration(recipes, monkeypatch):
-    methods, smore_offline = recipes[1:]
+    methods = recipes.methods
 
     class Loss(methods.SMORELoss):
         def __init__(self, actor_network, *, expectile=0.7, normalize=True):
             raise AssertionError
 
     monkeypatch.setitem(methods.METHODS, "new", methods.Method(Loss))
-    assert smore_offline.method_options("new") == ["expectile", "normalize"]
+    assert recipes.options.method_options("new") == ["expectile", "normalize"]
     assert methods.METHODS["new"].accepts == {"expectile": 0.7, "normalize": True}
 
 
 def test_smores_defaults_are_its_losss(recipes):
-    methods, smore_offline = recipes[1:]
+    methods = recipes.methods
     accepts = methods.METHODS["smore"].accepts
     for name in ("formulation", "divergence", "beta", "residual_coef"):
-        assert getattr(smore_offline.Config(), name) == accepts[name]
+        assert getattr(recipes.options.Config(), name) == accepts[name]

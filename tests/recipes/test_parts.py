@@ -15,17 +15,28 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 COMMANDS = sorted(path for path in RECIPES.glob("*.py") if path.name != "torchrl_trainer.py")
 
 
+def imported(path):
+    """Modules that a file imports when it is imported itself."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
 def test_a_recipe_puts_the_opengl_library_aside_before_it_imports_what_needs_it(path):
     # torchrl imports mujoco, which needs a library that MUJOCO_GL names to be there
-    found = []
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            found += [alias.name.partition(".")[0] for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found.append((node.module or "").partition(".")[0])
+    found = [name.partition(".")[0] for name in imported(path)]
     needing = [name for name in found if name in ("parts", "mujoco", "torchrl", "torchrl_smore", "smore_offline")]
     assert needing[0] == "parts"
+
+
+def test_no_part_imports_a_command():
+    commands = {path.stem for path in COMMANDS}
+    parts = sorted((RECIPES / "parts").glob("*.py"))
+    assert len(parts) > 15
+    assert [(path.name, name) for path in parts for name in imported(path) if name in commands] == []
 
 
 def test_every_file_at_the_top_is_a_command():
