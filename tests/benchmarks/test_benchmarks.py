@@ -37,6 +37,7 @@ CASES = {
     "bench_buffer": {"ours, GrowingRowStorage (rho and q), growing", "HERReplayBuffer (rho), growing"},
     "bench_scaling": {"1", "2", "4"},
     "bench_collect": {"bare simulator", "collection", "evaluation, one process, batched"},
+    "bench_trace": {"SMORELoss", "SMORe by hand"},
     "bench_data": {"read buffer.pkl", "load, with checksums", "save"},
 }
 

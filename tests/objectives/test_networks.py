@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
 
-from torchrl_smore.objectives import _networks
 from torchrl_smore.objectives._networks import lent, members, output_of
 
 
@@ -107,18 +106,41 @@ def test_what_does_not_match_is_left_to_tensordict(network):
         torch.testing.assert_close(run(network, x), expected)
 
 
-def test_a_traced_call_takes_tensordicts_way(network, monkeypatch):
-    x, params = torch.randn(5, 3), parameters_of(network, 3.0)
-    with lent(network, params):
-        expected = run(network, x)
-    monkeypatch.setattr(_networks, "_find_places", None)  # nobody calls it
+class Tied(Scaled):
+    """The same layer under two names, of which a walk over modules finds one and a TensorDict both."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.layer
+
+    def forward(self, x):
+        return self.again(x * self.scale)
+
+
+@pytest.mark.parametrize(("module", "walks"), [(Scaled, False), (Tied, True)], ids=["found", "left to tensordict"])
+def test_a_traced_call_computes_with_what_it_is_lent(module, walks, monkeypatch):
+    torch.manual_seed(0)
+    network, x = TensorDictModule(module(), ["x"], ["y"]), torch.randn(5, 3)
+    params, layer = parameters_of(network, 3.0), network.module.layer
+    expected, own = (6.0 * x) @ (3.0 * layer.weight.T) + 3.0 * layer.bias, dict(network.named_parameters())
+    walked, to_module = [], TensorDictParams.to_module
+
+    def noted(*args, **options):
+        walked.append(True)
+        return to_module(*args, **options)
+
+    monkeypatch.setattr(TensorDictParams, "to_module", noted)
 
     def function(x):
         with lent(network, params):
-            return run(network, x)
+            return network(TensorDict({"x": x}, [5]))
 
     torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), expected)
+    out = torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(out["y"], expected)
+    assert bool(walked) == walks
+    if not walks:
+        assert all(found is own[name] for name, found in network.named_parameters())
 
 
 class Named(nn.Module):

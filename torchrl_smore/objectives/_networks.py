@@ -13,7 +13,6 @@ from tensordict.nn import TensorDictModule, TensorDictParams
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
-from torchrl.objectives.utils import _vmap_func
 
 #: How an actor sees where an encoder is shared: vectors that it does not train, vectors that it trains, or pictures.
 ActorSight = Literal["frozen", "trained", "own"]
@@ -106,14 +105,19 @@ class Networks(LossModule):
         """
         network: TensorDictModule = getattr(self, name)
         params = getattr(self, f"{name}_params") if params is None else params
-        if params.ndim and not self.deactivate_vmap:
-            return self._vmapped[name](inputs.select(*network.in_keys), params)[out_key].squeeze(-1)
-        outputs = []
-        # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
-        for member in members(params) if params.ndim else [params]:
+
+        def output(member: TensorDictBase | Entries) -> Tensor:
             with lent(network, member):
-                outputs.append(output_of(network, inputs, out_key).squeeze(-1))
-        return torch.stack(outputs) if name in self.ensembles else outputs[0]
+                return output_of(network, inputs, out_key).squeeze(-1)
+
+        if not params.ndim:
+            return output(params)[None] if name in self.ensembles else output(params)
+        if self.deactivate_vmap:
+            # a plain loop and not torchrl's pseudo-vmap, which makes torch.compile recompile on every call
+            return torch.stack([output(member) for member in members(params)])
+        entries = _entries(params)
+        each = torch.vmap(lambda *own: output(dict(zip(entries, own))), randomness=self.vmap_randomness)
+        return each(*entries.values())
 
     def _policy_action(self, inputs: TensorDictBase, params: TensorDictBase | None = None) -> Tensor:
         """Deterministic action of the policy (the forward of a loss runs in deterministic mode), ``[*B, A]``."""
@@ -126,9 +130,8 @@ class Networks(LossModule):
             return self.actor_network.get_dist(self._seen(inputs))
 
     def _make_vmap(self) -> None:
-        self._vmapped = {
-            name: _vmap_func(getattr(self, name), (None, 0), randomness=self.vmap_randomness) for name in self.ensembles
-        }
+        """What TorchRL asks for after a change of ``vmap_randomness``, which is found out before it is traced."""
+        _ = self.vmap_randomness
 
     def train(self, mode: bool = True) -> Networks:
         """Sets the mode of the loss and of its functional networks, which TorchRL's own method does not reach."""
@@ -137,14 +140,6 @@ class Networks(LossModule):
             if isinstance(network, nn.Module):
                 network.train(mode)
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        # functions made by torch.vmap, which no process can send to another
-        return {name: value for name, value in vars(self).items() if name != "_vmapped"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._make_vmap()
 
 
 def inputs_of(rows: TensorDictBase, in_keys: Iterable[NestedKey], replaced: Replaced | None = None) -> TensorDict:
@@ -207,29 +202,26 @@ def constant(params: TensorDictParams) -> TensorDictParams:
 def lent(network: nn.Module, params: TensorDictBase | Entries) -> Iterator[None]:
     """Within it, ``network`` computes with ``params``; afterwards it has what it had before.
 
-    ``to_module`` serves any module in any state, at 50 to 100 us a call; this puts tensors where the module reads them.
-    What is traced into a graph, or does not match the module entry by entry, is left to ``to_module``.
+    ``to_module`` serves any module in any state, at 50 to 100 us a call and half the time of tracing a loss; this puts
+    tensors where the module reads them. What does not match the module entry by entry is left to ``to_module``.
 
     Args:
         network: of a loss, made functional.
         params: its parameters and buffers, or one of :func:`members`.
     """
-    if not torch.compiler.is_compiling():
-        entries = params if isinstance(params, dict) else _entries(params)
-        places = _places.get(network)
-        if places is None:
-            places = _places[network] = _find_places(network)
-        if entries.keys() == places.keys():
-            before = []
-            try:
-                for key, (holder, name) in places.items():
-                    before.append(holder[name])
-                    holder[name] = entries[key]
-                yield
-            finally:
-                for (holder, name), entry in zip(places.values(), before):
-                    holder[name] = entry
-            return
+    entries = params if isinstance(params, dict) else _entries(params)
+    places = _places_of(network)
+    if entries.keys() == places.keys():
+        before = []
+        try:
+            for key, (holder, name) in places.items():
+                before.append(holder[name])
+                holder[name] = entries[key]
+            yield
+        finally:
+            for (holder, name), entry in zip(places.values(), before):
+                holder[name] = entry
+        return
     if isinstance(params, dict):
         nested = TensorDict({})
         for key, entry in params.items():
@@ -237,12 +229,13 @@ def lent(network: nn.Module, params: TensorDictBase | Entries) -> Iterator[None]
         params = nested
     with params.to_module(network, preserve_module_state=False):  # type: ignore[arg-type]
         yield
-
-
-def members(params: TensorDictBase) -> Sequence[TensorDictBase | Entries]:
-    """The parameters of each member of an ensemble; those of all are stacked along the first dimension."""
     if torch.compiler.is_compiling():
-        return params.unbind(0)
+        # it leaves a weak reference in them, which no graph can give back
+        params.clear_refs_for_compile_()
+
+
+def members(params: TensorDictBase) -> Sequence[Entries]:
+    """The parameters of each member of an ensemble; those of all are stacked along the first dimension."""
     parts: list[Entries] = [{} for _ in range(params.shape[0])]
     for key, entry in _entries(params).items():
         for part, own in zip(parts, entry.unbind(0)):
@@ -257,8 +250,7 @@ def output_of(network: TensorDictModule, inputs: TensorDictBase, out_key: Nested
     around a small one take longer than the network. What is traced into a graph has them removed anyway.
     """
     plain = (
-        not torch.compiler.is_compiling()
-        and type(network) is TensorDictModule
+        type(network) is TensorDictModule
         and network.out_keys == [out_key]
         and network.method is None
         and not (network._kwargs or network.method_kwargs or network._forward_hooks or network._forward_pre_hooks)
@@ -283,6 +275,15 @@ def _entries(params: TensorDictBase) -> Entries:
             else:
                 nodes.append((place, entry))
     return found
+
+
+def _places_of(network: nn.Module) -> dict[tuple[str, ...], _Place]:
+    if torch.compiler.is_compiling():
+        return _find_places(network)
+    places = _places.get(network)
+    if places is None:
+        places = _places[network] = _find_places(network)
+    return places
 
 
 def _find_places(network: nn.Module) -> dict[tuple[str, ...], _Place]:

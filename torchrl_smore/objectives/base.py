@@ -94,7 +94,6 @@ class OfflineLoss(Networks):
         """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), maps of ensembles."""
         drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
         self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
-        self._parameter_sets = [name for name in self._modules if name.endswith("_params")]
         self._set_in_keys()
         self._make_vmap()
 
@@ -240,5 +239,4 @@ class OfflineLoss(Networks):
                     out.set_non_tensor(name, value)
         else:
             out = TensorDict({**losses, **diagnostics})
-        self._clear_weakrefs(rows, out, *self._parameter_sets)
         return out
