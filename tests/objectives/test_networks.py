@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import nn
 
+from torchrl_smore.objectives import ScoreLoss
 from torchrl_smore.objectives._networks import lent, members, output_of
 
 
@@ -177,3 +178,26 @@ def test_hooks_of_a_network_are_called_and_a_missing_input_is_named(network):
     assert len(seen) == 1
     with pytest.raises(KeyError, match="x"):
         output_of(plain, TensorDict({}, [5]), "y")
+
+
+class Dropped(nn.Module):
+    """Half of its input at random, summed with the weight, which is alike in all members."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return (self.weight * self.dropout(x)).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("randomness", [None, "same", "different"])
+def test_members_draw_apart_or_alike_as_torchrl_is_told(randomness):
+    torch.manual_seed(0)
+    loss = ScoreLoss([TensorDictModule(Dropped(), ["x"], ["score"]) for _ in range(2)])
+    assert not loss.deactivate_vmap
+    if randomness is not None:
+        loss.set_vmap_randomness(randomness)
+    first, second = loss._call("score_network", TensorDict({"x": torch.rand(8, 64)}, [8]), "score")
+    assert torch.equal(first, second) == (randomness == "same")

@@ -229,9 +229,6 @@ def lent(network: nn.Module, params: TensorDictBase | Entries) -> Iterator[None]
         params = nested
     with params.to_module(network, preserve_module_state=False):  # type: ignore[arg-type]
         yield
-    if torch.compiler.is_compiling():
-        # it leaves a weak reference in them, which no graph can give back
-        params.clear_refs_for_compile_()
 
 
 def members(params: TensorDictBase) -> Sequence[Entries]:
