@@ -133,6 +133,10 @@ class Setting:
         scores = dict.fromkeys(names, made.score)
         return {"actor_network": made.actor, "value_network": made.value, **scores, "encoder_network": made.encoder}
 
+    def embeddings(self) -> dict[str, Any]:
+        """Sizes of contrastive networks of states: as narrow as those of other methods here (OGBench: 3 x 512)."""
+        return {"hidden": (256, 256), "latent": 64, "num_critics": self.num_scores}
+
     def standardized(self, module: TensorDictModule) -> TensorDictModule:
         """A network with standardised inputs, for builders that know no statistics."""
         if self.statistics is None:
@@ -239,13 +243,12 @@ def gofar_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def contrastive_networks(setting: Setting) -> dict[str, Any]:
-    """Those of contrastive RL, narrower than OGBench's 3 x 512, like those of the other methods here."""
+    """Those of contrastive RL, with the actor of the other methods."""
     awr = setting.options.get("actor") == "awr"
     if setting.pixels is not None:
         made = setting.contrastive_pictures()
         return made if awr else {**made, "value_network": None}
-    sizes: dict[str, Any] = {"hidden": (256, 256), "latent": 64, "num_critics": setting.num_scores}
-    networks = make_contrastive_networks(*setting.specs, **sizes, precision=setting.precision)
+    networks = make_contrastive_networks(*setting.specs, **setting.embeddings(), precision=setting.precision)
     critics = [setting.standardized(critic) for critic in networks.critic]
     value = setting.standardized(networks.value) if awr else None
     actor = setting.networks()["actor_network"]
@@ -253,12 +256,11 @@ def contrastive_networks(setting: Setting) -> dict[str, Any]:
 
 
 def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
-    """Those of stable contrastive RL, as narrow as :func:`contrastive_networks`, with its actor's deviation."""
+    """Those of stable contrastive RL, with its actor's deviation."""
     std = 0.15
     if setting.pixels is not None:
         return setting.contrastive_pictures(std)
-    sizes: dict[str, Any] = {"hidden": (256, 256), "latent": 64, "num_critics": setting.num_scores}
-    made = make_contrastive_networks(*setting.specs, **sizes, std=std)
+    made = make_contrastive_networks(*setting.specs, **setting.embeddings(), std=std)
     critics = [setting.standardized(critic) for critic in made.critic]
     head = made.actor.module[0]
     head.module = setting.standardized(head).module
