@@ -120,7 +120,6 @@ def test_every_task_and_method_has_all_that_a_run_needs(recipes, preset):
 
 
 def test_the_papers_numbers(recipes):
-
     def paper(task):
         return recipes.options.with_defaults(recipes.options.Config(task=task, preset="paper"))
 

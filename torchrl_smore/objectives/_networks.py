@@ -244,7 +244,7 @@ def output_of(network: TensorDictModule, inputs: TensorDictBase, out_key: Nested
     """``network(inputs)[out_key]``, where ``network`` sees its ``in_keys`` alone.
 
     A network that does no more than to call its module and to write ``out_key`` is called with tensors: the TensorDicts
-    around a small one take longer than the network. What is traced into a graph has them removed anyway.
+    around a small one take longer than the network, and most of the time of tracing it.
     """
     plain = (
         type(network) is TensorDictModule

@@ -91,7 +91,7 @@ class OfflineLoss(Networks):
         return self.tensor_keys.action
 
     def _ready(self, out_keys: Iterable[str]) -> None:
-        """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), maps of ensembles."""
+        """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), how maps draw."""
         drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
         self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
         self._set_in_keys()
