@@ -5,7 +5,8 @@ import json
 import pytest
 
 from torchrl_smore.reports import Source, read_benchmark, write_table_page
-from torchrl_smore.reports.numbers import ResultsError
+from torchrl_smore.reports.numbers import ResultsError, RunSet
+from torchrl_smore.reports.paper import summarize
 
 COMMAND = "python recipes/report.py benchmark=x page=table1.md"
 MIXED = "expert=30_episodes;mix=m-e"
@@ -157,6 +158,24 @@ def test_probability_of_improvement_and_curves_are_on_the_page(page):
         assert f"(table1/{name}.png)" in text
         assert (page.parent / "table1" / f"{name}.png").stat().st_size > 5000
     assert "| C1 |" in text
+
+
+def test_improvement_on_a_locomotion_task_is_by_the_return_of_its_line(make_result):
+    """At 0.99 both seeds of the control are above SMORe's, at 0.999 one of them equals the larger of SMORe's."""
+    values = {"SMORe": ((50.0, 140.0), (50.0, 160.0)), "hindsight_bc": ((60.0, 130.0), (60.0, 160.0))}
+    rows = [
+        make_result(
+            **{"task": "CheetahTgtVel-m-e", "setting": MIXED, "method": method, "seed": seed},
+            **{"metric": metric, "value": value},
+        )
+        for method, seeds in values.items()
+        for seed, pair in enumerate(seeds)
+        for metric, value in zip(("discounted_return_0.99", "discounted_return_0.999"), pair)
+    ]
+    summary = summarize(RunSet(rows), resamples=5)
+    # of the four pairs SMORe wins two, loses one, and ties one
+    assert summary.improvement["hindsight_bc"].value == pytest.approx(0.625)
+    assert summary.rival_tasks == {"hindsight_bc": ["CheetahTgtVel-m-e"]}
 
 
 def test_the_folder_beside_it_gives_the_same_page_and_tells_no_place(page, tmp_path):

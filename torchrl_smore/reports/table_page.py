@@ -31,8 +31,9 @@ from torchrl_smore.reports.paper import (
     claims_to_markdown,
     escape_markdown,
     evaluate_claims,
+    is_locomotion,
+    judged_sample,
     main_setting,
-    our_sample,
     summarize,
     summary_to_markdown,
     task_order,
@@ -144,11 +145,11 @@ def _columns() -> list[str]:
 
 
 def _line(task: str, runs: RunSet, source: Source) -> _Line:
-    locomotion = HORIZONS[task] > 50
+    locomotion = is_locomotion(task)
     ours, theirs = {}, {}
     for method in _columns():
         cell = Cell("", task, method, main_setting(task), "discounted_return")
-        sample = runs.sample(cell, discount=0.999) if locomotion else our_sample(cell, runs, "return_over_max")
+        sample = judged_sample(cell, runs)
         if sample is not None:
             ours[method] = sample
         entry = Paper().find(cell)
@@ -161,7 +162,7 @@ def _line(task: str, runs: RunSet, source: Source) -> _Line:
 
 def _data(task: str, digits: int, source: Source) -> str:
     """What the expert in the data returns, and all of the data; a dash where that is not known."""
-    metric = "discounted_return" if HORIZONS[task] > 50 else "return_over_max"
+    metric = "discounted_return" if is_locomotion(task) else "return_over_max"
     names = {cell.get("dataset") for cell in source.grid.get("cells", ()) if _is_of_table(cell, task)}
     known = source.grid.get("datasets", {})
     told = []
@@ -253,7 +254,7 @@ def _table(lines: Sequence[_Line]) -> list[str]:
         best = max((sample.mean for sample in line.ours.values()), default=None)
         ours = [_entry(line.ours.get(method), line.digits, best) for method in methods]
         theirs = [_entry(line.paper.get(method), line.digits) for method in methods]
-        rows.append([line.task, _UNITS[HORIZONS[line.task] > 50], "ours", *ours, line.data, line.differs])
+        rows.append([line.task, _UNITS[is_locomotion(line.task)], "ours", *ours, line.data, line.differs])
         rows.append(["", "", "paper", *theirs, "", ""])
     return ["| " + " | ".join(row) + " |" for row in (rows[0], rows[1], *map(_escaped, rows[2:]))]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 EFFECTIVE = 0.2  # of the rows
-LIFT = 1.0  # the experts' share of the weight over their share of the rows
 STEP = 0.5  # gain of the value with a step over the standard deviation of the advantage
 RANK = 0.7
 GROWTH = 0.1  # of what the score has changed in all
@@ -140,9 +139,9 @@ def _weights(d: Diagnosis) -> list[Finding]:
         found.append(
             Finding(
                 "weight of the experts",
-                f"at least {LIFT:g} times their share of the rows",
+                "no less than their share of the rows",
                 f"{experts} have {rows:.1%} of the rows and {weight:.1%} of the weight ({lift:.2f} times).",
-                lift < LIFT,
+                lift < 1.0,
                 "the upper tail of the advantage is other rows, so it is noise: weight_clip=1, a smaller gamma, "
                 "anchors=arriving",
             )

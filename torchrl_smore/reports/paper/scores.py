@@ -42,6 +42,23 @@ def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
     return Sample(sample.mean / most, sample.std / most, sample.num_seeds, sample.values / most)
 
 
+def is_locomotion(task: str) -> bool:
+    """Whether a task is one of the paper's of locomotion, which are judged by the return at 0.999."""
+    return HORIZONS.get(task, 0) > 50
+
+
+def judged_sample(cell: Cell, runs: RunSet) -> Sample | None:
+    """What our runs say of a cell in the unit that its task is judged by: return over maximum, of locomotion at 0.999.
+
+    Args:
+        cell: of one of the paper's tables.
+        runs: our results.
+    """
+    if is_locomotion(cell.task):
+        return runs.sample(cell, discount=0.999)
+    return our_sample(cell, runs, "return_over_max")
+
+
 def over_max(result_value: float, task: str, metric: str) -> float | None:
     """A row's value as a share of the largest return at 0.99, or ``None`` for a row that says something else.
 
@@ -66,18 +83,21 @@ def main_setting(task: str) -> str:
     return _main_settings().get(task, BASE_SETTING)
 
 
-def main_scores(runs: RunSet) -> Scores:
+def main_scores(runs: RunSet, *, judged: bool = False) -> Scores:
     """Return over maximum at 0.99 on the data of Table 1: method to task to values ``[n]`` in the order of seeds.
 
     Methods and tasks come in the order of :func:`method_order` and :func:`task_order`.
+
+    Args:
+        runs: our results.
+        judged: whether values are in the unit of :func:`judged_sample`, which differs between tasks.
     """
     keys = {(r.method, r.task) for r in runs.results if r.key[2] == main_setting(r.task)}
     scores: Scores = {}
     for method in method_order(method for method, _ in keys):
         for task in task_order(task for name, task in keys if name == method):
-            sample = our_sample(
-                Cell("1", task, method, main_setting(task), "discounted_return"), runs, "return_over_max"
-            )
+            cell = Cell("1", task, method, main_setting(task), "discounted_return")
+            sample = judged_sample(cell, runs) if judged else our_sample(cell, runs, "return_over_max")
             if sample is not None and sample.values is not None:
                 scores.setdefault(method, {})[task] = sample.values
     return scores

@@ -32,7 +32,9 @@ class Summary:
         tasks: that every method has; interquartile means and profiles are over these.
         iqm: interquartile means.
         profiles: at :data:`THRESHOLDS`.
-        improvement: probability that SMORe is above a rival, over the tasks that both have.
+        improvement: probability that SMORe is above a rival, over the tasks that both have; of locomotion by the return
+            at 0.999.
+        rival_tasks: those tasks.
     """
 
     scores: Scores
@@ -40,6 +42,7 @@ class Summary:
     iqm: dict[str, Estimate]
     profiles: dict[str, Estimate]
     improvement: dict[str, Estimate]
+    rival_tasks: dict[str, list[str]]
 
     @property
     def sources(self) -> list[str]:
@@ -52,10 +55,6 @@ class Summary:
         """Of any method on any task; 0 without runs."""
         return min((len(values) for line in self.scores.values() for values in line.values()), default=0)
 
-    def rival_tasks(self, rival: str) -> list[str]:
-        """Tasks that SMORe and a rival have."""
-        return shared_tasks({name: self.scores[name] for name in (METHOD, rival)})
-
 
 def summarize(runs: RunSet, *, resamples: int = RESAMPLES) -> Summary:
     """Computes the aggregates.
@@ -67,18 +66,20 @@ def summarize(runs: RunSet, *, resamples: int = RESAMPLES) -> Summary:
     scores = main_scores(runs)
     tasks = shared_tasks(scores)
     groups = {method: groups_of(scores, method, tasks) for method in scores if tasks}
-    improvement = {}
-    for rival in scores if METHOD in scores else ():
-        common = [] if rival == METHOD else shared_tasks({name: scores[name] for name in (METHOD, rival)})
+    judged, improvement, rival_tasks = main_scores(runs, judged=True), {}, {}
+    for rival in judged if METHOD in judged else ():
+        common = [] if rival == METHOD else shared_tasks({name: judged[name] for name in (METHOD, rival)})
         if common:
-            pair = (groups_of(scores, name, common) for name in (METHOD, rival))
+            pair = (groups_of(judged, name, common) for name in (METHOD, rival))
             improvement[rival] = estimate_improvement(*pair, resamples=resamples)
+            rival_tasks[rival] = common
     return Summary(
         scores,
         tasks,
         {method: estimate_iqm(values, resamples=resamples) for method, values in groups.items()},
         {method: estimate_profile(values, THRESHOLDS, resamples=resamples) for method, values in groups.items()},
         improvement,
+        rival_tasks,
     )
 
 
@@ -93,7 +94,7 @@ def summary_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
                 method,
                 _interval(summary.iqm.get(method)),
                 _interval(summary.improvement.get(method)),
-                _number_of_tasks(len(summary.rival_tasks(method))) if method in summary.improvement else "–",
+                _number_of_tasks(len(summary.rival_tasks[method])) if method in summary.improvement else "–",
                 ", ".join(line),
                 f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
             ]
@@ -114,7 +115,7 @@ def summary_notes(summary: Summary, min_seeds: int) -> list[str]:
     notes = [
         "Return over the largest possible one at discount 0.99, on the data of Table 1. Interquartile means and "
         f"profiles are over the tasks that every method has run ({tasks}); the probability of improvement over those "
-        "that both methods have.",
+        "that both methods have, of locomotion by the return at 0.999.",
         "Intervals: 95%, percentiles of a stratified bootstrap that draws seeds within each task (arXiv:2108.13264). "
         f"Computed by {'; '.join(summary.sources) or 'nobody: nothing to compute'}.",
     ]
