@@ -2,7 +2,7 @@
 
     python benchmarks/bench_time_to_policy.py
     python benchmarks/bench_time_to_policy.py --again compile=default
-    python benchmarks/bench_time_to_policy.py --peer
+    python benchmarks/bench_time_to_policy.py --peer --jax-python /path/to/venv-with-jax-and-this-library/bin/python
     python benchmarks/bench_time_to_policy.py task=FetchPush steps=100000 batch_size=512 num_trajectories=4000
 
 Runs ``recipes/smore_offline.py`` with the options given in a new process and an empty folder. Parts: imports; data,
@@ -10,7 +10,8 @@ which are collected; compilation, which is the first update; the other updates; 
 their own what training waits for; pictures (curves and film); the rest. A policy succeeds from the first evaluation on
 whose success in the last step is at least ``--success``. ``--again`` times a second run, which finds the data and the
 compiled code of the first. ``--peer`` times the same work by TorchRL's ``IQLLoss`` and ``HERReplayBuffer``
-(``peers/torchrl_iql_policy.py``), in a folder of its own and in turns with ours.
+(``peers/torchrl_iql_policy.py``), ``--jax-python`` by goal-conditioned IQL in JAX (``peers/jax_gciql_policy.py``), each
+in a folder of its own and in turns with ours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smore_offline.py"
-PEER = Path(__file__).parent / "peers" / "torchrl_iql_policy.py"
+PEERS = Path(__file__).parent / "peers"
 PARTS = ("imports", "data", "compilation", "updates", "evaluations", "pictures", "rest")
 
 
@@ -117,11 +118,10 @@ def seconds_to(successes: list[tuple[float, float]], bar: float) -> float | None
     return next((seconds for seconds, success in successes if success >= bar), None)
 
 
-def timed_run(options: list[str], cwd: Path, threads: int, *, peer: bool = False) -> dict[str, Any]:
-    """Runs the recipe or its peer in a process of its own, and reads what it has noted."""
+def timed_run(program: list[str], options: list[str], cwd: Path, threads: int) -> dict[str, Any]:
+    """Runs the recipe or a peer in a process of its own, and reads what it has noted."""
     out = cwd / "times.json"
-    program = [str(PEER)] if peer else [__file__, "--child"]
-    command = [sys.executable, *program, str(out), str(time.time()), *options]
+    command = [*program, str(out), str(time.time()), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(cwd / "compiled")}
     subprocess.run(command, cwd=cwd, env=environment, check=True)
     found: dict[str, Any] = json.loads(out.read_text())
@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--success", type=float, default=0.9, help="in the last step, of a policy that succeeds")
     parser.add_argument("--again", action="store_true", help="time a second run, which finds data and compiled code")
     parser.add_argument("--peer", action="store_true", help="time TorchRL's IQLLoss and HERReplayBuffer as well")
+    parser.add_argument("--jax-python", default=None, help="a Python that has jax beside this library: adds its GCIQL")
     parser.add_argument("options", nargs="*", help="of recipes/smore_offline.py; of a peer the sizes alone")
     args = parser.parse_args()
     if args.smoke:
@@ -147,13 +148,17 @@ def main() -> None:
         args.options = ["task=PointReach", "num_trajectories=20", "batch_size=8", "steps=4", "eval_episodes=2"]
     harness.begin(args)
     found: dict[str, list[float]] = {}
-    runs = ["first run", *(["second run"] if args.again else []), *(["peer"] if args.peer else [])]
+    ours = [sys.executable, __file__, "--child"]
+    runs = {"first run": ours, **({"second run": ours} if args.again else {})}
+    if args.peer:
+        runs["TorchRL"] = [sys.executable, str(PEERS / "torchrl_iql_policy.py")]
+    if args.jax_python:
+        runs["JAX"] = [args.jax_python, str(PEERS / "jax_gciql_policy.py")]
     for _ in range(args.blocks):
-        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as folder_of_peer:
-            for name in runs:
-                peer = name == "peer"
-                cwd = Path(folder_of_peer if peer else folder)
-                times = timed_run(args.options, cwd, args.threads, peer=peer)
+        with contextlib.ExitStack() as stack:
+            folder = {program[1]: Path(stack.enter_context(tempfile.TemporaryDirectory())) for program in runs.values()}
+            for name, program in runs.items():
+                times = timed_run(program, args.options, folder[program[1]], args.threads)
                 reached = seconds_to(times["successes"], args.success)
                 times["parts"] |= {"in all": times["seconds"], f"to success {args.success:g}": reached or float("nan")}
                 for part, seconds in times["parts"].items():

@@ -112,9 +112,12 @@ def test_the_time_to_a_policy_is_that_of_parts_that_add_up(python, load, tmp_pat
     assert bench.seconds_to([(3.0, 0.5)], 0.9) is None
 
 
-def test_the_peer_does_the_same_work_on_the_same_data(load, python, tmp_path):
-    options = TINY_RUN
-    done = python(load("bench_time_to_policy").PEER, tmp_path / "times.json", time.time(), *options, cwd=tmp_path)
+@pytest.mark.parametrize("peer", ["torchrl_iql_policy", "jax_gciql_policy"])
+def test_a_peer_does_the_same_work_on_the_same_data(python, peer, tmp_path):
+    if "jax" in peer:
+        pytest.importorskip("jax")
+    script = BENCHMARKS / "peers" / f"{peer}.py"
+    done = python(script, tmp_path / "times.json", time.time(), *TINY_RUN, cwd=tmp_path)
     assert done.status == 0, done.stderr
     times = json.loads((tmp_path / "times.json").read_text())
     assert sum(times["parts"].values()) == pytest.approx(times["seconds"])
@@ -122,6 +125,29 @@ def test_the_peer_does_the_same_work_on_the_same_data(load, python, tmp_path):
     assert len(times["successes"]) == 2
     # the dataset is the recipe's, under its name
     assert (tmp_path / "datasets" / "PointReach_expert2_random18_seed0").is_dir()
+
+
+def test_the_jax_peer_has_the_losses_of_goal_conditioned_iql(load, monkeypatch):
+    jnp = pytest.importorskip("jax.numpy")
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+    peer = load("jax_gciql_policy")
+
+    def constant(value, inputs):
+        return [(jnp.zeros((inputs, 1)), jnp.full(1, value))]
+
+    # one row at its goal, one not; 2 inputs of state and goal, 1 of action; all networks constant
+    params = {"value": constant(-3.0, 2), "critic": [constant(-1.0, 3), constant(-2.0, 3)]}
+    params["actor"] = {"trunk": constant(0.0, 2), "log_std": jnp.zeros(1)}
+    target = [constant(-4.0, 3), constant(-1.0, 3)]
+    state, action = jnp.zeros((2, 2)), jnp.array([[1.0], [0.0]])
+    batch = {"state": state, "next_state": state, "action": action, "reached": jnp.array([1.0, 0.0])}
+    # target's smaller score -4 lies below the value -3: weight 1 - 0.7
+    value = 0.3
+    # backups 0, and -1 + 0.9 * -3 = -3.7
+    critics = ((1.0 + 2.7**2) + (4.0 + 1.7**2)) / 2
+    # advantage min(-1, -2) + 3 = 1, log-likelihoods of a unit normal at 1 and 0
+    actor = math.e * (math.log(2.0 * math.pi) / 2 + 0.25)
+    assert float(peer.loss(params, target, batch)) == pytest.approx(value + critics + actor, rel=1e-6)
 
 
 def test_what_is_timed_within_a_part_is_no_part_of_it(load, monkeypatch):
