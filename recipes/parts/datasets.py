@@ -83,9 +83,22 @@ def load_dataset(
             f"dataset={path} has no goals: name the columns of the observation that are the achieved goal of "
             f"{task.name}, {', '.join(task.goal_columns)}, as goal_columns=[...]."
         )
+    if format == "d4rl" and "horizon" not in options and not readers.d4rl.has_timeouts(path):
+        log.warning("dataset=%s has no timeouts: its episodes are cut after %d steps, the task's", path, task.horizon)
+        options["horizon"] = task.horizon
     if format not in ("store", "wgcsl"):
         options["progress"] = sys.stderr.isatty()
     store = readers.read(path, reached=task.reached, format=format, **options)
+    longest = int((store.trajectory_bounds[1] - store.trajectory_bounds[0]).max())
+    if longest > task.horizon:
+        log.warning(
+            "dataset=%s has a trajectory of %d transitions, and an episode of %s has %d: does the file say where all "
+            "episodes end?",
+            path,
+            longest,
+            task.name,
+            task.horizon,
+        )
     try:
         store.check_task(
             observation_dim=task.observation_dim,

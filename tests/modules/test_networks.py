@@ -293,3 +293,10 @@ def test_standardised_inputs_are_clipped_unless_told_not_to():
     ]
     with pytest.raises(ValueError, match="clip must be positive or None, got 0"):
         Standardize(network, [(mean, std)], 0.0)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_an_input_of_another_width_than_its_statistics_is_refused(width):
+    module = Standardize(ConcatMLP(3, 1, ()), [(torch.zeros(3), torch.ones(3))])
+    with pytest.raises(ValueError, match=rf"expected input 0 of 3 columns, got \[5, {width}\]"):
+        module(torch.zeros(5, width))

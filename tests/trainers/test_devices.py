@@ -74,7 +74,7 @@ def test_a_checkpoint_of_here_goes_on_without_a_warning(make, tmp_path, recwarn)
 
 def test_generators_of_more_gpus_than_the_checkpoint_has_stay_as_they_are(monkeypatch):
     set_to = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: set_to.append(device))

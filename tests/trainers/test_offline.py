@@ -280,6 +280,20 @@ def test_training_again_goes_on_in_the_same_file(make_trainer, tmp_path):
     assert trainer.step == 4
 
 
+def test_a_new_run_in_the_folder_of_another_is_refused_and_a_resumed_one_is_not(make_trainer, tmp_path):
+    make_trainer(4, run_dir=tmp_path, save_interval=2).train()
+    held = sorted(path.name for path in tmp_path.rglob("*"))
+    rows = (tmp_path / "metrics.csv").read_bytes()
+    with pytest.raises(FileExistsError, match=r"holds a run already, with step_000000004: resume\(\) continues it"):
+        make_trainer(2, run_dir=tmp_path).train()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == held
+    assert (tmp_path / "metrics.csv").read_bytes() == rows
+    again = make_trainer(6, run_dir=tmp_path)
+    again.resume()
+    again.train()
+    assert again.step == 6
+
+
 def test_a_trainer_without_a_folder_writes_nothing_and_says_so_when_asked_to(make_trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = make_trainer(3)

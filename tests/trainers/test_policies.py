@@ -212,11 +212,34 @@ def test_best_networks_hold_their_own_seed_alone(best):
 
 def test_a_resumed_run_does_not_replace_better_networks_of_before(best):
     trainer, _ = best
+    trainer.resumed = True
     again = KeepBest(trainer)
     trainer.evaluations = [Result({"success_last": s, "return_over_max": 0.15}) for s in (0.5, 0.5)]
     again()
     steps = {seed: load_policy(trainer.run_dir, "best", seed=seed).record.step for seed in (3, 5)}
     assert steps == {3: 3, 5: 2}
+
+
+def test_a_run_that_was_not_resumed_takes_nothing_for_its_own_best(best):
+    trainer, _ = best
+    again = KeepBest(trainer)
+    trainer.evaluations = [Result({"success_last": 0.0, "return_over_max": 0.0}) for _ in trainer.seeds]
+    trainer.evaluated_step = 1
+    again()
+    assert {load_policy(trainer.run_dir, "best", seed=seed).record.step for seed in (3, 5)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("key", "columns", "said"),
+    [
+        ("observation", ["x"], "1 of observation, 2 of desired_goal, 2 of action are not what the actor reads"),
+        ("action", ["u"], "1 of action, but the actor's actions have 2"),
+    ],
+)
+def test_columns_that_the_actor_has_not_are_refused_before_anything_is_written(run, tmp_path, key, columns, said):
+    with pytest.raises(ValueError, match=said):
+        record_policy(tmp_path / "other", run[1], columns={**COLUMNS, key: columns})
+    assert not (tmp_path / "other").exists()
 
 
 def test_unknown_seeds_and_names_are_refused(best, run):

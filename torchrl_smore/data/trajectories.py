@@ -289,6 +289,8 @@ class TrajectoryStore:
             f"in the last step: {last.mean():.1%}",
             f"mean discounted return at {gamma}: {discounted.mean():.2f}",
         ]
+        if self.meta.get("dropped_rows"):
+            lines += [f"{self.meta['dropped_rows']:,} transitions of {self.meta.get('source', 'the file')} left out"]
         if self.frames is not None:
             lines += [f"frames of {self.frames.shape[1]} x {self.frames.shape[2]} pixels, one for each state"]
         lines += [

@@ -203,7 +203,11 @@ class Standardize(nn.Module):
         ]
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the network's output."""
+        """Return the network's output.
+
+        Raises:
+            ValueError: if an input is not as wide as its statistics.
+        """
         out: Tensor | tuple[Tensor, Tensor] = self.network(*self._scaled(*inputs))
         return out
 
@@ -216,7 +220,11 @@ class Standardize(nn.Module):
         return [self._standard(i, x) if self.standardized[i] else x for i, x in enumerate(inputs)]
 
     def _standard(self, position: int, x: Tensor) -> Tensor:
-        scaled = (x - getattr(self, f"mean_{position}")) / getattr(self, f"std_{position}")
+        mean, std = getattr(self, f"mean_{position}"), getattr(self, f"std_{position}")
+        if x.shape[-1] != mean.shape[-1]:
+            # one column would be taken for all
+            raise ValueError(f"expected input {position} of {mean.shape[-1]} columns, got {list(x.shape)}.")
+        scaled = (x - mean) / std
         return scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)
 
 

@@ -30,7 +30,7 @@ class KeepBest:
         self.trainer = trainer
         self._last = trainer.evaluations
         self._folders = [trainer.run_dir / BEST_FOLDER / f"seed_{seed}" for seed in trainer.seeds]
-        self._best = [_rank_in(folder) for folder in self._folders]
+        self._best: list[tuple[float, float] | None] | None = None
 
     def __call__(self) -> None:
         """Looks at the newest evaluation."""
@@ -38,6 +38,9 @@ class KeepBest:
         if trainer.evaluations is self._last:
             return
         self._last = trainer.evaluations
+        if self._best is None:
+            # what lies in the folder of a run that was not resumed is another's
+            self._best = [_rank_in(folder) if trainer.resumed else None for folder in self._folders]
         ranks = [_rank(evaluation.metrics) for evaluation in trainer.evaluations]
         better = [number for number, best in enumerate(self._best) if best is None or ranks[number] > best]
         states = trainer.evaluated_states() if better else []

@@ -290,12 +290,13 @@ def _fresh_generator(like: Tensor, seed: int) -> Tensor:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the global generators of torch (all devices), numpy and Python, as plain values and tensors."""
+    """State of the global generators of torch (of GPUs if one is in use), numpy and Python, as plain values."""
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # asking would begin to use one
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
         "python": [version, list(internal), gauss_next],
     }
@@ -308,7 +309,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     :class:`CheckpointWarning` tells of both.
     """
     torch.set_rng_state(state["torch"])
-    saved, here = len(state["cuda"]), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    saved, here = len(state["cuda"]), torch.cuda.device_count() if torch.cuda.is_initialized() else 0
     if saved != here:
         warnings.warn(
             f"the checkpoint holds the random generators of {saved} GPUs, this process sees {here}: those without a "

@@ -140,7 +140,7 @@ class OfflineTrainer(Trainer):
         compile: see :class:`~torchrl_smore.trainers.update.Update`.
         meta: identifies the run in its checkpoints (JSON); a checkpoint with another ``meta`` is refused.
         on_divergence: what is done when a loss or a parameter is not finite: ``"stop"`` raises a
-            :class:`DivergedError` and saves no such checkpoint, ``"continue"`` warns once.
+            :class:`DivergedError`, ``"continue"`` warns once. Parameters that are not finite are never saved.
         logger: a TorchRL logger that gets every row too.
         progress_bar: whether to show one.
 
@@ -214,6 +214,7 @@ class OfflineTrainer(Trainer):
         self.on_divergence = on_divergence
         self.evaluations: list[Evaluation] = []
         self.evaluated_step = 0
+        self.resumed = False
         self.update_seconds = 0.0
         self._updates_timed = 0
         self._totals: TensorDict | None = None
@@ -262,6 +263,10 @@ class OfflineTrainer(Trainer):
         return int(self.collected_frames)
 
     @property
+    def _device(self) -> torch.device:
+        return next(self.loss_module.parameters()).device
+
+    @property
     def updates_per_second(self) -> float:
         """Rate of updates in this process, sampling included, evaluation and logging excluded."""
         return self._updates_timed / self.update_seconds if self.update_seconds > 0 else float("nan")
@@ -271,11 +276,13 @@ class OfflineTrainer(Trainer):
 
         Raises:
             DivergedError: see ``on_divergence``.
+            FileExistsError: if ``run_dir`` has checkpoints of a run that was not resumed.
             LockedError: if another process trains in ``run_dir``.
         """
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:
                 stack.enter_context(self.locked())
+                self._check_folder()
                 for root in (self.run_dir / "checkpoint", *(self.run_dir / BEST_FOLDER).glob("seed_*")):
                     clear_leftovers(root)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
@@ -291,6 +298,18 @@ class OfflineTrainer(Trainer):
         if not self.evaluations and self.evaluator is not None:
             # resumed at its end: the row is there, the evaluation itself is not
             self.evaluations, self.evaluated_step = self.evaluator.run_all(self.policies), self.step
+
+    def _check_folder(self) -> None:
+        """Refuses a folder whose run would be overwritten bit by bit."""
+        assert self.run_dir is not None
+        if self.resumed or self.step > 0:
+            return
+        with contextlib.suppress(CheckpointError):
+            found = latest_checkpoint(self.run_dir / "checkpoint")
+            raise FileExistsError(
+                f"{self.run_dir} holds a run already, with {found.name}: resume() continues it; a new run needs a "
+                "folder of its own."
+            )
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """The lock of ``run_dir``, which :meth:`train` holds: for what else must not be done by two processes.
@@ -342,8 +361,9 @@ class OfflineTrainer(Trainer):
         done = self._optim_count - before
         # the trainer has counted the whole interval
         self.collected_frames -= batch.numel() - done
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        device = self._device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         self.update_seconds += time.perf_counter() - start
         self._updates_timed += done
         last = self.step >= self.total_frames
@@ -450,13 +470,14 @@ class OfflineTrainer(Trainer):
             count, name, number = min(bad)
             self._diverged(name, self.step - self._num_totalled + count + 1, number)
 
-    def _check_parameters(self) -> None:
+    def _has_finite_parameters(self) -> bool:
         """Looks for a parameter that is not finite, which no loss has shown yet."""
         for number, loss in enumerate(self.update.losses):
             for name, parameter in loss.named_parameters():
                 if not parameter.isfinite().all():
                     self._diverged(name, self.step, number)
-                    return
+                    return False
+        return True
 
     def _diverged(self, name: str, step: int, number: int) -> None:
         seed = self.seeds[number] if len(self.seeds) > 1 else None
@@ -493,8 +514,11 @@ class OfflineTrainer(Trainer):
             for seed, row in zip(self.seeds, rows):
                 self._metrics.write(step, row, seed if len(rows) > 1 else None)
 
-    def save(self) -> Path:
+    def save(self) -> Path | None:
         """Writes a checkpoint; see :func:`~torchrl_smore.trainers.checkpoint.save_checkpoint`.
+
+        Returns:
+            Its folder; ``None`` where a parameter is not finite and training continues: the good ones stay.
 
         Raises:
             DivergedError: instead of a checkpoint that is not finite, see ``on_divergence``.
@@ -506,7 +530,8 @@ class OfflineTrainer(Trainer):
             # a run resumed from here cannot repeat it: the networks of that update are gone then
             self._finish_evaluation()
         self._check_finite()
-        self._check_parameters()
+        if not self._has_finite_parameters():
+            return None
         state = {
             "step": self.step,
             "update": self.update.state_dict(),
@@ -514,8 +539,8 @@ class OfflineTrainer(Trainer):
             "totals": None if self._totals is None else (self._totals.to_dict(), list(self._totals.batch_size)),
             "num_totalled": self._num_totalled,
         }
-        device = next(self.loss_module.parameters()).device.type
-        meta = {**self.meta, "total_steps": int(self.total_frames), "torch": torch.__version__, "device": device}
+        device = self._device
+        meta = {**self.meta, "total_steps": int(self.total_frames), "torch": torch.__version__, "device": device.type}
         return save_checkpoint(self.run_dir / "checkpoint", self.step, state, meta, self.keep_checkpoints)
 
     def resume(self, checkpoint: str | Path | None = None) -> None:
@@ -541,19 +566,20 @@ class OfflineTrainer(Trainer):
         self.update.load_state_dict(state["update"])
         set_rng_state(state["rng"])
         self._num_totalled = state["num_totalled"]
-        self._totals = state["totals"] and TensorDict(*state["totals"]).to(next(self.loss_module.parameters()).device)
-        # nothing that is not finite is saved
+        self._totals = state["totals"] and TensorDict(*state["totals"]).to(self._device)
+        # of a total that is not finite, which on_divergence="continue" saves, the update is not known any more
         self._num_finite = {
-            name: torch.full_like(total, self._num_totalled, dtype=torch.int64)
+            name: self._num_totalled * total.isfinite().long()
             for name, total in (() if self._totals is None else self._totals.items())
             if name.startswith("loss_")
         }
+        self.resumed = True
         self.collected_frames = self._optim_count = step
         self.collector.load_state_dict({"done": step})
 
     def _tell_what_differs(self, meta: Mapping[str, Any]) -> None:
         """Warns of circumstances that keep a resumed run from being the same bit for bit."""
-        here = {"torch": torch.__version__, "device": next(self.loss_module.parameters()).device.type}
+        here = {"torch": torch.__version__, "device": self._device.type}
         differing = [f"{name} {meta[name]} (now {now})" for name, now in here.items() if meta.get(name, now) != now]
         if differing:
             warnings.warn(

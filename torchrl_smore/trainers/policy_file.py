@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.modules import IndependentNormal
@@ -15,7 +16,7 @@ from torchrl.objectives import LossModule
 from torchrl_smore._files import write_text
 from torchrl_smore.modules import ContaminatedNormal, PixelEncoder, describe_network
 from torchrl_smore.trainers.checkpoint import CheckpointError
-from torchrl_smore.trainers.evaluation import action_range_of
+from torchrl_smore.trainers.evaluation import ActorPolicy, action_range_of
 
 #: Name of the file in a run folder that says how its networks are built.
 POLICY_FILE = "policy.json"
@@ -45,20 +46,37 @@ def record_policy(
         about: further entries (JSON), for example task and method.
 
     Raises:
-        ValueError: if ``columns`` are others.
+        ValueError: if ``columns`` are others, or more or fewer than what the actor reads and writes.
     """
     if set(columns) != set(_KEYS):
         raise ValueError(f"expected columns of {', '.join(_KEYS)}, got {sorted(columns)}.")
+    pixels = _pixels(loss)
+    if pixels is None:
+        _check_widths(loss, {key: len(columns[key]) for key in _KEYS})
     written = {
         "format_version": POLICY_FORMAT,
         **(about or {}),
         "columns": {key: list(columns[key]) for key in _KEYS},
         "action_range": list(action_range_of(loss)),
         "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
-        "pixels": _pixels(loss),
+        "pixels": pixels,
         "networks": _networks(loss),
     }
     write_text(Path(run_dir) / POLICY_FILE, json.dumps(written, indent=2, allow_nan=False) + "\n")
+
+
+def _check_widths(loss: LossModule, widths: Mapping[str, int]) -> None:
+    """Lets the actor act once on as many columns as are said to be there."""
+    rows = {key: np.zeros((1, widths[key]), np.float32) for key in ("observation", "desired_goal")}
+    said = ", ".join(f"{number} of {key}" for key, number in widths.items())
+    try:
+        action = ActorPolicy(loss)(rows)
+    except KeyError:
+        return  # it reads something else as well
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"columns: {said} are not what the actor reads: {str(error).splitlines()[0]}") from error
+    if action.shape[-1] != widths["action"]:
+        raise ValueError(f"columns: {said}, but the actor's actions have {action.shape[-1]}.")
 
 
 def _pixels(loss: LossModule) -> int | None:

@@ -240,7 +240,10 @@ def poke(value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (replace("actions", lambda a: a[:, 0]), r"'episode_1/actions': expected shape \[rows, width\].*discrete"),
+        (
+            replace("actions", lambda a: a[:, 0].astype(np.int64)),
+            r"'episode_1/actions': expected shape \[rows, width\].*discrete",
+        ),
         (replace("actions", lambda a: a[:, :2]), r"'episode_1': expected 3 columns of 'action'.* found 2"),
         (replace("actions", poke(np.nan)), r"'episode_1/actions': expected finite numbers, found \[nan.* in row 2"),
         (replace("actions", poke(1e300)), r"'episode_1/actions': expected finite numbers, found \[inf"),
@@ -510,3 +513,12 @@ def test_two_pictures_of_a_state_are_refused(write):
     made = with_pictures(with_pictures(episodes(), "camera"), "depth")
     with pytest.raises(DatasetError, match=r"expected one picture of each state, found .*camera.*depth"):
         minari.read(write(made, metadata={"observation_space": None}), reached=reached)
+
+
+def test_actions_of_one_floating_number_are_a_column(write):
+    made = episodes()
+    for episode in made:
+        episode["actions"] = episode["actions"][:, 0]
+    store = minari.read(write(made), reached=reached)
+    expected = np.concatenate([episode["actions"] for episode in made])[:, None]
+    np.testing.assert_array_equal(store.data["action"].numpy(), expected)

@@ -90,18 +90,37 @@ def test_the_rule_of_a_fall_holds_whatever_the_entry(datasets):
     def fallen(observation):
         return observation[:, 0] == 8.0  # the third step of the first episode ends there
 
-    for name, (path, options) in datasets.items():
+    for path, options in datasets.values():
         plain = readers.read(path, reached=lambda a, g: np.ones(a.shape[:-1], bool), **options).data["next", "reward"]
         store = readers.read(path, reached=lambda a, g: np.ones(a.shape[:-1], bool), fallen=fallen, **options)
-        if name == "store":  # which has its own rewards
-            store.data["next", "reward"][:] = 1.0
-            store.save(path, overwrite=True)
-            store = readers.read(path, reached=reached, fallen=fallen)
-            assert readers.read(path, reached=reached).data["next", "reward"].sum() == 10
-        else:
-            assert plain.sum() == 10
+        assert plain.sum() == 10
         assert store.data["next", "observation"][store.data["next", "reward"][:, 0] == 0].tolist() == [[8.0, 9.0]]
         # 0, 2, 4, 6, ... are the first columns of the states
+
+
+def test_rewards_of_a_store_that_contradict_the_rule_are_counted_and_replaced(datasets, caplog):
+    path, _ = datasets["store"]
+    # the first step of the first episode ends at (2, 3), 1.41 from its goal (1, 2): under a rule of 1.5 it is there
+    assert readers.read(path, reached=reached).data["next", "reward"].sum() == 0
+    assert not caplog.records
+    near = readers.read(path, reached=lambda a, g: np.linalg.norm(a - g, axis=-1) < 1.5)
+    assert near.data["next", "reward"][:, 0].tolist() == [1.0] + [0.0] * 9
+    assert "1 of 10 rewards contradict the rule of the task, the first in row 0, 0: those of the rule" in caplog.text
+    assert readers.read(path, reached=reached).data["next", "reward"].sum() == 0  # the file is as it was
+
+
+def test_what_falls_only_here_is_no_contradiction(datasets, caplog):
+    path, _ = datasets["store"]
+    near = readers.read(path, reached=lambda a, g: np.linalg.norm(a - g, axis=-1) < 1.5)
+    near.save(path, overwrite=True)
+    caplog.clear()
+    fallen = readers.read(
+        path,
+        reached=lambda a, g: np.linalg.norm(a - g, axis=-1) < 1.5,
+        fallen=lambda observation: observation[:, 0] == 2.0,
+    )
+    assert fallen.data["next", "reward"].sum() == 0
+    assert not caplog.records
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes")

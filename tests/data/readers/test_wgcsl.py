@@ -124,13 +124,13 @@ def test_the_reward_is_one_where_the_goal_is_reached_after_the_step(write):
     assert store.data["next", "truncated"][:, 0].tolist() == [False, False, True]
 
 
-def test_observations_and_goals_are_clipped_and_actions_are_not(write):
+def test_observations_and_goals_are_clipped_on_request_and_actions_are_not(write):
     arrays = {key: np.sign(array) * 300.0 for key, array in buffer().items()}
-    clipped = wgcsl.read(write(arrays), reached=reached).data
+    clipped = wgcsl.read(write(arrays), reached=reached, clip=200.0).data
     for key in ("observation", "achieved_goal", "desired_goal"):
         assert clipped[key].abs().unique().tolist() == [200.0]
     assert clipped["action"].abs().unique().tolist() == [300.0]
-    assert_holds(wgcsl.read(write(arrays), reached=reached, clip=None), arrays)
+    assert_holds(wgcsl.read(write(arrays), reached=reached), arrays)
 
 
 def test_only_the_first_trajectories_are_kept_on_demand(write):

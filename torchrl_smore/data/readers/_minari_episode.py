@@ -17,7 +17,7 @@ from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._frames import check_pictures, is_picture
 from torchrl_smore.data.readers._goals import Goals, columns_of
 from torchrl_smore.data.readers._hdf5 import Hdf5Array, address, import_h5py, member
-from torchrl_smore.data.readers._rows import Column, check_numbers
+from torchrl_smore.data.readers._rows import Column, check_numbers, is_single
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _MAX_DEPTH = 8  # of nested Dict spaces
@@ -220,7 +220,7 @@ def _width(array: Hdf5Array) -> int:
 
 
 def _vectors(array: Hdf5Array, rows: int, width: int | None = None) -> np.ndarray:
-    check_numbers(array, 2)
+    check_numbers(array, 1 if width is None and is_single(array) else 2)
     if width is not None and array.shape[1] != width:
         raise DatasetError(
             f"{array.label}: expected {width} columns as in the first episode, found {list(array.shape)}."
@@ -231,7 +231,7 @@ def _vectors(array: Hdf5Array, rows: int, width: int | None = None) -> np.ndarra
     if is_rounded(values):
         say_rounded(array.label)
     with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf and is reported
-        column.fill(array.label, values.astype(np.float32, copy=False), 0)
+        column.fill(array.label, values.astype(np.float32, copy=False).reshape(rows, -1), 0)
     return column.values
 
 

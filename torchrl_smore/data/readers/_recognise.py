@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,9 +10,10 @@ from typing import Any, Final
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import csv, d4rl, minari, ogbench, wgcsl
-from torchrl_smore.data.readers._goals import Fallen, Reached, without_falls
+from torchrl_smore.data.readers._goals import Fallen, Reached, rewards, without_falls
 from torchrl_smore.data.trajectories import TrajectoryStore
 
+_logger = logging.getLogger("torchrl_smore")
 _SUFFIXES: Final = {
     **{".pkl": "wgcsl", ".pickle": "wgcsl", ".hdf5": "d4rl", ".h5": "d4rl", ".npz": "ogbench"},
     **{".csv": "csv", ".parquet": "csv"},
@@ -61,9 +63,10 @@ def read(
         path: a trajectory store, a WGCSL/GoFAR ``buffer.pkl``, a D4RL ``.hdf5``, an OGBench ``.npz``, the folder or id
             of a Minari dataset, or a table (``.csv``, ``.parquet``), which needs ``columns``.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``; rewards follow from
-            it. A trajectory store has its own.
+            it. Those that a trajectory store has, and that contradict it, are warned of (logger ``torchrl_smore``); its
+            file stays as it is.
         fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
-            has reward 0, also in a trajectory store, whose file stays as it is. By default nothing falls.
+            has reward 0. By default nothing falls.
         format: one of :data:`FORMATS`; recognised by default.
         options: of the reader, such as ``goals``; see its ``read``. A trajectory store takes those of
             :meth:`TrajectoryStore.load`.
@@ -77,7 +80,28 @@ def read(
     name = recognise(path) if format is None else format
     if name == "store":
         store = TrajectoryStore.load(path, **options)
-        following = store.data["next"]
-        without_falls(following["reward"].squeeze(-1).numpy(), fallen, following["observation"].numpy())
+        _reward(store, str(path), reached, fallen)
         return store
     return _READERS[name](path, reached=reached, fallen=fallen, **options)
+
+
+def _reward(store: TrajectoryStore, label: str, reached: Reached, fallen: Fallen | None) -> None:
+    """Puts the rewards of the rules in the place of the store's, and warns of those that contradict ``reached``."""
+    following, desired = store.data["next"], store.data["desired_goal"].numpy()
+    stored, after = following["reward"].squeeze(-1).numpy(), following["observation"].numpy()
+    own = rewards(reached, following["achieved_goal"].numpy(), desired)
+    earned = own.astype(stored.dtype)
+    without_falls(earned, fallen, after)
+    # a store that was written where falls were known has none for them, one that was written before has
+    wrong = (stored != own) & (stored != earned)
+    if wrong.any():
+        row = int(wrong.argmax())
+        _logger.warning(
+            "%s: %d of %d rewards contradict the rule of the task, the first in row %d, %g: those of the rule are used",
+            label,
+            int(wrong.sum()),
+            len(wrong),
+            row,
+            stored[row],
+        )
+    stored[:] = earned

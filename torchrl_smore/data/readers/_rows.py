@@ -89,9 +89,7 @@ def gather(array: RowArray, columns: Sequence[Column], progress: Progress) -> No
     Raises:
         DatasetError: if it holds no rows of real numbers, or one that is not finite in float32.
     """
-    # one number in each row is a column of width 1; whole numbers are more likely to name actions
-    single = len(array.shape) == 1 and array.dtype.kind == "f"
-    check_numbers(array, 1 if single else 2)
+    check_numbers(array, 1 if is_single(array) else 2)
     first, last = 0, max(int(column.source[-1]) for column in columns) + 1
     rounded = False
     for block in array.blocks():
@@ -106,6 +104,11 @@ def gather(array: RowArray, columns: Sequence[Column], progress: Progress) -> No
             break
     if rounded:
         say_rounded(array.label)
+
+
+def is_single(array: RowArray) -> bool:
+    """Whether rows are one number each, a column of width 1; whole numbers are more likely to name actions."""
+    return len(array.shape) == 1 and array.dtype.kind == "f"
 
 
 def read_flags(array: RowArray, progress: Progress) -> np.ndarray:

@@ -163,6 +163,17 @@ def read(
     return store
 
 
+def has_timeouts(path: str | Path) -> bool:
+    """Whether a file says where episodes were cut; :func:`read` wants the horizon of one that does not.
+
+    Raises:
+        DatasetError: if it is missing or no HDF5 file.
+        ImportError: if h5py is missing.
+    """
+    with reading(Path(path), "HDF5"), open_hdf5(Path(path)) as file:
+        return "timeouts" in set(file)
+
+
 def _check_lengths(path: Path, arrays: Mapping[str, Any]) -> None:
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     if len({shape[0] for shape in shapes.values()}) > 1:

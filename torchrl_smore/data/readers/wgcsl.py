@@ -30,7 +30,7 @@ def read(
     reached: Reached,
     fallen: Fallen | None = None,
     max_trajectories: int | None = None,
-    clip: float | None = 200.0,
+    clip: float | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> TrajectoryStore:
     """Reads a ``buffer.pkl`` without running any code it may contain.
@@ -44,8 +44,8 @@ def read(
         fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
             has reward 0. By default nothing falls.
         max_trajectories: how many trajectories to keep, the first ones; all by default.
-        clip: observations and goals are clipped to ``[-clip, clip]``, in their own units, as the official training
-            codes do; ``None`` leaves them.
+        clip: observations and goals are clipped to ``[-clip, clip]``, in their own units: the official training codes
+            do so at 200. Goals beyond that become one goal, which counts as reached. By default nothing is clipped.
         meta: of the store, beside ``"source"``, the name of the file.
 
     Returns:
