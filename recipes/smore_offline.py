@@ -28,7 +28,7 @@ from parts.cli import resumed_config, run_recipe
 from parts.evaluators import resolve_evaluation
 from parts.films import record_rollout
 from parts.model_card import make_loadable, write_model_card
-from parts.options import Config, fingerprint, identity, seed_label, with_defaults
+from parts.options import FREE_OPTIONS, Config, fingerprint, identity, seed_label, with_defaults
 from parts.pixels import with_pictures
 from parts.shared import (
     PACKAGES,
@@ -165,7 +165,7 @@ def new_run(config: Config) -> Path:
 
 def config_of_run(config: Config) -> Config:
     """The options that the run to resume was begun with, once its newest checkpoint is found whole and fitting."""
-    own: Config = resumed_config(config)
+    own: Config = resumed_config(config, *(name for name in FREE_OPTIONS if name not in ("resume", "run_root")))
     run_dir = Path(own.resume or "")
     if has_checkpoint(run_dir):
         load_checkpoint(latest_checkpoint(run_dir / "checkpoint"), fingerprint(own))

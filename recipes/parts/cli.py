@@ -210,7 +210,7 @@ def resumed_config(config: Any, *free: str) -> Any:
 
     Args:
         config: what the user gave.
-        *free: options, ``None`` by default, that a resumed run may change.
+        *free: options that a resumed run may change, by giving them.
 
     Raises:
         FileNotFoundError: if that is no run folder.
@@ -223,7 +223,8 @@ def resumed_config(config: Any, *free: str) -> Any:
     changed = [field.name for field in fields if getattr(config, field.name) != field.default]
     if changed:
         raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
-    given = {name: getattr(config, name) for name in free if getattr(config, name) is not None}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in free}
+    given = {name: value for name, value in values.items() if value != getattr(type(config), name)}
     return dataclasses.replace(read_config(type(config), path), resume=config.resume, **given)
 
 

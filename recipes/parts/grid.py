@@ -17,8 +17,8 @@ import yaml
 
 from parts.cli import nearest, typed
 from parts.methods import METHODS
+from parts.options import FREE_OPTIONS, method_options
 from parts.options import Config as RunConfig
-from parts.options import method_options
 from torchrl_smore.envs import ACTION_NOISES, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.reports import IMAGE_SETTING, IMAGE_TASKS, Paper, Result, canonical_setting
@@ -38,20 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 #: Options of the recipe that the benchmark decides itself: a setting says what is trained, not where and how.
 _NO_SETTINGS = frozenset(
     [
-        *(
-            "task",
-            "method",
-            "preset",
-            "seed",
-            "seeds",
-            "dataset",
-            "dataset_format",
-            "goal_columns",
-            "desired_goal",
-            "columns",
-        ),
-        *("expert_policy", "medium_policy", "data_dir", "run_root", "resume", "eval_interval", "log_interval"),
-        *("save_interval", "evaluation", "env_workers", "device", "threads", "logger", "rollout"),
+        *FREE_OPTIONS,
+        *("task", "method", "preset", "seed", "seeds", "goal_columns", "desired_goal", "columns", "clip_actions"),
+        *("expert_policy", "medium_policy", "eval_interval", "log_interval", "save_interval"),
     ]
 )
 #: The paper's second attempt at a variant of which there is one here.

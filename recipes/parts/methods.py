@@ -170,6 +170,8 @@ class Method:
         goal_transitions: whether the loss reads goal transitions.
         strategy: hindsight goals where none are chosen.
         extras: further entries that the loss reads.
+        pictures: whether it learns from pictures; others read something of a state, or goals that no frame shows.
+        likelihood: whether its actor of states has ``contamination`` and ``min_std``.
     """
 
     loss: type[LossModule]
@@ -185,6 +187,8 @@ class Method:
     goal_transitions: bool = False
     strategy: str = "future"
     extras: tuple[str, ...] = ()
+    pictures: bool = False
+    likelihood: bool = True
 
     @cached_property
     def accepts(self) -> dict[str, Any]:
@@ -260,7 +264,7 @@ def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
     std = 0.15
     if setting.pixels is not None:
         return setting.contrastive_pictures(std)
-    made = make_contrastive_networks(*setting.specs, **setting.embeddings(), std=std)
+    made = make_contrastive_networks(*setting.specs, **setting.embeddings(), std=std, precision=setting.precision)
     critics = [setting.standardized(critic) for critic in made.critic]
     head = made.actor.module[0]
     head.module = setting.standardized(head).module
@@ -272,14 +276,14 @@ _CLONING: dict[str, Any] = {"target_network": False, "ensemble": 0, "norms": ("a
 _ORIGINAL_WGCSL = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
 
 METHODS: dict[str, Method] = {
-    "smore": Method(SMORELoss, goal_transitions=True),
-    "gc_iql": Method(GCIQLLoss, rewards=_SPARSE, terminate_at_goal=True),
+    "smore": Method(SMORELoss, goal_transitions=True, pictures=True),
+    "gc_iql": Method(GCIQLLoss, rewards=_SPARSE, terminate_at_goal=True, pictures=True),
     "gc_sql": Method(GCSQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_eql": Method(GCEQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_xql": Method(GCXQLLoss, rewards=_SPARSE, terminate_at_goal=True),
-    "gcsl": Method(GCSLLoss, **_CLONING, cosine=False),
+    "gcsl": Method(GCSLLoss, **_CLONING, cosine=False, pictures=True),
     # behaviour cloning of hindsight goals: SMORe's actor without weights, its control
-    "hindsight_bc": Method(GCSLLoss, fixed={"regression": "nll"}, **_CLONING),
+    "hindsight_bc": Method(GCSLLoss, fixed={"regression": "nll"}, **_CLONING, pictures=True),
     # of stored goals
     "gc_bc": Method(GCSLLoss, fixed={"regression": "nll"}, **_CLONING),
     "wgcsl": Method(WGCSLLoss, ensemble=1, cosine=False, rewards=_SPARSE, extras=("goal_offset",)),
@@ -301,8 +305,22 @@ METHODS: dict[str, Method] = {
     ),
     # critics of embeddings have LayerNorm anyway
     "crl": Method(
-        ContrastiveRLLoss, contrastive_networks, target_network=False, strategy="geometric", norms=("actor",)
+        ContrastiveRLLoss,
+        contrastive_networks,
+        target_network=False,
+        strategy="geometric",
+        norms=("actor",),
+        pictures=True,
     ),
-    "crl_td": Method(ContrastiveTDLoss, contrastive_td_networks, cosine=False, strategy="geometric", norms=()),
+    # its actor's deviation is a constant
+    "crl_td": Method(
+        ContrastiveTDLoss,
+        contrastive_td_networks,
+        cosine=False,
+        strategy="geometric",
+        norms=(),
+        pictures=True,
+        likelihood=False,
+    ),
     "am": Method(ActionableModelsLoss, ensemble=1, cosine=False, rewards=_SPARSE),
 }

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from parts.cli import read_plain
+from parts.options import FREE_OPTIONS, OF_COLLECTION
 from parts.shared import commit_of_library
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import Task, get_task
 from torchrl_smore.trainers import KeepBest, OfflineTrainer, record_policy, write_text
 
 # what says where a run ran and not what it is
-_LOCAL = ("run_root", "data_dir", "resume", "device", "threads", "evaluation", "env_workers")
-_LOCAL += ("logger", "rollout", "log_interval")
+_LOCAL = (*FREE_OPTIONS, "log_interval")
 
 
 def make_loadable(trainer: OfflineTrainer, task: Task, store: TrajectoryStore, identity: Mapping[str, Any]) -> None:
@@ -79,7 +79,8 @@ def _card(name: str, summary: dict[str, Any], about: dict[str, Any], options: di
     method = summary["method"] + (f" ({summary['formulation']})" if summary["formulation"] else "")
     seeds = ", ".join(map(str, summary["seeds"]))
     parts = ", ".join(f"{part['num_trajectories']:,} {part['behaviour']}" for part in data["composition"])
-    shown = {key: value for key, value in options.items() if value is not None and key not in _LOCAL}
+    hidden = _LOCAL if options["dataset"] is None else (*_LOCAL, *OF_COLLECTION)
+    shown = {key: value for key, value in options.items() if value is not None and key not in hidden}
     return [
         f"# {summary['task']}, {method}",
         "",

@@ -27,6 +27,10 @@ FREE_OPTIONS = (
 )
 
 
+#: Options of what is collected where no dataset is given.
+OF_COLLECTION = ("num_trajectories", "expert_policy", "expert_noise", "expert_random_prob", "medium_policy")
+
+
 @dataclass
 class Config:
     """Every option of the recipe, its default and its text in ``--help``."""
@@ -194,10 +198,21 @@ class Config:
 
 
 def with_defaults(config: Config) -> Config:
-    """The options with the defaults of preset, method and task in place of those not given."""
+    """The options with the defaults of preset, method and task in place of those not given.
+
+    Raises:
+        ValueError: for an unknown method or preset, options of a collection beside a dataset, or of an actor's
+            likelihood that the method does not have.
+    """
     get_task(config.task)
+    idle = [name for name in OF_COLLECTION if getattr(config, name) is not None]
+    if config.dataset is not None and idle:
+        raise ValueError(f"{', '.join(idle)}: of no use with dataset=, which is read and not collected.")
     for name, valid in (("method", METHODS), ("preset", PRESETS)):
         check_name(config, name, list(valid))
+    likelihood = [name for name in ("contamination", "min_std") if getattr(config, name) is not None]
+    if likelihood and not (config.pixels or METHODS[config.method].likelihood):
+        raise ValueError(f"method={config.method} has an actor of constant deviation, so no {' or '.join(likelihood)}.")
     if config.pixels and config.her_ratio is None:
         config = dataclasses.replace(config, her_ratio=1.0)  # goals are pictures of the data
     config = resolve(config)

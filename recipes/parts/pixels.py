@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from parts.methods import METHODS
 from torchrl_smore.data import DatasetError, TrajectoryStore
 from torchrl_smore.envs import Painter, Task, paint
 from torchrl_smore.trainers import locked
 
-#: Methods that learn from pictures; the others read something of a state, or goals that no frame shows.
-METHODS = ("smore", "gc_iql", "crl", "crl_td", "gcsl", "hindsight_bc")
+log = logging.getLogger("torchrl_smore.recipes")
+_COMPARED = 16  # states
+_SAME = 8.0  # of 255, on average: more than two renderers differ by
 
 
 def check_pixels(pixels: int, task: Task, method: str, her_ratio: float) -> None:
@@ -25,10 +30,26 @@ def check_pixels(pixels: int, task: Task, method: str, her_ratio: float) -> None
         raise ValueError(
             f"pixels={pixels}: {task.name} has no pictures, its observation does not say all that is seen."
         )
-    if method not in METHODS:
-        raise ValueError(f"pixels={pixels} goes with method={', '.join(METHODS)}, got {method}.")
+    if not METHODS[method].pictures:
+        able = ", ".join(name for name, other in METHODS.items() if other.pictures)
+        raise ValueError(f"pixels={pixels} goes with method={able}, got {method}.")
     if her_ratio != 1.0:
         raise ValueError(f"pixels={pixels}: goals are pictures of the data, so her_ratio must be 1, got {her_ratio}.")
+
+
+def _compare(store: TrajectoryStore, painter: Painter) -> None:
+    """Warns where a dataset's own frames look otherwise than what the policy will see when it is evaluated."""
+    assert store.frames is not None
+    rows = torch.linspace(0, store.num_transitions - 1, _COMPARED).long()
+    own = store.frames[store.frame_index[rows]].float()
+    painted = torch.from_numpy(painter.states(store.data["observation"][rows].numpy())).float()
+    difference = (own - painted).abs().mean().item()
+    if difference > _SAME:
+        log.warning(
+            "the dataset's pictures are not those that the task paints of the same states (%.0f of 255 apart on "
+            "average): the policy learns from the one kind and is evaluated on the other",
+            difference,
+        )
 
 
 def with_pictures(store: TrajectoryStore, painter: Painter, folder: Path) -> TrajectoryStore:
@@ -43,6 +64,7 @@ def with_pictures(store: TrajectoryStore, painter: Painter, folder: Path) -> Tra
         found = list(store.frames.shape[1:3])
         if found != [size, size]:
             raise DatasetError(f"the dataset has frames of {found[0]} x {found[1]} pixels, expected {size} x {size}.")
+        _compare(store, painter)
         return store
     out = folder / f"pictures_{size}_{store.sha256[:16]}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
     ("options", "said"),
     [
         (("task=FetchPush",), "FetchPush has no pictures"),
-        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, crl, crl_td, gcsl, hindsight_bc, got gofar"),
+        (("method=gofar",), "pixels=36 goes with method=smore, gc_iql, gcsl, hindsight_bc, crl, crl_td, got gofar"),
         (("method=hindsight_bc", "encoder=shared"), "GCSLLoss has an actor alone"),
         (("method=crl_td", "encoder=critics"), "ContrastiveTDLoss asks its actor about other states or goals"),
         (("encoder=both",), "unknown encoder 'both': expected separate, shared, joint, critics."),
@@ -136,6 +136,17 @@ def test_frames_of_another_size_than_asked_for_are_refused(import_recipe, tmp_pa
     with pytest.raises(DatasetError, match="frames of 36 x 48 pixels, expected 36 x 36"):
         with_pictures(store.with_frames(torch.zeros(102, 36, 48, 3, dtype=torch.uint8)), painter, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_frames_that_the_task_would_paint_otherwise_are_warned_of(import_recipe, tmp_path, caplog):
+    store = collect("PointReach", expert_episodes=2, random_episodes=0, seed=0, progress=False)
+    painter = get_task("PointReach").painter(36)
+    with_pictures = import_recipe("parts.pixels").with_pictures
+    framed = paint(store, painter)
+    with_pictures(framed, painter, tmp_path)
+    assert not caplog.records
+    with_pictures(store.with_frames(255 - framed.frames), painter, tmp_path)
+    assert "the dataset's pictures are not those that the task paints of the same states" in caplog.text
 
 
 def test_a_diagnosis_of_a_run_from_pictures_is_refused(recipe, run):

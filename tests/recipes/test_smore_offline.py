@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-SMALL = (
+from torchrl_smore.data import TrajectoryStore
+
+SIZES = (
     "task=PointReach",
-    "num_trajectories=20",
     "batch_size=8",
     "steps=12",
     "log_interval=2",
@@ -27,7 +28,9 @@ SMALL = (
     "threads=1",
     "device=cpu",
 )
+SMALL = (*SIZES, "num_trajectories=20")
 QUICK = (*SMALL, "steps=3", "rollout=false")
+READING = (*SIZES, "steps=3", "rollout=false")
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_a_path_may_hold_signs_of_the_command_line(recipe, tmp_path):
     "method", ["gc_iql", "gc_sql", "gc_eql", "gc_xql", "gcsl", "gc_bc", "wgcsl", "gofar", "crl", "am"]
 )
 def test_every_baseline_trains_evaluates_and_resumes(recipe, tmp_path, store_path, method):
-    options = (*QUICK, f"dataset={store_path}", f"method={method}", "save_interval=2")
+    options = (*READING, f"dataset={store_path}", f"method={method}", "save_interval=2")
     done = recipe("smore_offline.py", *options, cwd=tmp_path)
     assert done.status == 0, done.stderr
     run_dir = only_run(tmp_path)
@@ -190,7 +193,7 @@ def test_every_baseline_trains_evaluates_and_resumes(recipe, tmp_path, store_pat
 
 
 def test_rows_in_a_file_pass_through_memory_and_a_resumed_run_has_them_where_they_were(recipe, tmp_path, store_path):
-    options = [*QUICK, f"dataset={store_path}", "mapped=.", "resident=700", "steps=12", "save_interval=6"]
+    options = [*READING, f"dataset={store_path}", "mapped=.", "resident=700", "steps=12", "save_interval=6"]
     done = recipe("smore_offline.py", *options, cwd=tmp_path)
     assert done.status == 0, done.stderr
     run_dir = only_run(tmp_path)
@@ -212,7 +215,7 @@ def test_rows_in_a_file_pass_through_memory_and_a_resumed_run_has_them_where_the
 
 
 def test_seeds_train_together_resume_and_are_summed_up(recipe, tmp_path, store_path):
-    options = (*QUICK, f"dataset={store_path}", "seed=5", "save_interval=2", "log_interval=1")
+    options = (*READING, f"dataset={store_path}", "seed=5", "save_interval=2", "log_interval=1")
     assert recipe("smore_offline.py", *options, "run_root=alone", cwd=tmp_path).status == 0
     done = recipe("smore_offline.py", *options, "seeds=2", cwd=tmp_path)
     assert done.status == 0, done.stderr
@@ -279,7 +282,7 @@ def test_a_store_and_a_buffer_pkl_are_trained_on(recipe, tmp_path, store_path, b
 
     (tmp_path / "buffer.pkl").write_bytes(pickle.dumps(buffer))
     for dataset, counted in ((store_path, "trajectories 20 "), (tmp_path / "buffer.pkl", "trajectories 6 ")):
-        done = recipe("smore_offline.py", *QUICK, f"dataset={dataset}", f"run_root={dataset.name}_runs", cwd=tmp_path)
+        done = recipe("smore_offline.py", *READING, f"dataset={dataset}", f"run_root={dataset.name}_runs", cwd=tmp_path)
         assert done.status == 0, done.stderr
         assert counted in done.stdout
     assert not (tmp_path / "datasets").exists()
@@ -302,7 +305,7 @@ def foreign(tmp_path, buffer):
 
 @pytest.mark.parametrize("name", ["a.hdf5", "a.npz"])
 def test_files_without_goals_are_trained_on_with_the_goals_that_options_name(recipe, foreign, name):
-    options = (*QUICK, f"dataset={name}", "goal_columns=[0,1]", "desired_goal=[3,-4]")
+    options = (*READING, f"dataset={name}", "goal_columns=[0,1]", "desired_goal=[3,-4]")
     done = recipe("smore_offline.py", *options, cwd=foreign)
     assert done.status == 0, done.stderr
     assert "trajectories 6 of 50 to 50 transitions" in done.stdout
@@ -315,7 +318,7 @@ def test_actions_and_goals_outside_of_the_spaces_are_said_and_clipped_on_request
         arrays = dict(held)
     arrays["actions"][60, 0] = 7.0
     np.savez(foreign / "a.npz", **arrays)
-    options = (*QUICK, "dataset=a.npz", "goal_columns=[0,1]", "desired_goal=[30,-4]")
+    options = (*READING, "dataset=a.npz", "goal_columns=[0,1]", "desired_goal=[30,-4]")
     done = recipe("smore_offline.py", *options, cwd=foreign)
     assert done.status == 0, done.stderr
     # 51 states an episode: row 60 of the file is transition 59
@@ -348,7 +351,7 @@ def test_actions_and_goals_outside_of_the_spaces_are_said_and_clipped_on_request
 )
 def test_a_file_that_does_not_fit_the_task_or_the_options_is_refused(recipe, foreign, options, said):
     before = files(foreign)
-    given = [option for option in QUICK if not (option.startswith("task=") and options[-1].startswith("task="))]
+    given = [option for option in READING if not (option.startswith("task=") and options[-1].startswith("task="))]
     assert_refused(recipe("smore_offline.py", *given, *options, cwd=foreign), foreign, before, *said)
 
 
@@ -363,7 +366,7 @@ def test_what_a_task_leaves_blank_is_left_out_of_a_file_too(recipe, tmp_path):
     buffer = {"o": rng.normal(size=(6, 51, 11)), "u": rng.uniform(-1, 1, (6, 50, 2))}
     buffer |= {"ag": buffer["o"][..., 8:10], "g": rng.uniform(-0.1, 0.1, (6, 50, 2))}
     path.write_bytes(pickle.dumps(buffer))
-    done = recipe("smore_offline.py", *QUICK, "task=Reacher", f"dataset={path}", cwd=tmp_path)
+    done = recipe("smore_offline.py", *READING, "task=Reacher", f"dataset={path}", cwd=tmp_path)
     assert done.status == 0, done.stderr
     (meta,) = (only_run(tmp_path) / "checkpoint").glob("step_*/meta.json")
     trained_on = json.loads(meta.read_text())["dataset_sha256"]
@@ -375,7 +378,7 @@ def test_what_a_task_leaves_blank_is_left_out_of_a_file_too(recipe, tmp_path):
 
 
 def test_expert_fraction_thins_a_given_dataset(recipe, tmp_path, store_path):
-    done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", "expert_fraction=0.5", cwd=tmp_path)
+    done = recipe("smore_offline.py", *READING, f"dataset={store_path}", "expert_fraction=0.5", cwd=tmp_path)
     assert "trajectories 8 " in done.stdout  # 4 experts and as many random ones
 
 
@@ -403,6 +406,61 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_result(recipe, finished,
     (other,) = (tmp_path / "straight").iterdir()
     assert summary(killed)["eval"] == summary(other)["eval"]
     assert metrics(killed) == metrics(other)
+
+
+def test_a_run_resumes_where_its_dataset_has_gone_and_only_on_that_content(recipe, tmp_path, store_path):
+    shutil.copytree(store_path, tmp_path / "store")
+    options = (*READING, "save_interval=2", "dataset=store")
+    assert recipe("smore_offline.py", *options, cwd=tmp_path).status == 0
+    run_dir = only_run(tmp_path)
+    shutil.rmtree(run_dir / "checkpoint" / "step_000000003")
+    (tmp_path / "store").rename(tmp_path / "moved")
+    gone = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+    assert gone.status != 0
+    assert "dataset=store: store does not exist" in gone.stderr
+    done = recipe("smore_offline.py", f"resume={run_dir}", "dataset=moved", "threads=2", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert "at update 2 of 3" in done.stdout
+    other = TrajectoryStore.load(tmp_path / "moved")
+    other.data["action"] *= 0.5
+    other.save(tmp_path / "other")
+    refused = recipe("smore_offline.py", f"resume={run_dir}", "dataset=other", cwd=tmp_path)
+    assert refused.status != 0
+    assert "dataset_sha256" in refused.stderr
+
+
+def test_stored_rewards_that_contradict_the_task_are_said_and_not_used(recipe, tmp_path, store_path):
+    store = TrajectoryStore.load(store_path)
+    truth = store.data["next", "reward"].clone()
+    store.data["next", "reward"][:] = 1.0
+    store.save(tmp_path / "store")
+    done = recipe("smore_offline.py", *READING, "dataset=store", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    wrong = int((truth != 1.0).sum())
+    said = f"store: {wrong} of 1000 rewards contradict the rule of the task, the first in row"
+    assert said in done.stdout + done.stderr
+    assert store.summary() not in done.stdout
+    assert TrajectoryStore.load(store_path).summary() in done.stdout
+
+
+def test_a_file_without_timeouts_is_cut_at_the_horizon_of_the_task(recipe, foreign):
+    import h5py
+
+    options = (*READING, "dataset=a.hdf5", "goal_columns=[0,1]")
+    with h5py.File(foreign / "a.hdf5", "a") as file:
+        file["timeouts"][:] = 0
+    done = recipe("smore_offline.py", *options, cwd=foreign)
+    assert done.status == 0, done.stderr
+    said = "a trajectory of 305 transitions, and an episode of PointReach has 50"
+    assert said in done.stdout + done.stderr
+    with h5py.File(foreign / "a.hdf5", "a") as file:
+        del file["timeouts"]
+    done = recipe("smore_offline.py", *options, cwd=foreign)
+    assert done.status == 0, done.stderr
+    assert "has no timeouts: its episodes are cut after 50 steps" in done.stdout + done.stderr
+    # 306 rows, the last of each 50 gives only a state
+    assert "trajectories 7 of 5 to 49 transitions" in done.stdout
+    assert "7 transitions of a.hdf5 left out" in done.stdout
 
 
 def test_a_finished_run_resumes_to_its_own_summary(recipe, finished, tmp_path):
@@ -493,6 +551,8 @@ def assert_refused(done, cwd, before, *said):
         (["seed=0,1"], ["seed=0,1", "--multirun"]),
         (["dataset=/tmp/a=b"], ["/tmp/a=b does not exist"]),
         (["dataset=nowhere"], ["dataset=nowhere", "does not exist"]),
+        (["dataset=x", "num_trajectories=5", "expert_noise=0.7"], ["num_trajectories, expert_noise", "with dataset="]),
+        (["method=crl_td", "min_std=0.1"], ["method=crl_td", "constant deviation", "min_std"]),
         (["resume=nowhere"], ["resume=nowhere", "config.yaml"]),
         (["resident=100"], ["resident", "without mapped="]),
         (["mapped=nowhere"], ["mapped=nowhere", "expected an existing folder"]),
@@ -501,7 +561,8 @@ def assert_refused(done, cwd, before, *said):
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_a_bad_option_is_refused_in_one_line_before_anything_is_written(recipe, tmp_path, options, said):
-    given = [option for option in QUICK if not options[0].startswith((option.split("=")[0] + "=", "resume"))]
+    sizes = READING if options[0].startswith("dataset=") else QUICK
+    given = [option for option in sizes if not options[0].startswith((option.split("=")[0] + "=", "resume"))]
     assert_refused(recipe("smore_offline.py", *given, *options, cwd=tmp_path), tmp_path, {}, *said)
 
 
@@ -515,7 +576,7 @@ def test_a_gpu_that_is_not_there_is_refused(recipe, tmp_path):
 
 def test_a_dataset_of_another_task_is_refused(recipe, tmp_path, store_path):
     for task, said in (("PointRooms", ["PointReach", "PointRooms"]), ("FetchReach", ["FetchReach", "10", "2"])):
-        done = recipe("smore_offline.py", *QUICK, f"task={task}", f"dataset={store_path}", cwd=tmp_path)
+        done = recipe("smore_offline.py", *READING, f"task={task}", f"dataset={store_path}", cwd=tmp_path)
         assert_refused(done, tmp_path, {}, *said)
 
 
@@ -527,7 +588,7 @@ def test_a_damaged_store_is_refused(recipe, tmp_path, store_path):
     content[17] ^= 1
     column.write_bytes(content)
     before = files(tmp_path)
-    done = recipe("smore_offline.py", *QUICK, f"dataset={path}", cwd=tmp_path)
+    done = recipe("smore_offline.py", *READING, f"dataset={path}", cwd=tmp_path)
     assert_refused(done, tmp_path, before, "action.memmap")
 
 
@@ -556,7 +617,7 @@ def test_a_bad_buffer_pkl_is_refused_and_runs_no_code(recipe, tmp_path, buffer, 
     path.write_bytes(content)
     before = files(tmp_path)
     said = {"nan": "nan", "dimensions": "observation_dim", "goals": "'g'"}.get(fault, "buffer.pkl")
-    done = recipe("smore_offline.py", *QUICK, f"dataset={path}", cwd=tmp_path)
+    done = recipe("smore_offline.py", *READING, f"dataset={path}", cwd=tmp_path)
     assert_refused(done, tmp_path, before, said)
 
 
@@ -681,7 +742,7 @@ def test_a_run_that_diverges_says_where_and_leaves_a_summary_with_null(
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_no_broken_checkpoint(recipe, tmp_path, store_path):
-    done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", cwd=tmp_path, file_limit=100_000)
+    done = recipe("smore_offline.py", *READING, f"dataset={store_path}", cwd=tmp_path, file_limit=100_000)
     assert done.status == 2, done.stdout + done.stderr
     (error,) = done.stderr.splitlines()
     assert error.startswith("error: ")
@@ -692,7 +753,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_no_broken_checkpoint(recipe,
 
 def test_a_disk_full_from_the_start_leaves_nothing(recipe, tmp_path, store_path):
     # more than what is said, which goes to files too, and less than config.yaml has
-    done = recipe("smore_offline.py", *QUICK, f"dataset={store_path}", cwd=tmp_path, file_limit=1000)
+    done = recipe("smore_offline.py", *READING, f"dataset={store_path}", cwd=tmp_path, file_limit=1000)
     assert done.status == 2
     assert "config.yaml" in done.stderr
     assert list((tmp_path / "runs").iterdir()) == []

@@ -128,7 +128,7 @@ def test_a_loop_of_its_shape_trains():
     for network in (actor, score, value):
         network(buffer.sample())
 
-    loss = SMORELoss(actor, score, value, gamma=0.9, temperature=10.0, expectile=0.7)
+    loss = SMORELoss(actor, score, value, gamma=0.9, temperature=1.0, expectile=0.7)
     target = SoftUpdate(loss, tau=0.005)
     optimizer = group_optimizers(
         *(
