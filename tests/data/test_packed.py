@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -132,6 +133,28 @@ def test_gather_is_one_static_graph_and_equals_eager(store, options):
         uniform = sampler.draw()
         assert equal(compiled(uniform), sampler.gather(uniform))
     assert counter.frame_count == 1
+
+
+def test_rows_at_their_goal_are_those_of_the_rule_that_is_given(make_store, caplog):
+    data = make_store().data
+    truth = data["next", "reward"].squeeze(-1) > 0
+    assert 0 < truth.sum() < len(data)
+    uniform = torch.rand(512, GoalBatchSampler.num_uniforms, dtype=torch.float64)
+    expected = GoalBatchSampler(data, 512, her_ratio=0.0).gather(uniform)
+    data["next", "reward"] -= 1.0  # -1, and 0 at the goal
+    sampler = GoalBatchSampler(data, 512, her_ratio=0.0, reached=lambda rows: rows["next", "reward"].squeeze(-1) >= 0.0)
+    assert not caplog.records
+    assert equal(sampler.gather(uniform), expected)
+    with pytest.raises(TypeError, match="reached must return a bool tensor"):
+        GoalBatchSampler(data, 2, reached=lambda rows: rows["next", "reward"])
+
+
+def test_a_sampler_that_was_sent_goes_on_from_the_same_state(store):
+    sampler = GoalBatchSampler(store.data, 16, seed=3)
+    sampler()
+    other = pickle.loads(pickle.dumps(sampler))
+    assert equal(other(), sampler())
+    assert equal(other.with_seed(5)(), GoalBatchSampler(store.data, 16, seed=5)())
 
 
 def test_data_that_never_reaches_its_goal_is_said_once_and_only_where_it_matters(make_episodes, caplog):

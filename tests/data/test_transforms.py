@@ -237,6 +237,17 @@ def test_a_unit_with_another_rule_of_what_is_reached_is_noticed():
         HindsightGoalTransform(0.5)(rows)
 
 
+def test_a_batch_whose_rewards_are_not_positive_is_no_news(caplog):
+    rows = four_rows(4)
+    rows["next", "reward"] -= 1.0
+    transform = HindsightGoalTransform(0.5)
+    out = transform(rows)
+    # no row counts as one at its goal: every q enters the goal that it is given
+    assert (out["q", "desired_goal"] == out["q", "next", "achieved_goal"]).all()
+    transform(rows.exclude(("next", "reward")))
+    assert not caplog.records
+
+
 def test_stored_rows_are_read_from_the_storage_and_not_through_the_transform(store):
     rb = ReplayBuffer(
         storage=LazyTensorStorage(17), sample_unit=GoalTransition(), transform=HindsightGoalTransform(), batch_size=4

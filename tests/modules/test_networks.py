@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Bounded
+from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
 
 from torchrl_smore.modules import (
     ConcatMLP,
@@ -300,3 +300,14 @@ def test_an_input_of_another_width_than_its_statistics_is_refused(width):
     module = Standardize(ConcatMLP(3, 1, ()), [(torch.zeros(3), torch.ones(3))])
     with pytest.raises(ValueError, match=rf"expected input 0 of 3 columns, got \[5, {width}\]"):
         module(torch.zeros(5, width))
+
+
+def test_an_action_spec_may_be_the_only_leaf_of_a_composite_one_and_is_never_discrete():
+    observation = Composite(observation=Unbounded([3]), desired_goal=Unbounded([2]))
+    actor = make_networks(observation, Composite(action=Bounded(-2.0, 2.0, [2]))).actor
+    assert actor[0].module.high.tolist() == [2.0, 2.0]
+    for spec in (OneHot(4), Categorical(4), Composite(agents=Composite(action=OneHot(4)))):
+        with pytest.raises(ValueError, match="expected an action_spec of continuous actions"):
+            make_networks(observation, spec)
+    with pytest.raises(ValueError, match=r"expected one action_spec, got one of \['a', 'b'\]"):
+        make_networks(observation, Composite(a=Bounded(-1, 1, [1]), b=Bounded(-1, 1, [1])))

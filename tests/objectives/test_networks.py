@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictParams, TensorDictSequential
 from torch import nn
 
-from torchrl_smore.objectives import ScoreLoss
+from torchrl_smore.modules import goal_specs, make_networks
+from torchrl_smore.objectives import ScoreLoss, SMORELoss
 from torchrl_smore.objectives._networks import lent, members, output_of
 
 
@@ -201,3 +202,11 @@ def test_members_draw_apart_or_alike_as_torchrl_is_told(randomness):
         loss.set_vmap_randomness(randomness)
     first, second = loss._call("score_network", TensorDict({"x": torch.rand(8, 64)}, [8]), "score")
     assert torch.equal(first, second) == (randomness == "same")
+
+
+def test_score_networks_that_share_parameters_are_refused():
+    networks = make_networks(*goal_specs(3, 2, 2), hidden=(4,))
+    trunk = TensorDictModule(nn.Linear(3, 4), ["observation"], ["h"])
+    scores = [TensorDictSequential(trunk, TensorDictModule(nn.Linear(4, 1), ["h"], ["score"])) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"the 2 networks of score_network share parameters.*share_encoder"):
+        SMORELoss(networks.actor, scores, networks.value)

@@ -119,3 +119,9 @@ def test_the_scores_loss_is_the_same_with_and_without_awr():
 def test_what_makes_no_sense_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         make_loss(**options)
+
+
+def test_the_advantage_is_that_of_the_datasets_actions_whatever_the_value_is_fitted_to():
+    loss = make_loss(actor="score", value_target="policy", expectile=0.5)
+    # the smaller score of action 0 is -1, as is the value; that of the policy's action is -0.5625
+    torch.testing.assert_close(loss.advantage(batch()), torch.zeros(3))

@@ -317,7 +317,8 @@ def test_a_damaged_policy_file_is_refused(run, text):
 def test_an_actor_of_another_distribution_is_named(run):
     run_dir, loss = run
     loss.actor_network[-1].distribution_class = TanhNormal
-    record_policy(run_dir, loss, columns=COLUMNS)
+    with pytest.warns(UserWarning, match="the actor is a TanhNormal, which is not of this package"):
+        record_policy(run_dir, loss, columns=COLUMNS)
     with pytest.raises(CheckpointError, match="is a TanhNormal, which is not of this package"):
         load_policy(run_dir)
     with pytest.raises(ValueError, match="expected columns of observation, desired_goal, action"):

@@ -14,7 +14,11 @@ _Own = TypeVar("_Own", bound="SeededBatches")
 
 
 class SeededBatches(ABC):
-    """Draws ``num_uniforms`` numbers for each of ``batch_size`` rows and gathers the batch that belongs to them."""
+    """Draws ``num_uniforms`` numbers for each of ``batch_size`` rows and gathers the batch that belongs to them.
+
+    It can be pickled and sent to other processes, where it goes on from the state that its generator has here: each
+    gets numbers of its own by :meth:`with_seed`.
+    """
 
     batch_size: int
     generator: torch.Generator
@@ -38,6 +42,17 @@ class SeededBatches(ABC):
         other = copy.copy(self)
         other.generator = torch.Generator(self.generator.device).manual_seed(seed)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a generator cannot be sent to another process
+        kept = {key: value for key, value in self.__dict__.items() if key != "generator"}
+        return {**kept, "_sent": (self.generator.device, self.generator.get_state())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device, drawn = state.pop("_sent")
+        self.__dict__.update(state)
+        self.generator = torch.Generator(device)
+        self.generator.set_state(drawn)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""

@@ -19,8 +19,10 @@ from torchrl_smore.data._resident import ResidentRows, shuffled_trajectories
 from torchrl_smore.data._schema import conformed
 from torchrl_smore.data._seeded import SeededBatches
 from torchrl_smore.data.samplers import (
+    ReachedFn,
     anchor_distribution,
     check_away,
+    checked_reached,
     rows_away,
     stored_goal_reached,
     stored_stop,
@@ -74,6 +76,8 @@ class GoalBatchSampler(SeededBatches):
             losses that read them. What the data say is terminated stays so under any goal.
         reward_values: see :class:`HindsightGoalTransform`.
         terminate_at_goal: see :class:`HindsightGoalTransform`.
+        reached: rows of ``data`` that reach their stored goal, bool ``[N]``, of which goal transitions are that keep
+            theirs; see :class:`GoalTransition`.
         q: whether to sample goal transitions at all.
         extras: entries for baselines and diagnosis: ``"achieved_goal"`` ``[B, G]``; ``"goal_offset"``, int64
             ``[B, 1]``, steps from the transition to the row whose goal it was given (0: it enters that goal itself;
@@ -116,6 +120,7 @@ class GoalBatchSampler(SeededBatches):
         success: SuccessFn | None = None,
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
+        reached: ReachedFn = stored_goal_reached,
         q: bool = True,
         extras: Collection[str] = (),
         trajectory_key: NestedKey | None = None,
@@ -163,8 +168,10 @@ class GoalBatchSampler(SeededBatches):
             )
         stop = stored_stop(data)
         away = rows_away(used, data, stop, threshold)
+        reaches = checked_reached(reached, data)
         if resident is not None:
             order, stop = shuffled_trajectories(stop)
+            reaches = reaches[order]
             data = data.exclude("observation", "action", ("next", "observation"), "desired_goal")[order]
             if away is not None:
                 away = away[order] - order + torch.arange(len(order))
@@ -179,7 +186,7 @@ class GoalBatchSampler(SeededBatches):
         self._away = None if away is None else away.to(device)
         ends = ("terminated", "truncated") if success is not None else ()
         self._ends = [_flag(data, ("next", name)).to(device) for name in ends]
-        self._reached = stored_goal_reached(data).nonzero().squeeze(-1).to(device)
+        self._reached = reaches.nonzero().squeeze(-1).to(device)
         self._resident, self._drawn = None, 0
         if resident is not None:
             assert order is not None

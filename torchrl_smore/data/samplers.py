@@ -48,7 +48,7 @@ def stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "
     if reward is None:
         _logger.warning("no %s in the data: no row counts as one that reaches its stored goal", reward_key)
         return torch.zeros(data.shape[0], dtype=torch.bool, device=data.device)
-    mask = (reward > 0).reshape(data.shape[0], -1).any(-1)
+    mask = positive(reward)
     if not bool(mask.any()) and bool((reward < 0).any()):
         _logger.warning(
             "no reward is positive (they lie in [%g, %g]), so no row counts as one that reaches its stored goal. If 0 "
@@ -57,6 +57,11 @@ def stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "
             float(reward.max()),
         )
     return mask
+
+
+def positive(reward: Tensor) -> Tensor:
+    """Rows whose reward ``[N]`` or ``[N, 1]`` is positive, bool, shape ``[N]``."""
+    return (reward > 0).reshape(reward.shape[0], -1).any(-1)
 
 
 def stored_stop(data: TensorDictBase, *, open_end: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.envs.transforms import Transform
 
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
-from torchrl_smore.data.samplers import ReachedFn, checked_reached, stored_goal_reached
+from torchrl_smore.data.samplers import ReachedFn, checked_reached, positive, stored_goal_reached
 from torchrl_smore.functional.goals import check_her_ratio
 
 
@@ -118,7 +118,7 @@ class HindsightGoalTransform(Transform):
         if self.success is not None:
             reaches = reached_mask(self.success, self._entered(tensordict)[:, 3], stored[:, 3])
         else:
-            reaches = checked_reached(self.reached, tensordict[:, 3])
+            reaches = self._stored_reached(tensordict[:, 3])
         if not self._checked:
             self._checked = True
             if bool(reaches.any()) and not bool(reaches.all()):
@@ -127,6 +127,13 @@ class HindsightGoalTransform(Transform):
                     "do so by the transform's rule: give GoalTransition the rule of the transform as reached=."
                 )
         return keep, q_keep & reaches
+
+    def _stored_reached(self, rows: TensorDictBase) -> Tensor:
+        if self.reached is stored_goal_reached:
+            # of a batch that has none nothing follows: the unit, which sees all rows, says what is wrong
+            reward = rows.get(("next", "reward"), None)
+            return torch.zeros(rows.shape, dtype=torch.bool, device=rows.device) if reward is None else positive(reward)
+        return checked_reached(self.reached, rows)
 
     def _pursue(self, rows: TensorDictBase, goal: Tensor) -> None:
         """Writes the goal and everything that depends on it."""

@@ -13,6 +13,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from torchrl_smore.modules.linear import Matmul
+from torchrl_smore.modules.networks import continuous
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 
@@ -171,7 +172,7 @@ def make_contrastive_networks(
         ``actor="awr"``), both with out key ``embedding``, and the actor.
     """
     num_state, num_goal = observation_spec["observation"].shape[-1], observation_spec["desired_goal"].shape[-1]
-    num_action = action_spec.shape[-1]
+    num_action = continuous(action_spec).shape[-1]
 
     def pair(num_inputs: int) -> PairEmbedding:
         return PairEmbedding(

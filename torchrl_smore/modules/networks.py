@@ -300,7 +300,8 @@ def make_networks(
     Args:
         observation_spec: has ``observation`` ``[O]`` and ``desired_goal`` ``[G]``.
         action_spec: ``[A]``, with finite bounds: the actor's mean covers them, and the score sees actions scaled to
-            ``[-1, 1]``. Without bounds they are taken to be ``[-1, 1]``.
+            ``[-1, 1]``. Without bounds they are taken to be ``[-1, 1]``. Actions that are sampled from the actor, as a
+            collector does, may lie beyond: they are to be clipped.
         preset: ``"paper"`` or ``"official"``.
         hidden: widths of the hidden layers, instead of the preset's.
         value_layer_norm: LayerNorm in the value network, instead of the preset's.
@@ -321,9 +322,9 @@ def make_networks(
         ``state_value`` and ``action``.
 
     Raises:
-        ValueError: for an unknown preset or precision, a ``min_std`` outside its range, bounds of actions that are not
-            finite or not in order, or statistics of an unknown key, of another width, or with a deviation that is not
-            positive and finite.
+        ValueError: for discrete actions, an unknown preset or precision, a ``min_std`` outside its range, bounds of
+            actions that are not finite or not in order, or statistics of an unknown key, of another width, or with a
+            deviation that is not positive and finite.
         KeyError: if the spec lacks an entry.
     """
     if preset not in get_args(Preset):
@@ -333,6 +334,7 @@ def make_networks(
     layer_norm = official if value_layer_norm is None else value_layer_norm
     state_keys = ["observation", "desired_goal"]
     num_state = sum(observation_spec[key].shape[-1] for key in state_keys)
+    action_spec = continuous(action_spec)
     action_dim = action_spec.shape[-1]
     bounds = _action_bounds(action_spec)
     statistics = dict(statistics or {})
@@ -369,6 +371,22 @@ def make_networks(
         **policy_distribution(contamination, gaussian.low, gaussian.high, action_dim),
     )
     return Networks(actor, score, value)
+
+
+def continuous(action_spec: TensorSpec) -> TensorSpec:
+    """The spec of actions ``[A]``, which may be the only leaf of a composite one.
+
+    Raises:
+        ValueError: for discrete actions, or several leaves.
+    """
+    spec = action_spec
+    while isinstance(spec, Composite):
+        if len(spec.keys()) != 1:
+            raise ValueError(f"expected one action_spec, got one of {sorted(map(str, spec.keys()))}.")
+        spec = next(iter(spec.values()))
+    if spec.domain != "continuous" or not spec.shape:
+        raise ValueError(f"expected an action_spec of continuous actions [A], got {spec}.")
+    return spec
 
 
 def _action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor] | None:

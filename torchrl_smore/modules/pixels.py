@@ -17,7 +17,7 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import BilinearScore, FixedStdHead, PairEmbedding
 from torchrl_smore.modules.distributions import policy_distribution
 from torchrl_smore.modules.linear import widened
-from torchrl_smore.modules.networks import MIN_STD, ConcatMLP, GaussianHead, PixelNetworks
+from torchrl_smore.modules.networks import MIN_STD, ConcatMLP, GaussianHead, PixelNetworks, continuous
 from torchrl_smore.modules.precision import Precision, check_precision
 
 #: Sizes of :class:`PixelEncoder`: three convolutions, wider ones, OGBench's small residual network.
@@ -261,7 +261,7 @@ def make_pixel_networks(
     Raises:
         ValueError: for an unknown size or precision, pictures that are too small, or a ``std`` that is not positive.
     """
-    action_dim = action_spec.shape[-1]
+    action_dim = continuous(action_spec).shape[-1]
     if std is not None and not std > 0.0:
         raise ValueError(f"std must be positive, got {std}.")
 

@@ -16,8 +16,8 @@ from torchrl.objectives import LossModule
 
 #: How an actor sees where an encoder is shared: vectors that it does not train, vectors that it trains, or pictures.
 ActorSight = Literal["frozen", "trained", "own"]
-#: Where the pictures are that an actor with an encoder of its own reads.
-PICTURES = "pictures"
+#: Where the pictures are that an actor with an encoder of its own reads; no name that a user's entry has.
+PICTURES = "_pictures_of_actor"
 
 Replaced = Mapping[NestedKey, Tensor]
 #: Parameters and buffers by their path in a TensorDict.
@@ -82,6 +82,7 @@ class Networks(LossModule):
                 raise ValueError(f"expected {size} {kind} networks, got {len(given)}.")
             if not given:
                 raise ValueError(f"{name} must be a network or a sequence of at least one, got an empty sequence.")
+            _check_apart(name, given)
             network, size = given[0] if len(given) == 1 else given, len(given)
         self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
 
@@ -179,6 +180,16 @@ def state_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
 def next_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
     """Where they are read after the step."""
     return [unravel_key(("next", key)) for key in state_keys(in_keys, keys)]
+
+
+def _check_apart(name: str, networks: Sequence[nn.Module]) -> None:
+    """Refuses members of an ensemble that share parameters: stacked, those would be trained by nothing."""
+    owned = [{id(parameter) for parameter in network.parameters()} for network in networks]
+    if len(set().union(*owned)) < sum(map(len, owned)):
+        raise ValueError(
+            f"the {len(networks)} networks of {name} share parameters, which would not be trained: give each its own. "
+            "An encoder that several networks read is given by share_encoder."
+        )
 
 
 def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:

@@ -185,15 +185,19 @@ class SMORELoss(OfflineLoss):
     def advantage(self, tensordict: TensorDictBase) -> Tensor:
         """Target score less value at the dataset's actions, ``[*B]``, in the unit of the score."""
         rows = at_actor_goal(self._rows(tensordict), self.tensor_keys)
-        return self._target_score(rows) - self._call("value_network", rows, self.tensor_keys.value)
+        return self._smallest_score(rows) - self._call("value_network", rows, self.tensor_keys.value)
 
     @torch.no_grad()
     def _target_score(self, rows: TensorDictBase) -> Tensor:
         """Smallest target score, ``[*B]``, of the dataset's actions or of the policy's."""
-        # not target_score_network_params without a delay: it would read .data, which torch.vmap forbids
-        params = self.target_score_network_params if self.delay_score else None
         if self.value_target == "policy":
             rows = inputs_of(rows, self.score_network.in_keys, {self.tensor_keys.action: self._policy_action(rows)})
+        return self._smallest_score(rows)
+
+    def _smallest_score(self, rows: TensorDictBase) -> Tensor:
+        """Smallest target score, ``[*B]``, of the actions in ``rows``."""
+        # not target_score_network_params without a delay: it would read .data, which torch.vmap forbids
+        params = self.target_score_network_params if self.delay_score else None
         return self._call("score_network", rows, self.tensor_keys.score, params).amin(0)
 
     def _value_term(self, rows: TensorDictBase) -> ExpectileAWR:

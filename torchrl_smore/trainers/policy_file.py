@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def record_policy(
     Args:
         run_dir: the run's folder.
         loss: has ``actor_network`` and perhaps networks of score and value. Networks of other classes than this
-            package's are named, and cannot be loaded.
+            package's are named, and cannot be loaded, which is warned of if it is the actor's.
         columns: meaning of each column of ``observation``, ``desired_goal`` and ``action``; where the networks see
             pictures, of the states that are painted.
         goal_range: smallest and largest value of each column of the goals that the data hold, each ``[G]``.
@@ -50,7 +51,13 @@ def record_policy(
     """
     if set(columns) != set(_KEYS):
         raise ValueError(f"expected columns of {', '.join(_KEYS)}, got {sorted(columns)}.")
-    pixels = _pixels(loss)
+    pixels, networks = _pixels(loss), _networks(loss)
+    if "unknown" in networks.get("actor", {}):
+        warnings.warn(
+            f"the actor is a {networks['actor']['unknown']}, which is not of this package: load_policy will not be "
+            "able to build it.",
+            stacklevel=2,
+        )
     if pixels is None:
         _check_widths(loss, {key: len(columns[key]) for key in _KEYS})
     written = {
@@ -60,7 +67,7 @@ def record_policy(
         "action_range": list(action_range_of(loss)),
         "goal_range": None if goal_range is None else [bound.tolist() for bound in goal_range],
         "pixels": pixels,
-        "networks": _networks(loss),
+        "networks": networks,
     }
     write_text(Path(run_dir) / POLICY_FILE, json.dumps(written, indent=2, allow_nan=False) + "\n")
 
