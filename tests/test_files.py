@@ -13,7 +13,7 @@ from torchrl_smore._files import put_in_place, remove_leftovers, replacing, writ
 
 ROOT = Path(__file__).parents[1]
 # they put back what put_in_place of a killed process had moved aside
-PUT_BACK = {"torchrl_smore/envs/collect.py", "torchrl_smore/trainers/checkpoint.py"}
+PUT_BACK = {"torchrl_smore/data/_disk.py", "torchrl_smore/trainers/checkpoint.py"}
 
 
 @pytest.fixture

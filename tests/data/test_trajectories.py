@@ -528,6 +528,38 @@ def test_the_next_save_removes_what_a_killed_process_left(python, store, make_st
     assert equal(TrajectoryStore.load(tmp_path / "store"), other)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_the_next_save_puts_back_what_an_overwrite_was_killed_over_and_asks_before_it_replaces_it(
+    python, store, make_store, tmp_path
+):
+    store.save(tmp_path / "store")
+    run_killed(python, tmp_path / "store", "renaming")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        make_store(seed=1).save(tmp_path / "store")
+    assert os.listdir(tmp_path) == ["store"]
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file locks")
+def test_what_a_living_process_has_moved_aside_is_neither_put_back_nor_removed(
+    store, make_store, tmp_path, monkeypatch
+):
+    store.save(tmp_path / "store")
+    other, replace, between = make_store(seed=1), os.replace, []
+
+    def recover_between(source, target):
+        if ".partial-" in str(source):
+            _disk.recover(tmp_path / "store")
+            between.extend(sorted(path.name.split("-")[0] for path in tmp_path.iterdir()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", recover_between)
+    other.save(tmp_path / "store", overwrite=True)
+    assert between == [".store.partial", ".store.replaced"]
+    assert os.listdir(tmp_path) == ["store"]
+    assert equal(TrajectoryStore.load(tmp_path / "store"), other)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs file locks")
 def test_what_a_living_process_writes_is_not_taken_for_a_leftover(store, make_store, tmp_path, monkeypatch):
     other, write_file, inner = make_store(seed=1), _disk._write_file, []

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -160,6 +161,48 @@ def test_an_existing_store_is_kept_unless_told_otherwise(tmp_path):
     assert TrajectoryStore.load(out).sha256 == first.sha256
     assert point(out=out, expert_episodes=2, random_episodes=1, overwrite=True).num_trajectories == 3
     assert json.loads((out / "meta.json").read_text())
+
+
+LOCKED = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file locks")
+def test_what_a_living_process_saves_at_the_same_place_stays_and_what_a_killed_one_left_goes(tmp_path):
+    out, few = tmp_path / "store", {"expert_episodes": 1, "random_episodes": 1}
+    names = (".store.partial-aaaaaaaaaaaa", ".store.replaced-aaaaaaaaaaaa", ".store.partial-bbbbbbbbbbbb")
+    live, moved_aside, left = (tmp_path / name for name in names)
+    for folder in (live, moved_aside, left):
+        folder.mkdir()
+        (folder / "meta.json").write_text("{}")
+    (tmp_path / ".store.partial-notes").mkdir()
+    command = [sys.executable, "-S", "-c", LOCKED, str(live)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        point(out=out, **few)
+        assert sorted(os.listdir(tmp_path)) == sorted([live.name, moved_aside.name, ".store.partial-notes", "store"])
+        assert (live / "meta.json").exists()
+        process.stdin.close()
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        point(out=out, **few)
+    assert sorted(os.listdir(tmp_path)) == [".store.partial-notes", "store"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file locks")
+def test_what_an_overwrite_was_killed_over_is_there_again(tmp_path):
+    out, few = tmp_path / "store", {"expert_episodes": 1, "random_episodes": 1}
+    first = point(out=out, **few)
+    out.rename(tmp_path / ".store.replaced-aaaaaaaaaaaa")
+    (tmp_path / ".store.partial-aaaaaaaaaaaa").mkdir()
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        point(out=out, **few)
+    assert os.listdir(tmp_path) == ["store"]
+    assert TrajectoryStore.load(out).sha256 == first.sha256
 
 
 def test_progress_and_a_line_on_quality_are_shown_when_asked_for(capsys):

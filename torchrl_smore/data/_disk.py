@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,12 @@ def write(
 ) -> None:
     """Writes a store beside ``path`` and renames it when whole; see :meth:`TrajectoryStore.save`."""
     path = path.resolve()
+    recover(path)
     if path.exists():
         if not overwrite:
             raise FileExistsError(f"{path} exists: pass overwrite=True to replace the trajectory store there.")
         _parse_manifest(path)  # never replaces a folder that holds something else
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path, replaced=path.exists())
     with _published(path) as partial:
         folder = partial / _FOLDER
         # lays out the folder with empty files; the bytes follow through plain writes, because a full disk
@@ -97,7 +97,6 @@ def write(
             manifest["columns"][_FRAMES] = list(frames.shape)
         manifest[_CHECKSUM] = _manifest_digest(manifest)
         _write_file(partial / _MANIFEST, json.dumps(manifest, indent=2).encode())
-    _remove_leftovers(path, replaced=True)
 
 
 def read(path: Path, *, verify: bool) -> tuple[TensorDict, dict[str, Any], Tensor | None]:
@@ -273,23 +272,42 @@ def _lock(folder: Path, *, wait: bool) -> int | None:
     return descriptor
 
 
-def _remove_leftovers(path: Path, *, replaced: bool) -> None:
-    """Removes the hidden folders that killed processes left beside ``path``, and none that a live one writes to.
+def recover(path: Path) -> None:
+    """Puts back the store that was at ``path`` if its overwriter was killed, and removes what killed processes left.
 
-    Args:
-        path: the store.
-        replaced: whether to remove previous stores too, which are of use only where there is none at ``path``.
+    The hidden folders of a live process stay, even while what it has moved aside is all that there is of the store.
+    Where folders have no locks, every process whose new store is still beside ``path`` is taken to be live.
+
+    Raises:
+        OSError: if the previous store cannot be renamed.
     """
-    for partial in _hidden(path, "partial"):
-        if (lock := _lock(partial, wait=False)) is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-            os.close(lock)
-    if not replaced:
-        return
-    written = {partial.name.rpartition("-")[2] for partial in _hidden(path, "partial")}
-    for previous in _hidden(path, "replaced"):
-        if previous.name.rpartition("-")[2] not in written:
-            shutil.rmtree(previous, ignore_errors=True)
+    path = path.resolve()
+    # listed before those who write: of one who begins in between, nothing may look as if nobody had moved it aside
+    moved_aside = _hidden(path, "replaced")
+    with ExitStack() as locks:
+        live, abandoned = set(), []
+        for partial in _hidden(path, "partial"):
+            if (lock := _lock(partial, wait=False)) is None:
+                live.add(_token(partial))
+                continue
+            # until the end, so that a second process which recovers takes it for ours
+            locks.callback(os.close, lock)
+            abandoned.append(partial)
+        for previous in moved_aside:
+            if _token(previous) in live:
+                continue
+            if path.exists():
+                abandoned.append(previous)
+            else:
+                os.replace(previous, path)
+                sync_names(path.parent)
+        for folder in abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _token(hidden: Path) -> str:
+    """What the two hidden folders of one process have in common."""
+    return hidden.name.rpartition("-")[2]
 
 
 def _hidden(path: Path, kind: str) -> list[Path]:

@@ -317,8 +317,8 @@ class TrajectoryStore:
         each file and that of its own content; frames are in ``path/frames.memmap``. Everything is written to a hidden
         folder beside ``path`` and renamed when whole. On an error nothing is left behind and a store that was there
         stays as it was; a killed process may leave the hidden folder, which the next ``save`` to ``path`` removes.
-        Replacing takes two renames: killed between them, ``path`` is missing and :meth:`load` names the hidden folder
-        with the previous store.
+        Replacing takes two renames: killed between them, ``path`` is missing, :meth:`load` names the hidden folder with
+        the previous store, and the next ``save`` to ``path`` first puts it back.
 
         Args:
             path: the folder; its parents are made.

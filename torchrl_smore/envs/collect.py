@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import importlib.metadata
 import logging
 import os
 import queue
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -269,18 +267,15 @@ def _num_cores() -> int:
 
 @contextlib.contextmanager
 def _reserved(target: Path | None, overwrite: bool) -> Iterator[None]:
-    """Keeps other processes from ``target``; clears away there what a killed one left beside it."""
+    """Keeps other collections from ``target``; puts back or clears away what a killed process left beside it."""
     if target is None:
         yield
         return
+    # here and not above, so that workers, which never need it, start without importing torch
+    from torchrl_smore.data._disk import recover
+
     with locked(target.with_name(f".{target.name}.lock"), f"dataset {target}", wait=True, on_wait=_logger.warning):
-        for left in target.parent.glob(f".{glob.escape(target.name)}.replaced-*"):
-            if not target.exists():
-                # killed between moving the old store aside and putting the new one in its place
-                left.rename(target)
-        for kind in ("partial", "replaced"):
-            for left in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
-                shutil.rmtree(left, ignore_errors=True)
+        recover(target)
         if target.exists() and not overwrite:
             raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
         yield
