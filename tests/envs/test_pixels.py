@@ -134,6 +134,24 @@ def test_a_store_is_painted_state_by_state(store, mapped, tmp_path, monkeypatch)
     assert len(list(tmp_path.iterdir())) == int(mapped)
 
 
+def test_a_painter_that_fails_leaves_no_file(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchrl_smore.envs.pixels._CHUNK", 100)
+    painter, there = get_task("PointReach").painter(16), []
+    draw = painter.states
+
+    def fail_at_the_second(observation):
+        there.append(len(list(tmp_path.iterdir())))
+        if len(there) == 2:
+            raise RenderError("the window is gone")
+        return draw(observation)
+
+    painter.states = fail_at_the_second
+    with pytest.raises(RenderError, match="the window is gone"):
+        paint(store, painter, folder=tmp_path)
+    assert there == [1, 1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_policy_sees_states_and_goals_as_pictures_and_a_goal_is_drawn_once():
     painter, goals = get_task("PointReach").painter(16), []
     drawn = painter.goals

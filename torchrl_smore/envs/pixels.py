@@ -7,7 +7,6 @@ observation says where everything is; others have no painter.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -213,7 +212,7 @@ def paint(
         store: of a task that ``painter`` draws.
         painter: draws its states.
         folder: where the frames are kept in a temporary file, mapped into memory; it has to be there for as long as
-            they are used. ``None``: they are held in memory.
+            they are used, and is removed if one cannot be painted. ``None``: they are held in memory.
         progress: whether to show a progress bar.
 
     Returns:
@@ -223,22 +222,16 @@ def paint(
         ImportError: if tqdm is missing.
         OSError: if the disk is full.
     """
-    import torch
+    # here and not above, so that workers, which never need it, start without importing torch
+    from torchrl_smore.data._frame_sink import FrameSink
 
     states = _states(store)
     shape = (len(states), painter.size, painter.size, 3)
     chunks = [states[first : first + _CHUNK] for first in range(0, len(states), _CHUNK)]
-    if folder is None:
-        frames = torch.empty(shape, dtype=torch.uint8)
-        for number, painted in enumerate(_painted(painter, chunks, progress)):
-            frames[number * _CHUNK : number * _CHUNK + len(painted)] = torch.from_numpy(painted)
-        return store.with_frames(frames)
-    # through plain writes: a full disk turns a write to a mapped page into a signal
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".frames", delete=False) as file:
+    with FrameSink(shape, folder) as sink:
         for painted in _painted(painter, chunks, progress):
-            file.write(painted.data)
-    mapped = torch.from_file(file.name, shared=False, size=int(np.prod(shape)), dtype=torch.uint8)
-    return store.with_frames(mapped.view(shape))
+            sink.take(painted)
+        return store.with_frames(sink.frames())
 
 
 def _painted(painter: Painter, chunks: list[Array], progress: bool) -> Any:
