@@ -31,7 +31,6 @@ from parts.cli import check_range, option, resumed_config, run_recipe
 from parts.shared import (
     PACKAGES,
     new_run_folder,
-    remove_partial_files,
     stopping_on_signals,
     use_threads,
     versions_of,
@@ -50,7 +49,14 @@ from torchrl_smore.envs.experts import (
     write_actor,
 )
 from torchrl_smore.reports import plot_curves
-from torchrl_smore.trainers import clear_leftovers, latest_checkpoint, load_checkpoint, locked, save_checkpoint
+from torchrl_smore.trainers import (
+    clear_leftovers,
+    latest_checkpoint,
+    load_checkpoint,
+    locked,
+    remove_leftovers,
+    save_checkpoint,
+)
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 from torchrl_smore.trainers.logging import MetricsFile
 
@@ -113,7 +119,7 @@ def distill(config: Config) -> dict[str, Any]:
         folder = new_run_folder(config.run_root, config.task, "distilled", config=text)
     print(f"run folder: {folder}", flush=True)
     with locked(folder / ".lock", f"run folder {folder}"):
-        remove_partial_files(folder)
+        remove_leftovers(folder)
         clear_leftovers(folder / "checkpoint")
         distillation = Distillation(config, task, folder)
         advice = f"Resume with: python recipes/distill_expert.py resume={folder}"

@@ -27,7 +27,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
-from parts.shared import PACKAGES, new_run_folder, remove_partial_files, stopping_on_signals, versions_of, write_json
+from parts.shared import PACKAGES, new_run_folder, stopping_on_signals, versions_of, write_json
 from torch import Tensor, nn
 
 from torchrl_smore.envs import get_task
@@ -43,6 +43,7 @@ from torchrl_smore.trainers import (
     latest_checkpoint,
     load_checkpoint,
     locked,
+    remove_leftovers,
     replacing,
     save_checkpoint,
 )
@@ -96,7 +97,7 @@ def fit_slide(config: Config) -> dict[str, Any]:
     with locked(folder / ".lock", f"run folder {folder}"):
         (folder / "trials").mkdir(exist_ok=True)
         for each in (folder, folder / "trials"):
-            remove_partial_files(each)
+            remove_leftovers(each)
         clear_leftovers(folder / "checkpoint")
         fitting = Fitting(config, folder)
         advice = f"Resume with: python recipes/fit_slide.py resume={folder}"

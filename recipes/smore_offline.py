@@ -35,7 +35,6 @@ from parts.shared import (
     ProgressLines,
     finite_or_none,
     new_run_folder,
-    remove_partial_files,
     resolve_device,
     stopping_on_signals,
     use_threads,
@@ -58,6 +57,7 @@ from torchrl_smore.trainers import (
     load_checkpoint,
     locked,
     mean_metrics,
+    remove_leftovers,
 )
 
 
@@ -151,7 +151,7 @@ def hold(run_dir: Path) -> Iterator[None]:
         yield  # nothing to hold: what asked for it is refused elsewhere
         return
     with locked(run_dir / ".lock", f"run folder {run_dir}"):
-        remove_partial_files(run_dir)
+        remove_leftovers(run_dir)
         clear_leftovers(run_dir / "checkpoint")
         yield
 

@@ -29,7 +29,6 @@ from parts.sac import Sac
 from parts.shared import (
     new_run_folder,
     note_precision,
-    remove_partial_files,
     stopping_on_signals,
     use_threads,
     versions_of,
@@ -47,6 +46,7 @@ from torchrl_smore.trainers import (
     latest_checkpoint,
     load_checkpoint,
     locked,
+    remove_leftovers,
     replacing,
     save_checkpoint,
     write_text,
@@ -128,7 +128,7 @@ def main(config: Config) -> None:
         run_dir = new_run_folder(config.run_root, "expert", config.task, f"seed{config.seed}", config=text)
     print(f"run folder: {run_dir}", flush=True)
     with locked(run_dir / ".lock", f"run folder {run_dir}"):
-        remove_partial_files(run_dir)
+        remove_leftovers(run_dir)
         clear_leftovers(run_dir / "checkpoint")
         training = Training(config, task, agent, run_dir)
         write_text(run_dir / "config.yaml", text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_smore._files import put_in_place, remove_leftovers, replacing, write_text
+from torchrl_smore._files import digest_without, put_in_place, remove_leftovers, replacing, write_text
 
 ROOT = Path(__file__).parents[1]
 # they put back what put_in_place of a killed process had moved aside
@@ -139,6 +139,14 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path):
         put_in_place(tmp_path / "absent", tmp_path / "old", tmp_path / "aside")
     assert names(tmp_path) == ["old"]
     assert names(tmp_path / "old") == ["content"]
+
+
+def test_a_digest_is_that_of_all_but_its_own_entry_however_they_are_laid_out():
+    # of {"a": [1, null], "b": "\u00e9"}, by sha256sum
+    expected = "a7ecfa31489e9c28927c541bb96de73d43f080fb97dde6fddaf3f838b2826bce"
+    assert digest_without({"b": "\u00e9", "a": (1, None), "sha256": "x"}, "sha256") == expected
+    assert digest_without({"a": [1, None], "b": "\u00e9"}, "sha256") == expected
+    assert digest_without({"a": [1, None], "b": "e"}, "sha256") != expected
 
 
 def test_nothing_else_renames_what_it_has_written():

@@ -1,14 +1,20 @@
-"""Files and folders that are written atomically. Uses the standard library alone."""
+"""Files and folders that are written atomically, and descriptions that tell when they were altered.
+
+Uses the standard library alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _BESIDE = re.compile(r"\..+\.(\d+)\.partial", re.DOTALL)
 
@@ -146,3 +152,16 @@ def sync_names(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_without(entries: Mapping[str, Any], name: str) -> str:
+    """SHA-256 over all entries of a description but the one that is to hold it, in hexadecimal.
+
+    It is that of their JSON with sorted keys, so it stays the same however the file is laid out.
+
+    Args:
+        entries: expressible in JSON.
+        name: of the entry that is left out, there or not.
+    """
+    content = {key: value for key, value in entries.items() if key != name}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -22,10 +22,12 @@ import torch
 
 import torchrl_smore
 from torchrl_smore.modules.linear import has_bf16_products
-from torchrl_smore.trainers import OfflineTrainer, mean_metrics, write_text
+from torchrl_smore.trainers import OfflineTrainer, mean_metrics, remove_leftovers, write_text
 
 log = logging.getLogger("torchrl_smore.recipes")
 
+#: As ``benchmark.py`` calls it.
+remove_partial_files = remove_leftovers
 #: What a run records the versions of.
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 #: On two cores a compiled update of 256 in float32 took half the time of the eager one, and half a minute to make.
@@ -160,12 +162,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [without_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Removes what a killed process left half written in a folder that nobody else writes to."""
-    for left in folder.glob(".*.partial"):
-        left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

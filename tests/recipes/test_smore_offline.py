@@ -685,7 +685,9 @@ def test_a_second_process_is_kept_out_of_a_run_folder_by_the_name_of_the_first(r
         done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
         assert_refused(done, tmp_path, before, f"run folder {run_dir} is in use by process {os.getpid()} on ")
     (run_dir / "summary.json").unlink()
-    (run_dir / ".config.yaml.partial").write_text("half")
+    # of a process that cannot be: the largest number of one has seven digits
+    (run_dir / ".config.yaml.99999999.partial").write_text("half")
+    (run_dir / ".graph.99999999.partial").mkdir()
     (run_dir / "checkpoint" / ".partial_x").mkdir()
     assert recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path).status == 0
     assert not list(run_dir.rglob(".*"))

@@ -26,7 +26,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_smore._files import put_in_place, sync_names
+from torchrl_smore._files import digest_without, put_in_place, sync_names
 from torchrl_smore.data._files import quoted, read_bounded, shortened
 from torchrl_smore.data._schema import SCHEMA, Key
 from torchrl_smore.data.errors import DatasetError
@@ -95,7 +95,7 @@ def write(
         if frames is not None:
             manifest["files"][_FRAMES] = {"bytes": _size(frames), "sha256": of_frames}
             manifest["columns"][_FRAMES] = list(frames.shape)
-        manifest[_CHECKSUM] = _manifest_digest(manifest)
+        manifest[_CHECKSUM] = digest_without(manifest, _CHECKSUM)
         _write_file(partial / _MANIFEST, json.dumps(manifest, indent=2).encode())
 
 
@@ -146,7 +146,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict) or record.keys() != {"bytes", "sha256"}:
             raise DatasetError(f"{file} is damaged: expected size and digest of {name}, found {quoted(record)}.")
     if _CHECKSUM in manifest:
-        if (found := _manifest_digest(manifest)) != manifest[_CHECKSUM]:
+        if (found := digest_without(manifest, _CHECKSUM)) != manifest[_CHECKSUM]:
             raise DatasetError(
                 f"{file} is altered: expected {_CHECKSUM!r} {found} from its content, found "
                 f"{quoted(manifest[_CHECKSUM])}."
@@ -169,12 +169,6 @@ def _parse_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DatasetError(f"{path} is not a trajectory store: {_MANIFEST} does not name the format {FORMAT!r}.")
     return manifest
-
-
-def _manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 over everything in a manifest but its checksum, however it is laid out."""
-    content = {key: value for key, value in manifest.items() if key != _CHECKSUM}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache

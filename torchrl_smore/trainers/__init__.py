@@ -5,7 +5,7 @@
 :func:`load_value` read the run folder that is left.
 """
 
-from torchrl_smore._files import replacing, write_text
+from torchrl_smore._files import remove_leftovers, replacing, write_text
 from torchrl_smore._lock import LockedError, locked
 from torchrl_smore.trainers.background import BackgroundEvaluator
 from torchrl_smore.trainers.best import KeepBest
@@ -54,6 +54,7 @@ __all__ = [
     "locked",
     "mean_metrics",
     "record_policy",
+    "remove_leftovers",
     "replacing",
     "run_seeds",
     "save_checkpoint",

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrl_smore._files import put_in_place, remove_folder, sync
+from torchrl_smore._files import digest_without, put_in_place, remove_folder, sync
 
 #: Version of the layout of a checkpoint folder.
 FORMAT_VERSION = 3
@@ -73,7 +73,7 @@ def save_checkpoint(
             "step": step,
             "sha256": hashlib.sha256((partial / _STATE).read_bytes()).hexdigest(),
         }
-        described[_META_DIGEST] = _meta_digest(described)
+        described[_META_DIGEST] = digest_without(described, _META_DIGEST)
         (partial / _META).write_text(json.dumps(described, indent=2) + "\n")
         sync(partial)
         put_in_place(partial, final, final.with_name(f".partial_{final.name}{_REPLACED}"))
@@ -212,13 +212,8 @@ def _check_meta(path: Path, meta: dict[str, Any], expect: dict[str, Any]) -> Non
         wrong = [f"{name}={was!r}; expected {now!r}" for name, was, now in differing if was != now]
         if wrong:
             raise CheckpointError(f"{path} is a checkpoint with {', '.join(wrong)}.")
-    if meta["format_version"] >= FORMAT_VERSION and meta.get(_META_DIGEST) != _meta_digest(meta):
+    if meta["format_version"] >= FORMAT_VERSION and meta.get(_META_DIGEST) != digest_without(meta, _META_DIGEST):
         raise CheckpointError(f"{path / _META} is damaged or was edited: its content does not fit its {_META_DIGEST}.")
-
-
-def _meta_digest(meta: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in meta.items() if key != _META_DIGEST}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_fits(saved: Any, own: Any, where: str) -> None:
