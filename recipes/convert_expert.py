@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from parts.cli import check_range, option, run_recipe
+from parts.experts import repeat_command
 from parts.shared import new_run_folder, versions_of, write_json
 from train_expert import PACKAGES, RUNNING, measure
 
@@ -102,13 +102,8 @@ def _sha256(path: Path) -> str:
 
 def _command(config: Config) -> str:
     """The command that repeats the conversion beside the agent's file."""
-    given = dataclasses.replace(config, agent=Path(str(config.agent)).name, run_root="runs", source=None, license=None)
-    options = [
-        f"{field.name}={getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name in ("task", "agent") or getattr(given, field.name) != field.default
-    ]
-    return shlex.join(["python", "recipes/convert_expert.py", *options])
+    agent = Path(str(config.agent)).name
+    return repeat_command("convert_expert.py", config, "task", "agent", agent=agent, source=None, license=None)
 
 
 if __name__ == "__main__":

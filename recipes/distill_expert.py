@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +27,10 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
+from parts.experts import linear_arrays, repeat_command
 from parts.shared import (
     PACKAGES,
+    hold,
     new_run_folder,
     stopping_on_signals,
     use_threads,
@@ -49,14 +50,7 @@ from torchrl_smore.envs.experts import (
     write_actor,
 )
 from torchrl_smore.reports import plot_curves
-from torchrl_smore.trainers import (
-    clear_leftovers,
-    latest_checkpoint,
-    load_checkpoint,
-    locked,
-    remove_leftovers,
-    save_checkpoint,
-)
+from torchrl_smore.trainers import latest_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 from torchrl_smore.trainers.logging import MetricsFile
 
@@ -118,9 +112,7 @@ def distill(config: Config) -> dict[str, Any]:
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
         folder = new_run_folder(config.run_root, config.task, "distilled", config=text)
     print(f"run folder: {folder}", flush=True)
-    with locked(folder / ".lock", f"run folder {folder}"):
-        remove_leftovers(folder)
-        clear_leftovers(folder / "checkpoint")
+    with hold(folder):
         distillation = Distillation(config, task, folder)
         advice = f"Resume with: python recipes/distill_expert.py resume={folder}"
         with EnvPool(task, config.num_envs) as pool:
@@ -290,13 +282,8 @@ class Labels:
 
     def actor(self, student: Student) -> Actor:
         """The student as an actor file holds it."""
-        layers = tuple(
-            (layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy())
-            for layer in student
-            if isinstance(layer, nn.Linear)
-        )
         scale = {"mean": self.mean.numpy().copy(), "std": self.std.numpy().copy(), "clip": self.clip}
-        return Actor(layers, goal_dim=self.task.goal_dim, **scale)
+        return Actor(linear_arrays(student), goal_dim=self.task.goal_dim, **scale)
 
     def expert(self, student: Student) -> Expert:
         """The student as a controller of many rows at once, by torch: faster than :class:`ActorExpert`, near enough."""
@@ -375,7 +362,7 @@ def report(config: Config, task: Task, pool: EnvPool, folder: Path) -> dict[str,
     path = folder / "expert.npz"
     meta: dict[str, Any] = {
         "task": task.name,
-        "command": command(config),
+        "command": repeat_command("distill_expert.py", config, "task", "seed", threads=Config.threads, resume=None),
         "versions": versions_of(PACKAGES),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
@@ -399,17 +386,6 @@ def measure(pool: EnvPool, expert: Expert, episodes: int) -> dict[str, Any]:
             earned.append(reward)
         rewards.append(np.stack(earned, -1))
     return quality(np.concatenate(rewards)[:episodes])
-
-
-def command(config: Config) -> str:
-    """The command that repeats a run from nothing."""
-    given = dataclasses.replace(config, run_root="runs", threads=Config.threads, resume=None)
-    options = [
-        f"{field.name}={getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name in ("task", "seed") or getattr(given, field.name) != field.default
-    ]
-    return shlex.join(["python", "recipes/distill_expert.py", *options])
 
 
 if __name__ == "__main__":

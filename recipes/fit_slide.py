@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
-from parts.shared import PACKAGES, new_run_folder, stopping_on_signals, versions_of, write_json
+from parts.experts import linear_arrays, repeat_command
+from parts.shared import PACKAGES, hold, new_run_folder, stopping_on_signals, versions_of, write_json
 from torch import Tensor, nn
 
 from torchrl_smore.envs import get_task
@@ -38,15 +38,7 @@ from torchrl_smore.envs.experts import (
     strike_inputs,
     write_actor,
 )
-from torchrl_smore.trainers import (
-    clear_leftovers,
-    latest_checkpoint,
-    load_checkpoint,
-    locked,
-    remove_leftovers,
-    replacing,
-    save_checkpoint,
-)
+from torchrl_smore.trainers import latest_checkpoint, load_checkpoint, remove_leftovers, replacing, save_checkpoint
 from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 
 Array = NDArray[Any]
@@ -94,18 +86,16 @@ def fit_slide(config: Config) -> dict[str, Any]:
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
         folder = new_run_folder(config.run_root, "FetchSlide", "landing", config=text)
     print(f"run folder: {folder}", flush=True)
-    with locked(folder / ".lock", f"run folder {folder}"):
+    with hold(folder):
         (folder / "trials").mkdir(exist_ok=True)
-        for each in (folder, folder / "trials"):
-            remove_leftovers(each)
-        clear_leftovers(folder / "checkpoint")
+        remove_leftovers(folder / "trials")
         fitting = Fitting(config, folder)
         advice = f"Resume with: python recipes/fit_slide.py resume={folder}"
         with stopping_on_signals(fitting.request_stop, advice):
             fitting.run()
         meta = {
             "task": "FetchSlide",
-            "command": command(config),
+            "command": repeat_command("fit_slide.py", config, "seed", resume=None),
             "versions": versions_of(PACKAGES),
             "sha256": hashlib.sha256((folder / "landing.npz").read_bytes()).hexdigest(),
             "strikes": fitting.strikes,
@@ -391,12 +381,7 @@ def fit(trials: dict[str, Array], config: Config, updates: int) -> tuple[Actor, 
         schedule.step()
     with torch.no_grad():
         error = (network(scaled[others])[:, :2] - target[others]).norm(dim=-1)
-    layers = tuple(
-        (layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy())
-        for layer in network
-        if isinstance(layer, nn.Linear)
-    )
-    model = Actor(layers, "relu", "clip", mean=mean.numpy(), std=std.numpy(), clip=config.clip)
+    model = Actor(linear_arrays(network), "relu", "clip", mean=mean.numpy(), std=std.numpy(), clip=config.clip)
     return model, float(error.median())
 
 
@@ -407,17 +392,6 @@ def negative_log_likelihood(out: Tensor, target: Tensor) -> Tensor:
     rest = 1.0 - correlation.square()
     square = (z.square().sum(-1) - 2.0 * correlation * z.prod(-1)) / rest
     return (log_std.sum(-1) + 0.5 * rest.log() + 0.5 * square).mean()
-
-
-def command(config: Config) -> str:
-    """The command that repeats a run from nothing."""
-    given = dataclasses.replace(config, run_root="runs", resume=None)
-    options = [
-        f"{field.name}={getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name == "seed" or getattr(given, field.name) != field.default
-    ]
-    return shlex.join(["python", "recipes/fit_slide.py", *options])
 
 
 if __name__ == "__main__":

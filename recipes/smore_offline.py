@@ -34,6 +34,7 @@ from parts.shared import (
     PACKAGES,
     ProgressLines,
     finite_or_none,
+    hold,
     new_run_folder,
     resolve_device,
     stopping_on_signals,
@@ -52,12 +53,9 @@ from torchrl_smore.trainers import (
     Evaluation,
     Evaluator,
     OfflineTrainer,
-    clear_leftovers,
     latest_checkpoint,
     load_checkpoint,
-    locked,
     mean_metrics,
-    remove_leftovers,
 )
 
 
@@ -142,18 +140,6 @@ def open_evaluator(config: Config, task: Task, device: torch.device) -> Iterator
     EnvPool(task, 1).close()  # a simulator that is missing is told of now, and not when the first evaluation is due
     with BackgroundEvaluator(make_pool, **options) as background:
         yield background
-
-
-@contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes out of a run folder, and clears away what a killed one left there half written."""
-    if not run_dir.is_dir():
-        yield  # nothing to hold: what asked for it is refused elsewhere
-        return
-    with locked(run_dir / ".lock", f"run folder {run_dir}"):
-        remove_leftovers(run_dir)
-        clear_leftovers(run_dir / "checkpoint")
-        yield
 
 
 def new_run(config: Config) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shlex
 import shutil
 import sys
 import time
@@ -25,8 +24,10 @@ import yaml
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from parts.cli import check_range, option, resumed_config, run_recipe
+from parts.experts import repeat_command
 from parts.sac import Sac
 from parts.shared import (
+    hold,
     new_run_folder,
     note_precision,
     stopping_on_signals,
@@ -42,11 +43,8 @@ from torchrl_smore.modules import Precision
 from torchrl_smore.reports import plot_curves, read_metrics
 from torchrl_smore.trainers import (
     Compile,
-    clear_leftovers,
     latest_checkpoint,
     load_checkpoint,
-    locked,
-    remove_leftovers,
     replacing,
     save_checkpoint,
     write_text,
@@ -127,9 +125,7 @@ def main(config: Config) -> None:
     if run_dir is None:
         run_dir = new_run_folder(config.run_root, "expert", config.task, f"seed{config.seed}", config=text)
     print(f"run folder: {run_dir}", flush=True)
-    with locked(run_dir / ".lock", f"run folder {run_dir}"):
-        remove_leftovers(run_dir)
-        clear_leftovers(run_dir / "checkpoint")
+    with hold(run_dir):
         training = Training(config, task, agent, run_dir)
         write_text(run_dir / "config.yaml", text)
         advice = f"Resume with: python recipes/train_expert.py resume={run_dir}"
@@ -405,13 +401,7 @@ def report(config: Config, task: Task, run_dir: Path) -> None:
 
 def command(config: Config) -> str:
     """The command that repeats a run from nothing."""
-    given = dataclasses.replace(config, steps=config.length, run_root="runs", resume=None)
-    options = [
-        f"{field.name}={getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name in ("task", "seed") or getattr(given, field.name) != field.default
-    ]
-    return shlex.join(["python", "recipes/train_expert.py", *options])
+    return repeat_command("train_expert.py", config, "task", "seed", steps=config.length, resume=None)
 
 
 if __name__ == "__main__":

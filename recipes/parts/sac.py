@@ -16,6 +16,7 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss
 
+from parts.experts import linear_arrays
 from torchrl_smore.modules import ConcatMLP, Precision
 from torchrl_smore.trainers import Compile, FusedUpdate
 
@@ -186,11 +187,9 @@ class Sac:
 
     def layers(self) -> list[tuple[Array, Array]]:
         """Weights of the actor from the observation to its mean before tanh, for ``write_actor``."""
-        linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
-        arrays = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear]
-        weight, bias = arrays[-1]
+        *arrays, (weight, bias) = linear_arrays(self.network)
         half = len(bias) // 2  # the rest is the scale
-        return [*arrays[:-1], (weight[:half], bias[:half])]
+        return [*arrays, (weight[:half], bias[:half])]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that further updates depend on, but for the state of the global random generators."""

@@ -22,7 +22,14 @@ import torch
 
 import torchrl_smore
 from torchrl_smore.modules.linear import has_bf16_products
-from torchrl_smore.trainers import OfflineTrainer, mean_metrics, remove_leftovers, write_text
+from torchrl_smore.trainers import (
+    OfflineTrainer,
+    clear_leftovers,
+    locked,
+    mean_metrics,
+    remove_leftovers,
+    write_text,
+)
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -153,6 +160,25 @@ def new_run_folder(root: str, *parts: object, config: str) -> Path:
             raise
         return path
     raise FileExistsError(f"{root} holds a thousand runs of this second.")
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes out of a run folder, and clears away what a killed one left there half written.
+
+    Args:
+        run_dir: where there is no such folder, nothing is held: what asked for it is refused elsewhere.
+
+    Raises:
+        LockedError: if another process holds it; names that one.
+    """
+    if not run_dir.is_dir():
+        yield
+        return
+    with locked(run_dir / ".lock", f"run folder {run_dir}"):
+        remove_leftovers(run_dir)
+        clear_leftovers(run_dir / "checkpoint")
+        yield
 
 
 def without_nan(value: Any) -> Any:

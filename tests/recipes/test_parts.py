@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,58 @@ def test_a_process_that_a_recipe_starts_knows_the_library_too():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=RECIPES, env=environment, check=False
     )
     assert done.stdout == "osmesa\n", done.stderr
+
+
+def test_a_held_run_folder_is_cleared_of_what_killed_processes_left_and_of_nothing_else(import_recipe, tmp_path):
+    from torchrl_smore.trainers import LockedError, locked
+
+    shared = import_recipe("parts.shared")
+    # of a process that cannot be: the largest number of one has seven digits
+    (tmp_path / ".summary.json.99999999.partial").touch()
+    (tmp_path / ".actor.99999999.partial" / "data").mkdir(parents=True)
+    (tmp_path / "checkpoint" / ".partial_x").mkdir(parents=True)
+    live = tmp_path / f".evaluation.json.{os.getppid()}.partial"
+    live.touch()
+    with shared.hold(tmp_path):
+        assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([".lock", "checkpoint", live.name])
+        with pytest.raises(LockedError, match=f"run folder {tmp_path} is in use by process {os.getpid()}"):
+            in_thread(lambda: locked(tmp_path / ".lock", f"run folder {tmp_path}").__enter__())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["checkpoint", live.name])
+    with shared.hold(tmp_path / "absent"):
+        assert not (tmp_path / "absent").exists()
+
+
+def in_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_the_command_that_repeats_a_run_has_what_was_chosen_and_not_where_it_ran(import_recipe):
+    @dataclasses.dataclass
+    class Config:
+        task: str = "FetchPush"
+        model: str | None = None
+        steps: int | None = None
+        seed: int = 0
+        run_root: str = "runs"
+        resume: str | None = None
+
+    repeat_command = import_recipe("parts.experts").repeat_command
+    config = Config(model="my models/a.npz", run_root="elsewhere", resume="runs/NAME")
+    assert repeat_command("a.py", config, "seed", resume=None) == "python recipes/a.py 'model=my models/a.npz' seed=0"
+    found = repeat_command("a.py", config, "task", steps=7, model=None, resume=None)
+    assert found == "python recipes/a.py task=FetchPush steps=7"
+    assert config.resume == "runs/NAME"
+
+
+def test_layers_of_a_network_are_copied_in_their_order(import_recipe):
+    inner = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    network = torch.nn.Sequential(torch.nn.Linear(2, 4), inner, torch.nn.Linear(3, 1))
+    arrays = import_recipe("parts.experts").linear_arrays(network)
+    assert [(weight.shape, bias.shape) for weight, bias in arrays] == [((4, 2), (4,)), ((3, 4), (3,)), ((1, 3), (1,))]
+    before = network[2].weight.detach().clone()
+    torch.nn.init.zeros_(network[2].weight)
+    assert torch.equal(torch.from_numpy(arrays[2][0]), before)
 
 
 def test_the_version_of_torch_names_its_build(import_recipe, monkeypatch):
