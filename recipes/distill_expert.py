@@ -50,9 +50,14 @@ from torchrl_smore.envs.experts import (
     write_actor,
 )
 from torchrl_smore.reports import plot_curves
-from torchrl_smore.trainers import latest_checkpoint, load_checkpoint, save_checkpoint
-from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
-from torchrl_smore.trainers.logging import MetricsFile
+from torchrl_smore.trainers import (
+    MetricsFile,
+    latest_checkpoint,
+    load_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 
 Array = NDArray[Any]
 

@@ -28,8 +28,7 @@ from parts.shared import commit_of_library, use_threads, versions_of, write_json
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.reports import plot_goals
-from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, locked, mean_metrics, run_seeds
-from torchrl_smore.trainers.evaluation import bootstrap_interval
+from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, locked, mean_interval, mean_metrics, run_seeds
 
 _FILE = re.compile(
     r"goals\.png|(success|failure)_[0-9]+\.gif|\.(goals\.png|(success|failure)_[0-9]+\.gif)\.[0-9]+\.partial"
@@ -201,7 +200,7 @@ def paired(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[st
     for key in first[0].per_episode:
         ours, theirs = (np.mean([own.per_episode[key] for own in each], 0) for each in (first, second))
         difference = ours - theirs
-        low, high = bootstrap_interval(difference)
+        low, high = mean_interval(difference)
         differences[key] = {"mean": float(difference.mean()), "interval": [low, high]}
     return differences
 

@@ -38,8 +38,15 @@ from torchrl_smore.envs.experts import (
     strike_inputs,
     write_actor,
 )
-from torchrl_smore.trainers import latest_checkpoint, load_checkpoint, remove_leftovers, replacing, save_checkpoint
-from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
+from torchrl_smore.trainers import (
+    latest_checkpoint,
+    load_checkpoint,
+    remove_leftovers,
+    replacing,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 
 Array = NDArray[Any]
 

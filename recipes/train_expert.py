@@ -43,14 +43,15 @@ from torchrl_smore.modules import Precision
 from torchrl_smore.reports import plot_curves, read_metrics
 from torchrl_smore.trainers import (
     Compile,
+    MetricsFile,
     latest_checkpoint,
     load_checkpoint,
     replacing,
+    rng_state,
     save_checkpoint,
+    set_rng_state,
     write_text,
 )
-from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
-from torchrl_smore.trainers.logging import MetricsFile
 
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "mujoco")
 RUNNING = [name for name in task_names() if not get_task(name).scripted]

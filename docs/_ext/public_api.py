@@ -30,7 +30,7 @@ from sphinx.util.inspect import signature as signature_of
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import ExtensionMetadata, stringify_annotation
 
-_TRAINING = ("checkpoint", "configs", "evaluation", "fused", "logging", "stacked", "step_graph", "update")
+_TRAINING = ("checkpoint", "configs", "evaluation", "fused", "stacked", "step_graph", "update")
 # besides everything below `functional`; a module stands before those that hand its names on
 _MODULES = (
     "torchrl_smore.objectives",

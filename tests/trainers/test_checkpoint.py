@@ -21,9 +21,10 @@ from torchrl_smore.trainers import (
     clear_leftovers,
     latest_checkpoint,
     load_checkpoint,
+    rng_state,
     save_checkpoint,
+    set_rng_state,
 )
-from torchrl_smore.trainers.checkpoint import rng_state, set_rng_state
 
 STATE = {"step": 3, "nested": {"weight": torch.arange(4.0), "list": [1, None, "text", 2.5]}}
 

@@ -15,9 +15,11 @@ from torchrl_smore.trainers import (
     OfflineTrainer,
     latest_checkpoint,
     load_checkpoint,
+    rng_state,
     save_checkpoint,
+    set_rng_state,
 )
-from torchrl_smore.trainers.checkpoint import check_fits, rng_state, set_rng_state
+from torchrl_smore.trainers.checkpoint import check_fits
 
 #: Of a CUDA generator: seed and offset, 64 bits each.
 CUDA_GENERATOR = torch.tensor([7, 40], dtype=torch.int64).view(torch.uint8)

@@ -12,8 +12,8 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
 from torchrl_smore.envs import EnvPool
 from torchrl_smore.objectives import AWRActorLoss
-from torchrl_smore.trainers import ActorPolicy, Evaluator, mean_metrics
-from torchrl_smore.trainers.evaluation import bootstrap_interval, wilson_interval
+from torchrl_smore.trainers import ActorPolicy, Evaluator, mean_interval, mean_metrics
+from torchrl_smore.trainers.evaluation import wilson_interval
 
 
 class ScriptedPool:
@@ -69,7 +69,7 @@ def test_every_metric_equals_the_numbers_worked_by_hand():
     assert result.metrics["final_distance"] == pytest.approx(np.hypot(3, [4, 5, 6, 7]).mean())
     assert result.intervals["success_last"] == wilson_interval(2, 4)
     assert result.intervals["success_any"] == wilson_interval(3, 4)
-    assert result.intervals["final_distance"] == bootstrap_interval(episodes["final_distance"])
+    assert result.intervals["final_distance"] == mean_interval(episodes["final_distance"])
     assert result.episodes == 4
     assert pool.steps == 3
 
@@ -164,26 +164,26 @@ def test_wilson_intervals_mirror_each_other_and_stay_in_range():
             assert wilson_interval(trials - successes, trials) == pytest.approx((1 - high, 1 - low))
 
 
-def test_bootstrap_intervals_are_reproducible_contain_the_mean_and_shrink_with_the_root_of_the_count():
+def test_intervals_of_a_mean_are_reproducible_contain_the_mean_and_shrink_with_the_root_of_the_count():
     rng = np.random.default_rng(1)
     small, large = rng.normal(size=100), rng.normal(size=10_000)
     before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state must stay as it is
-    low, high = bootstrap_interval(small)
+    low, high = mean_interval(small)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-    assert (low, high) == bootstrap_interval(small)
+    assert (low, high) == mean_interval(small)
     assert low < small.mean() < high
     # the normal interval of a mean: 2 * 1.96 * std / sqrt(n)
     assert high - low == pytest.approx(3.92 * small.std() / 10, rel=0.1)
-    wide = np.diff(bootstrap_interval(large, resamples=500))[0]
+    wide = np.diff(mean_interval(large, resamples=500))[0]
     assert wide == pytest.approx(3.92 * large.std() / 100, rel=0.15)
 
 
-def test_bootstrap_intervals_move_and_scale_with_their_values_and_grow_with_the_level():
+def test_intervals_of_a_mean_move_and_scale_with_their_values_and_grow_with_the_level():
     values = np.random.default_rng(2).exponential(size=30)
-    low, high = bootstrap_interval(values)
-    assert bootstrap_interval(10 * values + 3) == pytest.approx((10 * low + 3, 10 * high + 3))
-    assert bootstrap_interval(np.full(5, 2.0)) == (2.0, 2.0)
-    wider = bootstrap_interval(values, level=0.99)
+    low, high = mean_interval(values)
+    assert mean_interval(10 * values + 3) == pytest.approx((10 * low + 3, 10 * high + 3))
+    assert mean_interval(np.full(5, 2.0)) == (2.0, 2.0)
+    wider = mean_interval(values, level=0.99)
     assert wider[0] < low < high < wider[1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 
-from torchrl_smore.trainers.logging import MetricsFile
+from torchrl_smore.trainers import MetricsFile
 
 
 def read(path):

@@ -15,10 +15,13 @@ from torchrl_smore.trainers.checkpoint import (
     clear_leftovers,
     latest_checkpoint,
     load_checkpoint,
+    rng_state,
     save_checkpoint,
+    set_rng_state,
 )
-from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, mean_metrics
+from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, mean_interval, mean_metrics
 from torchrl_smore.trainers.fused import FusedUpdate
+from torchrl_smore.trainers.logging import MetricsFile
 from torchrl_smore.trainers.modes import in_mode
 from torchrl_smore.trainers.offline import DivergedError, OfflineTrainer
 from torchrl_smore.trainers.policies import TrainedPolicy, TrainedValue, load_policy, load_value, run_seeds
@@ -38,6 +41,7 @@ __all__ = [
     "FusedUpdate",
     "KeepBest",
     "LockedError",
+    "MetricsFile",
     "OfflineTrainer",
     "RunRecord",
     "TrainedPolicy",
@@ -52,11 +56,14 @@ __all__ = [
     "load_policy",
     "load_value",
     "locked",
+    "mean_interval",
     "mean_metrics",
     "record_policy",
     "remove_leftovers",
     "replacing",
+    "rng_state",
     "run_seeds",
     "save_checkpoint",
+    "set_rng_state",
     "write_text",
 ]

@@ -227,7 +227,7 @@ class Evaluator:
         }
         metrics = {key: float(values.mean()) for key, values in per_episode.items()}
         intervals = {
-            key: wilson_interval(values.sum(), len(values)) if key.startswith("success") else bootstrap_interval(values)
+            key: wilson_interval(values.sum(), len(values)) if key.startswith("success") else mean_interval(values)
             for key, values in per_episode.items()
         }
         return Evaluation(metrics, intervals, len(distance), per_episode)
@@ -271,7 +271,7 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple
     return low, 1.0 if successes == trials else min(1.0, centre + half)
 
 
-def bootstrap_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean; always the same resamples, so that it is reproducible.
 
     Args:
