@@ -39,14 +39,14 @@ from parts.manifest import Manifest, read_manifest
 from parts.methods import METHODS
 from parts.options import Config as RunConfig
 from parts.options import with_defaults
-from parts.shared import PACKAGES, commit_of_library, remove_partial_files, versions_of, write_json
+from parts.shared import PACKAGES, commit_of_library, versions_of, write_json
 from parts.status import describe_status, status_of
 from tqdm import tqdm
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Result, read_results, write_curves, write_results
-from torchrl_smore.trainers import locked
+from torchrl_smore.trainers import locked, remove_leftovers
 
 DIFFERENT_DATA = (
     "one seed gives other trajectories on another processor. Run their cells again, or say so on the page (differs:)."
@@ -179,7 +179,7 @@ def main(config: Config) -> None:
         manifest.check_commit(commit)
     plan = grid.merge([stage.plan for stage in stages])
     with locked(out / ".lock", f"benchmark folder {out}"):
-        remove_partial_files(out)
+        remove_leftovers(out)
         datasets = known_datasets(out)
         if earlier is not None:
             print(f"{config.earlier}: {len(earlier.take_over(jobs))} runs taken over", flush=True)

@@ -3,7 +3,7 @@
 from smore_kernels.adam_polyak import adam_polyak_
 from smore_kernels.bellman_residual import interpreted, mean_score_objective
 from smore_kernels.expectile_awr import ExpectileAWR, expectile_awr
-from smore_kernels.score_mlp import ScoreMLP, score_mlp, takes_layers
+from smore_kernels.score_mlp import ScoreMLP, score_mlp
 
 __all__ = [
     "ExpectileAWR",
@@ -13,5 +13,4 @@ __all__ = [
     "interpreted",
     "mean_score_objective",
     "score_mlp",
-    "takes_layers",
 ]

@@ -386,15 +386,6 @@ def _score_mlp(
     return loss, grad, score, q_score
 
 
-def takes_layers(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Whether :func:`score_mlp` is made for layers of these shapes: two hidden ones of one width, one output."""
-    if len(layers) != 3 or layers[0][0].ndim < 3:
-        return False
-    width = layers[0][0].shape[-2]
-    shapes = [tuple(weight.shape[-2:]) for weight, _ in layers[1:]]
-    return _takes_width(width) and shapes == [(width, width), (1, width)]
-
-
 def _takes_width(width: int) -> bool:
     return width % 16 == 0 and 0 < width <= MAX_WIDTH
 

@@ -33,8 +33,6 @@ from torchrl_smore.trainers import (
 
 log = logging.getLogger("torchrl_smore.recipes")
 
-#: As ``benchmark.py`` calls it.
-remove_partial_files = remove_leftovers
 #: What a run records the versions of.
 PACKAGES = ("torchrl-smore", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 #: On two cores a compiled update of 256 in float32 took half the time of the eager one, and half a minute to make.

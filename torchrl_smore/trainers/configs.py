@@ -13,9 +13,9 @@ group           names
 ``trainer``     ``offline``
 =============== =========================================================================================
 
-Every argument of a class is a field of its config, under its name and with its default: the configs are made of the
-signatures, that of each public loss as ``<class>Config``. ``recipes/configs/torchrl/smore.yaml`` composes all of them
-with TorchRL's own.
+Every argument of a loss, transform, unit or maker of networks is a field of its config, under its name and with its
+default: these configs are made of the signatures, that of each public loss as ``<class>Config``.
+``recipes/configs/torchrl/smore.yaml`` composes all of them with TorchRL's own.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ from torchrl_smore.data.readers._rows import progress_bar, read_flags
 from torchrl_smore.data.trajectories import TrajectoryStore
 
 _logger = logging.getLogger("torchrl_smore")
-_HEALTHY_HEIGHT: Final = (0.2, 1.0)  # of the Ant's torso, m: the default of gymnasium's Ant, and D4RL's
 
 
 #: Options of :func:`read` for the paper's locomotion tasks, by the robot of the file: the achieved goal is the forward

@@ -22,9 +22,10 @@ import numpy as np
 from torch import Tensor
 
 from torchrl_smore.data._files import check_regular, quoted, read_bounded, reading
+from torchrl_smore.data._frame_sink import FrameSink
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.readers._flat import assemble
-from torchrl_smore.data.readers._frames import FrameSink, check_numbered, same_frame
+from torchrl_smore.data.readers._flat import assemble, check_limits
+from torchrl_smore.data.readers._frames import check_numbered, same_frame
 from torchrl_smore.data.readers._goals import Fallen, Goals, Reached
 from torchrl_smore.data.readers._hdf5 import MAX_RATIO, address, import_h5py, member, open_hdf5
 from torchrl_smore.data.readers._minari_episode import EpisodeLayout
@@ -85,8 +86,7 @@ def read(
         ImportError: if h5py is missing.
         ValueError: for ``max_trajectories`` below 1, or ``goals`` that read other arrays than the observations.
     """
-    if max_trajectories is not None and max_trajectories < 1:
-        raise ValueError(f"max_trajectories must be at least 1, got {max_trajectories}.")
+    check_limits(max_trajectories=max_trajectories)
     if goals is not None and (goals.array != "observations" or goals.desired_array is not None):
         raise ValueError("Goals of a Minari dataset are functions of its observations: other arrays are not read.")
     if goals is not None:

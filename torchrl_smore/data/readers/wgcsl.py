@@ -16,6 +16,7 @@ import numpy as np
 from torchrl_smore.data._files import reading
 from torchrl_smore.data._numbers import is_rounded, say_rounded
 from torchrl_smore.data.errors import DatasetError
+from torchrl_smore.data.readers._flat import check_limits
 from torchrl_smore.data.readers._goals import Fallen, Reached, rewards, without_falls
 from torchrl_smore.data.readers._unpickle import load_arrays
 from torchrl_smore.data.trajectories import TrajectoryStore
@@ -56,8 +57,7 @@ def read(
         ValueError: for ``max_trajectories`` below 1, or a ``clip`` that is not positive.
     """
     path = Path(path)
-    if max_trajectories is not None and max_trajectories < 1:
-        raise ValueError(f"max_trajectories must be at least 1, got {max_trajectories}.")
+    check_limits(max_trajectories=max_trajectories)
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}.")
     with reading(path, "a pickle of arrays"):
