@@ -189,7 +189,7 @@ class SMORELoss(OfflineLoss):
 
     @torch.no_grad()
     def _target_score(self, rows: TensorDictBase) -> Tensor:
-        """That of the dataset's actions or of the policy's."""
+        """Smallest target score, ``[*B]``, of the dataset's actions or of the policy's."""
         if self.value_target == "policy":
             rows = inputs_of(rows, self.score_network.in_keys, {self.tensor_keys.action: self._policy_action(rows)})
         return self._smallest_score(rows)
