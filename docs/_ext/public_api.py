@@ -35,6 +35,7 @@ _TRAINING = ("checkpoint", "configs", "evaluation", "fused", "stacked", "step_gr
 _MODULES = (
     "torchrl_smore.objectives",
     "torchrl_smore.objectives.base",
+    "torchrl_smore.objectives.baselines.in_sample",
     "torchrl_smore.objectives.terms",
     "torchrl_smore.modules",
     "torchrl_smore.modules.precision",
@@ -200,11 +201,21 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: no
     candidates |= {f"{home}.{member}" for name, home in homes().items() if name == owner or name.endswith(f".{owner}")}
     domain = env.domains.python_domain
     known = sorted(candidate for candidate in candidates if candidate in domain.objects)
+    if not known and node["reftype"] == "meth":
+        known = [home for home in _inherited(owner or node.get("py:class") or "", member) if home in domain.objects][:1]
     if not known and node["reftype"] == "attr":
         known = _class_with_field(owner or node.get("py:class") or "", member)
     if len(known) != 1:
         return None
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known[0], node, content)
+
+
+def _inherited(owner: str, member: str) -> list[str]:
+    """Where a class of that name may have the member from, nearest first: the places of its bases."""
+    classes = {home for name, home in homes().items() if owner and (name == owner or name.endswith(f".{owner}"))}
+    kinds = [getattr(importlib.import_module(home.rpartition(".")[0]), home.rpartition(".")[2]) for home in classes]
+    bases = [f"{base.__module__}.{base.__qualname__}" for kind in kinds for base in kind.__mro__]
+    return [f"{homes()[base]}.{member}" for base in bases if base in homes()]
 
 
 def _class_with_field(owner: str, field: str) -> list[str]:

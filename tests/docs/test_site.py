@@ -144,6 +144,15 @@ def test_the_keys_of_the_main_loss_are_explained(site):
         assert len(said) > 20
 
 
+def test_what_a_loss_has_of_another_is_linked_there(site, documented):
+    text = (site / "api" / "objectives.html").read_text(encoding="utf-8")
+    home = "torchrl_smore.objectives.baselines.in_sample.InSampleQLoss"
+    for member in ("value_loss", "qvalue_loss", "advantage", "_AcceptedKeys"):
+        assert f"{home}.{member}" in documented
+    # three docstrings name it
+    assert len(re.findall(rf'<a [^>]*href="#{re.escape(home)}\.qvalue_loss"[^>]*><code class="xref', text)) == 3
+
+
 def test_what_a_function_returns_is_not_taken_for_a_type(site):
     # a colon in the first line below Returns, or of a property, ends a type
     for path in (site / "api").glob("*.html"):

@@ -25,8 +25,7 @@ def add_weighted_actor(
         ValueError: for a constant outside its range.
     """
     require_stochastic(actor_network)
-    if not weight_clip > 0.0:
-        raise ValueError(f"weight_clip must be positive, got {weight_clip}.")
+    check_positive(weight_clip=weight_clip)
     loss._add_network("actor_network", actor_network)
     if temperature is not None:
         loss._set_coefficient("temperature", temperature, temperature >= 0.0, "not be negative")
@@ -44,6 +43,13 @@ def check_choice(**choices: tuple[Any, Any]) -> None:
     for name, (value, valid) in choices.items():
         if value not in get_args(valid):
             raise unknown_name(name, value, get_args(valid))
+
+
+def check_positive(**values: float) -> None:
+    """Raises ``ValueError`` for a value that is not positive; ``name=value``."""
+    for name, value in values.items():
+        if not value > 0.0:
+            raise ValueError(f"{name} must be positive, got {value}.")
 
 
 def check_discount(gamma: float) -> None:

@@ -24,7 +24,9 @@ ScalarOutputMode = Literal["exclude", "non_tensor"]
 
 
 class OfflineLoss(Networks):
-    """Base of the losses in this package, all of which are final: what two of them share is here or a function.
+    """Base of the losses in this package, all of which are final.
+
+    What two of them share is here or a function; losses that are one method but for a term have a base of their own.
 
     A loss names the keys that it reads in ``_read_keys`` and calls ``_ready`` last in its constructor; networks
     are registered by ``_add_network`` and called by ``_call``.

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import final
 
-import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
-from torchrl_smore.functional.baselines.iql import sql_value_loss, sql_weight, td_target
-from torchrl_smore.functional.losses import weighed
-from torchrl_smore.objectives._construction import add_weighted_actor, check_discount
-from torchrl_smore.objectives._networks import at_actor_goal, inputs_after, next_keys
-from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term, td_term
+from torchrl_smore.functional.baselines.iql import sql_value_loss, sql_weight
+from torchrl_smore.functional.losses import ActorWeight, weighed
+from torchrl_smore.objectives._construction import check_positive
+from torchrl_smore.objectives.base import Reduction, ScalarOutputMode
+from torchrl_smore.objectives.baselines.in_sample import InSampleQLoss, ValueFit
 
 
 @final
-class GCSQLLoss(OfflineLoss):
+class GCSQLLoss(InSampleQLoss):
     r"""Goal-conditioned sparse Q-learning (Xu et al., 2023, arXiv:2303.15810).
 
     See :func:`~torchrl_smore.functional.baselines.iql.sql_value_loss`. The actor weight is the advantage itself,
@@ -55,38 +52,6 @@ class GCSQLLoss(OfflineLoss):
         ValueError: for a constant outside its range.
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Keys of :class:`GCSQLLoss`.
-
-        Attributes:
-            action: dataset action, ``[*B, A]``.
-            desired_goal: the goal pursued, ``[*B, G]``; read from the root also for next states.
-            actor_goal: the goal pursued in the regression, ``[*B, G]``; ``None``: that of ``desired_goal``.
-            qvalue: written by the Q networks, ``[*B, 1]``.
-            value: written by the value network, ``[*B, 1]``.
-            reward: ``[*B, 1]``.
-            terminated: bool, ``[*B, 1]``.
-            priority_weight: importance weight of each row, optional, ``[*B]`` or ``[*B, 1]``.
-        """
-
-        action: NestedKey = "action"
-        desired_goal: NestedKey = "desired_goal"
-        actor_goal: NestedKey | None = None
-        qvalue: NestedKey = "score"
-        value: NestedKey = "state_value"
-        reward: NestedKey = ("next", "reward")
-        terminated: NestedKey = ("next", "terminated")
-        priority_weight: NestedKey = "priority_weight"
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
-    out_keys = ["loss_qvalue", "loss_value", "loss_actor", "qvalue", "td_error", "value", *REGRESSION_KEYS]
-    ensembles = ("qvalue_network",)
-
-    #: Of its advantages, which are in the unit of the return.
-    advantage_scale = 1.0
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -103,91 +68,25 @@ class GCSQLLoss(OfflineLoss):
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
-        if not alpha > 0.0:
-            raise ValueError(f"alpha must be positive, got {alpha}.")
-        if huber_delta is not None and not huber_delta > 0.0:
-            raise ValueError(f"huber_delta must be positive, got {huber_delta}.")
-        check_discount(gamma)
-        self.alpha, self.gamma = alpha, gamma
-        self.huber_delta, self.use_terminated = huber_delta, use_terminated
-        add_weighted_actor(self, actor_network, None, weight_clip)
-        self._add_network("value_network", value_network)
-        self._add_network("qvalue_network", qvalue_network, delay=True)
+        check_positive(alpha=alpha)
+        self.alpha = alpha
+        self._set_up(
+            actor_network,
+            qvalue_network,
+            value_network,
+            gamma=gamma,
+            temperature=None,
+            weight_clip=weight_clip,
+            huber_delta=huber_delta,
+            use_terminated=use_terminated,
+        )
         self._ready(self.out_keys)
 
-    def _read_keys(self) -> Iterable[NestedKey]:
-        keys, value_keys = self.tensor_keys, self.value_network.in_keys
-        inputs = [*self.qvalue_network.in_keys, *value_keys, *self.actor_network.in_keys, keys.action]
-        rest = [keys.terminated] if self.use_terminated else []
-        rest += [] if keys.actor_goal is None else [keys.actor_goal]
-        return [*inputs, *next_keys(value_keys, keys), keys.reward, *rest]
+    def _value_term(self, rows: TensorDictBase) -> ValueFit:
+        """Sparse Q-learning's value loss."""
+        value, qvalue = self._value_and_target(rows)
+        return self._fit(rows, sql_value_loss(qvalue, value, self.alpha), value, qvalue)
 
-    @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Compute the three losses at the same parameters; see the class."""
-        rows = self._rows(tensordict)
-        loss_value, value, advantage = self._value_term(rows)
-        loss_actor, actor_metadata = self._actor_term(rows, advantage)
-        loss_qvalue, qvalue_metadata = self._qvalue_term(rows)
-        losses = {"loss_qvalue": loss_qvalue, "loss_value": loss_value, "loss_actor": loss_actor}
-        return self._finish(losses, {**qvalue_metadata, "value": value.mean(), **actor_metadata}, rows)
-
-    def value_loss(self, tensordict: TensorDictBase) -> Term:
-        """Value loss against the current target Q, and ``state_value`` (detached, ``[*B]``) as metadata."""
-        loss, value, _ = self._value_term(self._rows(tensordict))
-        return loss, {"state_value": value}
-
-    def actor_loss(self, tensordict: TensorDictBase) -> Term:
-        """Regression loss at the current advantage, and its metadata."""
-        return self._actor_term(self._rows(tensordict))
-
-    def qvalue_loss(self, tensordict: TensorDictBase) -> Term:
-        """Temporal-difference loss bootstrapped from the current value, and its metadata."""
-        return self._qvalue_term(self._rows(tensordict))
-
-    @torch.no_grad()
-    def advantage(self, tensordict: TensorDictBase) -> Tensor:
-        """Smallest target Q less value at the dataset's actions: what weighs the regression.
-
-        Args:
-            tensordict: a batch as for :meth:`forward`; of it what :meth:`actor_loss` reads.
-
-        Returns:
-            Shape ``[*B]``, in the unit of the return, without gradient.
-        """
-        rows = at_actor_goal(self._rows(tensordict), self.tensor_keys)
-        return self._target_qvalue(rows) - self._call("value_network", rows, self.tensor_keys.value)
-
-    @torch.no_grad()
-    def _target_qvalue(self, rows: TensorDictBase) -> Tensor:
-        """Smallest target Q of the dataset's actions, ``[*B]``."""
-        params = self.target_qvalue_network_params
-        return self._call("qvalue_network", rows, self.tensor_keys.qvalue, params).amin(0)
-
-    def _value_term(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
-        """Sparse Q-learning's value loss; with it value and advantage, detached, ``[*B]``."""
-        value = self._call("value_network", rows, self.tensor_keys.value)
-        qvalue = self._target_qvalue(rows)
-        loss = self._reducer(rows)(sql_value_loss(qvalue, value, self.alpha))
-        return loss, value.detach(), qvalue - value.detach()
-
-    def _actor_term(self, rows: TensorDictBase, advantage: Tensor | None = None) -> Term:
-        """Regression weighted by the advantage itself: the given one, unless the actor has goals of its own."""
-        own = at_actor_goal(rows, self.tensor_keys)
-        if advantage is None or own is not rows:
-            with torch.no_grad():
-                advantage = self._target_qvalue(own) - self._call("value_network", own, self.tensor_keys.value)
-        weight = weighed(advantage, sql_weight(advantage, self.weight_clip), self.weight_clip)
-        log_prob = self._distribution(own).log_prob(own[self.tensor_keys.action])
-        return regression_term(log_prob, weight, self._reducer(own))
-
-    def _qvalue_term(self, rows: TensorDictBase) -> Term:
-        """Every Q fitted to ``r + gamma (1 - terminated) V(s', g)``."""
-        keys = self.tensor_keys
-        with torch.no_grad():
-            after = inputs_after(rows, self.value_network.in_keys, keys)
-            next_value = self._call("value_network", after, keys.value)
-        terminated = rows[keys.terminated].squeeze(-1) if self.use_terminated else None
-        target = td_target(rows[keys.reward].squeeze(-1), next_value, self.gamma, terminated=terminated)
-        qvalue = self._call("qvalue_network", rows, keys.qvalue)
-        return td_term(qvalue, target, self._reducer(rows), self.huber_delta)
+    def _weight(self, advantage: Tensor) -> ActorWeight:
+        """The advantage itself, without a temperature."""
+        return weighed(advantage, sql_weight(advantage, self.weight_clip), self.weight_clip)
