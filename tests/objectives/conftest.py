@@ -48,8 +48,9 @@ def value_net(keys):
     return TensorDictModule(ConcatMLP(OBSERVATION + GOAL, 1, HIDDEN), inputs, [keys.get("value", "state_value")])
 
 
-def actor_net(keys):
-    head = GaussianHead(ConcatMLP(OBSERVATION + GOAL, ACTION, HIDDEN), ACTION)
+def actor_net(keys, bounds=None):
+    limits = () if bounds is None else (torch.full((ACTION,), bound) for bound in bounds)
+    head = GaussianHead(ConcatMLP(OBSERVATION + GOAL, ACTION, HIDDEN), ACTION, *limits)
     return ProbabilisticActor(
         TensorDictModule(head, ["observation", keys.get("desired_goal", "desired_goal")], ["loc", "scale"]),
         in_keys=["loc", "scale"],
@@ -122,12 +123,12 @@ def pair_net(keys, inputs, num_inputs):
     return TensorDictModule(module, inputs, [keys.get("embedding", "embedding")])
 
 
-def _contrastive(keys, td=False, num=2, **kw):
+def _contrastive(keys, td=False, num=2, bounds=None, **kw):
     inputs = ["observation", keys.get("action", "action")]
     critic = [pair_net(keys, inputs, OBSERVATION + ACTION) for _ in range(num)]
     if kw.get("actor") == "awr":
         return ContrastiveRLLoss(actor_net(keys), critic, pair_net(keys, ["observation"], OBSERVATION), **kw)
-    return (RepeatableContrastiveTD if td else ContrastiveRLLoss)(actor_net(keys), critic, **kw)
+    return (RepeatableContrastiveTD if td else ContrastiveRLLoss)(actor_net(keys, bounds), critic, **kw)
 
 
 class RepeatableActionableModels(ActionableModelsLoss):
@@ -174,6 +175,7 @@ CASES = {
     "crl_infonce": (_contrastive, {"contrast": "infonce", "energy": "l2", "logsumexp_coef": 0.1}),
     "crl_awr": (_contrastive, {"contrast": "symmetric_infonce", "actor": "awr"}),
     "crl_td": (_contrastive, {"td": True}),
+    "crl_td_bounds": (_contrastive, {"td": True, "sample_action": False, "bounds": (-2.0, 6.0)}),
     "am": (_actionable, {}),
     "am_twins": (_actionable, {"num": 2, "chain_ratio": 0.0, "num_random_actions": 3}),
     "gofar": (_gofar, {}),

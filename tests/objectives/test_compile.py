@@ -41,7 +41,7 @@ COMPILED = [
     *((name, {}) for name in ("gciql", "gcsql", "gceql", "gcxql", "gcsl", "gcsl_nll", "wgcsl", "wgcsl_original")),
     ("gofar", {}),
     ("gofar_binary", {"divergence": "kl", "regression": "nll", "actor_weight": "expectile_awr"}),
-    *((name, {}) for name in ("crl", "crl_awr", "crl_td")),
+    *((name, {}) for name in ("crl", "crl_awr", "crl_td", "crl_td_bounds")),
     ("am", {}),
 ]
 #: What the tests below compile.

@@ -46,7 +46,8 @@ AM = [*SGA, "next.observation", "next.reward"]
 IN_KEYS |= {"am": AM, "am_twins": AM}
 CRL = ["observation", "action", "desired_goal"]
 IN_KEYS |= {"crl": CRL, "crl_balanced": CRL, "crl_infonce": CRL, "crl_awr": CRL}
-IN_KEYS |= {"crl_td": [*CRL, "next.observation", "next.achieved_goal"]}
+CRL_TD = [*CRL, "next.observation", "next.achieved_goal"]
+IN_KEYS |= {"crl_td": CRL_TD, "crl_td_bounds": CRL_TD}
 GOFAR = [*SGA, "next.observation"]
 IN_KEYS |= {
     "gofar": [*GOFAR, "initial_observation", "achieved_goal"],

@@ -102,7 +102,8 @@ class GaussianHead(nn.Module):
     """Mean ``tanh(trunk(inputs))`` and a state-independent standard deviation, as in the official code.
 
     The log standard deviation is a parameter, initially 0; it is clipped, at 2 from above. Samples are not squashed.
-    Bounds other than ``[-1, 1]`` move and stretch both, so that the mean covers the box.
+    Bounds other than ``[-1, 1]`` move and stretch both, so that the mean covers the box; losses and policies read them
+    from ``low`` and ``high``.
 
     Args:
         trunk: its output is ``[*B, action_dim]``.

@@ -130,6 +130,10 @@ class Networks(LossModule):
         with lent(self.actor_network, self.actor_network_params):
             return self.actor_network.get_dist(self._seen(inputs))
 
+    def _action_range(self) -> tuple[Any, Any]:
+        """Smallest and largest action: those that the actor tells, ``[A]`` each, or -1 and 1."""
+        return action_bounds(self.actor_network, self.actor_network_params) or (-1.0, 1.0)
+
     def _make_vmap(self) -> None:
         """What TorchRL asks for after a change of ``vmap_randomness``, which is found out before it is traced."""
         _ = self.vmap_randomness
@@ -201,6 +205,26 @@ def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
     if pictures is not None:
         own.set(PICTURES, at_actor_goal(pictures, keys))
     return own
+
+
+def action_bounds(actor_network: nn.Module, params: TensorDictBase) -> tuple[Tensor, Tensor] | None:
+    """Smallest and largest action, ``[A]`` each: ``low`` and ``high`` of the part of an actor whose class has both.
+
+    Args:
+        actor_network: of a loss, made functional.
+        params: its parameters and buffers; where the bounds are buffers, the network alone does not have them.
+
+    Returns:
+        Both, or ``None`` for an actor that tells no bounds.
+    """
+    for part in actor_network.modules():
+        # the class is asked, since a module that lacks an attribute takes its time to say so
+        if hasattr(type(part), "low") and hasattr(type(part), "high"):
+            with lent(actor_network, params):
+                low, high = part.low, part.high
+            if isinstance(low, Tensor) and isinstance(high, Tensor):
+                return low, high
+    return None
 
 
 def constant(params: TensorDictParams) -> TensorDictParams:

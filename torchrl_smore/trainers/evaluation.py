@@ -17,7 +17,7 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
-from torchrl_smore.modules import GaussianHead
+from torchrl_smore.objectives._networks import action_bounds
 from torchrl_smore.trainers.modes import in_mode
 
 Observation = Mapping[str, np.ndarray]
@@ -51,8 +51,8 @@ class ActorPolicy:
         loss: has ``actor_network`` and ``actor_network_params``.
         action_key: key that the actor writes; ``None``: ``loss.tensor_keys.action``, or ``"action"`` where a loss has
             none.
-        action_range: smallest and largest action, a number or one for each component; ``None``: the bounds of the
-            actor's :class:`~torchrl_smore.modules.GaussianHead`, or -1 and 1 where it has none.
+        action_range: smallest and largest action, a number or one for each component; ``None``: the bounds that
+            the actor tells, as a :class:`~torchrl_smore.modules.GaussianHead` does, or -1 and 1.
     """
 
     def __init__(
@@ -106,16 +106,13 @@ class ActorPolicy:
 
 
 def action_range_of(loss: LossModule) -> tuple[float | list[float], float | list[float]]:
-    """Smallest and largest action of a loss's actor: the bounds of its head, one for each component, or -1 and 1."""
+    """Smallest and largest action of a loss's actor as plain numbers: one for each component, or -1 and 1.
+
+    They are the bounds that losses see, ``low`` and ``high`` of a :class:`~torchrl_smore.modules.GaussianHead`.
+    """
     actor = loss.actor_network
-    if actor is None:
-        return -1.0, 1.0
-    # the bounds are buffers, which a functional network has only where it is called
-    with loss.actor_network_params.to_module(actor):
-        for part in actor.modules():
-            if isinstance(part, GaussianHead) and part.low is not None and part.high is not None:
-                return part.low.tolist(), part.high.tolist()
-    return -1.0, 1.0
+    bounds = None if actor is None else action_bounds(actor, loss.actor_network_params)
+    return (-1.0, 1.0) if bounds is None else (bounds[0].tolist(), bounds[1].tolist())
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import Bounded
 from torchrl.objectives import SoftUpdate
 
 from torchrl_smore.modules import goal_specs, make_networks
@@ -94,6 +95,18 @@ def test_drawn_actions_fill_the_action_box():
     assert uniform.shape == (500, 20)
     assert -1.0 <= action.min() < -0.99
     assert 0.99 < action.max() <= 1.0
+
+
+def test_drawn_actions_fill_the_box_of_the_actor():
+    low, high = torch.tensor([4.0, -0.5]), torch.tensor([6.0, 0.5])
+    observation_spec, _ = goal_specs(observation_dim=3, goal_dim=2, action_dim=2)
+    built = make_networks(observation_spec, Bounded(low, high), hidden=(6,), num_score_nets=1)
+    action, _ = build_loss(built, num_random_actions=500)._draw(torch.zeros(20, 2))
+    assert (action >= low).all()
+    assert (action <= high).all()
+    width = high - low
+    assert (action.amin((0, 1)) < low + 0.01 * width).all()
+    assert (action.amax((0, 1)) > high - 0.01 * width).all()
 
 
 @pytest.mark.parametrize(

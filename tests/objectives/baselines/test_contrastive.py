@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torchrl.data import Bounded
 from torchrl.objectives import SoftUpdate
 
-from torchrl_smore.modules import goal_specs, make_contrastive_networks
+from torchrl_smore.modules import goal_specs, make_contrastive_networks, make_networks
 from torchrl_smore.objectives import ContrastiveRLLoss, ContrastiveTDLoss
 
 N, LATENT, GAMMA = 8, 4, 0.9
@@ -124,6 +128,36 @@ def test_the_temporal_difference_form_equals_a_computation_with_plain_modules(sa
     q = matrix(critics, s, action, g).diagonal(dim1=1, dim2=2).amin(0)
     log_prob = torch.distributions.Normal(loc, scale).log_prob(a).sum(-1)
     torch.testing.assert_close(actor, -0.95 * q.mean() - 0.05 * log_prob.mean())
+
+
+class SumOfActions(nn.Module):
+    """Embeddings whose product is the sum of the action's components."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+
+    def forward(self, action, goal):
+        return torch.stack([action * self.one, torch.ones_like(action)], -2)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveRLLoss, ContrastiveTDLoss])
+def test_the_critic_sees_the_mode_within_the_bounds_of_the_actor(kind):
+    observation_spec, _ = goal_specs(observation_dim=3, goal_dim=2, action_dim=2)
+    actor = make_networks(observation_spec, Bounded(4.0, 6.0, (2,)), hidden=(6,)).actor
+    last = actor.module[0].module.trunk.layers[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, math.atanh(0.1))  # the mean lies a tenth of the way from 5 to 6
+    critic = TensorDictModule(SumOfActions(), ["action", "desired_goal"], ["embedding"])
+    loss = kind(actor, critic, energy="dot", sample_action=False, normalize_q=False, q_coef=1.0, bc_coef=0.0)
+    if kind is ContrastiveTDLoss:
+        SoftUpdate(loss, tau=0.1)
+    out = loss(random_batch())
+    torch.testing.assert_close(out["policy_energy"], torch.tensor(2 * 5.1))
+    out["loss_actor"].backward()
+    (bias,) = (p for name, p in loss.named_parameters() if name.endswith("trunk.layers.2.bias"))
+    # d (5 + tanh b) / db
+    torch.testing.assert_close(bias.grad, torch.full((2,), -(1.0 - 0.1**2)))
 
 
 def test_the_methods_give_the_losses_of_forward_one_by_one(build, batch_for):

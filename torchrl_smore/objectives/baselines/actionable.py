@@ -42,7 +42,8 @@ class ActionableModelsLoss(OfflineLoss):
         gamma: discount, in ``(0, 1)``.
         chain_ratio: fraction of chained goals, in ``[0, 1]``; 0 switches chaining off.
         conservative_coef: weight of the push-down, not negative; 0 switches it off.
-        num_random_actions: uniform actions in ``[-1, 1]`` for each row (from the global generator).
+        num_random_actions: uniform actions for each row (from the global generator), within the bounds that the actor
+            tells, as a :class:`~torchrl_smore.modules.GaussianHead` does, or in ``[-1, 1]``.
         target_bounds: of the TD target; ``"auto"`` is ``(-1 / (1 - gamma), 0)``.
 
     Returns (forward):
@@ -186,10 +187,11 @@ class ActionableModelsLoss(OfflineLoss):
         return softmax_choice(self._qvalues(inputs), uniform)
 
     def _draw(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform actions in ``[-1, 1]``, ``[K, *B, A]``, and the numbers that choose among them, ``[K, *B]``."""
+        """Uniform actions, ``[K, *B, A]``, and the numbers in ``[0, 1)`` that choose among them, ``[K, *B]``."""
         size = (self.num_random_actions, *action.shape)
         uniform = torch.rand(size[:-1], dtype=action.dtype, device=action.device)
-        return torch.rand(size, dtype=action.dtype, device=action.device) * 2.0 - 1.0, uniform
+        low, high = self._action_range()
+        return low + (high - low) * torch.rand(size, dtype=action.dtype, device=action.device), uniform
 
     def _actor_term(self, goals: list[TensorDictBase]) -> Term:
         """Ascent of the smallest Q at the policy's action; the parameters of Q are constants."""

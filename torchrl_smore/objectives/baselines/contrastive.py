@@ -55,7 +55,8 @@ class ContrastiveRLLoss(OfflineLoss):
         bc_coef: weight of the log-likelihood for ``"ddpgbc"``.
         q_coef: weight of the energy for ``"ddpgbc"``.
         normalize_q: divide the energy by its mean absolute value.
-        sample_action: a reparametrised sample instead of the mode clipped to ``[-1, 1]``.
+        sample_action: a reparametrised sample instead of the mode clipped to the bounds of actions: those that the
+            actor tells, as a :class:`~torchrl_smore.modules.GaussianHead` does, or ``[-1, 1]``.
         temperature: for ``"awr"``; schedulable by assignment.
         weight_clip: for ``"awr"``.
 
@@ -203,7 +204,7 @@ class ContrastiveRLLoss(OfflineLoss):
             return regression_term(self._distribution(rows).log_prob(action), weight, reduce)
         dist = self._distribution(rows)
         log_prob = dist.log_prob(action)
-        own = self._draw_action(dist) if self.sample_action else dist.mean.clamp(-1.0, 1.0)
+        own = self._draw_action(dist) if self.sample_action else dist.mean.clamp(*self._action_range())
         inputs = inputs_of(self._for_actor(rows), self.critic_network.in_keys, {self.tensor_keys.action: own})
         energy = self._energy("critic_network", inputs, constant(self.critic_network_params))
         coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}

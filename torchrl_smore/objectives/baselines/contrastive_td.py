@@ -173,7 +173,7 @@ class ContrastiveTDLoss(OfflineLoss):
         return energy_term(energy, log_prob, self._row_weight(rows, energy), self._reducer(rows), **coefficients)
 
     def _own_action(self, dist: torch.distributions.Distribution) -> Tensor:
-        return self._draw_action(dist) if self.sample_action else dist.mean.clamp(-1.0, 1.0)
+        return self._draw_action(dist) if self.sample_action else dist.mean.clamp(*self._action_range())
 
     def _draw_action(self, dist: torch.distributions.Distribution) -> Tensor:
         """Reparametrised sample, from the global generator."""
