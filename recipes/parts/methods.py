@@ -230,12 +230,8 @@ def gofar_networks(setting: Setting) -> dict[str, Any]:
     made = setting.networks()
     if setting.options.get("reward") == "binary":
         return made
-    # both inputs of the discriminator are goals: one scale serves them
-    goal = None if setting.statistics is None else setting.statistics["desired_goal"]
-    discriminator = make_discriminator(setting.specs[0], precision=setting.precision)
-    if goal is not None:
-        scaled = Standardize(discriminator.module, [goal] * len(discriminator.in_keys), setting.clip)
-        discriminator = TensorDictModule(scaled, discriminator.in_keys, discriminator.out_keys)
+    options: dict[str, Any] = {"statistics": setting.statistics, "clip": setting.clip, "precision": setting.precision}
+    discriminator = make_discriminator(setting.specs[0], **options)
     return {**made, "discriminator_network": discriminator}
 
 

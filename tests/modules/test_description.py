@@ -15,6 +15,7 @@ from torchrl_smore.modules import (
     GaussianHead,
     PairEmbedding,
     Standardize,
+    TanhMLP,
     build_network,
     describe_network,
 )
@@ -33,6 +34,7 @@ NETWORKS = {
     "plain": lambda: mlp(),
     "layer norm, orthogonal, bf16": lambda: mlp(layer_norm=True, orthogonal=True, precision="bf16"),
     "actor": lambda: Standardize(GaussianHead(mlp(), 2), statistics()),
+    "tanh": lambda: TanhMLP(5, 2, (7, 6), precision="bf16"),
     "least deviation": lambda: GaussianHead(mlp(), 2, min_std=2.0),
     "another clip": lambda: Standardize(mlp(), statistics(), 2.0),
     "no clip": lambda: Standardize(mlp(), statistics(), None),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from torch import nn
 
@@ -37,9 +40,10 @@ def test_the_discriminator_has_the_layers_and_keys_of_the_code():
     assert network(achieved_goal=torch.randn(2, 3), desired_goal=torch.randn(2, 3)).shape == (2, 1)
 
 
-def test_goal_statistics_standardise_both_inputs():
+@pytest.mark.parametrize(("options", "bound"), [({}, 5.0), ({"clip": 0.5}, 0.5), ({"clip": None}, math.inf)], ids=str)
+def test_goal_statistics_standardise_both_inputs(options, bound):
     mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 1.0, 0.5])
-    network = make_discriminator(SPEC, hidden=(4,), statistics={"desired_goal": (mean, std)})
-    a, g = torch.randn(2, 3), torch.randn(2, 3)
-    expected = network.module.network(*(((x - mean) / std).clamp(-5.0, 5.0) for x in (a, g)))
+    network = make_discriminator(SPEC, hidden=(4,), statistics={"desired_goal": (mean, std)}, **options)
+    a, g = 9.0 * torch.randn(2, 3), torch.randn(2, 3)
+    expected = network.module.network(*(((x - mean) / std).clamp(-bound, bound) for x in (a, g)))
     torch.testing.assert_close(network(achieved_goal=a, desired_goal=g), expected)

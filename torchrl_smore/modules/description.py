@@ -11,6 +11,7 @@ from torch import nn
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.modules.bilinear import GELUMLP, BilinearScore, FixedStdHead, PairEmbedding
+from torchrl_smore.modules.discriminator import TanhMLP
 from torchrl_smore.modules.networks import ConcatMLP, GaussianHead, Standardize
 from torchrl_smore.modules.pixels import Encoded, PixelEncoder
 
@@ -18,7 +19,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
         *(BilinearScore, ConcatMLP, Encoded, FixedStdHead, GELUMLP, GaussianHead, PairEmbedding, PixelEncoder),
-        Standardize,
+        *(Standardize, TanhMLP),
     )
 }
 _STATISTICS = "statistics"

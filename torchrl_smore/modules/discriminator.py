@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -11,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Composite
 
-from torchrl_smore.modules.networks import Standardize
+from torchrl_smore.modules.networks import STANDARDIZED_CLIP, Standardize, initialize
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 
@@ -36,6 +35,7 @@ class TanhMLP(nn.Module):
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        self.num_inputs, self.num_outputs, self.hidden = num_inputs, num_outputs, tuple(hidden)
         self.precision = check_precision(precision)
         widths = [num_inputs, *hidden]
         layers: list[nn.Module] = []
@@ -48,9 +48,7 @@ class TanhMLP(nn.Module):
         """Draw new weights; those of an ensemble, stacked along leading dimensions, each for itself."""
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
-                bound = 1.0 / math.sqrt(layer.weight.shape[-1])
-                nn.init.uniform_(layer.weight, -bound, bound)
-                nn.init.uniform_(layer.bias, -bound, bound)
+                initialize(layer.weight, layer.bias, orthogonal=False)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape ``[*B, d_i]`` to ``[*B, num_outputs]``."""
@@ -62,6 +60,7 @@ def make_discriminator(
     *,
     hidden: Sequence[int] = (256, 256, 256),
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    clip: float | None = STANDARDIZED_CLIP,
     precision: Precision = "float32",
 ) -> TensorDictModule:
     """Discriminator of GoFAR: reads ``achieved_goal`` and ``desired_goal``, writes ``logit``, ``[*B, 1]``.
@@ -72,14 +71,18 @@ def make_discriminator(
         observation_spec: has ``desired_goal`` ``[G]``.
         hidden: widths of the hidden layers.
         statistics: mean and standard deviation by key, ``[G]`` each; those of ``desired_goal`` standardise both inputs.
+        clip: bound of standardised inputs, see :class:`~torchrl_smore.modules.Standardize`.
         precision: of the hidden layers.
 
     Returns:
         A module for :class:`~torchrl_smore.objectives.GoFARLoss`.
+
+    Raises:
+        ValueError: if ``clip`` is not positive where there are statistics.
     """
     goal_dim = observation_spec["desired_goal"].shape[-1]
     network: nn.Module = TanhMLP(2 * goal_dim, 1, hidden, precision=precision)
     scale = None if statistics is None else statistics.get("desired_goal")
     if scale is not None:
-        network = Standardize(network, [scale, scale])
+        network = Standardize(network, [scale, scale], clip)
     return TensorDictModule(network, ["achieved_goal", "desired_goal"], ["logit"])

@@ -74,7 +74,7 @@ class ConcatMLP(nn.Module):
             if isinstance(layer, nn.Linear):
                 weights = layer.weight.view(-1, *layer.weight.shape[-2:])
                 for weight, bias in zip(weights, layer.bias.view(-1, layer.bias.shape[-1])):
-                    _initialize(weight, bias, self.orthogonal)
+                    initialize(weight, bias, orthogonal=self.orthogonal)
 
     def plain_layers(self) -> list[tuple[Tensor, Tensor]] | None:
         """Weight and bias of each linear layer where ReLU alone lies between them, else ``None``; as an export asks."""
@@ -87,8 +87,8 @@ class ConcatMLP(nn.Module):
         return run_layers(self.layers, torch.cat(inputs, -1), precision=self.precision, matmul=self.matmul)
 
 
-def _initialize(weight: Tensor, bias: Tensor, orthogonal: bool) -> None:
-    """Fill one linear layer in place: orthogonal with gain sqrt(2), or as PyTorch does."""
+def initialize(weight: Tensor, bias: Tensor, *, orthogonal: bool) -> None:
+    """Fill one linear layer in place: orthogonal with gain sqrt(2), or as PyTorch does, then also several stacked."""
     if orthogonal:
         nn.init.orthogonal_(weight, math.sqrt(2.0))
         nn.init.zeros_(bias)

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 
-from torchrl_smore.functional.baselines.contrastive import (
-    Contrast,
-    Energy,
-    contrastive_loss,
-    energy_matrix,
-    pair_energy,
-)
+from torchrl_smore.functional.baselines.contrastive import Contrast, Energy, contrastive_loss, energy_matrix
 from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.objectives._construction import add_weighted_actor, check_choice, require_stochastic
-from torchrl_smore.objectives._networks import constant, inputs_of
-from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, energy_term, regression_term
+from torchrl_smore.objectives.base import Reduction, ScalarOutputMode
+from torchrl_smore.objectives.baselines._contrastive import EnergyLoss
+from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term
 
 ContrastiveActor = Literal["ddpgbc", "awr"]
 _CONTRAST_KEYS = ["logit_positive", "logit_negative", "accuracy"]
 
 
 @final
-class ContrastiveRLLoss(OfflineLoss):
+class ContrastiveRLLoss(EnergyLoss):
     r"""Contrastive RL (Eysenbach et al., 2022, arXiv:2206.07568): no reward, no bootstrap.
 
     The critic's embeddings ``phi(s, a)``, ``psi(g)`` tell the goal of each row from those of the other rows of the
@@ -166,18 +160,6 @@ class ContrastiveRLLoss(OfflineLoss):
             raise ValueError(f"only actor='awr' has a value, got {self.actor!r}.")
         return self._contrast("value_network", self._rows(tensordict))
 
-    def _embeddings(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> tuple[Tensor, Tensor]:
-        """Both embeddings of every member, ``[M, *B, D]`` each."""
-        pair = self._call(name, inputs, self.tensor_keys.embedding, params)
-        size = pair.shape[0] if name in self.ensembles else 1
-        # a dimension of 1 was squeezed
-        phi, psi = pair.reshape(size, *inputs.batch_size, 2, -1).unbind(-2)
-        return phi, psi
-
-    def _energy(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> Tensor:
-        """Smallest energy of every row with its own goal, ``[*B]``."""
-        return pair_energy(*self._embeddings(name, inputs, params), self.energy).amin(0)
-
     def _contrast(self, name: str, rows: TensorDictBase) -> Term:
         """Which goal of the batch belongs to which row: the contrastive loss of a network's embeddings."""
         phi, psi = self._embeddings(name, rows, getattr(self, f"{name}_params"))
@@ -194,22 +176,12 @@ class ContrastiveRLLoss(OfflineLoss):
         }
 
     def _actor_term(self, rows: TensorDictBase) -> Term:
-        """Policy gradient through the critic, whose parameters are constants, plus imitation; or regression."""
-        action, reduce = rows[self.tensor_keys.action], self._reducer(rows)
-        if self.actor == "awr":
-            with torch.no_grad():
-                advantage = self._energy("critic_network", rows, self.critic_network_params)
-                advantage = advantage - self._energy("value_network", rows, self.value_network_params)
-            weight = actor_weight(advantage, self.temperature, self.weight_clip)
-            return regression_term(self._distribution(rows).log_prob(action), weight, reduce)
-        dist = self._distribution(rows)
-        log_prob = dist.log_prob(action)
-        own = self._draw_action(dist) if self.sample_action else dist.mean.clamp(*self._action_range())
-        inputs = inputs_of(self._for_actor(rows), self.critic_network.in_keys, {self.tensor_keys.action: own})
-        energy = self._energy("critic_network", inputs, constant(self.critic_network_params))
-        coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
-        return energy_term(energy, log_prob, self._row_weight(rows, energy), reduce, **coefficients)
-
-    def _draw_action(self, dist: torch.distributions.Distribution) -> Tensor:
-        """Reparametrised sample, from the global generator."""
-        return dist.rsample()
+        """Policy gradient plus imitation, or regression by the advantage over the second pair."""
+        if self.actor == "ddpgbc":
+            return self._ascent_term(rows)
+        with torch.no_grad():
+            advantage = self._energy("critic_network", rows, self.critic_network_params)
+            advantage = advantage - self._energy("value_network", rows, self.value_network_params)
+        weight = actor_weight(advantage, self.temperature, self.weight_clip)
+        log_prob = self._distribution(rows).log_prob(rows[self.tensor_keys.action])
+        return regression_term(log_prob, weight, self._reducer(rows))

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy, td_nce, td_nce_weight
 from torchrl_smore.functional.baselines.rows import successor
 from torchrl_smore.objectives._construction import check_choice, check_discount, require_stochastic
-from torchrl_smore.objectives._networks import constant, inputs_after, inputs_of, next_keys
-from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
-from torchrl_smore.objectives.terms import Term, energy_term
+from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
+from torchrl_smore.objectives.base import Reduction, ScalarOutputMode
+from torchrl_smore.objectives.baselines._contrastive import EnergyLoss
+from torchrl_smore.objectives.terms import Term
 
 
 @final
-class ContrastiveTDLoss(OfflineLoss):
+class ContrastiveTDLoss(EnergyLoss):
     """Stable contrastive RL in its temporal-difference form (Zheng et al., 2023, arXiv:2306.03346).
 
     The positive goal of a row is the one achieved next; its random goal is that of the next row of the batch, weighted
@@ -114,7 +115,7 @@ class ContrastiveTDLoss(OfflineLoss):
         """Compute the losses at the same parameters; see the class."""
         rows = self._rows(tensordict)
         loss_critic, critic_metadata = self._critic_term(rows)
-        loss_actor, actor_metadata = self._actor_term(rows)
+        loss_actor, actor_metadata = self._ascent_term(rows)
         losses = {"loss_critic": loss_critic, "loss_actor": loss_actor}
         return self._finish(losses, {**critic_metadata, **actor_metadata}, rows)
 
@@ -124,14 +125,7 @@ class ContrastiveTDLoss(OfflineLoss):
 
     def actor_loss(self, tensordict: TensorDictBase) -> Term:
         """Reduced actor loss at the current critic, and its metadata."""
-        return self._actor_term(self._rows(tensordict))
-
-    def _embeddings(self, name: str, inputs: TensorDictBase, params: TensorDictParams) -> tuple[Tensor, Tensor]:
-        """Both embeddings of every member, ``[M, *B, D]`` each."""
-        pair = self._call(name, inputs, self.tensor_keys.embedding, params)
-        # a dimension of 1 was squeezed
-        phi, psi = pair.reshape(pair.shape[0], *inputs.batch_size, 2, -1).unbind(-2)
-        return phi, psi
+        return self._ascent_term(self._rows(tensordict))
 
     def _critic_term(self, rows: TensorDictBase) -> Term:
         """The goal achieved next against the one that another row achieves, weighted by its odds after the step."""
@@ -160,21 +154,3 @@ class ContrastiveTDLoss(OfflineLoss):
         inputs = inputs_after(rows, self.critic_network.in_keys, keys, {**goal, keys.action: action})
         pair = self._embeddings("critic_network", inputs, self.target_critic_network_params)
         return td_nce_weight(pair_energy(*pair, self.energy))
-
-    def _actor_term(self, rows: TensorDictBase) -> Term:
-        """Policy gradient through the critic, whose parameters are constants, plus imitation."""
-        dist = self._distribution(rows)
-        log_prob = dist.log_prob(rows[self.tensor_keys.action])
-        own = {self.tensor_keys.action: self._own_action(dist)}
-        inputs = inputs_of(self._for_actor(rows), self.critic_network.in_keys, own)
-        pair = self._embeddings("critic_network", inputs, constant(self.critic_network_params))
-        energy = pair_energy(*pair, self.energy).amin(0)
-        coefficients: dict[str, Any] = {"q_coef": self.q_coef, "bc_coef": self.bc_coef, "normalize_q": self.normalize_q}
-        return energy_term(energy, log_prob, self._row_weight(rows, energy), self._reducer(rows), **coefficients)
-
-    def _own_action(self, dist: torch.distributions.Distribution) -> Tensor:
-        return self._draw_action(dist) if self.sample_action else dist.mean.clamp(*self._action_range())
-
-    def _draw_action(self, dist: torch.distributions.Distribution) -> Tensor:
-        """Reparametrised sample, from the global generator."""
-        return dist.rsample()
