@@ -58,7 +58,8 @@ class OfflineLoss(Networks):
 
         Args:
             reduction: how losses of rows become outputs: ``"mean"`` (``None`` as well), ``"sum"``, or ``"none"``, which
-                keeps the batch shape.
+                keeps the batch shape. Rows that a mask of TorchRL drops (``("collector", "mask")``) count in no loss; the
+                diagnostics are means of all rows, in which such a row is one of zeros.
             deactivate_vmap: evaluate ensembles one network after the other instead of by ``torch.vmap``. Faster on a
                 CPU, where a batched matrix product is slower than two plain ones.
             scalar_output_mode: of scalar diagnostics under ``reduction="none"``, where they do not fit the batch shape:
