@@ -58,7 +58,7 @@ class OfflineLoss(Networks):
 
         Args:
             reduction: how losses of rows become outputs: ``"mean"`` (``None`` as well), ``"sum"``, or ``"none"``, which
-                keeps the batch shape. Rows that a mask of TorchRL drops (``("collector", "mask")``) count in no loss; the
+                keeps the batch shape. Rows that a mask of TorchRL drops (``("collector", "mask")``) count in no loss;
                 diagnostics are means of all rows, in which such a row is one of zeros.
             deactivate_vmap: evaluate ensembles one network after the other instead of by ``torch.vmap``. Faster on a
                 CPU, where a batched matrix product is slower than two plain ones.
