@@ -135,7 +135,10 @@ def check(config: Config) -> Task:
     """The task, once every option is in its range."""
     task = get_task(config.task)
     if not task.scripted:
-        raise ValueError(f"{task.name} has no scripted expert to distil; recipes/train_expert.py trains one.")
+        raise ValueError(
+            f"{task.name} has no scripted expert to distil: a task of your own may have one (make_expert), and one of "
+            "locomotion a trained one, by recipes/train_expert.py."
+        )
     if config.landing is not None and task.name != "FetchSlide":
         raise ValueError(f"landing={config.landing} is for task=FetchSlide, got task={task.name}.")
     if isinstance(teacher_of(config), PlanningExpert):

@@ -123,6 +123,17 @@ def test_a_fault_in_an_episode_is_named(episodes, break_it, message):
         TrajectoryStore.from_episodes(episodes)
 
 
+def test_tensors_of_an_autograd_graph_are_taken_as_numbers(make_episodes):
+    episodes = list(make_episodes())
+    held = [
+        {key: torch.as_tensor(value, dtype=torch.float32).requires_grad_() for key, value in episode.items()}
+        for episode in episodes
+    ]
+    store = TrajectoryStore.from_episodes(held)
+    assert store.sha256 == TrajectoryStore.from_episodes(episodes).sha256
+    assert not store.data["observation"].requires_grad
+
+
 def test_no_episode_is_an_error():
     with pytest.raises(DatasetError, match="at least one episode"):
         TrajectoryStore.from_episodes([])

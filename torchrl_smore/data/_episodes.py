@@ -73,7 +73,10 @@ def _checked(number: int, episode: Mapping[str, Any], widths: dict[str, int]) ->
         raise DatasetError(f"episode {number}: missing {missing}, found {list(episode)}.")
     if surplus := [key for key in episode if key not in _REQUIRED + _OPTIONAL]:
         raise DatasetError(f"episode {number}: unexpected {surplus}, expected {[*_REQUIRED, *_OPTIONAL]}.")
-    arrays = {key: np.asarray(value) for key, value in episode.items()}
+    arrays = {
+        key: value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        for key, value in episode.items()
+    }
     for key, array in arrays.items():
         if array.dtype.kind not in ("b" if key == "terminated" else "fiub"):
             expected = "booleans" if key == "terminated" else "real numbers"
