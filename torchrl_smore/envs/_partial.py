@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ class PartialFolder:
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
         self.path = path
+        # where a process was killed that had done with one
+        self._removed = path.with_name(f".{path.name}-removed")
+        if self._removed.exists():
+            shutil.rmtree(self._removed, ignore_errors=True)
         path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         begun = path / _REQUEST
@@ -87,7 +92,7 @@ class PartialFolder:
 
     def remove(self) -> None:
         """Deletes the folder with everything in it; half of it would be taken for an unfinished collection."""
-        remove_folder(self.path, self.path.with_name(f".{self.path.name}-removed"))
+        remove_folder(self.path, self._removed)
 
 
 def chunk_path(folder: Path, number: int) -> Path:

@@ -518,7 +518,7 @@ class OfflineTrainer(Trainer):
         """Writes a checkpoint; see :func:`~torchrl_smore.trainers.checkpoint.save_checkpoint`.
 
         Returns:
-            Its folder; ``None`` where a parameter is not finite and training continues: the good ones stay.
+            Its folder, or ``None`` where a parameter is not finite and training continues; the good ones stay then.
 
         Raises:
             DivergedError: instead of a checkpoint that is not finite, see ``on_divergence``.
