@@ -104,4 +104,5 @@ def _reward(store: TrajectoryStore, label: str, reached: Reached, fallen: Fallen
             row,
             stored[row],
         )
-    stored[:] = earned
+    if (stored != earned).any():  # pages of a mapped store that nobody writes to take no memory
+        stored[:] = earned
