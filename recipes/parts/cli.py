@@ -210,7 +210,7 @@ def resumed_config(config: Any, *free: str) -> Any:
 
     Args:
         config: what the user gave.
-        *free: options that a resumed run may change, by giving them.
+        *free: options that a resumed run may change, by giving another value than their default.
 
     Raises:
         FileNotFoundError: if that is no run folder.

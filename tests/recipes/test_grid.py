@@ -44,6 +44,12 @@ def test_a_setting_is_options_of_the_recipe_or_refused(grid, setting, options):
     assert proposed in str(error.value)
 
 
+@pytest.mark.parametrize("option", ["mapped=/tmp", "compile_cache=/x", "compile=off", "kernels=triton", "dataset=a"])
+def test_where_and_how_a_run_runs_is_no_setting(grid, option):
+    with pytest.raises(ValueError, match=f"{option.partition('=')[0]} is no part of a setting"):
+        grid.setting_options(option)
+
+
 def test_the_unspelled_ablation_drops_the_expectile_too(grid):
     options = grid.setting_options("no_awr_no_expectile")
     assert {"actor": "score", "value_target": "policy", "expectile": 0.5}.items() <= options.items()

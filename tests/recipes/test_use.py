@@ -89,6 +89,35 @@ def test_the_policy_of_every_method_is_loaded_as_it_was_trained(import_recipe, t
         np.testing.assert_allclose(value.score(observation, goal, action), expected.detach(), atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_network_of_every_method_has_the_precision_that_is_asked_for(import_recipe, method):
+    methods = import_recipe("parts.methods")
+    setting = methods.Setting(goal_specs(3, 2, 2), "paper", None, True, {}, precision="bf16")
+    loss = methods.METHODS[method].build(setting)
+    kinds = ("actor", "score", "value", "qvalue", "critic", "discriminator")
+    networks = [getattr(loss, f"{kind}_network", None) for kind in kinds]
+    parts = [part for network in networks if network is not None for part in network.modules()]
+    # a head that scales its trunk's output has none of its own
+    assert {part.precision for part in parts if hasattr(part, "precision")} == {"bf16"}
+
+
+def test_the_card_of_a_run_on_given_data_names_no_place_and_nothing_that_was_not_collected(import_recipe):
+    card = import_recipe("parts.model_card")
+    config = import_recipe("parts.options").Config(dataset="/home/me/store", num_trajectories=1000, compile_cache="/c")
+    about = {"success_rule": "near", "data": {"composition": [], "trajectories": 3, "transitions": 9, "sha256": "d"}}
+    about |= {"columns": {}, "action_range": [-1, 1], "commit": None}
+    evaluation = {"episodes": 1, "intervals": {}}
+    summary = {"task": "PointReach", "method": "smore", "formulation": None, "steps": 4, "seeds": [0], "versions": {}}
+    summary |= {"eval": evaluation, "runs": [{"eval": evaluation}]}
+    given = "\n".join(card._card("run", summary, about, vars(config)))
+    assert "/home/me" not in given
+    assert "/c" not in given
+    assert "`num_trajectories`" not in given
+    assert "- `num_trajectories`: 1000" in "\n".join(
+        card._card("run", summary, about, {**vars(config), "dataset": None})
+    )
+
+
 def as_batch(arrays):
     from tensordict import TensorDict
 
