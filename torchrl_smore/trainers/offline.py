@@ -19,6 +19,7 @@ from torchrl.trainers import Trainer
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore._lock import locked
+from torchrl_smore.trainers._averages import Averages
 from torchrl_smore.trainers._steps import OfflineSteps, UpdateStepper
 from torchrl_smore.trainers.background import BackgroundEvaluator
 from torchrl_smore.trainers.checkpoint import (
@@ -217,10 +218,7 @@ class OfflineTrainer(Trainer):
         self.resumed = False
         self.update_seconds = 0.0
         self._updates_timed = 0
-        self._totals: TensorDict | None = None
-        self._num_totalled = 0
-        # by loss: updates of the interval before the first that was not finite, on the device
-        self._num_finite: dict[str, torch.Tensor] = {}
+        self._averages = Averages(len(self.seeds))
         self._warned = False
         self._stop: BaseException | None = None
         self._metrics: MetricsFile | None = None
@@ -355,7 +353,7 @@ class OfflineTrainer(Trainer):
             out = self.optimization_stepper.step(self, batch)
             self._post_optim_hook()
             self._post_optim_log(out)
-            self._add_up(out)
+            self._averages.add(out)
             if self._stop is not None:
                 break
         done = self._optim_count - before
@@ -435,40 +433,19 @@ class OfflineTrainer(Trainer):
                 # before the networks change, or where no update is left after which hooks are called
                 self._show_to_hooks(TensorDict({}, batch_size=[0]))
 
-    def _add_up(self, out: TensorDictBase) -> None:
-        """Adds to the totals of the interval, on the device; the update may overwrite ``out`` the next time."""
-        self._num_totalled += 1
-        if self._totals is None:
-            self._totals = out.clone()
-        else:
-            self._totals.add_(out)
-        for name, total in self._totals.items():
-            if name.startswith("loss_"):
-                # a sum is not finite from the first such loss on
-                self._num_finite[name] = self._num_finite.get(name, 0) + total.isfinite()
-
     def _log_averages(self) -> None:
-        totals, count = self._totals, self._num_totalled
-        assert totals is not None
-        # one copy to the host for all of it
-        by_seed = totals.to("cpu").reshape(-1).unbind(0)
-        rows = [{key: value.float().mean().item() / count for key, value in row.items()} for row in by_seed]
+        rows = self._averages.rows()
         self._write([{**row, "updates_per_second": self.updates_per_second} for row in rows])
         if not all(math.isfinite(value) for row in rows for key, value in row.items() if key.startswith("loss_")):
             self._check_finite()
-        self._totals, self._num_totalled, self._num_finite = None, 0, {}
+        self._averages.clear()
 
     def _check_finite(self) -> None:
         """Looks for the first loss of the interval that was not finite; waits for the device."""
-        bad = [
-            (int(count), name, number)
-            for name, counts in self._num_finite.items()
-            for number, count in enumerate(counts.to("cpu").reshape(len(self.seeds), -1).min(1).values)
-            if count < self._num_totalled
-        ]
-        if bad:
-            count, name, number = min(bad)
-            self._diverged(name, self.step - self._num_totalled + count + 1, number)
+        bad = self._averages.first_not_finite()
+        if bad is not None:
+            num_finite, name, number = bad
+            self._diverged(name, self.step - self._averages.count + num_finite + 1, number)
 
     def _has_finite_parameters(self) -> bool:
         """Looks for a parameter that is not finite, which no loss has shown yet."""
@@ -536,8 +513,7 @@ class OfflineTrainer(Trainer):
             "step": self.step,
             "update": self.update.state_dict(),
             "rng": rng_state(),
-            "totals": None if self._totals is None else (self._totals.to_dict(), list(self._totals.batch_size)),
-            "num_totalled": self._num_totalled,
+            **self._averages.state_dict(),
         }
         device = self._device
         meta = {**self.meta, "total_steps": int(self.total_frames), "torch": torch.__version__, "device": device.type}
@@ -565,14 +541,7 @@ class OfflineTrainer(Trainer):
         # checks all of it before it overwrites anything
         self.update.load_state_dict(state["update"])
         set_rng_state(state["rng"])
-        self._num_totalled = state["num_totalled"]
-        self._totals = state["totals"] and TensorDict(*state["totals"]).to(self._device)
-        # of a total that is not finite, which on_divergence="continue" saves, the update is not known any more
-        self._num_finite = {
-            name: self._num_totalled * total.isfinite().long()
-            for name, total in (() if self._totals is None else self._totals.items())
-            if name.startswith("loss_")
-        }
+        self._averages.load_state_dict(state, self._device)
         self.resumed = True
         self.collected_frames = self._optim_count = step
         self.collector.load_state_dict({"done": step})
