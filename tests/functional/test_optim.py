@@ -46,3 +46,10 @@ def test_ten_steps_equal_those_of_torch_with_its_scheduler(weight_decay, decay_s
         adam_polyak_(ours, grad, m, v, torch.tensor(step), target=target, **options)
     torch.testing.assert_close(ours, theirs.detach())
     torch.testing.assert_close(target, mean)
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, 1.1, math.nan])
+def test_a_rate_of_no_target_or_beyond_it_is_refused(tau):
+    zeros = [torch.zeros(2) for _ in range(4)]
+    with pytest.raises(ValueError, match=r"tau must lie in \(0, 1\], got"):
+        adam_polyak_(*zeros, torch.tensor(0), lr=0.1, target=torch.zeros(2), tau=tau)

@@ -121,3 +121,11 @@ def test_an_actor_with_it_can_be_sent_to_another_process():
     batch = specs[0].rand((4,))
     copy = pickle.loads(pickle.dumps(actor))
     torch.testing.assert_close(copy(batch)["action"], actor(batch)["action"])
+
+
+def test_there_is_no_divergence_from_it_and_not_that_of_its_normal():
+    own = ContaminatedNormal(torch.zeros(2, 3), torch.ones(2, 3), contamination=0.1, log_volume=1.0)
+    normal = IndependentNormal(torch.zeros(2, 3), torch.ones(2, 3))
+    for pair in ((own, own), (own, normal), (normal, own)):
+        with pytest.raises(NotImplementedError, match="KL divergence of a contaminated normal"):
+            torch.distributions.kl_divergence(*pair)

@@ -161,3 +161,21 @@ def test_names_and_devices_that_cannot_be_are_refused():
         linear(*args, matmul="onednnn")
     with pytest.raises(RuntimeError, match=r"needs CPU tensors.*got a meta tensor"):
         linear(*(t.detach().to("meta") for t in args), matmul="onednn")
+
+
+@pytest.mark.parametrize("matmul", ["torch", "onednn", "auto"])
+@pytest.mark.parametrize("where", ["input", "weight", "bias"])
+def test_a_relu_hides_no_nan(matmul, where):
+    tensors = {"input": torch.rand(4, 20), "weight": torch.rand(16, 20), "bias": torch.rand(16)}
+    tensors[where].flatten()[0] = float("nan")
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+    out = linear(*leaves, relu=True, matmul=matmul)
+    assert out[0, 0].isnan()
+    assert out[1:, 1:].isfinite().all()
+    assert (out[1:, 1:] > 0).all()
+
+
+def test_onednn_of_another_dtype_is_refused():
+    x = torch.rand(2, 20, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"needs float32 or bfloat16, got torch.float64: take matmul='torch'"):
+        linear(x, x, x[:, 0], matmul="onednn")

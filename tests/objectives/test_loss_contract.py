@@ -329,6 +329,24 @@ def test_a_mask_at_the_root_drops_rows_of_rho_only_even_if_they_hold_nan(case, t
     assert_close_losses(loss(both), loss(small))
 
 
+def test_a_batch_of_dropped_rows_alone_is_nothing_to_learn_from(case, build, batch_for, total):
+    loss = build(case)
+    batch = batch_for(loss)
+    for part in (batch, batch["q"]) if has_q(batch) else (batch,):
+        part.set(("collector", "mask"), torch.zeros(8, dtype=torch.bool))
+    out = loss(batch)
+    assert all(out[key] == 0.0 for key in loss_keys(out))
+    total(out).backward()
+    for name, parameter in loss.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_an_empty_batch_is_refused(case, build, batch_for):
+    loss = build(case)
+    with pytest.raises(ValueError, match=rf"{type(loss).__name__} expects at least one row, got batch size \[0\]"):
+        loss(batch_for(loss)[:0])
+
+
 def assert_close_losses(out, other):
     for key in loss_keys(out):
         torch.testing.assert_close(out[key], other[key], msg=lambda m, key=key: f"{key}: {m}")

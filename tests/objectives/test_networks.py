@@ -210,3 +210,22 @@ def test_score_networks_that_share_parameters_are_refused():
     scores = [TensorDictSequential(trunk, TensorDictModule(nn.Linear(4, 1), ["h"], ["score"])) for _ in range(2)]
     with pytest.raises(ValueError, match=r"the 2 networks of score_network share parameters.*share_encoder"):
         SMORELoss(networks.actor, scores, networks.value)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x)))
+
+
+def test_a_score_network_with_one_parameter_in_two_places_stands_alone():
+    networks = make_networks(*goal_specs(3, 2, 2), hidden=(4,))
+    tied = [TensorDictModule(Tied(), ["observation"], ["score"]) for _ in range(2)]
+    for score in (tied, tied[0]):
+        with pytest.raises(ValueError, match="a network of score_network has one parameter in two places"):
+            SMORELoss(networks.actor, score, networks.value, num_score_nets=2)
+    assert SMORELoss(networks.actor, tied[0], networks.value, num_score_nets=1) is not None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import logging
+import pickle
 
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch.nn.utils.parametrizations import spectral_norm
 from torchrl.modules import ValueOperator
 from torchrl.objectives import IQLLoss, SoftUpdate
 
@@ -26,7 +30,7 @@ from torchrl_smore.objectives import (
     SMORELoss,
     WGCSLLoss,
 )
-from torchrl_smore.trainers import ActorPolicy, FusedUpdate, Update, adam
+from torchrl_smore.trainers import ActorPolicy, CheckpointError, FusedUpdate, Update, adam
 from torchrl_smore.trainers.stacked import StackedLosses
 
 # tensordict says so whenever torch.vmap meets stacked parameters in a compiled graph
@@ -353,6 +357,80 @@ def test_a_coefficient_changed_on_one_loss_counts_for_that_seed(make_fused, map_
     assert out["loss_value"][1] != reference["loss_value"][1]
 
 
+@pytest.mark.parametrize("map_seeds", ["loop", "vmap"])
+def test_a_coefficient_replaced_by_a_tensor_is_read_and_stays_where_it_was(make_fused, map_seeds):
+    given, number = make_fused(0, 1, map_seeds=map_seeds), make_fused(0, 1, map_seeds=map_seeds)
+    place = given.losses[1].expectile.data_ptr()
+    given(), number()
+    given.losses[1].expectile, number.losses[1].expectile = torch.tensor(0.99), 0.99
+    for ours, theirs in zip(run(given, 2)[0], run(number, 2)[0]):
+        assert_close(ours, theirs, rtol=0, atol=0)
+    assert given.losses[1].expectile.data_ptr() == place
+
+
+def test_losses_that_share_a_network_are_refused_before_anything_is_moved(make_loss, data):
+    loss, sampler = make_loss(0), GoalBatchSampler(data, 16)
+    networks = make_networks(*SPECS, hidden=(4,))
+    both = [SMORELoss(networks.actor, networks.score, networks.value) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"losses 0 and 1 share (actor|value)_network\S*; expected networks that"):
+        FusedUpdate(both, sampler, seeds=(0, 1))
+    before = next(loss.parameters()).data_ptr()
+    with pytest.raises(ValueError, match="losses 0 and 1 share"):
+        FusedUpdate([loss, loss], sampler, seeds=(0, 1))
+    assert next(loss.parameters()).data_ptr() == before
+
+
+@pytest.mark.parametrize("do", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_is_not_copied(make_fused, do):
+    with pytest.raises(TypeError, match="neither copied nor pickled: its buffers are the memory of its losses"):
+        do(make_fused(0))
+
+
+class Normalised(torch.nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        first = torch.nn.Linear(5, 4)
+        layers = [first, torch.nn.BatchNorm1d(4)] if kind == "BatchNorm1d" else [spectral_norm(first)]
+        self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(4, 1))
+
+    def forward(self, observation, goal):
+        return self.layers(torch.cat([observation, goal], -1))
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm1d", "_SpectralNorm"])
+def test_networks_that_write_their_buffers_train_in_a_loop_alone(kind, data):
+    def make(**options):
+        networks = make_networks(*SPECS, hidden=(4,))
+        value = TensorDictModule(Normalised(kind), ["observation", "desired_goal"], ["state_value"])
+        loss = SMORELoss(networks.actor, networks.score, value, deactivate_vmap=True)
+        return FusedUpdate(loss, GoalBatchSampler(data, 16), tau=0.05, **options)
+
+    for options in ({"compile": "default"}, {"map_seeds": "vmap"}):
+        with pytest.raises(ValueError, match=rf"layers\S* is a {kind}, which writes buffers in every call: Update can"):
+            make(**options)
+    assert make()()["loss_value"].isfinite()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda saved: [], lambda saved: [None, None], lambda saved: [{}, {}], lambda saved: saved[:1]],
+    ids=["none", "nothing", "empty", "of one seed"],
+)
+def test_state_without_that_of_its_samplers_changes_nothing(make_fused, damage):
+    first, second = make_fused(0, 1), make_fused(0, 1)
+    run(first, 2)
+    saved = first.state_dict()
+    before = copy.deepcopy(second.state_dict())
+    with pytest.raises(CheckpointError, match="the checkpoint does not fit this run: update"):
+        second.load_state_dict({**saved, "samplers": damage(saved["samplers"])})
+    after = second.state_dict()
+    for ours, theirs in zip(after["losses"], before["losses"]):
+        assert_close(ours, theirs, rtol=0, atol=0)
+    assert_close(after["exp_avg"], before["exp_avg"], rtol=0, atol=0)
+    assert after["step"] == 0
+    assert torch.equal(after["samplers"][1]["generator"], before["samplers"][1]["generator"])
+
+
 def test_state_comes_back_in_every_bit(make_fused):
     first, second = make_fused(0, 1), make_fused(0, 1)
     run(first, 3)
@@ -403,6 +481,11 @@ def test_the_choice_of_auto_is_logged(make_fused, caplog):
         ({"seeds": (0,)}, ValueError, r"for each of 2 losses, got \(0,\)"),
         ({"seeds": (3, 3)}, ValueError, r"a seed of its own for each of 2 losses, got \(3, 3\)"),
         ({"seeds": None}, ValueError, "for each of 2 losses"),
+        ({"tau": 0.0}, ValueError, r"tau must lie in \(0, 1\], got 0.0"),
+        ({"tau": 1.5}, ValueError, r"tau must lie in \(0, 1\], got 1.5"),
+        ({"lr": -0.1}, ValueError, "lr must be at least 0 and finite, got -0.1"),
+        ({"lr": float("nan")}, ValueError, "lr must be at least 0 and finite, got nan"),
+        ({"total_steps": 0}, ValueError, "total_steps must be positive, or None for a constant rate, got 0"),
     ],
 )
 def test_bad_options_are_refused(make_loss, data, options, error, said):

@@ -23,6 +23,12 @@ def cosine_factor(step: Tensor, decay_steps: int) -> Tensor:
     return 0.5 * (1.0 + torch.cos(math.pi * (step.to(torch.float32) / decay_steps).clamp(max=1.0)))
 
 
+def check_tau(tau: float) -> None:
+    """Raises ``ValueError`` for a Polyak rate outside ``(0, 1]``."""
+    if not 0.0 < tau <= 1.0:
+        raise ValueError(f"tau must lie in (0, 1], got {tau}.")
+
+
 @torch.no_grad()
 def adam_polyak_(
     param: Tensor,
@@ -65,7 +71,11 @@ def adam_polyak_(
         decay_steps: length of the cosine decay of ``lr`` in updates; ``None`` keeps it constant.
         target: :math:`\bar\theta`, shape ``[*]``; written. ``None`` has no target.
         tau: Polyak rate, in ``(0, 1]``.
+
+    Raises:
+        ValueError: for a ``tau`` outside ``(0, 1]``.
     """
+    check_tau(tau)
     beta1, beta2 = betas
     count = step.to(torch.float32) + 1.0
     rate = lr if decay_steps is None else lr * cosine_factor(step, decay_steps)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, register_kl
 from torchrl.modules import IndependentNormal
 
 
@@ -60,6 +61,14 @@ class ContaminatedNormal(IndependentNormal):
             NotImplementedError: always.
         """
         raise NotImplementedError("the entropy of a contaminated normal has no closed form.")
+
+
+@register_kl(ContaminatedNormal, ContaminatedNormal)
+@register_kl(ContaminatedNormal, Independent)
+@register_kl(Independent, ContaminatedNormal)
+def _no_divergence(p: Independent, q: Independent) -> Tensor:
+    # that of the normals, which PyTorch would find by their class, is another number
+    raise NotImplementedError("the KL divergence of a contaminated normal has no closed form.")
 
 
 def check_contamination(contamination: float) -> None:

@@ -23,13 +23,14 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-ca
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmul: Matmul = "auto") -> Tensor:
     r"""Affine map :math:`x W^\top + b`, and :math:`\max(\cdot, 0)` of it where asked.
 
-    Differentiable any number of times, and works under ``torch.vmap``, ``torch.func`` and ``torch.compile``.
+    Differentiable any number of times in reverse mode, and works under ``torch.vmap``, ``torch.func`` and
+    ``torch.compile``; in forward mode (``torch.func.jvp``) with ``matmul="torch"`` alone.
 
     Args:
         x: shape ``[*B, I]``.
         weight: shape ``[O, I]``, same dtype and device.
         bias: shape ``[O]``, same dtype and device.
-        relu: whether to apply a ReLU; oneDNN does so while the product is in registers.
+        relu: whether to apply a ReLU, which leaves NaN as it is.
         matmul: ``"torch"`` is :func:`torch.nn.functional.linear`; ``"onednn"`` calls oneDNN for the product and for
             both products of its gradient; ``"auto"`` is ``"onednn"`` for float32 and bfloat16 and 16 outputs or more
             on a CPU where :func:`onednn_is_faster`, else ``"torch"``, and no product at all for one output in a
@@ -41,8 +42,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
 
     Raises:
         ValueError: for another ``matmul``.
-        RuntimeError: for ``"onednn"`` where PyTorch has none, the tensors are not on a CPU, or they are bfloat16 and
-            not :func:`has_bf16_products`.
+        RuntimeError: for ``"onednn"`` where PyTorch has none, the tensors are not on a CPU, of another dtype than
+            float32 and bfloat16, or they are bfloat16 and not :func:`has_bf16_products`.
     """
     if matmul not in _MATMULS:
         raise unknown_name("matmul", matmul, _MATMULS)
@@ -51,6 +52,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         raise RuntimeError(
             f"matmul='onednn' needs CPU tensors and a PyTorch with oneDNN, got a {x.device.type} tensor."
         )
+    if matmul == "onednn" and x.dtype not in (torch.float32, torch.bfloat16):
+        raise RuntimeError(f"matmul='onednn' needs float32 or bfloat16, got {x.dtype}: take matmul='torch'.")
     if x.dtype == torch.bfloat16 and not has_bf16_products():
         if matmul == "onednn":
             raise RuntimeError(
@@ -214,8 +217,9 @@ _library.define(  # type: ignore[no-untyped-call]
 # an operator of our own around PyTorch's, whose Inductor lowering insists on constant weights
 @torch.library.impl(_library, "onednn_linear", "CPU")
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
-    return out
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    # oneDNN's own ReLU makes 0 of NaN, so that a network of NaN would have finite losses
+    return out.relu_() if relu else out
 
 
 @torch.library.register_fake("torchrl_smore::onednn_linear", lib=_library)

@@ -82,8 +82,11 @@ class Networks(LossModule):
                 raise ValueError(f"expected {size} {kind} networks, got {len(given)}.")
             if not given:
                 raise ValueError(f"{name} must be a network or a sequence of at least one, got an empty sequence.")
-            _check_apart(name, given)
+            if len(given) > 1:
+                _check_apart(name, given)
             network, size = given[0] if len(given) == 1 else given, len(given)
+        elif size not in (None, 1):
+            _check_apart(name, [network])
         self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
 
     def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
@@ -187,13 +190,19 @@ def next_keys(in_keys: Iterable[NestedKey], keys: Any) -> list[NestedKey]:
 
 
 def _check_apart(name: str, networks: Sequence[nn.Module]) -> None:
-    """Refuses members of an ensemble that share parameters: stacked, those would be trained by nothing."""
+    """Refuses members of an ensemble that share parameters, between them or within: stacked, each place has its own."""
     owned = [{id(parameter) for parameter in network.parameters()} for network in networks]
     if len(set().union(*owned)) < sum(map(len, owned)):
         raise ValueError(
             f"the {len(networks)} networks of {name} share parameters, which would not be trained: give each its own. "
             "An encoder that several networks read is given by share_encoder."
         )
+    for network, own in zip(networks, owned):
+        if len([*network.named_parameters(remove_duplicate=False)]) > len(own):
+            raise ValueError(
+                f"a network of {name} has one parameter in two places, which an ensemble would train apart: give each "
+                "place its own, or take one network alone."
+            )
 
 
 def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:

@@ -166,6 +166,8 @@ class OfflineLoss(Networks):
         if not rows.batch_dims:
             # a dispatched call comes without one: sizes alone do not tell a batch from features
             rows.batch_size = rows[self._batch_key()].shape[:-1]
+        if not rows.batch_size.numel():
+            raise ValueError(f"{type(self).__name__} expects at least one row, got batch size {list(rows.batch_size)}.")
         if self.use_prioritized_weights is True and rows.get(self.tensor_keys.priority_weight, None) is None:
             raise KeyError(
                 f"{type(self).__name__} was to weigh rows by {self.tensor_keys.priority_weight!r}, which the batch "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torchrl.objectives import LossModule, SoftUpdate
 
 from torchrl_smore._dispatch import Kernels, adam_polyak_, resolve_kernels
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.trainers.checkpoint import check_fits, fitting_generators
+from torchrl_smore.functional.optim import check_tau
+from torchrl_smore.trainers.checkpoint import CheckpointError, check_fits, fitting_generators
 from torchrl_smore.trainers.compiled import KeptMethod, compiled
+from torchrl_smore.trainers.modes import networks_of
 from torchrl_smore.trainers.stacked import Flat, StackedLosses
 from torchrl_smore.trainers.step_graph import StepGraph
-from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler, weight_decays
+from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler, check_rates, weight_decays
 
 MapSeeds = Literal["auto", "loop", "vmap"]
 _logger = logging.getLogger("torchrl_smore")
@@ -52,7 +56,8 @@ class FusedUpdate:
     size ``[K]``; with a CUDA graph the next step overwrites them.
 
     A compiled step is that of the losses as they were at the first one. Later changes of a tensor (a parameter, a
-    coefficient, a statistic) count as well; those of anything else, such as ``loss.reduction``, do not.
+    coefficient, a statistic) count as well; those of anything else, such as ``loss.reduction``, do not, nor does it
+    count what is trained (``requires_grad``), which is settled here.
 
     A loss that draws random numbers of its own takes them from the global generator, in turn for each seed: such a
     seed's course depends on the seeds beside it. All others train as they would alone.
@@ -66,7 +71,8 @@ class FusedUpdate:
             :func:`~torchrl_smore.functional.optim.adam_polyak_`.
         total_steps: length of the cosine decay in updates; ``None`` keeps every rate constant.
         cosine: prefixes of the networks whose rate is decayed.
-        actor_weight_decay: decoupled weight decay of the actor, see :func:`adam`.
+        actor_weight_decay: decoupled weight decay of the actor, see :func:`adam`; also of those of its parameters that
+            no loss reads, which that optimiser passes over.
         tau: Polyak rate of the target networks, in ``(0, 1]``; ``None`` leaves them alone.
         kernels: of Adam, schedule and target: ``"reference"``, ``"triton"`` (or an error where it cannot run) or
             ``"auto"``; see ``kernels/README.md``. Losses have an option of their own.
@@ -82,8 +88,10 @@ class FusedUpdate:
 
     Raises:
         PermissionError: if ``compile_cache`` belongs to, or can be written by, somebody else.
-        ValueError: for an unknown name, a number of seeds other than that of losses, a decay that :func:`adam` refuses,
-            or losses that :class:`~torchrl_smore.trainers.stacked.StackedLosses` refuses.
+        ValueError: for an unknown name, networks that write their buffers while they compute (batch or spectral norm)
+            under ``compile`` or ``"vmap"``, a number of seeds other than that of losses, a rate, length or decay that
+            :func:`adam` refuses, ``tau`` outside ``(0, 1]``, or losses that
+            :class:`~torchrl_smore.trainers.stacked.StackedLosses` refuses.
         TypeError: for a sampler that does not come in two parts or cannot be had under other seeds.
         RuntimeError: if a CUDA graph or a kernel is asked for where it cannot run, or ``tau`` for a loss without target
             networks.
@@ -123,7 +131,9 @@ class FusedUpdate:
         if len(self.seeds) != len(self.losses) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"expected a seed of its own for each of {len(self.losses)} losses, got {self.seeds}.")
         self.samplers = [sampler] if seeds is None else [sampler.with_seed(seed) for seed in seeds]
+        check_rates(lr, total_steps)
         if tau is not None:
+            check_tau(tau)
             for loss in self.losses:
                 # equals target and source, and tells the loss that its targets are looked after
                 SoftUpdate(loss, tau=tau)
@@ -139,6 +149,8 @@ class FusedUpdate:
         self._vmap = self._choose_vmap(map_seeds)
         # torch.func costs a few milliseconds a step in Python where nothing is compiled or mapped
         self._functional = self._vmap or compile != "off"
+        if self._functional:
+            _check_functional(self.losses[0])
         self._run: Callable[..., dict[str, Tensor]] = self._update
         if compile != "off":
             method: Any = self._update
@@ -178,6 +190,7 @@ class FusedUpdate:
 
     def __call__(self) -> TensorDict:
         """Runs one update of every seed; returns losses and diagnostics, detached, batch size ``[K]``."""
+        self._stack.take_replaced()
         out: TensorDict = self._one_step() if self._graph is None else self._graph()
         return out
 
@@ -219,7 +232,7 @@ class FusedUpdate:
                 weight_decay=self._weight_decay[group],
                 decay_steps=self._decay_steps[group],
                 target=None if self._tau is None else targets.get(group),
-                tau=self._tau or 1.0,
+                tau=1.0 if self._tau is None else self._tau,
             )
         return out
 
@@ -240,6 +253,12 @@ class FusedUpdate:
         leaves = {group: flat.detach().requires_grad_() for group, flat in params.items()}
         value, out = total(leaves)
         return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), materialize_grads=True))), out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a FusedUpdate is neither copied nor pickled: its buffers are the memory of its losses' parameters. Make "
+            "another of other losses, and load state_dict() into it."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """State of every loss, moments, updates done, and generators of the samplers."""
@@ -263,13 +282,35 @@ class FusedUpdate:
             raise ValueError(f"expected the state of seeds {list(self.seeds)}, got that of {state.get('seeds')}.")
         own_state = self.state_dict()
         check_fits({**state, "samplers": []}, {**own_state, "samplers": []}, "update")
+        before = copy.deepcopy(own_state)
         if self._graph is not None:
             self._graph.reset()
+        try:
+            self._load(state)
+        except Exception as error:  # generators and samplers say each in their own way what they cannot take
+            self._load(before)
+            raise CheckpointError(
+                f"the checkpoint does not fit this run: update: {type(error).__name__}: {error}"
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         for loss, own in zip(self.losses, state["losses"]):
             loss.load_state_dict(own)
         for buffers, name in zip(self._moments, ("exp_avg", "exp_avg_sq")):
             for group, buffer in buffers.items():
                 buffer.copy_(state[name][group])
         self.step.copy_(state["step"])
-        for seed, sampler, own in zip(self.seeds, self.samplers, state["samplers"]):
+        for seed, sampler, own in zip(self.seeds, self.samplers, state["samplers"], strict=True):
             sampler.load_state_dict(fitting_generators(own, sampler.state_dict(), seed))
+
+
+def _check_functional(loss: LossModule) -> None:
+    """Refuses networks that write to their own tensors when they are called, which a function of tensors cannot."""
+    for network in networks_of(loss):
+        for name, module in network.named_modules():
+            counts = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+            if counts or isinstance(module, _SpectralNorm):
+                raise ValueError(
+                    f"{name} is a {type(module).__name__}, which writes buffers in every call: Update can train it, "
+                    "and so can FusedUpdate with compile='off' and map_seeds='loop'."
+                )

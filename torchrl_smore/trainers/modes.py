@@ -19,7 +19,7 @@ def in_mode(training: bool, *roots: nn.Module) -> Iterator[None]:
         training: the mode.
         *roots: losses or other modules.
     """
-    networks = [network for root in roots for network in (root, *_functional(root))]
+    networks = [network for root in roots for network in (root, *networks_of(root))]
     before = {module: module.training for network in networks for module in network.modules()}
     try:
         for network in networks:
@@ -30,7 +30,7 @@ def in_mode(training: bool, *roots: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _functional(root: nn.Module) -> list[nn.Module]:
+def networks_of(root: nn.Module) -> list[nn.Module]:
     """Networks that TorchRL keeps beside the registered modules of a loss."""
     losses = [module for module in root.modules() if isinstance(module, LossModule)]
     return [value for loss in losses for value in vars(loss).values() if isinstance(value, nn.Module)]

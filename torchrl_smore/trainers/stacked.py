@@ -66,7 +66,8 @@ class StackedLosses:
 
     Raises:
         ValueError: if there is no loss, the structures differ, nothing is trained, a parameter is not float32 or is
-            shared, or buffers of other modules (a value estimator of TorchRL holds gamma) differ between losses.
+            shared, within a loss or between two, or buffers of other modules (a value estimator of TorchRL holds gamma)
+            differ between losses.
     """
 
     def __init__(self, losses: Sequence[LossModule]) -> None:
@@ -74,6 +75,7 @@ class StackedLosses:
             raise ValueError("expected at least one loss, got none.")
         self.losses = tuple(losses)
         trained, buffers = zip(*(_entries(loss) for loss in losses))
+        _check_apart(trained)
         _check_equal([{**a, **b} for a, b in zip(trained, buffers)])
         _check_constants(self.losses)
         self._layouts = _layouts(trained[0])
@@ -88,6 +90,14 @@ class StackedLosses:
                 self.targets[group] = _move(_prefixed(layout), buffers)
         moved = {f"target_{name}" for group in with_target for name in self._layouts[group].names}
         self._constants = [{n: b for n, b in entries.items() if n not in moved} for entries in buffers]
+
+    def take_replaced(self) -> None:
+        """Copies to where they are read those coefficients that were replaced by another tensor, and puts them back."""
+        for loss, constants in zip(self.losses, self._constants):
+            for name, buffer in loss._buffers.items():
+                own = constants.get(name, buffer)
+                if own is not buffer:
+                    loss._buffers[name] = own.copy_(buffer)
 
     def constants(self, k: int) -> dict[str, Tensor]:
         """Everything else that loss k keeps (coefficients, statistics, frozen parameters), as it is now."""
@@ -156,6 +166,18 @@ def _entries(loss: LossModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if place != name and place in trained and entry.numel():
             raise ValueError(f"{place} and {name} are one parameter; expected networks that share none.")
     return trained, others
+
+
+def _check_apart(trained: Sequence[Mapping[str, Tensor]]) -> None:
+    """Refuses losses of which two train the same parameter: it can be part of one row alone."""
+    places: dict[int, tuple[int, str]] = {}
+    for k, entries in enumerate(trained):
+        for name, parameter in entries.items():
+            other, same = places.setdefault(parameter.data_ptr(), (k, name))
+            if other != k and parameter.numel():
+                raise ValueError(
+                    f"losses {other} and {k} share {same}; expected networks that each seed has for itself."
+                )
 
 
 def _elsewhere(loss: LossModule) -> dict[str, Tensor]:

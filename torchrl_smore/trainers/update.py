@@ -196,6 +196,22 @@ def weight_decays(networks: Iterable[str], of_actor: float) -> list[float]:
     return decays
 
 
+def check_rates(lr: float, total_steps: int | None) -> None:
+    """Refuses a learning rate or a length of its decay that no training can have.
+
+    Args:
+        lr: at least 0 and finite.
+        total_steps: positive; ``None``: no decay.
+
+    Raises:
+        ValueError: for others.
+    """
+    if not 0.0 <= lr < math.inf:
+        raise ValueError(f"lr must be at least 0 and finite, got {lr}.")
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(f"total_steps must be positive, or None for a constant rate, got {total_steps}.")
+
+
 def adam(
     loss: LossModule,
     *,
@@ -210,8 +226,8 @@ def adam(
 
     Args:
         loss: its parameters are grouped by network, one group each, named ``"name"`` in the group.
-        lr: learning rate.
-        total_steps: length of the decay; ``None`` keeps every rate constant.
+        lr: learning rate, at least 0.
+        total_steps: length of the decay, positive; ``None`` keeps every rate constant.
         cosine: prefixes of the parameters that are decayed.
         actor_weight_decay: decoupled weight decay of all parameters of the actor, as in AdamW (Loshchilov & Hutter,
             2019): an update takes ``rate * actor_weight_decay`` of themselves from them. At least 0.
@@ -220,8 +236,10 @@ def adam(
         Optimiser (fused) and scheduler.
 
     Raises:
-        ValueError: for a decay that is negative or not finite, or one of a loss that has no actor.
+        ValueError: for a rate or a decay that is negative or not finite, a decay of a loss that has no actor, or a
+            length that is not positive.
     """
+    check_rates(lr, total_steps)
     groups: dict[str, list[Tensor]] = {}
     for name, parameter in loss.named_parameters():
         groups.setdefault(network_name(name), []).append(parameter)

@@ -78,6 +78,7 @@ def binary_nce(logits: Tensor, row_weight: Tensor, *, balanced: bool = False) ->
         are summed where the public code averages all ``N * N`` of the batch: ``N`` times its loss. Adam does not
         notice; a clip of gradient norms or a sum with other losses does.
     """
+    row_weight = _of_some(row_weight)
     positive = softplus(-logits.diagonal(dim1=-2, dim2=-1)).mean(0)
     other = row_weight * (1.0 - torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device))
     negative = softplus(logits).mean(0) * other
@@ -100,6 +101,7 @@ def info_nce(logits: Tensor, row_weight: Tensor, *, symmetric: bool = False, log
     Returns:
         The loss of each row, shape ``[N]``.
     """
+    row_weight = _of_some(row_weight)
     kept = row_weight > 0.0
     scale = kept.sum().to(row_weight.dtype) / row_weight.sum()
     log_weight = torch.where(kept, (torch.where(kept, row_weight, 1.0) * scale).log(), -torch.inf)
@@ -172,5 +174,11 @@ def policy_energy_loss(energy: Tensor, row_weight: Tensor, normalize: bool) -> T
     """
     if not normalize:
         return -energy
+    row_weight = _of_some(row_weight)
     scale = (row_weight * energy.detach().abs()).sum() / row_weight.sum()
     return -energy / (scale + 1e-6)
+
+
+def _of_some(row_weight: Tensor) -> Tensor:
+    """``row_weight``, or ones where all are 0: a mean over no row is not finite, nor is its gradient times 0."""
+    return torch.where((row_weight > 0.0).any(), row_weight, 1.0)
