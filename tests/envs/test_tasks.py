@@ -1,3 +1,5 @@
+import copy
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -94,6 +96,31 @@ def test_the_gymnasium_checker_accepts_the_environment(name):
     env.unwrapped.spec = None  # from which the checker would build it anew, without our success rule
     check_env(env, skip_render_check=True)
     env.close()
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["FetchReach", "HandReach", "PointRooms", "Reacher", "SawyerReach", "SawyerDoor", "AntTgtVel-m-e", "Tabletop-pick"],
+)
+def test_an_environment_can_be_copied_and_pickled_and_its_double_has_the_same_episodes(name, duplicate):
+    env, action = TASKS[name].make_env(), np.full(TASKS[name].action_dim, 0.5, np.float32)
+    env.reset(seed=0)
+    env.step(action)
+    other = duplicate(env)
+    if name.startswith(("Sawyer", "Tabletop")):
+        # the robots of gymnasium begin anew; these go on in the middle of the episode, each on its own
+        ahead = [own.step(action)[0]["observation"] for own in (other, env)]
+        np.testing.assert_array_equal(*ahead)
+    found = []
+    for own in (env, other):
+        first = own.reset(seed=3)[0]
+        found.append({**first, "after": own.step(action)[0]["observation"]})
+        own.close()
+    for key, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][key], err_msg=key)
 
 
 def test_the_hands_columns_mean_what_they_say():

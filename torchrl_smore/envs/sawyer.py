@@ -18,6 +18,7 @@ handle from the panel, its angle at the start and its range. What differs:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -102,7 +103,6 @@ class SawyerEnv(Env):
     metadata = {"render_modes": []}
 
     def __init__(self, world: SawyerWorld) -> None:
-        self._mujoco = require_mujoco("SawyerEnv")
         self.world = world
         self.render_mode = None
         self.model = load_model(world.model, "SawyerEnv")
@@ -121,6 +121,11 @@ class SawyerEnv(Env):
                 "desired_goal": spaces.Box(np.array(world.goal_low), np.array(world.goal_high), dtype=np.float64),
             }
         )
+
+    @property
+    def _mujoco(self) -> ModuleType:
+        # asked for anew: an environment that kept a module could be neither pickled nor copied
+        return require_mujoco("SawyerEnv")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -185,7 +187,6 @@ class TabletopEnv(Env):
     metadata = {"render_modes": []}
 
     def __init__(self, kind: Kind) -> None:
-        self._mujoco = require_mujoco("TabletopEnv")
         self.kind = kind
         self.render_mode = None
         self.model = load_model("tabletop.xml", "TabletopEnv")
@@ -203,6 +204,11 @@ class TabletopEnv(Env):
                 "desired_goal": spaces.Box(low[_GOAL], high[_GOAL], dtype=np.float64),
             }
         )
+
+    @property
+    def _mujoco(self) -> ModuleType:
+        # asked for anew: an environment that kept a module could be neither pickled nor copied
+        return require_mujoco("TabletopEnv")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -263,10 +269,9 @@ def placer(model: Any) -> tuple[list[int], Callable[[Any, Array], None]]:
     Nothing that follows from positions is computed.
     """
     places = [int(model.joint(name).qposadr[0]) for name in _JOINTS]
-    far_finger = int(model.joint("far_finger").qposadr[0])
+    return places, partial(_put, places, int(model.joint("far_finger").qposadr[0]))
 
-    def put(data: Any, state: Array) -> None:
-        data.qpos[places] = state
-        data.qpos[far_finger] = state[FINGERS]
 
-    return places, put
+def _put(places: list[int], far_finger: int, data: Any, state: Array) -> None:
+    data.qpos[places] = state
+    data.qpos[far_finger] = state[FINGERS]
