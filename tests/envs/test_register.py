@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
 
 from torchrl_smore.envs import TASKS, EnvPool, collect, get_task, register_task
 
@@ -138,6 +139,13 @@ def test_gymnasium_ids_lose_their_time_limit():
         env = env.env
     assert "TimeLimit" not in names
     assert register_task("Reach", "FetchReach-v4", threshold=0.05, horizon=50).observation_dim == 10
+
+
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")  # the wrapped one is what is used
+@pytest.mark.filterwarnings("ignore:.*A Box observation space (min|max)imum value is")
+def test_the_gymnasium_checker_accepts_a_task_of_a_gymnasium_id():
+    task = register_task("Car", "MountainCarContinuous-v0", **{**OPTIONS, "goal_columns": [0]})
+    check_env(task.make_env(), skip_render_check=True)
 
 
 def test_after_a_fall_nothing_changes_and_nothing_is_earned():

@@ -46,6 +46,10 @@ class GoalTaskWrapper(Wrapper):
             {key: spaces.Box(box.low.min(), box.high.max(), box.shape, np.float32) for key, box in boxes.items()}  # type: ignore[attr-defined]
         )
 
+    @property
+    def spec(self) -> None:  # type: ignore[override]
+        """``None``: gymnasium would build the simulator from it, without the rule of success."""
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
