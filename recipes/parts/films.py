@@ -52,19 +52,11 @@ def film_episode(
     Returns:
         One line that says what came of it.
     """
-    noise = noise_generator(seed)
-    with EnvPool(task, 1) as pool:
-        observation = pool.reset([seed])
-        actions = []
-        for _ in range(min(task.horizon, _FILM_STEPS)):
-            action = policy(observation)[0]
-            actions.append(disturb(action, action_noise, noise) if action_noise > 0 else action)
-            observation, _ = pool.step(actions[-1][None])
     try:
         film = render_episode(
             task,
             seed,
-            np.stack(actions),
+            _actions(task, policy, seed, action_noise),
             opengl=OPENGL,  # type: ignore[arg-type]
             own_process=True,
             goal_beside=goal_beside,
@@ -73,3 +65,16 @@ def film_episode(
     except (RenderError, ValueError) as error:
         return f"no {out.name}: {error}"
     return f"rollout: {out}"
+
+
+def _actions(task: Task, policy: Callable[[Any], np.ndarray], seed: int, action_noise: float) -> np.ndarray:
+    """The executed actions ``[T, da]`` of the episode that is filmed."""
+    noise = noise_generator(seed)
+    with EnvPool(task, 1) as pool:
+        observation = pool.reset([seed])
+        actions = []
+        for _ in range(min(task.horizon, _FILM_STEPS)):
+            action = policy(observation)[0]
+            actions.append(disturb(action, action_noise, noise) if action_noise > 0 else action)
+            observation, _ = pool.step(actions[-1][None])
+    return np.stack(actions)

@@ -192,6 +192,24 @@ def test_wrong_shapes_are_refused():
         pool.reset([0, 1])
         with pytest.raises(ValueError, match=r"expected actions of shape \(2, 2\), got \(2,\)"):
             pool.step(np.zeros(2))
+        with pytest.raises(TypeError, match="a seed must be a whole number, got 1.7"):
+            pool.reset([1.7, 2])
+
+
+@pytest.mark.parametrize(("name", "value"), [("PointReach", np.inf), ("SawyerReach", np.nan)])
+def test_actions_that_are_not_finite_are_refused_by_their_environments(name, value):
+    # MuJoCo would begin its simulation anew, and say so in a file of its own
+    with EnvPool(name, 12) as pool:
+        pool.reset(range(12))
+        actions = np.zeros((12, pool.task.action_dim))
+        before = pool.step(actions)[0]["observation"]
+        actions[1, 0] = actions[3] = value
+        with pytest.raises(ValueError, match=r"expected finite actions, got .* for environments 1, 3\.$"):
+            pool.step(actions)
+        actions[1:] = value
+        with pytest.raises(ValueError, match=r"for environments 1, 2, 3, 4, 5, 6, 7, 8 and 3 more\.$"):
+            pool.step(actions)
+        np.testing.assert_allclose(pool.step(0 * np.nan_to_num(actions))[0]["observation"], before, atol=1e-6)
 
 
 def test_a_worker_imports_torch_only_when_the_package_is_asked_for_a_name():

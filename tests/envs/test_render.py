@@ -232,6 +232,7 @@ _die = exit
         (("PointReech", 0, np.zeros((1, 2))), "Did you mean 'PointReach'"),
         (("PointReach", 0, np.zeros((1, 4))), r"\[T, 2\], got \[1, 4\]"),
         (("PointReach", 0, np.zeros(2)), r"\[T, 2\], got \[2\]"),
+        (("SawyerReach", 0, np.array([[0.0] * 3, [0.5, np.nan, 0.0]])), r"finite actions, got \[0.5, nan, 0.0\]"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, said):

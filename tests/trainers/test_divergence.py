@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import csv
+import math
 
+import numpy as np
 import pytest
 import torch
 
 from torchrl_smore.data import GoalBatchSampler
-from torchrl_smore.trainers import DivergedError, FusedUpdate, OfflineTrainer, latest_checkpoint, load_checkpoint
+from torchrl_smore.trainers import (
+    DivergedError,
+    Evaluator,
+    FusedUpdate,
+    KeepBest,
+    OfflineTrainer,
+    latest_checkpoint,
+    load_checkpoint,
+)
 
 
 def poison(trainer, step, name="value_network", number=0):
@@ -75,6 +85,42 @@ def test_it_can_go_on_and_says_so_once(make_trainer, tmp_path):
     assert trainer.save() is None
     with pytest.raises(ValueError, match="on_divergence"):
         make_trainer(20, on_divergence="ignore")
+
+
+class Line:
+    """A place on a line that follows the first action, as strict as :class:`EnvPool`."""
+
+    num_envs = 2
+
+    def reset(self, seeds):
+        self.place = np.zeros((2, 2), np.float32)
+        return self.observe()
+
+    def step(self, actions):
+        assert np.isfinite(actions).all()
+        self.place += actions
+        return self.observe(), np.ones(2, np.float32)
+
+    def observe(self):
+        observation = np.concatenate([self.place, self.place[:, :1]], 1)
+        return {"observation": observation, "achieved_goal": self.place, "desired_goal": self.place + 1.0}
+
+
+def test_what_diverged_and_goes_on_has_no_numbers_and_leaves_the_best_networks_alone(make_trainer, tmp_path):
+    options = {"log_interval": 5, "eval_interval": 5, "evaluator": Evaluator(Line(), episodes=2, horizon=3)}
+    for step, kept in ((0, []), (6, ["step_000000005"])):
+        trainer = make_trainer(15, run_dir=tmp_path / f"{step}", on_divergence="continue", **options)
+        trainer.register_op("post_steps", KeepBest(trainer))
+        if step:
+            poison(trainer, step, "actor_network")
+        else:
+            for parameter in trainer.update.losses[0].parameters():
+                parameter.data.fill_(float("nan"))
+        with pytest.warns(UserWarning, match="Training continues"):
+            trainer.train()
+        assert all(math.isnan(value) for value in trainer.evaluation.metrics.values())
+        best = tmp_path / f"{step}" / "best" / "seed_0"
+        assert [path.name for path in best.glob("step_*")] == kept
 
 
 def test_the_count_goes_on_over_a_resumption(make_trainer, tmp_path):

@@ -51,6 +51,21 @@ def still(observation):
     return np.zeros((len(observation["observation"]), 1), dtype=np.float32)
 
 
+def test_episodes_of_a_policy_whose_actions_are_not_finite_have_no_numbers_and_others_theirs():
+    def broken(observation):
+        # from the second step on, towards the first goal
+        lost = (observation["desired_goal"][:, 1:] == 4) & (observation["observation"] > 0)
+        return np.where(lost, np.nan, 0.0)
+
+    pool = ScriptedPool(4, {4: (1, 2, 3), 5: (3,)})
+    whole, lost = Evaluator(pool, episodes=2, horizon=3, first_seed=4).run_all([still, broken])
+    assert all(np.isfinite(actions).all() for actions in pool.actions)
+    assert whole.metrics["success_last"] == 1.0
+    for name, values in lost.per_episode.items():
+        assert np.isnan(values).tolist() == [True, False], name
+        assert np.isnan(lost.metrics[name])
+
+
 def test_every_metric_equals_the_numbers_worked_by_hand():
     # horizon 3, seeds 4 to 7: never, first step only, last step only, always
     pool = ScriptedPool(4, {4: (), 5: (1,), 6: (3,), 7: (1, 2, 3)})

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torchrl_smore._worker import TIMEOUT_S, Worker
 from torchrl_smore.envs.batch import BatchEnv, Observation
 from torchrl_smore.envs.tasks import Task, get_task
-from torchrl_smore.envs.wrappers import GOAL_KEYS, check_noise
+from torchrl_smore.envs.wrappers import GOAL_KEYS, check_noise, check_whole
+
+_NAMED = 8  # environments, at most, in an error
 
 
 class EnvPool:
@@ -85,11 +87,11 @@ class EnvPool:
 
         Raises:
             ValueError: for another number of seeds than environments.
+            TypeError: for a seed that is no whole number.
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}.")
-        seeds = [int(seed) for seed in seeds]
-        return self._call(_reset, seeds)
+        return self._call(_reset, [check_whole("a seed", seed) for seed in seeds])
 
     def step(self, actions: NDArray[Any]) -> tuple[Observation, NDArray[np.float32]]:
         """Steps every environment.
@@ -101,12 +103,13 @@ class EnvPool:
             The observations, as in :meth:`reset`, and the rewards ``[n]``, 1 where the goal is now reached, else 0.
 
         Raises:
-            ValueError: for actions of another shape.
+            ValueError: for actions of another shape, or that are not finite, naming their environments.
         """
         actions = np.asarray(actions, dtype=np.float32)
         expected = (self.num_envs, self.task.action_dim)
         if actions.shape != expected:
             raise ValueError(f"expected actions of shape {expected}, got {actions.shape}.")
+        _check_finite(actions)
         observation = self._call(_step, actions)
         reward = self.task.succeeded(*(observation[key] for key in GOAL_KEYS))
         return observation, reward.astype(np.float32)
@@ -148,6 +151,18 @@ class EnvPool:
         except BaseException:
             self.close()
             raise
+
+
+def _check_finite(actions: NDArray[Any]) -> None:
+    """Refuses actions ``[n, da]`` by which a simulator would begin anew, and not say so.
+
+    Raises:
+        ValueError: naming the environments whose actions are not finite.
+    """
+    broken = np.flatnonzero(~np.isfinite(actions).all(-1)).tolist()
+    if broken:
+        named = ", ".join(map(str, broken[:_NAMED])) + (f" and {len(broken) - _NAMED} more" if broken[_NAMED:] else "")
+        raise ValueError(f"expected finite actions, got {actions[broken[0]].tolist()} for environments {named}.")
 
 
 def _split(num_envs: int, num_workers: int) -> list[slice]:

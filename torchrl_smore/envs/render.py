@@ -57,14 +57,16 @@ def render_episode(
 
     Raises:
         RenderError: if the task needs OpenGL and it cannot be had.
-        ValueError: for an unknown task or library, a wrong shape, an environment that cannot be drawn, or a task that
-            has no pictures, beside which the goal cannot be shown.
+        ValueError: for an unknown task or library, a wrong shape, actions that are not finite, an environment that
+            cannot be drawn, or a task that has no pictures, beside which the goal cannot be shown.
         ImportError: if a package the simulator needs is missing.
     """
     task = get_task(task)
     actions = np.asarray(actions, dtype=np.float32)
     if actions.ndim != 2 or actions.shape[1] != task.action_dim:
         raise ValueError(f"expected actions of shape [T, {task.action_dim}], got {list(actions.shape)}.")
+    if not np.isfinite(actions).all():
+        raise ValueError(f"expected finite actions, got {actions[~np.isfinite(actions).all(1)][0].tolist()}.")
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}.")
     backend = opengl or default_opengl()

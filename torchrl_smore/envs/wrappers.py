@@ -6,9 +6,10 @@ import contextlib
 import importlib
 import io
 import math
+import operator
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +126,14 @@ def check_noise(name: str, sigma: float) -> float:
     if not (math.isfinite(sigma) and sigma >= 0.0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {sigma!r}.")
     return float(sigma)
+
+
+def check_whole(name: str, value: SupportsIndex) -> int:
+    """Returns a whole number of any library as an int, or raises ``TypeError``, which calls it ``name``."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}.") from None
 
 
 def require_mujoco(what: str) -> ModuleType:

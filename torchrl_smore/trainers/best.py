@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint
 from torchrl_smore.trainers.evaluation import Evaluation
 from torchrl_smore.trainers.offline import OfflineTrainer
 from torchrl_smore.trainers.policies import BEST_FOLDER
+
+_WORST = (-math.inf, -math.inf)
 
 
 class KeepBest:
@@ -42,7 +45,8 @@ class KeepBest:
             # what lies in the folder of a run that was not resumed is another's
             self._best = [_rank_in(folder) if trainer.resumed else None for folder in self._folders]
         ranks = [_rank(evaluation.metrics) for evaluation in trainer.evaluations]
-        better = [number for number, best in enumerate(self._best) if best is None or ranks[number] > best]
+        # NaN, of what diverged, is never better
+        better = [number for number, best in enumerate(self._best) if ranks[number] > (best or _WORST)]
         states = trainer.evaluated_states() if better else []
         for number in better:
             self._save(number, trainer.evaluations[number], states[number])

@@ -143,7 +143,8 @@ class Evaluator:
 
     Every episode runs exactly ``horizon`` steps and never stops on success. Success is judged after each step; the
     return is ``sum_t gamma^t r_t`` with ``r_t = 1`` where step t ends at the goal; the final distance is Euclidean,
-    between achieved goal and goal after the last step, in the task's unit.
+    between achieved goal and goal after the last step, in the task's unit. An episode in which an action was not finite
+    is NaN in every number, and so is their mean.
 
     Args:
         pool: environments.
@@ -204,13 +205,19 @@ class Evaluator:
         stops = list(accumulate(counts.values()))
         shares = [(policies[n], slice(stop - counts[n], stop)) for n, stop in zip(counts, stops)]
         observation = self.pool.reset([seed for _, seed in padded])
-        rewards = []
+        rewards, lost = [], np.zeros(len(padded), dtype=bool)
         for _ in range(self.horizon):
-            actions = [policy({key: rows[share] for key, rows in observation.items()}) for policy, share in shares]
-            observation, reward = self.pool.step(np.concatenate(actions))
+            parts = [policy({key: rows[share] for key, rows in observation.items()}) for policy, share in shares]
+            actions = np.concatenate(parts)
+            broken = ~np.isfinite(actions).all(-1)
+            if broken.any():
+                # a pool takes no such action, and other policies go on
+                lost, actions = lost | broken, np.where(broken[:, None], np.zeros_like(actions), actions)
+            observation, reward = self.pool.step(actions)
             rewards.append(np.asarray(reward, dtype=np.float64).reshape(-1))
         distance = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"], axis=-1)
-        return np.stack(rewards, 1)[: len(runs)], distance[: len(runs)]
+        distance = np.where(lost, np.nan, distance)
+        return np.where(lost[:, None], np.nan, np.stack(rewards, 1))[: len(runs)], distance[: len(runs)]
 
     def _describe(self, reward: np.ndarray, distance: np.ndarray) -> Evaluation:
         discounts = {gamma: gamma ** np.arange(self.horizon) for gamma in self.gammas}
