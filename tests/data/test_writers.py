@@ -85,6 +85,26 @@ def test_d4rl_holds_every_number_and_rows_that_are_no_sequence(store, tmp_path):
     assert different(store, readers.d4rl.read(tmp_path / "same.hdf5", reached=reached, goals=goals)) == []
 
 
+@pytest.mark.parametrize("key", ["observation", "achieved_goal"])
+def test_d4rl_rows_that_are_no_sequence_are_read_again_by_the_names_that_the_writer_gives(store, tmp_path, key):
+    pytest.importorskip("h5py")
+    data = store.data.clone()
+    data["next", key][[0, 3, 5]] += 1.0
+    achieved, desired = data["next", "achieved_goal"].numpy(), data["desired_goal"].numpy()
+    data["next", "reward"] = torch.from_numpy(reached(achieved, desired)).float()[:, None]
+    odd = TrajectoryStore(data)
+    writers.d4rl.write(odd, tmp_path / "walk.hdf5")
+    names = (slice(None), ("array", "infos/goal"), "infos/achieved_goal")
+    goals = readers.Goals(*names, after="infos/next_achieved_goal")
+    found = readers.d4rl.read(tmp_path / "walk.hdf5", reached=reached, goals=goals)
+    assert different(odd, found) == []
+    assert found.meta["dropped_rows"] == 0
+    if key == "observation":
+        goals = readers.Goals(*names)
+        with pytest.raises(DatasetError, match=r"'next_observations': expected in row 0 .* of row 1, .*Goals\(after="):
+            readers.d4rl.read(tmp_path / "walk.hdf5", reached=reached, goals=goals)
+
+
 def test_ogbench_holds_every_number_but_no_terminal_states(tmp_path):
     store = make_store(terminated=(False, False, False))
     writers.ogbench.write(store, tmp_path / "walk.npz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import zlib
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -467,6 +468,56 @@ def test_late_goals_with_next_observations_keep_the_last_row_and_its_success(wri
     assert [part["next", "reward"][:, 0].tolist() for part in found] == [[0.0] * 4 + [1.0], [0.0] * 6 + [1.0]]
     assert all(part["next", "terminated"][-1] for part in found)
     np.testing.assert_array_equal(store.data["achieved_goal"], store.data["observation"][:, :1])
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_goals_of_other_rows_need_rows_that_follow_each_other(write, offset):
+    arrays = flat()
+    arrays["infos/qpos"] = np.arange(42, dtype="f4").reshape(14, 3)
+    goals = Goals(0, desired=3.0, array="infos/qpos", offset=offset)
+    # no other state: rounded, or between two episodes
+    arrays["next_observations"][8] *= np.float32(1 + 1e-6)
+    arrays["next_observations"][3] += 1.0
+    assert d4rl.read(write(arrays), reached=reached, goals=goals).num_trajectories == 3
+    arrays["next_observations"][8, 3] += 0.01
+    with pytest.raises(DatasetError, match="'next_observations': expected in row 8 the observation of row 9, found"):
+        d4rl.read(write(arrays), reached=reached, goals=goals)
+    # columns that are left out and episodes beyond a limit do not matter
+    for options in ({"observation_columns": slice(0, 3)}, {"max_trajectories": 2}):
+        d4rl.read(write(arrays), reached=reached, goals=goals, **options)
+
+
+def test_goals_achieved_after_the_step_come_from_the_array_that_is_named(write):
+    arrays = flat()
+    arrays["infos/qpos"] = np.arange(42, dtype="f4").reshape(14, 3)
+    arrays["infos/next"] = 100 + arrays["infos/qpos"]
+    goals = Goals([0, 2], array="infos/qpos", after="infos/next")
+    for held, length, dropped in ((True, [4, 3, 5, 2], 0), (False, [3, 2, 4], 5)):
+        store = d4rl.read(write(arrays if held else without(arrays, "next_observations")), reached=reached, goals=goals)
+        rows = store.data["achieved_goal"][:, 0].numpy() / 3
+        assert [len(part["action"]) for part in transitions(store)] == length
+        np.testing.assert_array_equal(store.data["achieved_goal"], arrays["infos/qpos"][rows.astype(int)][:, [0, 2]])
+        np.testing.assert_array_equal(store.data["next", "achieved_goal"], store.data["achieved_goal"] + 100)
+        np.testing.assert_array_equal(store.data["observation"], arrays["observations"][rows.astype(int)])
+        np.testing.assert_array_equal(store.data["next", "observation"], arrays["next_observations"][rows.astype(int)])
+        assert store.meta["dropped_rows"] == dropped
+    with pytest.raises(DatasetError, match=r"'infos/next': expected columns \[5\], found 3 columns"):
+        d4rl.read(
+            write(arrays | {"infos/qpos": np.zeros((14, 6), "f4")}), reached=reached, goals=replace(goals, achieved=5)
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"after": "infos/next"}, r"after='infos/next' needs another array .* got array='observations'"),
+        ({"after": "infos/next", "array": "infos/next"}, "got array='infos/next'"),
+        ({"after": "infos/next", "array": "infos/qpos", "offset": 1}, "an array is not late, got offset=1"),
+    ],
+)
+def test_an_array_of_goals_after_the_step_that_cannot_be_is_refused(write, options, message):
+    with pytest.raises(ValueError, match=message):
+        d4rl.read(write(flat()), reached=reached, goals=Goals(0, **options))
 
 
 def test_goals_that_were_written_before_the_step_stay_where_they_are(write, caplog):

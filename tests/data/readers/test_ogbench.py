@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,22 @@ def test_goals_of_another_array(write, layout, lost):
         np.testing.assert_array_equal(rows["next", "achieved_goal"].numpy(), qpos[1 : end + 1, :2])
         np.testing.assert_array_equal(rows["next", "observation"].numpy(), states[1 : end + 1])
         assert rows["desired_goal"].tolist() == [[0.5, 1.0]] * end
+
+
+def test_in_the_full_layout_goals_of_another_array_need_rows_that_follow_each_other_or_one_after_the_step(write):
+    held = arrays("full")
+    held["next_qpos"] = held["qpos"] + 1.0
+    held["next_observations"][1] += 1.0
+    goals = Goals(slice(0, 2), desired=[0.5, 1.0], array="qpos")
+    with pytest.raises(DatasetError, match=r"'next_observations': expected in row 1 .* of row 2, found another one"):
+        ogbench.read(write(held), reached=equal, goals=goals)
+    store = ogbench.read(write(held), reached=equal, goals=replace(goals, after="next_qpos"))
+    assert (store.num_transitions, store.meta["dropped_rows"]) == (9, 0)
+    for key, name in {"observation": "observations", "action": "actions"}.items():
+        np.testing.assert_array_equal(store.data[key], held[name])
+    np.testing.assert_array_equal(store.data["next", "observation"], held["next_observations"])
+    np.testing.assert_array_equal(store.data["achieved_goal"], held["qpos"][:, :2])
+    np.testing.assert_array_equal(store.data["next", "achieved_goal"], held["next_qpos"][:, :2])
 
 
 @pytest.mark.parametrize("block_bytes", [1, 50])

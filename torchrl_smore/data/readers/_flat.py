@@ -125,7 +125,7 @@ def offset_of(label: str, arrays: Callable[[str], RowArray], goals: Goals, end: 
     Raises:
         DatasetError: if an array is missing or no rows of numbers.
     """
-    if goals.array == "observations":
+    if goals.array == "observations" or goals.after is not None:
         return 0
     if goals.offset != "auto":
         return goals.offset
@@ -166,6 +166,7 @@ def read_flat(
     episodes: Episodes,
     *,
     next_held: bool,
+    has_next: bool,
     late: int,
     goals: Goals,
     reached: Reached,
@@ -180,15 +181,20 @@ def read_flat(
         label: the file, for messages.
         arrays: the array of a name; raises :class:`DatasetError` if there is none.
         episodes: the rows.
-        next_held: whether ``next_observations`` holds the next state of each row; otherwise the next row does.
-        late: rows by which the array of the goals is late, 0 or 1. It must be 1, or that array the observations, where
-            ``next_held``.
+        next_held: whether ``next_observations`` holds the next state of each row; otherwise the next row does. It needs
+            :meth:`Goals.next_is_known`.
+        has_next: whether the file has ``next_observations``. Where a goal of one row is taken for that of a row beside
+            it, these must say that the rows follow each other.
+        late: rows by which the array of the goals is late, 0 or 1.
         goals: what the goals become.
         reached: the task's rule.
         fallen: the task's rule of a fall, about the kept columns.
         kept: columns of the observation to keep; all by default.
         meta: of the store.
         progress: see :data:`Progress`.
+
+    Raises:
+        DatasetError: if an array is missing or not what it must be, or rows do not follow each other and must.
     """
     source, goal_of = episodes.source, goals.rows(f"{label}: {goals.array!r}")
     following = source if next_held else source + 1
@@ -196,16 +202,23 @@ def read_flat(
     of_states = goals.array == "observations"
     achieved = Column(source - late, goal_of)
     next_achieved = Column(following if of_states else source - late + 1, goal_of)
+    if goals.after is not None:
+        next_achieved = Column(source, goals.rows(f"{label}: {goals.after!r}"))
     action = Column(source)
     after = "next_observations" if next_held else "observations"
     plan: dict[str, list[Column]] = {"observations": [observation]}
     plan.setdefault(after, []).append(next_observation)
     plan.setdefault(goals.array, []).append(achieved)
-    plan.setdefault(after if of_states else goals.array, []).append(next_achieved)
+    plan.setdefault(goals.after or (after if of_states else goals.array), []).append(next_achieved)
     plan.setdefault("actions", []).append(action)
     desired = Column(source)
     if goals.desired_array is not None:
         plan.setdefault(goals.desired_array, []).append(desired)
+    if has_next and not of_states and goals.after is None:
+        # observations are read before
+        plan.setdefault("next_observations", []).append(
+            _Following(source - late, observation if late else next_observation, kept)
+        )
     for name, columns in plan.items():
         gather(arrays(name), columns, progress)
     if goals.desired_array is None:
@@ -221,6 +234,35 @@ def read_flat(
     if not of_states:
         meta = {**meta, "goal_offset": late}
     return assemble(label, values, episodes.length, episodes.terminated, reached=reached, fallen=fallen, meta=meta)
+
+
+class _Following(Column):
+    """Rows of ``next_observations`` that must be what the observations of the next rows are; keeps none of them.
+
+    Args:
+        source: as of a column.
+        expected: the column of those observations, which has been read.
+        of: as of a column.
+    """
+
+    def __init__(self, source: np.ndarray, expected: Column, of: Rows | None) -> None:
+        super().__init__(source, of)
+        self._expected = expected
+
+    def fill(self, label: str, block: np.ndarray, first: int) -> None:
+        """Compares what it needs of the rows."""
+        low, high = np.searchsorted(self.source, (first, first + len(block)))
+        source = self.source[low:high]
+        rows = (block if self.of is None else self.of(block))[source - first]
+        expected = self._expected.values[low:high]
+        # float32 next to float64 is rounded, no other state
+        if not (rows == expected).all() and (wrong := ~np.isclose(rows, expected).all(1)).any():
+            row = source[int(wrong.argmax())]
+            raise DatasetError(
+                f"{label}: expected in row {row} the observation of row {row + 1}, found another one: where rows do "
+                "not follow each other, the goal of the next row is not the one achieved after the step. Name the "
+                "array that holds it as Goals(after=NAME), or take goals from the observations."
+            )
 
 
 def _desired(label: str, goals: Goals, achieved: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -34,23 +34,34 @@ class Goals:
         offset: rows by which ``array`` is late: 0 where its row ``r`` is about the state of row ``r``, 1 where it was
             written after the step, and so is about the state that follows (``infos/*`` of D4RL's antmaze). ``"auto"``
             looks for the same numbers among the observations: 1 where they are those of the next row, else 0.
+        after: another array, whose row ``r`` is about the state after the step of row ``r``: ``achieved`` of it is the
+            goal achieved after the step. ``array`` is then about the state before it, and not late. ``None``: that
+            goal is the one of the next row, or of ``next_observations`` where goals are about the observations.
     """
 
     achieved: int | slice | Sequence[int] | Rows
     desired: Literal["final"] | float | Sequence[float] | np.ndarray | tuple[Literal["array"], str] = FINAL
     array: str = "observations"
     offset: Literal["auto", 0, 1] = "auto"
+    after: str | None = None
 
     def check(self) -> None:
         """Checks what does not depend on the data.
 
         Raises:
-            ValueError: if ``desired`` or ``offset`` is none of those that are allowed.
+            ValueError: if ``desired``, ``offset`` or ``after`` is none of those that are allowed.
         """
         if self.offset not in ("auto", 0, 1):
             raise ValueError(f"Goals: offset must be 'auto', 0 or 1, got {self.offset!r}.")
         if self.array == "observations" and self.offset == 1:
             raise ValueError("Goals: observations are not late: offset=1 needs another array.")
+        if self.after is not None and self.array in ("observations", self.after):
+            raise ValueError(
+                f"Goals: after={self.after!r} needs another array for the goals before the step, got "
+                f"array={self.array!r}."
+            )
+        if self.after is not None and self.offset == 1:
+            raise ValueError(f"Goals: with after={self.after!r} an array is not late, got offset=1.")
         if not self.desired_is_final and self.desired_array is None:
             self.constant()
 
@@ -64,6 +75,14 @@ class Goals:
         """Name of the array that holds the desired goals, if one does."""
         desired: Any = self.desired
         return desired[1] if isinstance(desired, tuple) and len(desired) == 2 and desired[0] == "array" else None
+
+    def next_is_known(self, late: int) -> bool:
+        """Whether the goal after an episode's last step is in a file that holds the observation after it.
+
+        Args:
+            late: rows by which ``array`` is late, 0 or 1.
+        """
+        return self.array == "observations" or self.after is not None or late == 1
 
     def rows(self, label: str) -> Rows:
         """``achieved`` as a function of rows, which checks that columns exist; ``label`` is for messages."""

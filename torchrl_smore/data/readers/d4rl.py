@@ -66,11 +66,12 @@ def read(
     """Reads a D4RL file in one pass; needs memory for the store and some blocks of 16 MB.
 
     Episodes end at ``terminals``, ``timeouts`` and the end of the file. The transition of an episode's last row is
-    kept where ``next_observations`` tell its next state (and ``goals`` are about the observations, or late), and left
-    out otherwise: the next row belongs to another episode. A trajectory is marked terminated if its last transition is
-    held and terminal, and truncated otherwise. ``meta["dropped_rows"]`` counts the rows whose transition is left out,
-    be it the last of an episode, the first one where goals are late, one of an episode of fewer than two transitions,
-    or one beyond a limit.
+    kept where ``next_observations`` tell its next state (and ``goals`` are about the observations, are late, or name
+    the array ``after`` the step), and left out otherwise: the next row belongs to another episode. Where the goal after
+    a step is that of the next row, ``next_observations`` must say that rows follow each other. A trajectory is marked
+    terminated if its last transition is held and terminal, and truncated otherwise. ``meta["dropped_rows"]`` counts the
+    rows whose transition is left out, be it the last of an episode, the first one where goals are late, one of an
+    episode of fewer than two transitions, or one beyond a limit.
 
     Warns (logger ``torchrl_smore``) where episodes end in terminals that are left out and no row is rewarded, where
     goals are late, and where a few steps are far longer than all others.
@@ -127,7 +128,8 @@ def read(
             if horizon is not None:
                 _cut(end, horizon)
             late = offset_of(str(path), array_of, goals, end)
-            next_held = "next_observations" in arrays and (goals.array == "observations" or late == 1)
+            has_next = "next_observations" in arrays
+            next_held = has_next and goals.next_is_known(late)
             episodes = episodes_of(
                 str(path),
                 end,
@@ -144,6 +146,7 @@ def read(
                 array_of,
                 episodes,
                 next_held=next_held,
+                has_next=has_next,
                 late=late,
                 goals=goals,
                 reached=reached,

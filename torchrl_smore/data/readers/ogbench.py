@@ -55,7 +55,8 @@ def read(
             step is 1 where the goal achieved after the step fulfils it.
         goals: what the goals become, which the files do not hold. OGBench's oracle representations are columns of
             other arrays: ``Goals(slice(0, 2), array="qpos")`` is the position in its mazes. (In the full layout the
-            last transition of each trajectory is left out for these, as its next row is not held.)
+            last transition of each trajectory is left out for these, as its next row is not held, unless ``after``
+            names an array that holds what it would; and rows that do not follow each other are refused.)
         fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
             has reward 0. By default nothing falls.
         states: of pictures, the array that holds the states that they show, from which goals, rewards and falls come;
@@ -117,7 +118,8 @@ def read(
         with progress_bar(progress, path.name, total) as report:
             end = _last_rows(path, layout, array_of, report)
             late = offset_of(str(path), vectors_of, goals, end)
-            next_held = layout == "full" and (goals.array == "observations" or late == 1)
+            has_next = layout == "full"
+            next_held = has_next and goals.next_is_known(late)
             episodes = episodes_of(
                 str(path),
                 end,
@@ -132,6 +134,7 @@ def read(
                 vectors_of,
                 episodes,
                 next_held=next_held,
+                has_next=has_next,
                 late=late,
                 goals=goals,
                 reached=reached,

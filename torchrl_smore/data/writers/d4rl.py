@@ -15,7 +15,9 @@ def write(store: TrajectoryStore, path: str | Path) -> None:
 
     ``observations``, ``actions``, ``next_observations``, ``rewards`` (0 and 1), ``terminals``, ``timeouts`` and
     ``infos/goal`` (the desired goal, as in D4RL's antmaze) have D4RL's names; ``infos/achieved_goal`` and
-    ``infos/next_achieved_goal`` are of this package. ``metadata/store`` holds the store's ``meta`` as JSON.
+    ``infos/next_achieved_goal`` are of this package: ``Goals(slice(None), ("array", "infos/goal"),
+    "infos/achieved_goal", after="infos/next_achieved_goal")`` reads them again. ``metadata/store`` holds the
+    store's ``meta`` as JSON.
 
     Args:
         store: the trajectories.
