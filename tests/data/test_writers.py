@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -154,6 +155,76 @@ def test_what_is_there_stays(tmp_path, format):
         WRITE[format](own, tmp_path / "walk")
     assert there.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [there.name]
+
+
+FULL = """
+import os, resource, sys
+from pathlib import Path
+from torchrl_smore.data import TrajectoryStore, writers
+store, path = TrajectoryStore.load(sys.argv[1]), Path(sys.argv[2]) / "new" / "walk"
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+for format in ("d4rl", "minari", "ogbench", "wgcsl"):
+    try:
+        if format == "minari":
+            writers.minari.write(store, path.parent, "walk/test-v0")
+        else:
+            getattr(writers, format).write(store, path)
+    except OSError as error:
+        print(format, error.errno, os.path.dirname(error.filename))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A store of more than 200 kB in every format."""
+    path = tmp_path_factory.mktemp("large") / "store"
+    make_store((150,) * 100, (False,) * 100).save(path)
+    return path
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_left(large, tmp_path):
+    pytest.importorskip("resource")
+    pytest.importorskip("h5py")
+    # a process of its own to its very end: HDF5 crashes where it closes what it could not write
+    command = [sys.executable, "-c", FULL, str(large), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    place = dict.fromkeys(WRITE, tmp_path / "new") | {"minari": tmp_path / "new" / "walk"}
+    assert done.stdout.splitlines() == [f"{format} {errno.EFBIG} {place[format]}" for format in sorted(WRITE)]
+    assert not list(tmp_path.iterdir())
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from torchrl_smore.data import TrajectoryStore, writers
+from torchrl_smore.data.writers import _hdf5
+
+class Output(_hdf5._Output):
+    calls = 0
+
+    def write(self, content):
+        Output.calls += 1
+        if Output.calls == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(content)
+
+_hdf5._Output = Output
+store, path = TrajectoryStore.load(sys.argv[1]), Path(sys.argv[2])
+for write in (lambda: writers.d4rl.write(store, path / "walk"), lambda: writers.minari.write(store, path, "walk-v0")):
+    Output.calls = 0
+    try:
+        write()
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_an_interrupt_while_hdf5_is_written_ends_it_and_nothing_is_left(python, large, tmp_path):
+    pytest.importorskip("h5py")
+    done = python("-c", INTERRUPTED, large, tmp_path)
+    assert (done.status, done.stdout, done.stderr) == (0, "interrupted\n" * 2, "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_id_that_minari_does_not_take_is_refused(store, tmp_path):

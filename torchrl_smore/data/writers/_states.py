@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +18,24 @@ from torchrl_smore.data.trajectories import TrajectoryStore
 def placing(path: str | Path) -> Iterator[Path]:
     """Yields a path beside ``path`` to write a file or folder to, which takes its place if nothing fails.
 
+    If something does, folders that were made for it are gone again.
+
     Raises:
         FileExistsError: if ``path`` exists.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists; move it, or write to another place.")
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        yield beside
+    try:
+        with replacing(path) as beside:
+            yield beside
+    except BaseException:
+        for folder in made:  # innermost first
+            with contextlib.suppress(OSError):  # another program has put something there
+                folder.rmdir()
+        raise
 
 
 def column(store: TrajectoryStore, *key: str) -> np.ndarray:

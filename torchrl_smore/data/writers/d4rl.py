@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from torchrl_smore.data.readers._hdf5 import import_h5py
 from torchrl_smore.data.trajectories import TrajectoryStore
+from torchrl_smore.data.writers._hdf5 import write_hdf5
 from torchrl_smore.data.writers._states import column, placing
 
 
@@ -25,9 +27,9 @@ def write(store: TrajectoryStore, path: str | Path) -> None:
 
     Raises:
         FileExistsError: if ``path`` exists.
+        OSError: if the disk is full or refuses the write.
         ImportError: if h5py is missing.
     """
-    h5py = import_h5py()
     arrays = {
         "observations": column(store, "observation"),
         "actions": column(store, "action"),
@@ -39,7 +41,12 @@ def write(store: TrajectoryStore, path: str | Path) -> None:
         "infos/achieved_goal": column(store, "achieved_goal"),
         "infos/next_achieved_goal": column(store, "next", "achieved_goal"),
     }
-    with placing(path) as beside, h5py.File(beside, "w") as file:
+
+    def fill(file: Any) -> Iterator[None]:
         for name, values in arrays.items():
             file.create_dataset(name, data=values, compression="gzip", compression_opts=4)
+            yield
         file["metadata/store"] = json.dumps(store.meta)
+
+    with placing(path) as beside:
+        write_hdf5(beside, fill)

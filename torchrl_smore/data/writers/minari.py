@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchrl_smore.data.readers._hdf5 import import_h5py
 from torchrl_smore.data.trajectories import TrajectoryStore
+from torchrl_smore.data.writers._hdf5 import write_hdf5
 from torchrl_smore.data.writers._states import bounds, column, placing, states, with_last_repeated
 
 #: Version of minari whose layout is written: the last for Python 3.10, which refuses what a newer one wrote.
@@ -48,11 +48,11 @@ def write(
         DatasetError: for other trajectories.
         ValueError: for an id that minari does not take.
         FileExistsError: if the dataset's folder exists.
+        OSError: if the disk is full or refuses the write.
         ImportError: if h5py is missing.
     """
     if not _ID.fullmatch(dataset_id):
         raise ValueError(f"expected the id of a Minari dataset such as FetchReach/smore-v0, got {dataset_id!r}.")
-    h5py = import_h5py()
     columns = {
         "achieved_goal": states(store, "achieved_goal"),
         "desired_goal": with_last_repeated(store, column(store, "desired_goal")),
@@ -61,20 +61,24 @@ def write(
     action, reward = column(store, "action"), column(store, "next", "reward")
     flags = {f"{name}s": column(store, "next", name) for name in ("truncated", "terminated")}
     names = {"terminateds": "terminations", "truncateds": "truncations"}
+
+    def fill(file: Any) -> Iterator[None]:
+        for number, (start, stop) in enumerate(bounds(store)):
+            group = file.create_group(f"episode_{number}")
+            group.attrs.update({"id": number, "total_steps": stop - start})
+            rows = slice(start + number, stop + number + 1)  # each trajectory before has one state more than steps
+            for key, values in columns.items():
+                group[f"observations/{key}"] = values[rows]
+            group["actions"], group["rewards"] = action[start:stop], reward[start:stop]
+            for key, values in flags.items():
+                group[names[key]] = values[start:stop]
+            yield
+
     folder = Path(root) / dataset_id
     with placing(folder) as beside:
         data = beside / "data"
         data.mkdir(parents=True)
-        with h5py.File(data / "main_data.hdf5", "w") as file:
-            for number, (start, stop) in enumerate(bounds(store)):
-                group = file.create_group(f"episode_{number}")
-                group.attrs.update({"id": number, "total_steps": stop - start})
-                rows = slice(start + number, stop + number + 1)  # each trajectory before has one state more than steps
-                for key, values in columns.items():
-                    group[f"observations/{key}"] = values[rows]
-                group["actions"], group["rewards"] = action[start:stop], reward[start:stop]
-                for key, values in flags.items():
-                    group[names[key]] = values[start:stop]
+        write_hdf5(data / "main_data.hdf5", fill)
         written = {
             **(metadata or {}),
             "dataset_id": dataset_id,
