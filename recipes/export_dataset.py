@@ -10,12 +10,14 @@ Every number is that of the dataset. minari, ogbench and wgcsl hold sequences of
 from __future__ import annotations
 
 import contextlib
-import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from gymnasium import Env, spaces
 from parts.cli import nearest, option, run_recipe
 from parts.dataset_card import dataset_card
 from parts.datasets import load_dataset, recognise_dataset
@@ -61,7 +63,9 @@ def main(config: Config) -> None:
     if config.format == "minari":
         name = config.name or f"{task.name}/smore-v0"
         card = dataset_card(store, task, config.format, name, author=config.author, license=config.license)
-        place = writers.minari.write(store, config.out, name, metadata=minari_metadata(config, task))
+        low, high = action_range(store)
+        metadata = minari_metadata(config, store, task)
+        place = writers.minari.write(store, config.out, name, action_low=low, action_high=high, metadata=metadata)
         card_path = place / "README.md"
     else:
         suffix, write = FILES[config.format]
@@ -90,19 +94,41 @@ def read(config: Config) -> tuple[TrajectoryStore, Task]:
     return load_dataset(config.dataset, task, format=format, goals=goals, columns=config.columns), task
 
 
-def minari_metadata(config: Config, task: Task) -> dict[str, Any]:
-    """What minari shows of a dataset, and the environment that it can build again."""
+def action_range(store: TrajectoryStore) -> tuple[float, float]:
+    """Smallest and largest number in a dataset's action space: -1 and 1, or more where actions leave that."""
+    action = store.data["action"]
+    return min(-1.0, float(action.min())), max(1.0, float(action.max()))
+
+
+def minari_metadata(config: Config, store: TrajectoryStore, task: Task) -> dict[str, Any]:
+    """What minari shows of a dataset, and the environment that it can build again, if that is the dataset's."""
     metadata: dict[str, Any] = {"description": f"{task.description} {task.success_rule}: reward 1, else 0."}
     given = {"author": config.author, "license": config.license}
     metadata |= {key: value for key, value in given.items() if value is not None}
     with contextlib.closing(task.make_env()) as env:
-        spec = env.unwrapped.spec
-    if spec is not None:
-        spec = copy.deepcopy(spec)
-        spec.max_episode_steps = task.horizon
+        base = env.unwrapped
+        # minari builds it from its id alone, without what a task wraps round it
+        if base.spec is None or not has_spaces_of(base, store):
+            return metadata
+        spec = dataclasses.replace(base.spec, max_episode_steps=task.horizon)
+    # a function or an object that it is made of is in no file
+    with contextlib.suppress(TypeError, ValueError):
         metadata["env_spec"] = spec.to_json()
-        metadata["requirements"] = ["gymnasium-robotics", "mujoco"]
+        if type(base).__module__.partition(".")[0] == "gymnasium_robotics":
+            metadata["requirements"] = ["gymnasium-robotics", "mujoco"]
     return metadata
+
+
+def has_spaces_of(env: Env, store: TrajectoryStore) -> bool:
+    """Whether an environment has the spaces of a dataset's observations, goals and actions."""
+    low, high = action_range(store)
+    widths = {"observation": store.observation_dim, "achieved_goal": store.goal_dim, "desired_goal": store.goal_dim}
+    observation = env.observation_space
+    return (
+        isinstance(observation, spaces.Dict)
+        and {key: space.shape for key, space in observation.items()} == {key: (n,) for key, n in widths.items()}
+        and env.action_space == spaces.Box(low, high, (store.action_dim,), np.float32)
+    )
 
 
 if __name__ == "__main__":

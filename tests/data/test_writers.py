@@ -61,6 +61,24 @@ def test_minari_holds_every_number(store, tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-1.0, 3.0), (-3.0, 1.0)])
+def test_minari_declares_a_space_that_holds_the_actions(tmp_path, low, high):
+    pytest.importorskip("h5py")
+    data = make_store().data
+    data["action"] *= 3.0
+    data["action"][4, 1], data["action"][7, 0] = -2.7, 2.7
+    store = TrajectoryStore(data)
+    with pytest.raises(DatasetError, match=rf"'action': expected .* in \[{low:g}, {high:g}\], .* found .* in row \d"):
+        writers.minari.write(store, tmp_path, "walk-v0", action_low=low, action_high=high)
+    assert not list(tmp_path.iterdir())
+    # 2.7 is none of float32: the space is rounded as the actions are
+    data["action"].clamp_(-2.7, 2.7)
+    writers.minari.write(store, tmp_path, "walk-v0", action_low=-2.7, action_high=2.7)
+    metadata = json.loads((tmp_path / "walk-v0" / "data" / "metadata.json").read_text())
+    space = json.loads(metadata["action_space"])
+    assert (space["low"], space["high"]) == ([-2.7] * 2, [2.7] * 2)
+
+
 def test_d4rl_holds_every_number_and_rows_that_are_no_sequence(store, tmp_path):
     h5py = pytest.importorskip("h5py")
     data = store.data.clone()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.data import readers
-from torchrl_smore.envs import get_task
+from torchrl_smore.envs import TASKS, get_task, register_task
 
 PLACES = {
     "minari": ("PointReach/smore-v0", "PointReach/smore-v0/README.md"),
@@ -42,7 +45,6 @@ def test_an_exported_dataset_has_every_number_and_a_card(recipe, store_path, tmp
 
 
 def test_minari_can_build_the_environment_of_a_fetch_dataset(recipe, tmp_path):
-    gymnasium = pytest.importorskip("gymnasium")
     options = ("task=FetchReach", "num_trajectories=2", "expert_fraction=0.5", "workers=1", "out=store")
     assert recipe("collect_dataset.py", *options, cwd=tmp_path).status == 0
     done = recipe("export_dataset.py", "dataset=store", "format=minari", "name=fetch/reach-v3", cwd=tmp_path)
@@ -50,6 +52,86 @@ def test_minari_can_build_the_environment_of_a_fetch_dataset(recipe, tmp_path):
     metadata = json.loads((tmp_path / "exports" / "fetch" / "reach-v3" / "data" / "metadata.json").read_text())
     spec = gymnasium.envs.registration.EnvSpec.from_json(metadata["env_spec"])
     assert (spec.id, spec.max_episode_steps) == ("FetchReach-v4", 50)
+
+
+class Cart(gymnasium.Env):
+    """A place on a line with goals."""
+
+    observation_space = spaces.Dict(
+        {key: spaces.Box(-np.inf, np.inf, (1,)) for key in ("observation", "achieved_goal", "desired_goal")}
+    )
+    action_space = spaces.Box(np.float32(-1), np.float32(1), (1,))
+
+    def __init__(self, start=None):
+        self.place = start
+
+    def seen(self):
+        return {key: np.array([self.place], np.float32) for key in self.observation_space}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1)
+        return self.seen(), {}
+
+    def step(self, action):
+        self.place += float(action[0])
+        return self.seen(), 0.0, False, False, {}
+
+
+@pytest.fixture
+def own_envs():
+    """Environments that Gymnasium knows by the name of a class, by the class, and with an object as argument."""
+    gymnasium.register("NamedCart-v0", entry_point=f"{__name__}:Cart")
+    gymnasium.register("ClassCart-v0", entry_point=Cart)
+    gymnasium.register("ObjectCart-v0", entry_point=f"{__name__}:Cart", kwargs={"start": object()})
+    before = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(before)
+    for kind in ("Named", "Class", "Object"):
+        del gymnasium.registry[f"{kind}Cart-v0"]
+
+
+PENDULUM = {"goal_columns": [0, 1], "goals": ([-1.0, -1.0], [1.0, 1.0])}
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "largest", "found"),
+    [
+        ("FetchReach-v4", {}, 1.0, {"env_spec", "requirements"}),
+        ("FetchReach-v4", {}, 1.5, set()),  # it clips such actions
+        ("Pendulum-v1", PENDULUM, 1.0, set()),  # it has other observations, and actions in [-2, 2]
+        ("NamedCart-v0", {}, 1.0, {"env_spec"}),
+        ("ClassCart-v0", {}, 1.0, set()),
+        ("ObjectCart-v0", {}, 1.0, set()),
+    ],
+)
+def test_minari_is_told_of_the_environment_of_the_dataset_and_of_no_other(
+    import_recipe, own_envs, env, options, largest, found
+):
+    if env.startswith("Fetch"):
+        pytest.importorskip("gymnasium_robotics")
+    task = register_task("Own", env, threshold=0.2, horizon=30, **options)
+    widths = {"observation": task.observation_dim, "achieved_goal": task.goal_dim}
+    episode = {key: np.zeros((4, width), np.float32) for key, width in widths.items()}
+    episode |= {"action": np.full((3, task.action_dim), largest, np.float32), "reward": np.ones(3, np.float32)}
+    store = TrajectoryStore.from_episodes([episode | {"desired_goal": np.zeros(task.goal_dim, np.float32)}])
+    export = import_recipe("export_dataset")
+    metadata = export.minari_metadata(export.Config(author="N. N."), store, task)
+    assert set(metadata) == {"description", "author"} | found
+    if "env_spec" in found:
+        assert gymnasium.envs.registration.EnvSpec.from_json(metadata["env_spec"]).id == env
+
+
+def test_actions_beyond_one_widen_the_action_space_that_minari_is_told(recipe, store_path, tmp_path):
+    data = TrajectoryStore.load(store_path).data.clone()
+    data["action"][3] = torch.tensor([2.5, -1.25])
+    TrajectoryStore(data, {"task": "PointReach"}).save(tmp_path / "wide")
+    done = recipe("export_dataset.py", "dataset=wide", "format=minari", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    metadata = json.loads((tmp_path / "exports" / "PointReach" / "smore-v0" / "data" / "metadata.json").read_text())
+    space = json.loads(metadata["action_space"])
+    assert (space["low"], space["high"]) == ([-1.25] * 2, [2.5] * 2)
 
 
 @pytest.mark.parametrize(

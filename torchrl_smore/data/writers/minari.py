@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.trajectories import TrajectoryStore
 from torchrl_smore.data.writers._hdf5 import write_hdf5
 from torchrl_smore.data.writers._states import bounds, column, placing, states, with_last_repeated
@@ -37,15 +38,15 @@ def write(
         store: trajectories, each step of which begins where the one before it ended.
         root: folder of datasets; the dataset's own is ``root/dataset_id``.
         dataset_id: such as ``"FetchReach/smore-v0"``.
-        action_low: smallest action component, for the action space.
-        action_high: largest action component.
+        action_low: smallest action component that the action space allows, at most that of the store.
+        action_high: largest action component, at least that of the store.
         metadata: further entries, such as ``author`` and ``description``.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        DatasetError: for other trajectories.
+        DatasetError: for other trajectories, or actions outside of ``[action_low, action_high]``.
         ValueError: for an id that minari does not take.
         FileExistsError: if the dataset's folder exists.
         OSError: if the disk is full or refuses the write.
@@ -59,6 +60,7 @@ def write(
         "observation": states(store, "observation"),
     }
     action, reward = column(store, "action"), column(store, "next", "reward")
+    _check_actions(action, action_low, action_high)
     flags = {f"{name}s": column(store, "next", name) for name in ("truncated", "terminated")}
     names = {"terminateds": "terminations", "truncateds": "truncations"}
 
@@ -97,6 +99,17 @@ def write(
         }
         (data / "metadata.json").write_text(json.dumps(written, indent=2) + "\n")
     return folder
+
+
+def _check_actions(action: np.ndarray, low: float, high: float) -> None:
+    # as float32, which the space is of
+    outside = (action < np.float32(low)) | (action > np.float32(high))
+    if outside.any():
+        row, at = np.argwhere(outside)[0]
+        raise DatasetError(
+            f"'action': expected numbers in [{low:g}, {high:g}], the action space, found {action[row, at]:g} in row "
+            f"{row} and {action.min():g} to {action.max():g} in all: pass action_low and action_high, or clip them."
+        )
 
 
 def _box(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
