@@ -134,6 +134,24 @@ def test_what_is_missing_is_named_and_left_out(page):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ((("expert=0.1", 10), ("expert=0.05", 3)), " FetchReach, SMORe (5 of 10)."),
+        ((("expert=0.1", 5), ("expert=0.05", 10)), ""),
+    ],
+)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_seeds_that_another_setting_asks_for_are_not_the_tables(make_result, tmp_path, asked, told, turn):
+    rows = [make_result(seed=seed) for seed in range(5)]
+    shared = {"task": "FetchReach", "method": "SMORe"}
+    cells = [{**shared, "setting": setting, "seeds": list(range(count))} for setting, count in asked[::turn]]
+    page = write_table_page(Source(tuple(rows), grid={"cells": cells}), tmp_path / "a.md", command="", resamples=5)
+    (extent,) = [line for line in page.read_text().splitlines() if line.startswith("**Incomplete**")]
+    assert extent.partition("Seeds to come:")[2] == told
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_whole_table_says_so(make_result, tmp_path):
     from torchrl_smore.reports.paper import HORIZONS, main_setting
     from torchrl_smore.reports.table_page import CONTROL, MORE_METHODS

@@ -205,7 +205,7 @@ def _extent(lines: Sequence[_Line], source: Source) -> list[str]:
     asked: Mapping[tuple[str, str], int] = {
         (cell["task"], cell["method"]): len(cell["seeds"])
         for cell in source.grid.get("cells", ())
-        if cell["task"] in HORIZONS and cell["method"] in columns
+        if cell["task"] in HORIZONS and cell["method"] in columns and _is_of_table(cell, cell["task"])
     }
     filled = sum(len(line.ours) for line in lines)
     whole = len(HORIZONS) * len(columns)
