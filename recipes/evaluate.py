@@ -5,13 +5,14 @@ python recipes/evaluate.py run=runs/NAME which=best noise=0.5 film=3
 python recipes/evaluate.py run=runs/NAME versus=runs/OTHER         paired, on the same episodes
 
 Writes ``evaluation.json`` (and ``goals.png``, ``success_*.gif``, ``failure_*.gif``) into a folder below the run's, in
-the place of those of an earlier evaluation there.
+the place of those of an earlier evaluation of the same checkpoint there.
 The episodes are not those of training unless ``first_seed=10000``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from parts import OPENGL
+from parts.chosen import name_of_choice
 from parts.cli import check_range, option, run_recipe
 from parts.films import film_episode
 from parts.shared import commit_of_library, use_threads, versions_of, write_json
@@ -50,7 +52,7 @@ class Config:
     film: int = option(0, "successes, and as many failures, to film")
     first_seed: int = option(20_000, "episode e is reset with first_seed + e; training evaluates from 10,000")
     workers: int = option(0, "processes that step environments; 0: this one")
-    out: str | None = option(None, "folder; default: evaluation_<which>... in the run folder")
+    out: str | None = option(None, "folder; default: evaluation_<which, or the checkpoint>... in the run folder")
 
 
 def main(config: Config) -> None:
@@ -68,6 +70,8 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
     task = get_task(config.task or task_of(groups[0][0]))
     for group in groups:
         check_fits(task, group[0], chosen=config.task is not None)
+    out = Path(config.out) if config.out else groups[0][0].record.path / folder_name(config, task, groups)
+    check_replaces(out, config, groups)
     policies = [as_policy(policy, task, painters) for group in groups for policy in group]
     with EnvPool(
         task, min(config.episodes * len(policies), 50), num_workers=config.workers, action_noise=config.noise
@@ -78,12 +82,12 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
         evaluations = evaluator.run_all(policies)
         goals = first_goals(pool, range(config.first_seed, config.first_seed + config.episodes))
     split = [evaluations[: len(groups[0])], evaluations[len(groups[0]) :]]
-    out = Path(config.out) if config.out else groups[0][0].record.path / folder_name(config, task)
     success = np.mean([own.per_episode["success_last"] for own in split[0]], 0)
     result = {
         "task": task.name,
         "success_rule": task.success_rule,
-        **{key: getattr(config, key) for key in ("which", "episodes", "noise", "first_seed")},
+        "which": name_of_choice(names[0], config.which, groups[0][0].record),
+        **{key: getattr(config, key) for key in ("episodes", "noise", "first_seed")},
         **described(names[0], groups[0], split[0]),
         "failed_seeds": [config.first_seed + int(e) for e in np.flatnonzero(success < 1)],
         "commit": commit_of_library(),
@@ -93,6 +97,8 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
         result["versus"] = described(names[1], groups[1], split[1])
         result["paired"] = paired(*split)
     with locked(out / ".lock", f"folder {out}"):
+        # another process may have written there meanwhile
+        check_replaces(out, config, groups)
         remove_earlier(out)
         write_json(out / "evaluation.json", result)
         report(config, task, result)
@@ -106,6 +112,37 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
                 out_film = out / f"{kind}_{seed}.gif"
                 print(film_episode(task, policies[0], seed, out_film, config.noise, goal_beside=pictures))
     print(f"all of it: {out / 'evaluation.json'}")
+
+
+def check_replaces(out: Path, config: Config, groups: Sequence[Sequence[TrainedPolicy]]) -> None:
+    """Refuses to replace an evaluation of another run or checkpoint, or against another."""
+    file = out / "evaluation.json"
+    if not file.exists():
+        return
+    names = [name for name in (config.run, config.versus) if name is not None]
+    own = [(name, sorted({policy.record.step for policy in group})) for name, group in zip(names, groups)]
+    try:
+        held = json.loads(file.read_text())
+        parts = [held, held["versus"]] if "versus" in held else [held]
+        found = [(str(part["run"]), sorted({int(run["step"]) for run in part["runs"]})) for part in parts]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileExistsError(
+            f"{file} is not of an evaluation, and is not replaced: give out= another folder."
+        ) from error
+    # the run that the folder lies in is its own, wherever it lay then
+    places = [
+        [(config.out is None and i == 0) or Path(name).resolve() for i, (name, _) in enumerate(each)]
+        for each in (found, own)
+    ]
+    if places[0] != places[1] or [steps for _, steps in found] != [steps for _, steps in own]:
+        raise FileExistsError(
+            f"{file} is of {_said(found)}, and this would be of {_said(own)}: out=FOLDER writes to another folder and "
+            "keeps both."
+        )
+
+
+def _said(runs: Sequence[tuple[str, Sequence[int]]]) -> str:
+    return " against ".join(f"{name} at {', '.join(f'{step:,}' for step in steps)} updates" for name, steps in runs)
 
 
 def remove_earlier(out: Path) -> None:
@@ -124,6 +161,8 @@ def check(config: Config) -> None:
     check_range("episodes", config.episodes, 1, 10**6)
     for name, most in (("film", 1000), ("first_seed", 2**31 - 10**6 - 1), ("workers", 1000), ("noise", 1000.0)):
         check_range(name, getattr(config, name), 0, most)
+    if config.out is not None and Path(config.out).exists() and not Path(config.out).is_dir():
+        raise ValueError(f"out must be a folder, got the file {config.out}.")
 
 
 def load_seeds(config: Config, path: str) -> list[TrainedPolicy]:
@@ -170,12 +209,16 @@ def first_goals(pool: EnvPool, seeds: Sequence[int]) -> np.ndarray:
     return np.concatenate(goals)
 
 
-def folder_name(config: Config, task: Task) -> str:
+def folder_name(config: Config, task: Task, groups: Sequence[Sequence[TrainedPolicy]]) -> str:
     """Where results are kept, by what decides them."""
-    parts = ["evaluation", config.which, task.name, f"{config.episodes}from{config.first_seed}"]
+    chosen = name_of_choice(str(config.run), config.which, groups[0][0].record)
+    parts = ["evaluation", chosen, task.name, f"{config.episodes}from{config.first_seed}"]
     parts += [f"noise{config.noise:g}"] if config.noise else []
     parts += [f"seed{config.seed}"] if config.seed is not None else []
-    parts += [f"versus_{Path(config.versus).name}"] if config.versus is not None else []
+    if config.versus is not None:
+        other = groups[1][0].record
+        chosen = name_of_choice(config.versus, config.which, other)
+        parts += ["versus", other.path.resolve().name, *([chosen] if chosen != config.which else [])]
     return "_".join(parts)
 
 
@@ -225,8 +268,9 @@ def report(config: Config, task: Task, result: dict[str, Any]) -> None:
         low, high = runs[0]["eval"]["intervals"]["success_last"]
         interval = f" [{low:.3f}, {high:.3f}]"
     noise = f", action noise {config.noise:g}" if config.noise else ""
+    named = result["which"] if result["which"] == config.which else f"checkpoint {result['which']}"
     print(
-        f"\n{task.name}, {result['method']}, {config.which} of {steps} updates, seed {seeds}: success "
+        f"\n{task.name}, {result['method']}, {named} of {steps} updates, seed {seeds}: success "
         f"{result['eval']['success_last']:.3f}{interval} over {config.episodes} episodes{noise}"
     )
     sys.stdout.flush()

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from parts.chosen import name_of_choice
 from parts.cli import nearest, option, run_recipe
 from parts.shared import commit_of_library, versions_of, write_json
 from torch import nn
@@ -48,7 +50,9 @@ class Config:
     format: str | None = option(None, "onnx, torchscript, torch_export, npz")
     which: str = option("last", "last, best: of the seed's evaluations while it was trained")
     seed: int | None = option(None, "of a run of several seeds, which; default: the first")
-    out: str | None = option(None, "the file; default: policy_<which>_seed<seed>.<suffix> in the run folder")
+    out: str | None = option(
+        None, "the file; default: policy_<which, or the checkpoint>_seed<seed>... in the run folder"
+    )
     overwrite: bool = option(False, "replace a file that is there")
 
 
@@ -61,12 +65,17 @@ def main(config: Config) -> None:
         raise ValueError(
             f"give format as one of {known}, got {config.format}.{nearest(str(config.format), [*FORMATS])}"
         )
+    if config.out is not None and (Path(config.out).is_dir() or config.out.endswith(("/", os.sep))):
+        raise ValueError(f"out must be a file, got the folder {config.out}: name the file in it.")
     policy = load_policy(config.run, config.which, seed=config.seed, goal_margin=None)  # type: ignore[arg-type]
     suffix, write = FORMATS[config.format]
     record = policy.record
-    out = Path(config.out or record.path / f"policy_{config.which}_seed{record.seed}.{suffix}")
+    chosen = name_of_choice(config.run, config.which, record)
+    out = Path(config.out or record.path / f"policy_{chosen}_seed{record.seed}.{suffix}")
     sidecar = out.with_name(out.name + ".json")
     for path in (out, sidecar):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, where a file shall be: give another out=.")
         # what a killed export left to describe a file that never came is no obstacle
         if path.exists() and not config.overwrite and not (path == sidecar and not out.exists() and is_ours(path)):
             raise FileExistsError(f"{path} exists; overwrite=true replaces it.")

@@ -234,6 +234,83 @@ def test_an_evaluation_takes_the_place_of_an_earlier_one_and_leaves_other_files_
     assert {path.name for path in out.iterdir()} == {"evaluation.json", "goals.png", *(path.name for path in own)}
 
 
+def test_evaluations_of_different_checkpoints_are_kept_apart(recipe, trained):
+    cwd, run = trained
+    place = f"runs/{run.name}"
+    for name, steps in (("", 4), ("/checkpoint/step_000000002", 2)):
+        done = recipe("evaluate.py", f"run={place}{name}", "episodes=3", "first_seed=60", cwd=cwd)
+        assert done.status == 0, done.stderr
+        named = "checkpoint step_000000002" if name else "last"
+        assert f", {named} of {steps} updates, seed 0, 1: success" in done.stdout
+    found = {path.name: json.loads((path / "evaluation.json").read_text()) for path in run.glob("evaluation_*_3from60")}
+    assert {name: (held["which"], held["runs"][0]["step"]) for name, held in found.items()} == {
+        "evaluation_last_PointReach_3from60": ("last", 4),
+        "evaluation_step_000000002_PointReach_3from60": ("step_000000002", 2),
+    }
+
+
+def test_a_checkpoint_of_the_best_is_told_from_one_of_the_same_step(import_recipe, trained):
+    name = import_recipe("parts.chosen").name_of_choice
+    run = trained[1]
+    policy = load_policy(run, "best", seed=1)
+    given = policy.record.checkpoint
+    assert name(str(run), "best", policy.record) == "best"
+    own = load_policy(given, seed=1).record
+    assert name(f"{given}/", "last", own) == f"best_seed_1_{given.name}"
+
+
+def test_an_evaluation_against_another_run_of_the_same_name_does_not_take_the_place(recipe, trained, tmp_path):
+    cwd, run = trained
+    for folder in "ab":
+        shutil.copytree(run, tmp_path / folder / "x", ignore=shutil.ignore_patterns("evaluation_*"))
+    options = (f"run={tmp_path / 'a' / 'x'}", "episodes=2", "seed=0")
+    assert recipe("evaluate.py", *options, f"versus={tmp_path / 'a' / 'x'}", cwd=cwd).status == 0
+    (file,) = tmp_path.rglob("evaluation.json")
+    before = file.read_bytes()
+    done = recipe("evaluate.py", *options, f"versus={tmp_path / 'b' / 'x'}", cwd=cwd)
+    assert (done.status, len(done.stderr.splitlines()), file.read_bytes()) == (2, 1, before)
+    for text in (f"against {tmp_path}/a/x at 4 updates, and", f"against {tmp_path}/b/x at 4 updates: out=FOLDER"):
+        assert text in done.stderr
+    # a checkpoint of the other run is told from its newest by the folder, and the same again replaces what was there
+    earlier = f"versus={tmp_path / 'a' / 'x' / 'checkpoint' / 'step_000000002'}"
+    for _ in range(2):
+        done = recipe("evaluate.py", *options, earlier, cwd=cwd)
+        assert done.status == 0, done.stderr
+    assert file.read_bytes() == before
+    assert len(list(tmp_path.rglob("evaluation.json"))) == 2
+
+
+@pytest.mark.parametrize("held", ['{"mine": 1}', "half", '["a"]'])
+def test_a_file_that_is_no_evaluation_is_not_replaced(import_recipe, trained, tmp_path, held):
+    evaluate = import_recipe("evaluate")
+    config = evaluate.Config(run=str(trained[1]), out=str(tmp_path), episodes=2)
+    (tmp_path / "evaluation.json").write_text(held)
+    with pytest.raises(FileExistsError, match="is not of an evaluation, and is not replaced"):
+        evaluate.main(config)
+    assert (tmp_path / "evaluation.json").read_text() == held
+
+
+def test_the_place_of_an_evaluation_of_another_run_or_step_is_not_taken(import_recipe, trained, tmp_path):
+    evaluate = import_recipe("evaluate")
+    run = trained[1]
+    config = evaluate.Config(run=str(run), out=str(tmp_path))
+    groups = [[load_policy(run, seed=0)]]
+
+    def check(name, step, **more):
+        held = {"run": name, "runs": [{"step": step}], **more}
+        (tmp_path / "evaluation.json").write_text(json.dumps(held))
+        evaluate.check_replaces(tmp_path, config, groups)
+
+    check(f"{run}/", 4)  # the same in other words
+    other = {"run": "other", "runs": [{"step": 4}]}
+    for name, step, more in (("elsewhere", 4, {}), (str(run), 2, {}), (str(run), 4, {"versus": other})):
+        with pytest.raises(FileExistsError, match=f"is of {name} at {step} updates"):
+            check(name, step, **more)
+    # below the run itself the name of a run that was moved does not matter
+    config.out = None
+    check("elsewhere", 4)
+
+
 def test_films_in_a_folder_without_an_evaluation_are_not_taken_for_an_earlier_ones(recipe, trained, tmp_path):
     cwd, run = trained
     (tmp_path / "failure_7.gif").write_text("mine")
@@ -265,6 +342,7 @@ def test_paired_differences_are_first_minus_second_by_episode(import_recipe):
         (("run={run}", "noise=-1"), "noise must be at least 0 and at most 1,000.0, got -1"),
         (("run={run}", "seed=4"), "has no seed 4; it has 0, 1"),
         (("run={run}", "which=bets"), "unknown which 'bets'"),
+        (("run={run}", "out={run}/policy.json"), "out must be a folder, got the file .*policy.json"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused_in_one_line(recipe, trained, tmp_path, options, message):
@@ -334,19 +412,44 @@ def test_an_exported_file_acts_as_the_run_and_says_what_it_takes(recipe, trained
         (("run={run}", "format=onxx"), "got onxx. Did you mean onnx"),
         (("run={run}", "format=npz", "seed=9"), "has no seed 9"),
         (("run={run}", "format=npz", "out={there}"), "exists; overwrite=true replaces it"),
+        (("run={run}", "format=npz", "out={there}/"), "out must be a file, got the folder"),
+        (("run={run}", "format=npz", "out={new}/"), "out must be a file, got the folder"),
+        (("run={run}", "format=npz", "out={run}", "overwrite=true"), "out must be a file, got the folder"),
+        (("run={run}", "format=npz", "out=."), "out must be a file, got the folder"),
     ],
 )
 def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(recipe, trained, tmp_path, options, message):
     cwd, run = trained
     there = tmp_path / "there.npz"
     there.write_text("mine")
-    given = (text.format(run=f"runs/{run.name}", there=there) for text in options)
+    given = (text.format(run=f"runs/{run.name}", there=there, new=tmp_path / "new") for text in options)
+    before = sorted(path.name for path in (*cwd.iterdir(), *(cwd / "runs").iterdir()))
     done = recipe("export.py", *given, cwd=cwd)
     assert (done.status, len(done.stderr.splitlines())) == (2, 1)
     assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
     assert there.read_text() == "mine"
     assert not list(run.glob("policy_*"))
+    assert sorted(path.name for path in (*cwd.iterdir(), *(cwd / "runs").iterdir())) == before
+
+
+def test_a_folder_where_the_description_goes_is_refused_before_anything_is_written(import_recipe, trained, tmp_path):
+    export = import_recipe("export")
+    (tmp_path / "policy.npz.json").mkdir()
+    config = export.Config(run=str(trained[1]), format="npz", out=str(tmp_path / "policy.npz"), overwrite=True)
+    with pytest.raises(IsADirectoryError, match=r"policy\.npz\.json is a folder"):
+        export.main(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.npz.json"]
+
+
+def test_a_checkpoint_is_exported_to_a_file_of_its_own(import_recipe, trained, tmp_path):
+    export = import_recipe("export")
+    run = tmp_path / "run"
+    shutil.copytree(trained[1], run)
+    for place, step in ((run, 4), (run / "checkpoint" / "step_000000002", 2)):
+        export.main(export.Config(run=str(place), format="npz"))
+        (file,) = run.glob("policy_last_seed0.npz.json" if step == 4 else "policy_step_000000002_seed0.npz.json")
+        assert json.loads(file.read_text())["checkpoint"] == f"step_{step:09}"
 
 
 def test_a_description_that_a_killed_export_left_is_no_obstacle_and_one_of_something_else_is(recipe, trained, tmp_path):
