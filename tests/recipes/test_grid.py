@@ -26,6 +26,7 @@ def grid(import_recipe):
         ("expert=0.10;noise=1.5", {"expert_fraction": 0.1, "action_noise": 1.5}),
         ("beta=0.7", {"expert_fraction": 0.1, "beta": 0.7}),
         ("no_her", {"expert_fraction": 0.1, "her_ratio": 0.0}),
+        ("her_ratio=0.8", {"expert_fraction": 0.1, "her_ratio": 0.8}),
         ("no_awr", {"expert_fraction": 0.1, "actor": "score"}),
         ("gofar_binary", {"expert_fraction": 0.1, "reward": "binary"}),
         ("expertile=0.9", None),
@@ -42,6 +43,18 @@ def test_a_setting_is_options_of_the_recipe_or_refused(grid, setting, options):
         grid.setting_options(setting)
     proposed = {"expertile=0.9": "expert", "no_hre": "no_her"}.get(setting, "")
     assert proposed in str(error.value)
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+@pytest.mark.parametrize(("option", "value"), [("her_ratio", 0.8), ("her_ratio", 1.0), ("beta", 0.5)])
+def test_a_run_has_what_its_setting_says_whatever_the_default_is(grid, import_recipe, preset, option, value):
+    benchmark, methods = import_recipe("benchmark"), import_recipe("parts.methods").METHODS
+    setting = f"{option}={value}"
+    takers = [name for name in methods if option != "beta" or "beta" in methods[name].accepts]
+    cells = grid.free_plan(["FetchReach", "PointReach"], takers, [setting]).cells
+    assert {cell.method for cell in cells} == set(takers)
+    config = benchmark.Config(preset=preset, device="cpu")
+    assert {getattr(benchmark.run_options(config, cell), option) for cell in cells} == {value}
 
 
 @pytest.mark.parametrize("option", ["mapped=/tmp", "compile_cache=/x", "compile=off", "kernels=triton", "dataset=a"])

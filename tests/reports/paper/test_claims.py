@@ -209,6 +209,12 @@ def test_c13_finds_the_best_of_each_sweep(make_result):
     assert evaluate_claim("C13", runs(0.7), tasks=["FetchReach"]).numbers["FetchReach best expectile"] == 0.7
     assert evaluate_claim("C13", runs(0.7), tasks=["FetchReach"]).verdict == "fails"
     assert evaluate_claim("C13", runs(0.7, "HandReach"), tasks=["HandReach"]).verdict == "holds"
+    # runs of the default setting, which has another ratio in some presets, are none at 0.8
+    other = [row for row in runs(0.8) if not row.setting.endswith("her_ratio=0.8")]
+    other += [make_result(task="FetchReach", setting="expert=0.10", seed=seed, value=40.0) for seed in range(5)]
+    found = evaluate_claim("C13", other, tasks=["FetchReach"])
+    assert (found.verdict, len(found.missing)) == ("not enough runs", 1)
+    assert "her_ratio=0.8 (0 of 5 seeds)" in found.missing[0]
 
 
 def test_the_list_of_claims_is_a_markdown_table():

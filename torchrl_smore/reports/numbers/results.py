@@ -26,8 +26,8 @@ SCHEMA = 1
 METHODS = ("SMORe", "GoFAR", "WGCSL", "GCSL", "CRL", "AM", "GC-IQL", "GC-SQL", "GC-EQL", "GC-XQL", "GC-BC")
 #: SMORe's control: its actor, regressed on the same samples without weights.
 CONTROL = "hindsight_bc"
-# parts of a setting that say what is so anyway (Table 4; App. C.1)
-_DEFAULT_PARTS = {"default", "", "beta=0.5", "her_ratio=0.8"}
+# parts of a setting that say what is so anyway, for every method and preset: not her_ratio, which the recipes vary
+_DEFAULT_PARTS = {"default", "", "beta=0.5"}
 _SPELLINGS = {name.lower().replace("-", ""): name for name in METHODS}
 
 
