@@ -88,6 +88,11 @@ def test_quotes_windows_line_ends_and_byte_order_marks_are_read(read):
         (TEXT.replace("0.25", "nan"), "line 3, column 'v': expected a number, found an empty cell or NaN"),
         (TEXT.replace("0.25", "-inf"), "line 3, column 'v': expected a number, found -inf"),
         (TEXT.replace("0.25", "1e39"), "column 'v': expected numbers that float32 holds"),
+        (TEXT.replace("0.25", "2_5"), "line 3, column 'v': expected a number, found '2_5'"),
+        (TEXT.replace("1,0,0.25", " ,0,2_5"), "line 3, column 'v': expected a number, found '2_5'"),
+        (TEXT.replace("a,", ","), "line 2, column 'run': expected the name of an episode, found an empty cell or NaN"),
+        (TEXT.replace("7,", " ,"), "line 5, column 'run': expected the name of an episode, found an empty cell"),
+        (TEXT.replace("0.25,-1,", "0.25,-1\n\n,"), "line 3: expected 8 cells as in the header, found 5"),
         (TEXT.replace("-1,", ",", 1), "line 3, column 'u': expected a number, found an empty cell"),
         (TEXT + "a,1,1,1,1,1,1,0\n", "line 8: .*those of 'a' begin again; sort the table"),
         (TEXT.replace(",", ";"), "expected a column 'x', found"),
@@ -100,6 +105,52 @@ def test_a_table_with_a_fault_is_refused_with_line_and_column(read, text, messag
     with pytest.raises(DatasetError, match=f"log.csv.*{message}|{message}") as caught:
         read(text)
     assert "log.csv" in str(caught.value)
+
+
+def test_blank_lines_are_passed_over(read):
+    text = "\n" + TEXT.replace("7,5,5,", "\n\r\n7,5,5,") + "\n\n"
+    assert torch.equal(read(text).data["observation"], read(TEXT).data["observation"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("0.25,-1,", "column 'v': expected a number, found an empty cell or NaN"),
+        ("a,1,0", "the rows of an episode must follow each other"),
+        ("0,0\na,1,2", "terminated: expected 0, or 1 in the last row"),
+    ],
+)
+def test_lines_are_those_of_the_file_after_cells_of_several_and_blank_ones(read, cell, message):
+    columns = TableColumns(("x", "y", "v"), ("u",), ("x", "y"), "run", terminated="end")
+    wrong = {"0.25,-1,": ",-1,", "a,1,0": "c,1,0", "0,0\na,1,2": "0,1\na,1,2"}[cell]
+    header, *rows = TEXT.replace(cell, wrong).splitlines()
+    # the header is lines 2 and 3, the first row 5 to 7, the second 8
+    text = "\n".join(["", f'{header},"no\nte"', "", f'{rows[0]},"a\n\nb"', *(f"{row},0" for row in rows[1:])])
+    line = 9 if message.startswith("the rows") else 8
+    with pytest.raises(DatasetError, match=rf"log.csv, line {line}\W.*{message}"):
+        read(text, columns)
+
+
+def test_large_whole_numbers_are_named(read, tmp_path, caplog):
+    # in a cell that is not read, too large to be whole to a fraction, and the last that float32 holds
+    small = TEXT.replace("7,5,6,0,9,", "7,5,6,0,99999999,").replace("a,0,0,0.5,1,", "a,16777216,0,16777216.5,1,")
+
+    def rounded():
+        return [said for said in caplog.messages if "rounded" in said]
+
+    read(small)
+    assert not rounded()
+    read(small.replace("16777216,", "16777217,").replace("-1,", "-123456789,"))
+    (said,) = rounded()
+    assert said.startswith(f"{tmp_path / 'log.csv'}: columns ['x', 'u']: whole numbers beyond 2**24 are rounded")
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = {"run": [0] * 3, "x": [(1 << 53) + 1, 1, 2], "u": [0.5, 0.5, None]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "log.parquet")
+    found = csv.read(tmp_path / "log.parquet", reached=reached, columns=TableColumns(("x",), ("u",), ("x",), "run"))
+    assert found.data["observation"][0, 0] == 1 << 53
+    assert "columns ['x']: whole numbers beyond 2**24 are rounded" in rounded()[1]
 
 
 @pytest.mark.parametrize(("row", "line"), [("a,1,0,0.25,-1,1,0,1", 3), ("a,1,0,0.25,-1,1,0,2", 3)])
@@ -141,6 +192,31 @@ def test_a_parquet_file_says_the_same(tmp_path, read):
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "log.parquet").read_bytes()[:300])
     with pytest.raises(DatasetError, match=r"cannot read .*cut.parquet as a table"):
         csv.read(tmp_path / "cut.parquet", reached=reached, columns=COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "line"),
+    [
+        (["None", "None", None, None], "string", 3),
+        (["a", "a", "", ""], "string", 3),
+        ([None] * 4, "int64", 1),
+        ([1, 1, None, None], "int64", 3),
+        ([float("nan")] * 4, "float64", 1),
+    ],
+)
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_rows_of_a_parquet_file_that_are_of_no_episode_are_refused(tmp_path, names, kind, line, dictionary):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    run = pyarrow.array(names, pyarrow.type_for_alias(kind))
+    table = {"run": run.dictionary_encode() if dictionary else run, "x": [1.0, 2.0, 3.0, 4.0], "u": [1.0] * 4}
+    parquet.write_table(pyarrow.table(table), tmp_path / "log.parquet")
+    columns = TableColumns(("x",), ("u",), ("x",), "run")
+    with pytest.raises(
+        DatasetError, match=f"line {line}, column 'run': expected the name of an episode, found an empty"
+    ):
+        csv.read(tmp_path / "log.parquet", reached=reached, columns=columns)
 
 
 def test_what_is_no_file_is_refused(tmp_path):

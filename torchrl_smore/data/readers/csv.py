@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from torchrl_smore.data._files import check_regular, open_regular, quoted, reading
+from torchrl_smore.data._numbers import EXACT, say_rounded
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._flat import assemble, check_limits, episodes_of
 from torchrl_smore.data.readers._goals import Fallen, Reached
@@ -37,7 +38,7 @@ class TableColumns:
         observation: in the order of the task's observation.
         action: in the order of the task's action.
         achieved_goal: in the order of the task's goal; may be columns of ``observation`` too.
-        episode: a column whose value is the same in all rows of an episode and in no other rows.
+        episode: a column whose value is the same in all rows of an episode and in no other rows, and nowhere empty.
         desired_goal: in the order of the task's goal; ``None``: what the episode achieves at its end.
         terminated: a column that is 1 in the last row of an episode that ended in a terminal state and 0 elsewhere;
             ``None``: every episode is truncated.
@@ -95,6 +96,8 @@ def read(
 ) -> TrajectoryStore:
     """Reads a table; numbers become float32. Needs memory for some times its numbers as float64.
 
+    Blank lines of CSV are passed over. Warns (logger ``torchrl_smore``) of whole numbers that float32 rounds.
+
     Args:
         path: the file; Parquet if its name ends in ``.parquet``, else CSV with a header, commas and UTF-8.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``. The reward of a
@@ -112,7 +115,8 @@ def read(
 
     Raises:
         DatasetError: if the file is missing or damaged, a column is missing, a row has more or fewer cells than the
-            header, a cell is no finite number, or an episode's rows do not follow each other; names line and column.
+            header, a cell is no finite number, an episode has no name, or its rows do not follow each other; names line
+            and column.
         ImportError: for Parquet, if pyarrow is missing.
     """
     path = Path(path)
@@ -120,15 +124,15 @@ def read(
     table = _parquet if path.suffix == ".parquet" else _csv
     with reading(path, "a table"):
         wanted = list(dict.fromkeys(name for names in columns.numeric.values() for name in names))
-        episode, values, first_line = table(path, wanted, columns.episode)
-        end = _ends(path, episode, first_line)
+        episode, values, lines = table(path, wanted, columns.episode)
+        end = _ends(path, columns.episode, episode, lines)
         place = {name: number for number, name in enumerate(wanted)}
         arrays = {key: values[:, [place[name] for name in names]] for key, names in columns.numeric.items()}
         # the action beside an episode's last state is none
         arrays["action"][end] = 0.0
         for key, array in arrays.items():
-            _check_finite(path, columns.numeric[key], array, first_line)
-        terminal = _terminal(path, arrays.pop("terminated", None), end, first_line)
+            _check_finite(path, columns.numeric[key], array, lines)
+        terminal = _terminal(path, arrays.pop("terminated", None), end, lines)
         episodes = episodes_of(
             str(path),
             end,
@@ -140,6 +144,7 @@ def read(
         source, after = episodes.source, episodes.source + 1
         last = after[episodes.length.cumsum() - 1]
         columns_of_store = {key: _float32(path, columns.numeric[key], array) for key, array in arrays.items()}
+        _say_rounded(path, columns.numeric, arrays)
         achieved = columns_of_store["achieved_goal"]
         desired = (
             achieved[last].repeat(episodes.length, axis=0)
@@ -167,31 +172,40 @@ def read(
         )
 
 
-def _csv(path: Path, wanted: Sequence[str], episode: str) -> tuple[list[str], np.ndarray, int]:
-    """Episode names, numbers ``[rows, len(wanted)]`` (empty cells as NaN), and the line of the first row."""
+def _csv(path: Path, wanted: Sequence[str], episode: str) -> tuple[list[str], np.ndarray, Sequence[int]]:
+    """Episode names, numbers ``[rows, len(wanted)]`` (empty cells as NaN), and the line that each row ends in."""
     with open_regular(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text)
-        header = next(reader, [])
+        header = next(filter(None, reader), [])
         places = _places(path, header, [*wanted, episode])
         names: list[str] = []
-        numbers = np.fromiter(
-            _cells(path, reader, header, places[:-1], places[-1], names), dtype=(np.float64, len(wanted))
-        )
-    return names, numbers, 2
+        lines: list[int] = []
+        cells = _cells(path, reader, header, places[:-1], places[-1], names, lines)
+        numbers = np.fromiter(cells, dtype=(np.float64, len(wanted)))
+    return names, numbers, lines
 
 
 def _cells(
-    path: Path, reader: Any, header: Sequence[str], places: Sequence[int], episode: int, names: list[str]
+    path: Path,
+    reader: Any,
+    header: Sequence[str],
+    places: Sequence[int],
+    episode: int,
+    names: list[str],
+    lines: list[int],
 ) -> Iterator[tuple[float, ...]]:
-    """The numbers of each row; appends its episode to ``names``."""
+    """The numbers of each row; appends its episode to ``names`` and its line to ``lines``."""
     for row in reader:
+        if not row:  # a blank line
+            continue
         if len(row) != len(header):
             raise DatasetError(
                 f"{path}, line {reader.line_num}: expected {len(header)} cells as in the header, found {len(row)}."
             )
         names.append(row[episode])
+        lines.append(reader.line_num)
         try:
-            yield tuple(float(row[place]) if row[place].strip() else np.nan for place in places)
+            yield tuple(_number(row[place]) for place in places)
         except ValueError:
             at = next(place for place in places if not _is_number(row[place]))
             raise DatasetError(
@@ -199,15 +213,22 @@ def _cells(
             ) from None
 
 
+def _number(cell: str) -> float:
+    """What a cell holds, NaN if nothing; a ``ValueError`` if it is no number."""
+    if "_" in cell:  # Python's own way to write a number, nobody else's
+        raise ValueError
+    return float(cell) if cell.strip() else np.nan
+
+
 def _is_number(cell: str) -> bool:
     try:
-        float(cell or "nan")
+        _number(cell)
     except ValueError:
         return False
     return True
 
 
-def _parquet(path: Path, wanted: Sequence[str], episode: str) -> tuple[list[str], np.ndarray, int]:
+def _parquet(path: Path, wanted: Sequence[str], episode: str) -> tuple[list[str], np.ndarray, Sequence[int]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -231,20 +252,25 @@ def _parquet(path: Path, wanted: Sequence[str], episode: str) -> tuple[list[str]
         kind = table.schema.field(name).type
         if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):
             raise DatasetError(f"{path}, column {name!r}: expected numbers, found {kind}.")
-        numbers[:, number] = table[name].cast("float64").fill_null(np.nan).to_numpy()
-    return _names(table[episode]), numbers, 1
+        # not safe: whole numbers beyond 2**53 are rounded, as those beyond 2**24 are later
+        numbers[:, number] = table[name].cast("float64", safe=False).fill_null(np.nan).to_numpy()
+    return _names(table[episode]), numbers, range(1, table.num_rows + 1)
 
 
 def _names(column: Any) -> list[str]:
-    """The episode of each row; rows of one dictionary share its texts."""
+    """The episode of each row, empty where there is none; rows of one dictionary share its texts."""
     names: list[str] = []
     for chunk in column.chunks:
         if hasattr(chunk, "dictionary"):
-            texts = [str(value) for value in chunk.dictionary.to_pylist()]
-            names += ["None" if code is None else texts[code] for code in chunk.indices.to_pylist()]
+            texts = [_text(value) for value in chunk.dictionary.to_pylist()]
+            names += ["" if code is None else texts[code] for code in chunk.indices.to_pylist()]
         else:
-            names += [str(value) for value in chunk.to_pylist()]
+            names += [_text(value) for value in chunk.to_pylist()]
     return names
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value)  # NaN alone differs from itself
 
 
 def _places(path: Path, header: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -259,31 +285,36 @@ def _places(path: Path, header: Sequence[str], wanted: Sequence[str]) -> list[in
     return [header.index(name) for name in wanted]
 
 
-def _ends(path: Path, episode: Sequence[str], first_line: int) -> np.ndarray:
+def _ends(path: Path, name: str, episode: Sequence[str], lines: Sequence[int]) -> np.ndarray:
     """The last row of each episode, bool, shape ``[rows]``."""
     # not as an array, all of whose names take as much memory as the longest one
     end = np.ones(len(episode), dtype=bool)
     end[:-1] = [first != second for first, second in itertools.pairwise(episode)]
     seen: set[str] = set()
     for row in np.flatnonzero(np.concatenate([[True], end[:-1]])).tolist() if len(episode) else []:
+        if not episode[row].strip():
+            raise DatasetError(
+                f"{path}, line {lines[row]}, column {name!r}: expected the name of an episode, found an empty cell or "
+                "NaN: rows without one need not be of one episode."
+            )
         if episode[row] in seen:
             raise DatasetError(
-                f"{path}, line {row + first_line}: the rows of an episode must follow each other, and those of "
+                f"{path}, line {lines[row]}: the rows of an episode must follow each other, and those of "
                 f"{quoted(episode[row])} begin again; sort the table by episode and time."
             )
         seen.add(episode[row])
     return end
 
 
-def _check_finite(path: Path, names: Sequence[str], array: np.ndarray, first_line: int) -> None:
-    wrong = ~np.isfinite(array)
+def _check_finite(path: Path, names: Sequence[str], values: np.ndarray, lines: Sequence[int]) -> None:
+    wrong = ~np.isfinite(values)
     if wrong.any():
         row, at = np.argwhere(wrong)[0]
-        found = "an empty cell or NaN" if np.isnan(array[row, at]) else f"{array[row, at]:g}"
-        raise DatasetError(f"{path}, line {row + first_line}, column {names[at]!r}: expected a number, found {found}.")
+        found = "an empty cell or NaN" if np.isnan(values[row, at]) else f"{values[row, at]:g}"
+        raise DatasetError(f"{path}, line {lines[row]}, column {names[at]!r}: expected a number, found {found}.")
 
 
-def _terminal(path: Path, flags: np.ndarray | None, end: np.ndarray, first_line: int) -> np.ndarray:
+def _terminal(path: Path, flags: np.ndarray | None, end: np.ndarray, lines: Sequence[int]) -> np.ndarray:
     """Rows that are terminal states, bool, shape ``[rows]``."""
     if flags is None:
         return np.zeros_like(end)
@@ -292,15 +323,26 @@ def _terminal(path: Path, flags: np.ndarray | None, end: np.ndarray, first_line:
     if wrong.any():
         row = int(wrong.argmax())
         raise DatasetError(
-            f"{path}, line {row + first_line}: terminated: expected 0, or 1 in the last row of an episode, found "
+            f"{path}, line {lines[row]}: terminated: expected 0, or 1 in the last row of an episode, found "
             f"{values[row]:g}."
         )
     return values == 1.0
 
 
-def _float32(path: Path, names: Sequence[str], array: np.ndarray) -> np.ndarray:
+def _say_rounded(path: Path, columns: Mapping[str, Sequence[str]], arrays: Mapping[str, np.ndarray]) -> None:
+    """Warns of the columns that hold whole numbers beyond those of float32, whatever type the table gives them."""
+    rounded = [
+        columns[key][at]
+        for key, values in arrays.items()
+        for at in np.flatnonzero(((np.abs(values) > EXACT) & (values == np.rint(values))).any(0)).tolist()
+    ]
+    if rounded:
+        say_rounded(f"{path}: columns {quoted(list(dict.fromkeys(rounded)))}")
+
+
+def _float32(path: Path, names: Sequence[str], values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # an overflow becomes inf and is reported
-        numbers = array.astype(np.float32)
+        numbers = values.astype(np.float32)
     if not np.isfinite(numbers).all():
         at = int((~np.isfinite(numbers)).any(0).argmax())
         raise DatasetError(f"{path}, column {names[at]!r}: expected numbers that float32 holds.")
