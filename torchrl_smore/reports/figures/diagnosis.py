@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ _OUTCOMES = {
     "short of the goal": "#E69F00",
 }
 _MOST_COLUMNS = 20
+_UNIT = re.compile(r"\[([^\[\]]+)\]$")
 _TICKS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
@@ -35,6 +37,7 @@ def weights_figure(diagnosis: Diagnosis) -> Figure:
     shares.barh(place + 0.2, _numbers(rows, "rows"), 0.38, color="0.6", label="share of rows")
     shares.barh(place - 0.2, _numbers(rows, "weight_share"), 0.38, color=_COLOURS[0], label="share of weight")
     shares.set_yticks(place, [_class_name(row) for row in rows], fontsize=7)
+    shares.set_xlabel("share", fontsize=8)
     shares.legend(fontsize=8, frameon=False)
     shares.set_title("where the weight goes", fontsize=10)
     _quantile_lines(quantiles, diagnosis, "advantage")
@@ -57,6 +60,7 @@ def scores_figure(diagnosis: Diagnosis) -> Figure:
             axes[0].plot(steps, mean, color=colour, label=label, marker="o", markersize=3)
             axes[0].fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
         axes[0].invert_xaxis()
+        axes[0].set_ylabel("S, M (mean, one standard deviation)", fontsize=8)
         axes[0].set_xlabel("steps that remain to the goal", fontsize=8)
         axes[0].legend(fontsize=8, frameon=False)
         axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -75,14 +79,17 @@ def phases_figure(diagnosis: Diagnosis) -> Figure:
     scored = "preferred" in rows[0]
     figure, axes = panels(1 + scored, 2, width=4.2, height=3.0, legend=False)
     names = [f"{row['phase'].replace('_', ' ')}\n{int(row['rows']):,} rows" for row in rows]
-    bars = [("cosine", "policy's and expert's action: mean cosine", COSINE)]
-    bars += [("preferred", "states where S prefers the expert to chance", PREFERENCE)] if scored else []
-    for axis, (column, title, threshold) in zip(axes, bars):
+    bars = [("cosine", "policy's and expert's action: mean cosine", "cosine", COSINE)]
+    bars += [("preferred", "states where S prefers the expert to chance", "share of states", PREFERENCE)] * scored
+    for axis, (column, title, label, threshold) in zip(axes, bars):
         values = _numbers(rows, column)
         axis.bar(range(len(rows)), values, 0.6, color=_COLOURS[1])
-        axis.axhline(threshold, color=_COLOURS[0], linestyle="--", linewidth=1)
+        # at the goal, where any small action will do, nothing is judged
+        for place in (i for i, row in enumerate(rows) if row["phase"] != "at_goal"):
+            axis.hlines(threshold, place - 0.45, place + 0.45, color=_COLOURS[0], linestyle="--", linewidth=1)
         axis.set_xticks(range(len(rows)), names, fontsize=8)
         axis.set_ylim(min(0.0, float(values.min()) * 1.1), 1.05)
+        axis.set_ylabel(label, fontsize=8)
         axis.set_title(title, fontsize=9)
     return figure
 
@@ -100,6 +107,7 @@ def inputs_figure(diagnosis: Diagnosis) -> Figure:
     axis.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
     axis.set_xticks([], minor=True)
     axis.set_xlim(1.0, 1.2 * max(FARTHEST, *_numbers(rows, "largest")))
+    axis.set_xlabel("|z| [standard deviations of the data]", fontsize=8)
     axis.set_title("largest |z| (share of rows beyond 5)", fontsize=10)
     return figure
 
@@ -116,11 +124,13 @@ def episodes_figure(diagnosis: Diagnosis) -> Figure:
     lines.axhline(float(diagnosis.about["threshold"]), color="0.3", linestyle="--", linewidth=1)
     lines.set_title("distance to the goal; dashed: the threshold", fontsize=10)
     lines.set_xlabel("step", fontsize=8)
+    lines.set_ylabel(f"distance to the goal [{_goal_unit(diagnosis)}]", fontsize=8)
     names = list(_OUTCOMES)
     place = np.arange(len(names))[::-1]
     number = [sum(found == name for found in outcome.values()) for name in names]
     counts.barh(place, number, 0.65, color=list(_OUTCOMES.values()))
     counts.set_yticks(place, names, fontsize=8)
+    counts.set_xlabel("episodes", fontsize=8)
     counts.set_title("episodes by how they end", fontsize=10)
     return figure
 
@@ -139,6 +149,15 @@ def _quantile_lines(axis: Axes, diagnosis: Diagnosis, quantity: str) -> None:
         axis.plot([at["0.5"]], [-place], color="white", marker="o", markersize=4, markeredgecolor=colour)
     axis.set_yticks([-place for place in range(len(groups))], list(groups), fontsize=8)
     axis.set_ylim(-len(groups) + 0.4, 0.6)
+    axis.set_xlabel(quantity, fontsize=8)
+
+
+def _goal_unit(diagnosis: Diagnosis) -> str:
+    """The unit that all columns of the goal name, as ``"x [m]"`` does; of several, or none, that it is the goal's."""
+    columns = [row["column"] for row in diagnosis.tables.get("inputs", ()) if row["input"] == "desired_goal"]
+    found = {match[1] if (match := _UNIT.search(column)) else "" for column in columns}
+    (unit,) = found if len(found) == 1 else ("",)
+    return unit or "unit of the goal"
 
 
 def _class_name(row: dict[str, str]) -> str:
