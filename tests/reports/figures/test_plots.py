@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from torchrl_smore.reports import plot_curves, write_gif
+from torchrl_smore.reports import plot_curves, plot_goals, write_gif
 from torchrl_smore.reports.figures.plots import read_metrics
 
 pytest.importorskip("matplotlib")
@@ -126,3 +126,20 @@ def test_a_gif_is_read_back_frame_by_frame(tmp_path):
     meta = imageio.immeta(out)
     assert (meta["duration"], meta["loop"]) == (100, 0)
     assert [file.name for file in tmp_path.iterdir()] == ["rollout.gif"]
+
+
+def test_a_goal_is_seen_on_white_however_often_it_was_reached(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    scatter = Axes.scatter
+    monkeypatch.setattr(Axes, "scatter", lambda *args, **kwargs: drawn.append(scatter(*args, **kwargs)) or drawn[-1])
+    share = np.linspace(0, 1, 5)
+    assert plot_goals(np.stack([share, share**2], 1), share, ["x [m]", "y [m]"], tmp_path / "goals.png")
+    (marks,) = drawn
+    luminance = marks.cmap(share)[:, :3] @ [0.2126, 0.7152, 0.0722]
+    # one lightness for one share, for whoever sees no red or green
+    assert (np.diff(luminance) > 0.05).all()
+    (edge,) = marks.get_edgecolor()
+    assert edge[:3] @ [0.2126, 0.7152, 0.0722] < 0.3
+    assert marks.get_linewidth()[0] > 0

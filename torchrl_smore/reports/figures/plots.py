@@ -178,7 +178,9 @@ def plot_goals(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     order = np.argsort(-success, kind="stable")  # failures above the rest
-    drawn = axes.scatter(goals[order, x], goals[order, y], c=success[order], cmap="RdYlGn", vmin=0, vmax=1, s=18)
+    # lightness tells the share under any colour blindness, and the edge shows the lightest on white
+    look = {"cmap": "cividis", "vmin": 0, "vmax": 1, "s": 22, "edgecolors": "0.2", "linewidths": 0.5}
+    drawn = axes.scatter(goals[order, x], goals[order, y], c=success[order], **look)
     axes.set(xlabel=columns[x], ylabel=columns[y], title=title)
     figure.colorbar(drawn, ax=axes, label="success at the last step")
     with replacing(out) as beside:
