@@ -7,6 +7,7 @@ guard is needed, and a worker whose parent is gone reads the end of its input an
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import select
@@ -53,7 +54,7 @@ class Worker:
     Args:
         name: how errors name this worker.
         timeout_s: seconds, positive, in which it must take a request, and in which it must answer it. One that does
-            not, because it was stopped for example, is killed.
+            not, because it was stopped for example, is killed. ``math.inf``: however long it takes.
 
     Raises:
         ValueError: if ``timeout_s`` is not positive.
@@ -144,7 +145,9 @@ class Worker:
     def _wait(self, pipe: int, event: int, deadline: float) -> None:
         poll = select.poll()
         poll.register(pipe, event)
-        if not poll.poll(1000.0 * max(deadline - time.monotonic(), 0.0)):
+        left = deadline - time.monotonic()
+        # a worker that dies closes its pipes, which ends the waiting
+        if not poll.poll(None if math.isinf(left) else 1000.0 * max(left, 0.0)):
             self._timed_out = True
             self._process.kill()
             raise TimeoutError

@@ -226,6 +226,22 @@ def test_a_crash_of_the_filming_process_is_an_error_of_ours(monkeypatch):
 _die = exit
 
 
+def test_a_long_film_has_more_time_than_a_short_one(monkeypatch):
+    from torchrl_smore.envs import render
+
+    given = []
+
+    class Timed(render.Worker):
+        def __init__(self, name, timeout_s):
+            given.append(timeout_s)
+            super().__init__(name, timeout_s)
+
+    monkeypatch.setattr(render, "Worker", Timed)
+    for length in (1, 31):
+        render_episode("PointReach", 0, np.zeros((length, 2)), size=16, own_process=True)
+    assert given[1] - given[0] >= 30 * 5.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore._worker import Worker
+from torchrl_smore._worker import TIMEOUT_S, Worker
 from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs._opengl import OpenGL, RenderError, default_opengl, open_gl, render_error
 from torchrl_smore.envs._stages import FETCH, STAGES
@@ -23,6 +23,7 @@ _WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
 _TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.15)
 _AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
 
+_FRAME_S = 10.0  # in which a frame is drawn, by the slowest of libraries
 _FLOOR = 800.0  # half the length of the floor of a locomotion task, in metres
 
 
@@ -73,7 +74,8 @@ def render_episode(
     if not own_process:
         return _film(task, seed, actions, size, backend, goal_beside)
     try:
-        with closing(Worker(f"the process that films {task.name}")) as worker:
+        time_s = TIMEOUT_S + _FRAME_S * len(actions)
+        with closing(Worker(f"the process that films {task.name}", time_s)) as worker:
             worker.send(_film_apart, task, seed, actions, size, backend, goal_beside)
             frames = worker.receive()
     except RuntimeError as error:
