@@ -1,20 +1,31 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from torchrl_smore import _worker
 from torchrl_smore.data.trajectories import TrajectoryStore
 from torchrl_smore.envs import TASKS, _rollout, collect
 from torchrl_smore.envs import collect as collect_function
+from torchrl_smore.envs.point import PointBatch, PointWorld
 
 collect_module = sys.modules["torchrl_smore.envs.collect"]
+
+
+class Beyond:
+    """An expert of whose actions some are larger than 1, in float64."""
+
+    def __call__(self, observation):
+        return 3.0 * (observation["desired_goal"] - observation["observation"]).astype(np.float64)
 
 
 def point(**changes):
@@ -134,6 +145,45 @@ def test_an_unfinished_collection_of_something_else_is_refused(tmp_path, monkeyp
     assert point(out=out).num_trajectories == 120
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"threshold": 0.5}, r"threshold: 1.0 there, 0.5 now"),
+        ({"strict": True}, r"success_rule: '.* at most 1' there, '.* less than 1' now"),
+        ({"goal_parts": (("x", 0, 1), ("y", 1, 2))}, r"goal_parts: .*success_rule: "),
+        ({"goal_range": ((-1.0, -1.0), (1.0, 1.0))}, r"goal_range: "),
+        ({"make_expert": Beyond}, r"source_sha256: "),
+        ({"gymnasium": "0.1"}, r"gymnasium: '.*' there, '0.1' now"),
+        ({"torchrl-smore": "0.0.1"}, r"torchrl-smore: .* there, '0.0.1' now"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_unfinished_collection_of_a_task_that_has_changed_is_refused(tmp_path, monkeypatch, change, named):
+    out, run, task = tmp_path / "store", _rollout.run_episodes, TASKS["PointRooms"]
+
+    def full_disk_at_the_second(*arguments):
+        if list(tmp_path.rglob("chunk_*")):
+            raise OSError("No space left on device")
+        return run(*arguments)
+
+    options = {"expert_episodes": 40, "random_episodes": 0, "seed": 0, "workers": 1, "progress": False, "out": out}
+    with monkeypatch.context() as broken:
+        broken.setattr(collect_module, "run_episodes", full_disk_at_the_second)
+        with pytest.raises(OSError, match="No space"):
+            collect(task, **options)
+    field = next(iter(change))
+    if field in {each.name for each in dataclasses.fields(task)}:
+        task = dataclasses.replace(task, **change)
+    else:
+        known = collect_module._version
+        monkeypatch.setattr(collect_module, "_version", lambda name: change.get(name) or known(name))
+    with pytest.raises(ValueError, match=rf"unfinished collection of something else \(.*{named}"):
+        collect(task, **options)
+    # of nothing nothing is kept
+    shutil.rmtree(out.with_name("store.partial"))
+    assert collect(task, **options).num_trajectories == 40
+
+
 @pytest.mark.slow
 def test_a_killed_collection_is_resumed_to_the_same_store(python, tmp_path):
     out = tmp_path / "store"
@@ -223,6 +273,103 @@ def test_a_collection_without_a_progress_bar_says_now_and_then_how_far_it_is(mon
     assert said == [f"collecting PointRooms: {line} episodes" for line in lines]
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_actions_of_an_expert_are_stored_as_they_are_executed(noise):
+    task = dataclasses.replace(TASKS["PointReach"], make_expert=Beyond)
+    options = {"expert_episodes": 3, "random_episodes": 0, "seed": 0, "workers": 1, "progress": False}
+    data = collect(task, **options, expert_noise=noise).data
+    assert float(data["action"].abs().max()) == 1.0
+    moved = data["next", "observation"] - data["observation"]
+    free = data["next", "observation"].abs().amax(-1) < 5.0
+    torch.testing.assert_close(moved[free], data["action"][free], atol=2e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("act", "found"),
+    [
+        (lambda rows: np.zeros((len(rows), 3)), r"got \[3, 3\]"),
+        (lambda rows: np.zeros(2), r"got \[2\]"),
+        (lambda rows: np.zeros((1, 2)), r"got \[1, 2\]"),
+        (lambda rows: None, r"got \[\]"),
+        (lambda rows: np.where(rows[:, :1] > rows[0, 0], np.nan, rows), r"got \[nan, nan\]"),
+        (lambda rows: rows + np.inf, r"got \[inf, inf\]"),
+    ],
+)
+def test_what_an_expert_does_wrong_is_told_before_anything_is_kept(tmp_path, act, found):
+    task = dataclasses.replace(TASKS["PointReach"], make_expert=lambda: lambda seen: act(seen["observation"]))
+    options = {"expert_episodes": 3, "random_episodes": 0, "seed": 0, "workers": 1, "progress": False}
+    with pytest.raises(ValueError, match=rf"the expert of PointReach: expected finite actions \[3, 2\], {found}"):
+        collect(task, **options, out=tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Altered(PointBatch):
+    """Points whose simulator does something wrong from its third step on."""
+
+    def __init__(self, key, value, *arguments):
+        super().__init__(*arguments)
+        self.key, self.value = key, value
+
+    def reset(self, seeds):
+        self.steps = 0
+        return super().reset(seeds)
+
+    def step(self, actions):
+        observation = super().step(actions)
+        self.steps += 1
+        if self.steps == 3:
+            observation[self.key][1] += self.value
+        return observation
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "desired_goal",
+            0.5,
+            r"the goal of episode 1 changes in step 3, from \[.*\] to \[.*\]: it must stay",
+        ),
+        ("observation", np.nan, r"PointReach: observation of episode 1 is not finite after step 3"),
+        ("achieved_goal", np.inf, r"PointReach: achieved_goal of episode 1 is not finite after step 3"),
+    ],
+)
+def test_what_a_simulator_does_wrong_is_told_before_anything_is_kept(tmp_path, key, value, message):
+    task = dataclasses.replace(TASKS["PointReach"], make_batch=partial(Altered, key, value, PointWorld()))
+    options = {"expert_episodes": 0, "random_episodes": 3, "seed": 0, "workers": 1, "progress": False}
+    with pytest.raises(ValueError, match=message):
+        collect(task, **options, out=tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_collection_has_all_the_time_it_needs_and_notices_a_dead_worker_at_once(monkeypatch):
+    monkeypatch.setattr(_worker.Worker.__init__, "__defaults__", (0.1,))
+    assert point(expert_episodes=0, random_episodes=40, workers=2).num_trajectories == 40
+    killed = dataclasses.replace(TASKS["FetchReach"], name="Killed", make_base_env=partial(os._exit, 3))
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"collection worker \d of Killed \(process \d+\) ended with exit status 3"):
+        collect(killed, expert_episodes=0, random_episodes=30, seed=0, workers=2, progress=False)
+    assert time.monotonic() - started < 60.0
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path):
+    counts = {"expert_episodes": np.int64(1), "random_episodes": np.int32(1), "medium_episodes": np.uint8(0)}
+    noise = {"expert_random_prob": np.float32(0.5), "expert_noise": np.float32(0.25), "action_noise": np.float64(0.5)}
+    found = point(**counts, **noise, seed=np.int64(3), workers=np.int64(1), out=tmp_path / "a")
+    plain = {"expert_random_prob": 0.5, "expert_noise": 0.25, "action_noise": 0.5}
+    assert found.meta == point(expert_episodes=1, random_episodes=1, **plain).meta
+
+
+def test_a_store_may_be_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    few = {"expert_episodes": 1, "random_episodes": 1}
+    for out, place in ((".", "below"), ("..", "here")):
+        with pytest.raises(FileExistsError, match=rf"{place} exists; pass overwrite=True"):
+            point(out=out, **few)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["below", "here"]
+
+
 def test_a_worker_that_fails_is_named():
     broken = dataclasses.replace(TASKS["FetchReach"], name="Broken", make_base_env=dict)
     with pytest.raises(RuntimeError, match=r"(?s)collection worker \d of Broken failed.*Expected env to be a"):
@@ -232,6 +379,8 @@ def test_a_worker_that_fails_is_named():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"workers": 1.5}, "workers must be"),
+        ({"workers": True}, "workers must be"),
         ({"workers": 0}, 'workers must be "auto" or an integer of at least 1, got 0'),
         ({"workers": "all"}, "workers must be"),
         ({"expert_episodes": -1}, "expert_episodes must be at least 0, got -1"),
@@ -245,3 +394,11 @@ def test_a_worker_that_fails_is_named():
 def test_bad_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         point(**changes)
+
+
+@pytest.mark.parametrize("name", ["seed", "expert_episodes", "random_episodes", "medium_episodes"])
+@pytest.mark.parametrize("value", [2.5, 2.0, "2", None])
+def test_what_is_no_whole_number_is_refused_before_anything_is_written(tmp_path, name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
+        point(**{name: value}, out=tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []

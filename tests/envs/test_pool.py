@@ -192,7 +192,7 @@ def test_wrong_shapes_are_refused():
         pool.reset([0, 1])
         with pytest.raises(ValueError, match=r"expected actions of shape \(2, 2\), got \(2,\)"):
             pool.step(np.zeros(2))
-        with pytest.raises(TypeError, match=r"a seed must be a whole number, got 1.7"):
+        with pytest.raises(TypeError, match=r"a seed must be a whole number, got 1\.7"):
             pool.reset([1.7, 2])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pickle
 import sys
 from functools import partial
@@ -255,3 +257,86 @@ def test_a_registered_task_survives_pickling():
     np.testing.assert_array_equal(
         again.make_env().reset(seed=1)[0]["desired_goal"], task.make_env().reset(seed=1)[0]["desired_goal"]
     )
+
+
+def test_a_task_of_numpys_numbers_is_collected_like_one_of_plain_ones(tmp_path):
+    numbers = {**OPTIONS, "horizon": np.int64(4), "threshold": np.float32(0.5), "goal_columns": np.array([1])}
+    task = register_task("Cart", Cart, **numbers, gammas=(np.float32(0.5),))
+    options = {"expert_episodes": 0, "random_episodes": 2, "seed": 0, "workers": 1, "progress": False}
+    meta = collect(task, **options, out=tmp_path / "store").meta
+    assert (meta["horizon"], meta["threshold"], meta["gamma"]) == (4, 0.5, 0.5)
+    with pytest.raises(TypeError, match=r"horizon must be a whole number, got 4\.5"):
+        register_task("Other", Cart, **{**OPTIONS, "horizon": 4.5})
+
+
+MODULE = """
+import gymnasium
+from mine_base import Base
+from torchrl_smore.envs import register_task
+
+class Own(Base):
+    pass
+
+class Expert:
+    def __call__(self, seen):
+        return 0 * seen["observation"][:, :1]
+
+if "Own-v0" not in gymnasium.registry:
+    gymnasium.register("Own-v0", entry_point="mine_entry:Own")
+OPTIONS = dict(threshold=0.5, horizon=4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "decisive"),
+    [
+        ("register_task('A', Own, **OPTIONS)", ["mine_module", "mine_base"]),
+        ("register_task('A', 'mine_entry:Own-v0', **OPTIONS)", ["mine_entry"]),
+        ("register_task('A', 'FetchReach-v4', make_expert=Expert, **OPTIONS)", ["mine_module"]),
+        ("register_task('A', 'FetchReach-v4', **OPTIONS)", []),
+    ],
+)
+def test_a_task_of_ones_own_is_known_by_the_files_that_define_it(tmp_path, monkeypatch, made, decisive):
+    base = (
+        "import gymnasium\n"
+        "from torchrl_smore.envs.wrappers import make_robotics_env\n"
+        "class Base(gymnasium.Wrapper):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(make_robotics_env('FetchReach-v4'))\n"
+    )
+    files = {
+        "mine_base": base,
+        "mine_module": MODULE + f"Task = {made}\n",
+        "mine_entry": base + "class Own(Base): pass\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        task = get_task("mine_module:Task")
+        first = task.source_sha256
+        assert len(first) == 64
+        assert dataclasses.replace(task, threshold=1.0).source_sha256 == first
+        for name in files:
+            content = (tmp_path / f"{name}.py").read_text()
+            (tmp_path / f"{name}.py").write_text(content + "# edited\n")
+            assert (task.source_sha256 != first) == (name in decisive), name
+            (tmp_path / f"{name}.py").write_text(content)
+        options = {"expert_episodes": 0, "random_episodes": 1, "seed": 0, "workers": 1, "progress": False}
+        assert collect(task, **options).meta["source_sha256"] == first
+    finally:
+        gymnasium.registry.pop("Own-v0", None)
+        for name in files:
+            sys.modules.pop(name, None)
+
+
+def test_another_environment_of_the_same_words_is_another_source():
+    first = register_task("A", "FetchPush-v4", threshold=0.05, horizon=4)
+    second = register_task("B", "FetchPickAndPlace-v4", threshold=0.05, horizon=4)
+    assert first.definition == second.definition
+    assert first.source_sha256 != second.source_sha256
+
+
+def test_tasks_of_the_package_have_versions_and_no_source():
+    assert {task.source_sha256 for task in TASKS.values()} == {None}
+    assert all(json.loads(json.dumps(task.definition)) == task.definition for task in TASKS.values())

@@ -35,13 +35,14 @@ class PartialFolder:
         self._removed = path.with_name(f".{path.name}-removed")
         if self._removed.exists():
             shutil.rmtree(self._removed, ignore_errors=True)
+        text = json.dumps(request, indent=1)
         path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         begun = path / _REQUEST
         if begun.exists():
             self._check_same(self._begun(begun), request)
             return
-        write_text(begun, json.dumps(request, indent=1))
+        write_text(begun, text)
 
     def _begun(self, file: Path) -> dict[str, Any]:
         try:
@@ -89,6 +90,11 @@ class PartialFolder:
         if not held:
             raise ValueError("it holds no arrays")
         return held
+
+    def remove_if_empty(self) -> None:
+        """Deletes the folder if no chunk is in it, so that whatever is mended can be collected at once."""
+        if not any(self.path.glob("chunk_*.npz")):
+            self.remove()
 
     def remove(self) -> None:
         """Deletes the folder with everything in it; half of it would be taken for an unfinished collection."""

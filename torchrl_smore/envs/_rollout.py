@@ -117,6 +117,10 @@ def run_episodes(
     Returns:
         float32 arrays ``observation [k, T+1, ds]``, ``achieved_goal [k, T+1, dg]``, ``desired_goal [k, dg]``,
         ``action [k, T, da]`` and ``reward [k, T]``.
+
+    Raises:
+        ValueError: if the expert's actions have another shape or are not finite, observations are not finite, or a goal
+            does not stay for its episode.
     """
     width, expert = batch.num_envs, behaviour.controller(task)
     parts = [
@@ -145,10 +149,31 @@ def _lockstep(
         actions.append(action)
         states.append(observation)
     out = {key: np.stack([state[key] for state in states], axis=1) for key in ("observation", "achieved_goal")}
-    out["desired_goal"] = states[0]["desired_goal"]
+    goals = np.stack([state["desired_goal"] for state in states], axis=1)
+    _check_episodes(task, episodes, {**out, "desired_goal": goals})
+    out["desired_goal"] = goals[:, 0]
     out["action"] = np.stack(actions, axis=1)
     after = (out["observation"][:, 1:], out["achieved_goal"][:, 1:])
     return out | {"reward": task.succeeded(*after, out["desired_goal"][:, None]).astype(np.float32)}
+
+
+def _check_episodes(task: Task, episodes: Sequence[int], seen: dict[str, Array]) -> None:
+    """Refuses what no store can hold, before it is written.
+
+    Raises:
+        ValueError: naming the episode and the step after which an entry of ``seen`` ``[k, T+1, *]`` is not finite, or
+            in which the goal changes.
+    """
+    for key, values in seen.items():
+        for row, step in np.argwhere(~np.isfinite(values).all(-1))[:1].tolist():
+            raise ValueError(f"{task.name}: {key} of episode {episodes[row]} is not finite after step {step}.")
+    goals = seen["desired_goal"]
+    for row, step in np.argwhere((goals != goals[:, :1]).any(-1))[:1].tolist():
+        first, other = goals[row, 0].tolist(), goals[row, step].tolist()
+        raise ValueError(
+            f"{task.name}: the goal of episode {episodes[row]} changes in step {step}, from {first} to {other}: it "
+            "must stay for the episode."
+        )
 
 
 class _Policy:
@@ -159,6 +184,7 @@ class _Policy:
     ) -> None:
         shape = (task.horizon, task.action_dim)
         self._behaviour = behaviour
+        self._name = f"the {behaviour.kind}{'' if behaviour.kind == 'expert' else ' policy'} of {task.name}"
         # all are drawn, whatever is used: the random numbers of one option do not shift those of another
         self._uniform = np.stack([g.uniform(-1.0, 1.0, shape) for g in generators]).astype(np.float32)
         self._noise = np.stack([behaviour.noise * g.standard_normal(shape) for g in generators])
@@ -168,11 +194,29 @@ class _Policy:
     def __call__(self, observation: dict[str, Array], step: int) -> Array:
         if self._controller is None:
             return self._uniform[:, step]
-        action = self._controller(observation)
+        action = self._chosen(observation)
         if self._behaviour.noise > 0.0:
-            action = np.clip(action + self._noise[:, step], -1.0, 1.0).astype(np.float32)
+            action = action + self._noise[:, step]
         if self._behaviour.random_prob > 0.0:
             action = np.where(self._replace[:, step, None], self._uniform[:, step], action)
+        # simulators clip: what is stored is what was executed
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def _chosen(self, observation: dict[str, Array]) -> Array:
+        """The controller's actions, in float64, of the shape of random ones.
+
+        Raises:
+            ValueError: if they have another shape or are not finite.
+        """
+        assert self._controller is not None
+        action = np.asarray(self._controller(observation), dtype=np.float64)
+        shape = self._uniform[:, 0].shape
+        if action.shape != shape:
+            raise ValueError(f"{self._name}: expected finite actions {list(shape)}, got {list(action.shape)}.")
+        finite = np.isfinite(action).all(-1)
+        if not finite.all():
+            found = action[~finite][0].tolist()
+            raise ValueError(f"{self._name}: expected finite actions {list(shape)}, got {found}.")
         return action
 
 

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import importlib.metadata
 import logging
+import math
+import operator
 import os
 import queue
 import tempfile
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
-from torchrl_smore.envs.wrappers import check_noise
+from torchrl_smore.envs.wrappers import check_noise, check_whole
 
 if TYPE_CHECKING:
     from torchrl_smore.data.trajectories import TrajectoryStore
@@ -36,7 +38,8 @@ _LOCKSTEP = 2  # simulators stepped together in a worker: more of them no longer
 #: Of a collection without a progress bar.
 SECONDS_BETWEEN_LINES = 30.0
 _PACKAGES = ("torchrl-smore", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco")
-_SIMULATORS = ("gymnasium-robotics", "mujoco")
+# of those, the ones whose versions decide the data
+_DECISIVE = ("torchrl-smore", "gymnasium", "gymnasium-robotics", "mujoco")
 _logger = logging.getLogger("torchrl_smore")
 
 
@@ -52,6 +55,8 @@ class _Request:
     action_noise: float
     medium_episodes: int = 0
     medium: Behaviour = field(default_factory=lambda: Behaviour("medium"))
+    # of the task as it was imported: its files may be edited before the collection ends
+    source_sha256: str | None = None
 
     def parts(self) -> list[tuple[Behaviour, range]]:
         """The behaviours that have episodes, and their episodes' numbers, in the order of the store."""
@@ -77,9 +82,11 @@ class _Request:
         # what only some tasks have is named only there
         trained = {f"{behaviour.kind}_policy": _digest(behaviour) for behaviour, _ in self.parts() if behaviour.policy}
         medium = {"medium_episodes": self.medium_episodes} if self.medium_episodes else {}
+        source = {} if self.source_sha256 is None else {"source_sha256": self.source_sha256}
         return {
             "task": self.task.name,
-            "horizon": self.task.horizon,
+            **self.task.definition,
+            **source,
             "expert_episodes": self.expert_episodes,
             "random_episodes": self.random_episodes,
             "seed": self.seed,
@@ -89,7 +96,7 @@ class _Request:
             "chunk": _CHUNK,
             **trained,
             **medium,
-        } | {name: versions[name] for name in _SIMULATORS}
+        } | {name: versions[name] for name in _DECISIVE}
 
 
 def collect(
@@ -115,6 +122,8 @@ def collect(
     Expert trajectories come first, then medium, then random ones; ``meta["composition"]`` lists the parts in this order
     with their numbers and measured quality. Random actions are uniform in ``[-1, 1]``, independent in each step. An
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
+
+    Stored actions lie in ``[-1, 1]``: those of an expert that lie beyond are clipped before they are executed.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
     resumes from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
@@ -150,8 +159,10 @@ def collect(
         The store; memory-mapped from ``out`` if given.
 
     Raises:
-        ValueError: for an argument outside its range, a policy that is missing or is not for this task, or if
-            ``<out>.partial`` was begun for another request.
+        ValueError: for an argument outside its range, a policy that is missing or is not for this task, an expert
+            whose actions have another shape or are not finite, a simulator whose observations are not finite or whose
+            goal does not stay for the episode, or if ``<out>.partial`` was begun for another request or task.
+        TypeError: for a number of episodes, or a seed, that is no whole number.
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
@@ -171,7 +182,8 @@ def collect(
         medium_behaviour(task, expert_policy, medium_policy),
     )
     num_workers = _num_workers(workers, request)
-    target = None if out is None else Path(out)
+    # "." and ".." have no name of their own, beside which there could be something
+    target = None if out is None else Path(os.path.abspath(out))
     with _reserved(target, overwrite), _partial_folder(target, request) as partial:
         _fill(request, partial, num_workers, progress)
         store = _assemble(request, partial)
@@ -202,7 +214,7 @@ def expert_behaviour(
         noise = task.expert_noise if own else 0.0
     if random_prob is None:
         random_prob = task.expert_random_prob if own else 0.0
-    return Behaviour("expert", check_noise("expert_noise", noise), random_prob, _actor_file(file, "expert"))
+    return Behaviour("expert", check_noise("expert_noise", noise), float(random_prob), _actor_file(file, "expert"))
 
 
 def medium_behaviour(
@@ -225,10 +237,19 @@ def _checked_request(
     medium_episodes: int,
     medium: Behaviour,
 ) -> _Request:
-    request = _Request(task, expert_episodes, random_episodes, seed, expert, action_noise, medium_episodes, medium)
-    for name in ("expert_episodes", "random_episodes", "medium_episodes", "seed"):
-        if getattr(request, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(request, name)}.")
+    numbers = {
+        "expert_episodes": expert_episodes,
+        "random_episodes": random_episodes,
+        "medium_episodes": medium_episodes,
+        "seed": seed,
+    }
+    whole = {name: check_whole(name, number) for name, number in numbers.items()}
+    for name, number in whole.items():
+        if number < 0:
+            raise ValueError(f"{name} must be at least 0, got {number}.")
+    request = _Request(
+        task, **whole, expert=expert, action_noise=action_noise, medium=medium, source_sha256=task.source_sha256
+    )
     if not request.parts():
         raise ValueError("expert_episodes and random_episodes must not both be 0.")
     if not 0.0 <= expert.random_prob <= 1.0:
@@ -254,9 +275,10 @@ def _digest(behaviour: Behaviour) -> str:
 def _num_workers(workers: int | str, request: _Request) -> int:
     if workers == "auto":
         return 1 if request.task.make_batch is not None or not HAS_WORKERS else _num_cores()
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+    number = operator.index(workers) if isinstance(workers, SupportsIndex) and not isinstance(workers, bool) else 0
+    if number < 1:
         raise ValueError(f'workers must be "auto" or an integer of at least 1, got {workers!r}.')
-    return workers
+    return number
 
 
 def _num_cores() -> int:
@@ -284,7 +306,12 @@ def _reserved(target: Path | None, overwrite: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _partial_folder(target: Path | None, request: _Request) -> Iterator[PartialFolder]:
     if target is not None:
-        yield PartialFolder(target.with_name(target.name + ".partial"), request.fingerprint())
+        partial = PartialFolder(target.with_name(target.name + ".partial"), request.fingerprint())
+        try:
+            yield partial
+        except Exception:
+            partial.remove_if_empty()
+            raise
         return
     with tempfile.TemporaryDirectory(prefix="torchrl_smore_") as folder:
         yield PartialFolder(Path(folder), request.fingerprint())
@@ -321,7 +348,8 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
             _run_chunk(state, request, folder, number)
             yield number
         return
-    pool = [Worker(f"collection worker {number} of {request.task.name}") for number in range(num_workers)]
+    # however long a chunk takes: one that dies is noticed, and its episodes are as long as their task says
+    pool = [Worker(f"collection worker {number} of {request.task.name}", math.inf) for number in range(num_workers)]
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in pool:
         idle.put(worker)
@@ -372,7 +400,7 @@ def _assemble(request: _Request, partial: PartialFolder) -> TrajectoryStore:
 def _meta(request: _Request, reward: np.ndarray, last: np.ndarray) -> dict[str, Any]:
     """What is told about the store, from rewards ``[k, T]`` and last observations ``[k, ds]``."""
     task = request.task
-    gamma = max(task.gammas)
+    gamma = float(max(task.gammas))
     composition = [
         {"behaviour": behaviour.kind, "num_trajectories": len(part), "fraction": len(part) / len(reward)}
         | {key: value for key, value in asdict(behaviour).items() if key not in ("kind", "policy")}
@@ -384,15 +412,11 @@ def _meta(request: _Request, reward: np.ndarray, last: np.ndarray) -> dict[str, 
     return {
         "task": task.name,
         "seed": request.seed,
-        "horizon": task.horizon,
+        **task.definition,
+        **({} if request.source_sha256 is None else {"source_sha256": request.source_sha256}),
         "composition": composition,
         "expert_fraction": request.expert_episodes / len(reward),
         "action_noise": request.action_noise,
-        "success_rule": task.success_rule,
-        "threshold": task.threshold,
-        "observation_columns": list(task.observation_columns),
-        "goal_columns": list(task.goal_columns),
-        "action_columns": list(task.action_columns),
         "gamma": gamma,
         "versions": _versions(),
     }

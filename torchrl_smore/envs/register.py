@@ -20,7 +20,7 @@ from torchrl_smore.envs._gym import Env, Wrapper, gymnasium, spaces
 from torchrl_smore.envs.experts import Expert, PlanningExpert
 from torchrl_smore.envs.experts.actor_file import refuse_to_act
 from torchrl_smore.envs.tasks import TASKS, Task
-from torchrl_smore.envs.wrappers import GOAL_KEYS
+from torchrl_smore.envs.wrappers import GOAL_KEYS, check_whole
 
 Goals = tuple[Sequence[float], Sequence[float]] | Callable[[np.random.Generator], Any]
 
@@ -77,6 +77,7 @@ def register_task(
     Raises:
         ValueError: for an argument out of its range or a name that is taken, an environment that is none of the above
             or does not repeat itself under one seed, or functions that are not importable by name.
+        TypeError: if ``horizon`` is no whole number.
         ImportError: if gymnasium is missing.
     """
     if not _NAME.fullmatch(name):
@@ -85,6 +86,7 @@ def register_task(
         raise ValueError(f"there is a task {name!r} already.")
     if not (math.isfinite(threshold) and threshold > 0):
         raise ValueError(f"threshold must be positive, got {threshold}.")
+    horizon = check_whole("horizon", horizon)
     if horizon < 2:
         raise ValueError(f"horizon must be at least 2, got {horizon}.")
     columns = None if goal_columns is None else tuple(goal_columns)
@@ -111,7 +113,7 @@ def register_task(
         paper_note=f"{source}; not a task of the paper.",
         horizon=horizon,
         has_fallen=has_fallen,
-        gammas=gammas,
+        gammas=_floats(gammas),
         goal_range=None if goals is None or callable(goals) else (_floats(goals[0]), _floats(goals[1])),
     )
     try:

@@ -129,7 +129,15 @@ def check_noise(name: str, sigma: float) -> float:
 
 
 def check_whole(name: str, value: SupportsIndex) -> int:
-    """Returns a whole number of any library as an int, or raises ``TypeError``, which calls it ``name``."""
+    """A whole number of any library as an int.
+
+    Args:
+        name: what the error calls it.
+        value: an int, or what says that it is one, as NumPy's integers do.
+
+    Raises:
+        TypeError: for anything else, also for a float that is whole.
+    """
     try:
         return operator.index(value)
     except TypeError:

@@ -19,6 +19,7 @@ from torchrl_smore.envs.batch import BatchEnv, GymBatch
 from torchrl_smore.envs.experts._base import Expert, PlanningExpert
 from torchrl_smore.envs.experts.actor_file import refuse_to_act
 from torchrl_smore.envs.pixels import Painter
+from torchrl_smore.envs.tasks._source import source_sha256
 from torchrl_smore.envs.wrappers import GoalTaskWrapper
 
 
@@ -140,6 +141,31 @@ class Task:
         bound = "less than" if self.strict else "at most"
         what = "" if not self.goal_parts else f", for {', '.join(name for name, _, _ in self.goal_parts)} each"
         return f"Euclidean distance between achieved and desired goal of {bound} {self.threshold:g}{what}"
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What the task declares that its data depend on, in values that JSON gives back as they are.
+
+        It is part of the metadata of a collected dataset.
+        """
+        low_high = None if self.goal_range is None else [list(map(float, bound)) for bound in self.goal_range]
+        return {
+            "horizon": int(self.horizon),
+            "threshold": float(self.threshold),
+            "success_rule": self.success_rule,
+            "observation_columns": list(self.observation_columns),
+            "goal_columns": list(self.goal_columns),
+            "action_columns": list(self.action_columns),
+            "goal_parts": [list(part) for part in self.goal_parts],
+            "goal_range": low_high,
+        }
+
+    @property
+    def source_sha256(self) -> str | None:
+        """Digest of the files that define environment, expert and falls of a task of one's own; else ``None``."""
+        return source_sha256(
+            (self.make_base_env, self.make_expert, self.make_teacher, self.make_batch, self.has_fallen)
+        )
 
     def reached(self, achieved: Any, goal: Any) -> Any:
         """Whether goals are reached: ``|achieved - goal| <= threshold``, as the simulators' sparse reward has it.

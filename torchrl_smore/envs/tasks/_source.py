@@ -1,0 +1,67 @@
+"""The source of a task that is not of this package: what its data depend on and it does not declare."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# by what register_task has made of a user's environment, it is told from the package's own
+_OF_USERS = "torchrl_smore.envs.register"
+# of these a store holds the versions
+_VERSIONED = {"torchrl_smore", "gymnasium", "gymnasium_robotics", "mujoco", "numpy", "torch"}
+
+
+def source_sha256(parts: Iterable[Any]) -> str | None:
+    """SHA-256 of the files that define functions and classes, and of the names and plain values that they come with.
+
+    Args:
+        parts: functions, classes and instances, also inside :func:`functools.partial`; ``None`` is nothing.
+
+    Returns:
+        The digest; ``None`` where all are of this package.
+    """
+    words: list[str] = []
+    modules: set[str] = set()
+    for part in parts:
+        _look_at(part, words, modules)
+    foreign = sorted(name for name in modules if name.partition(".")[0] not in _VERSIONED)
+    if not foreign and _OF_USERS not in modules:
+        return None
+    digest = hashlib.sha256(json.dumps(words).encode())
+    for name in foreign:
+        # of what was typed into an interpreter there is no file
+        with contextlib.suppress(OSError, TypeError):
+            digest.update(Path(getattr(sys.modules.get(name), "__file__", None)).read_bytes())  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _look_at(part: Any, words: list[str], modules: set[str]) -> None:
+    """Adds the name of a part, or its value, and the modules in which it and its bases are defined."""
+    if isinstance(part, functools.partial):
+        for inner in (part.func, *part.args, *(part.keywords[key] for key in sorted(part.keywords))):
+            _look_at(inner, words, modules)
+    elif isinstance(part, (tuple, list)):
+        for inner in part:
+            _look_at(inner, words, modules)
+    elif part is None or isinstance(part, (bool, int, float, str)):
+        words.append(repr(part))
+        # not imported: where gymnasium knows the id, it is there
+        spec = getattr(sys.modules.get("gymnasium"), "registry", {}).get(str(part).rpartition(":")[2])
+        if spec is not None:
+            entry = spec.entry_point
+            modules.update([entry.partition(":")[0]] if isinstance(entry, str) else _modules(entry))
+    else:
+        named = part if hasattr(part, "__qualname__") else type(part)
+        words.append(f"{named.__module__}.{named.__qualname__}")
+        modules.update(_modules(named))
+
+
+def _modules(named: Any) -> set[str]:
+    found = {str(each.__module__) for each in (named, *getattr(named, "__mro__", ()))}
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
