@@ -71,7 +71,7 @@ def main(config: Config) -> None:
     suffix, write = FORMATS[config.format]
     record = policy.record
     chosen = name_of_choice(config.run, config.which, record)
-    out = Path(config.out or record.path / f"policy_{chosen}_seed{record.seed}.{suffix}")
+    out = Path(os.path.abspath(config.out or record.path / f"policy_{chosen}_seed{record.seed}.{suffix}"))
     sidecar = out.with_name(out.name + ".json")
     for path in (out, sidecar):
         if path.is_dir():
