@@ -32,7 +32,7 @@ from parts.benchmark_jobs import read_result, run_job
 from parts.benchmark_ray import run_on_ray
 from parts.checks import MOST, check
 from parts.cli import check_range, nearest, option, run_recipe
-from parts.datasets import collect_or_load, dataset_folder, digest
+from parts.datasets import check_collected, collect_or_load, dataset_folder, digest
 from parts.earlier import read_earlier
 from parts.grid import GridCell, Plan, paper_name
 from parts.manifest import Manifest, read_manifest
@@ -473,7 +473,18 @@ def make_datasets(config: Config, jobs: Sequence[Job]) -> dict[Path, str]:
     wanted: dict[str, list[Job]] = {}
     for job in jobs:
         wanted.setdefault(json.dumps(job.dataset), []).append(job)
-    missing = [users for users in wanted.values() if not dataset_folder(config.data_dir, **users[0].dataset).exists()]
+    missing = []
+    for users in wanted.values():
+        folder = dataset_folder(config.data_dir, **users[0].dataset)
+        if not folder.exists():
+            missing.append(users)
+            continue
+        try:
+            # each run checks the data that it learns from
+            store = TrajectoryStore.load(folder, verify=False)
+            check_collected(store, get_task(users[0].dataset["task"]).data_source, folder)
+        except ValueError as error:
+            failures |= {job.folder: f"no dataset: {error}" for job in users}
     for number, users in enumerate(missing, 1):
         request = dict(users[0].dataset)
         folder = dataset_folder(config.data_dir, **request)

@@ -24,6 +24,7 @@ import numpy as np
 from parts import OPENGL
 from parts.chosen import name_of_choice
 from parts.cli import check_range, option, run_recipe
+from parts.datasets import number_text
 from parts.films import film_episode
 from parts.shared import commit_of_library, use_threads, versions_of, write_json
 
@@ -213,7 +214,7 @@ def folder_name(config: Config, task: Task, groups: Sequence[Sequence[TrainedPol
     """Where results are kept, by what decides them."""
     chosen = name_of_choice(str(config.run), config.which, groups[0][0].record)
     parts = ["evaluation", chosen, task.name, f"{config.episodes}from{config.first_seed}"]
-    parts += [f"noise{config.noise:g}"] if config.noise else []
+    parts += [f"noise{number_text(config.noise)}"] if config.noise else []
     parts += [f"seed{config.seed}"] if config.seed is not None else []
     if config.versus is not None:
         other = groups[1][0].record

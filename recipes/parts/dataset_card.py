@@ -18,7 +18,10 @@ _HOW: dict[str, tuple[str, ...]] = {
     "ogbench": ("from ogbench.utils import load_dataset", "", 'dataset = load_dataset("{name}")'),
     "wgcsl": ("import pickle", "", 'buffer = pickle.load(open("{name}", "rb"))  # o, ag, u, g'),
 }
-_KNOWN = ("task", "composition", "observation_columns", "goal_columns", "action_columns", "success_rule", "threshold")
+_KNOWN = (
+    *("task", "composition", "observation_columns", "goal_columns", "action_columns"),
+    *("success_rule", "threshold", "goal_parts", "goal_range"),
+)
 
 
 def dataset_card(

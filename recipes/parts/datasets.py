@@ -21,6 +21,8 @@ log = logging.getLogger("torchrl_smore.recipes")
 # tasks whose D4RL files hold no goals, by the beginning of their names
 _ROBOTS = {"CheetahTgtVel": readers.d4rl.ROBOTS["halfcheetah"], "AntTgtVel": readers.d4rl.ROBOTS["ant"]}
 
+_ROUNDING = 1e-6  # trajectories: of up to ten million, by which a quotient may miss its whole number
+
 
 def recognise_dataset(path: str) -> str:
     """The format of a dataset, one of ``readers.FORMATS``.
@@ -126,19 +128,30 @@ def with_expert_fraction(store: TrajectoryStore, fraction: float) -> TrajectoryS
     rest = [name for name in parts if name != "expert"]
     held = {"expert": parts["expert"].num_trajectories if "expert" in parts else 0}
     held["rest"] = sum(parts[name].num_trajectories for name in rest)
-    limits = [held["expert"] / fraction] if fraction > 0 else []
-    limits += [held["rest"] / (1 - fraction)] if fraction < 1 else []
-    total = int(min(limits))
-    experts = round(total * fraction)
+    experts, others = largest_mixture(held["expert"], held["rest"], fraction)
     if len(rest) > 1:
         raise ValueError(f"expert_fraction needs a dataset of one expert and one other part, found {sorted(parts)}.")
-    chosen = [
-        (parts[name], count) for name, count in (("expert", experts), *((n, total - experts) for n in rest)) if count
-    ]
+    chosen = [(parts[name], count) for name, count in (("expert", experts), *((n, others) for n in rest)) if count]
     if not chosen:
         raise ValueError(f"the dataset holds too few trajectories for expert_fraction={fraction}: {held}.")
     stores, counts = zip(*chosen)
     return mix(stores, counts)
+
+
+def largest_mixture(experts: int, others: int, fraction: float) -> tuple[int, int]:
+    """How many trajectories of experts and of others the largest dataset with a share of experts has.
+
+    Args:
+        experts: how many there are.
+        others: how many there are.
+        fraction: share of experts, in ``[0, 1]``.
+    """
+    limits = [experts / fraction] if fraction > 0 else []
+    limits += [others / (1 - fraction)] if fraction < 1 else []
+    # 3 / (1 - 0.7) is less than 10
+    total = int(min(limits) + _ROUNDING)
+    chosen = round(total * fraction)
+    return chosen, total - chosen
 
 
 def collect_or_load(
@@ -160,6 +173,10 @@ def collect_or_load(
 
     The policies are files of trained actors, or the run folder of one; ``None`` and the noise of the expert are as in
     :func:`~torchrl_smore.envs.collect`.
+
+    Raises:
+        ValueError: for an argument out of its range, or if what was collected is of the task as it was, see
+            :func:`check_collected`.
     """
     if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {expert_fraction}.")
@@ -179,7 +196,9 @@ def collect_or_load(
             # killed when the store was there and its chunks were being removed
             shutil.rmtree(out.with_name(f".{out.name}.partial-removed"), ignore_errors=True)
             log.info("dataset: %s", out)
-            return TrajectoryStore.load(out)
+            store = TrajectoryStore.load(out)
+            check_collected(store, task, out)
+            return store
         return collect(
             task,
             **task.composition(**composition),
@@ -187,6 +206,43 @@ def collect_or_load(
             seed=seed,
             out=out,
             progress=sys.stderr.isatty(),
+        )
+
+
+def check_collected(store: TrajectoryStore, task: Task, out: Path) -> None:
+    """Refuses a dataset that was collected when its task was another; warns if only code of the task has changed.
+
+    Args:
+        store: which says what the task was then, as far as it was written then.
+        task: as it is now.
+        out: where the store is.
+
+    Raises:
+        ValueError: naming what the task had, and what it has.
+    """
+    now = task.definition
+    if store.meta.get("threshold", now["threshold"]) != now["threshold"]:
+        del now["success_rule"]  # which names the threshold
+    differing = [name for name, value in now.items() if name in store.meta and store.meta[name] != value]
+    if differing:
+        had = " and ".join(f"{name} {store.meta[name]!r}" for name in differing)
+        has = " and ".join(repr(now[name]) for name in differing)
+        raise ValueError(
+            f"{out} was collected when {task.name} had {had}, it now has {has}: delete it, or pass it as dataset=."
+        )
+    try:
+        store.check_task(
+            observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
+        )
+    except DatasetError as error:
+        raise DatasetError(f"{out}: {error}") from error
+    source = task.source_sha256
+    if source is not None and store.meta.get("source_sha256", source) != source:
+        log.warning(
+            "%s was collected with other code of %s: its environment or its expert has changed since, or what they "
+            "are given. Delete it to collect it anew",
+            out,
+            task.name,
         )
 
 
@@ -219,11 +275,11 @@ def dataset_folder(
     counts = task.composition(num_trajectories, expert_fraction)
     parts = [task.name, f"expert{counts['expert_episodes']}", f"{task.rest}{counts[f'{task.rest}_episodes']}"]
     parts += [f"seed{seed}"]
-    parts += [f"noise{action_noise:g}"] if action_noise else []
+    parts += [f"noise{number_text(action_noise)}"] if action_noise else []
     expert = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
     if counts["expert_episodes"]:
-        parts += [f"expertnoise{expert.noise:g}"] if expert.noise else []
-        parts += [f"expertrandom{expert.random_prob:g}"] if expert.random_prob else []
+        parts += [f"expertnoise{number_text(expert.noise)}"] if expert.noise else []
+        parts += [f"expertrandom{number_text(expert.random_prob)}"] if expert.random_prob else []
     if expert_policy is None and task.bundled_actors is not None:
         expert_policy = str(task.bundled_actors)
     if medium_policy is None and counts["medium_episodes"]:
@@ -237,6 +293,12 @@ def dataset_folder(
     files = [path for path in (expert_policy, medium_policy) if path not in (None, SCRIPTED)]
     parts += ["policy" + digest(*files)] if files else []
     return Path(folder) / "_".join(parts)
+
+
+def number_text(value: float) -> str:
+    """A number for the name of a folder: short, and another one for every other number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 def digest(*paths: str | None) -> str:

@@ -306,6 +306,23 @@ def test_the_manifest_of_table_1_holds_what_it_says(benchmark, tmp_path):
     assert {table for job in every for table in job.cell.tables} >= {"1", "2", "9", "12", "13", "14", "16", "figure 2"}
 
 
+def test_a_dataset_of_a_task_as_it_was_fails_the_runs_that_would_read_it(benchmark, tmp_path):
+    from parts.datasets import dataset_folder
+
+    from torchrl_smore.envs import collect
+
+    request = benchmark.Config(tasks=["PointReach"], methods=["smore"], seeds=1, preset="quick", data_dir=str(tmp_path))
+    config, plan = benchmark.read_request(request)
+    jobs = benchmark.make_jobs(config, plan, tmp_path)
+    made = collect("PointReach", expert_episodes=1, random_episodes=1, seed=0, workers=1, progress=False)
+    out = dataset_folder(config.data_dir, **jobs[0].dataset)
+    type(made)(made.data, {**made.meta, "threshold": 2.0}).save(out)
+    failures = benchmark.make_datasets(config, jobs)
+    assert failures.keys() == {job.folder for job in jobs}
+    assert "no dataset: " in failures[jobs[0].folder]
+    assert "was collected when PointReach had threshold 2.0, it now has 1.0" in failures[jobs[0].folder]
+
+
 @pytest.mark.parametrize("what", [{"table": "1"}, {"figure": "2"}, {"figure": "3"}], ids=str)
 def test_a_run_reads_the_dataset_that_is_collected_for_it(benchmark, monkeypatch, tmp_path, what):
     from parts import datasets

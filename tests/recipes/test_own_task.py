@@ -67,3 +67,63 @@ def test_a_task_that_is_not_there_is_refused_in_one_line(recipe, cwd, store_path
     done = recipe(name, *(text.format(store=store_path) for text in options), cwd=cwd)
     assert (done.status, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert message in done.stderr
+
+
+CHANGED = """
+import os
+
+import numpy as np
+
+from torchrl_smore.envs import register_task
+
+
+def expert(seen):
+    return np.full((len(seen["observation"]), 1), 0.5, np.float32)
+
+
+def make_expert():
+    return expert
+
+
+OPTIONS = {"threshold": 0.3, "horizon": 5, "goal_columns": [0], "goals": ([-1.0], [0.4])}
+MyTask = register_task("MyTask", "MountainCarContinuous-v0", make_expert=make_expert, **{**OPTIONS, **{}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('{"threshold": 0.5}', "when MyTask had threshold 0.3, it now has 0.5: delete it, or pass it as dataset="),
+        (
+            '{"horizon": 7, "threshold": 0.2}',
+            "when MyTask had horizon 5 and threshold 0.3, it now has 7 and 0.2: delete",
+        ),
+        (
+            '{"goals": ([-0.5], [0.4])}',
+            "when MyTask had goal_range [[-1.0], [0.4]], it now has [[-0.5], [0.4]]: delete",
+        ),
+        (
+            '{"goal_columns": [1]}',
+            "when MyTask had goal_columns ['observation 0'], it now has ['observation 1']: delete",
+        ),
+        ("{}", None),
+    ],
+)
+def test_a_dataset_of_a_task_that_has_changed_is_not_taken_for_its_own(recipe, tmp_path, change, message):
+    module, options = tmp_path / "my_module.py", (TASK, "num_trajectories=4", "expert_fraction=0.5", "rollout=false")
+    module.write_text(CHANGED)
+    done = recipe("smore_offline.py", *options, *TINY, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert "was collected" not in done.stdout + done.stderr
+    (out,) = (tmp_path / "datasets").iterdir()
+    module.write_text(CHANGED.replace("**{}", f"**{change}").replace("0.5, np", "-0.5, np"))
+    done = recipe("smore_offline.py", *options, *TINY, cwd=tmp_path)
+    said = f"datasets/{out.name} was collected "
+    if message is None:
+        assert done.status == 0, done.stderr
+        assert f"{said}with other code of MyTask" in done.stdout + done.stderr
+        return
+    assert (done.status, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert said + message in done.stderr
+    given = (TASK, f"dataset={out}", "rollout=false")
+    assert recipe("smore_offline.py", *given, *TINY, cwd=tmp_path).status == 0
