@@ -179,8 +179,8 @@ def plot_goals(
     axes = figure.add_subplot()
     order = np.argsort(-success, kind="stable")  # failures above the rest
     # lightness tells the share under any colour blindness, and the edge shows the lightest on white
-    look = {"cmap": "cividis", "vmin": 0, "vmax": 1, "s": 22, "edgecolors": "0.2", "linewidths": 0.5}
-    drawn = axes.scatter(goals[order, x], goals[order, y], c=success[order], **look)
+    places, shares = (goals[order, x], goals[order, y]), success[order]
+    drawn = axes.scatter(*places, c=shares, cmap="cividis", vmin=0, vmax=1, s=22, edgecolors="0.2", linewidths=0.5)
     axes.set(xlabel=columns[x], ylabel=columns[y], title=title)
     figure.colorbar(drawn, ax=axes, label="success at the last step")
     with replacing(out) as beside:
