@@ -180,14 +180,14 @@ def main(config: Config) -> None:
     plan = grid.merge([stage.plan for stage in stages])
     with locked(out / ".lock", f"benchmark folder {out}"):
         remove_leftovers(out)
-        datasets = known_datasets(out)
+        before = known_grid(out)
         if earlier is not None:
             print(f"{config.earlier}: {len(earlier.take_over(jobs))} runs taken over", flush=True)
-            datasets = earlier.datasets | datasets
+            before["datasets"] = earlier.datasets | before["datasets"]
         # another driver may have worked until now
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
         print(describe(plan, jobs, [job for job in jobs if job.folder not in results], out), flush=True)
-        record = grid_record(config, plan, jobs, commit, datasets, manifest)
+        record = grid_record(config, plan, jobs, commit, before, manifest)
         write_json(out / "grid.json", record)
         write_tables(out, jobs, results)
         failures: dict[Path, str] = {}
@@ -426,45 +426,79 @@ def grid_record(
     plan: Plan,
     jobs: Sequence[Job],
     commit: str,
-    datasets: Mapping[str, Any],
+    before: Mapping[str, Any],
     manifest: Manifest | None = None,
 ) -> dict[str, Any]:
-    """What ``grid.json`` holds; ``datasets`` is what is told of some, which need not be here any more."""
+    """What ``grid.json`` holds.
+
+    Args:
+        config: the options.
+        plan: the cells.
+        jobs: their runs.
+        commit: of this code.
+        before: of :func:`known_grid`; its datasets need not be here any more.
+        manifest: what was asked for, if by a manifest.
+    """
     cells: dict[Path, list[Job]] = {}
     for job in jobs:
         cells.setdefault(job.cell_folder, []).append(job)
-    names = {dataset_folder(config.data_dir, **own[0].dataset).name for own in cells.values()}
+    asked = [
+        {
+            **{"id": folder.name, "task": own[0].cell.task, "method": paper_name(own[0].cell.method)},
+            "setting": own[0].cell.setting,
+            "tables": list(dict.fromkeys(table for job in own for table in job.cell.tables)),
+            **{name: own[0].options[name] for name in ("steps", "batch_size")},
+            "num_trajectories": own[0].dataset["num_trajectories"],
+            "dataset": dataset_folder(config.data_dir, **own[0].dataset).name,
+            "seeds": sorted(seed for job in own for seed in job.seeds),
+        }
+        for folder, own in cells.items()
+    ]
+    # the tables hold the runs of earlier requests too: what made them stays told
+    told = {cell["id"]: cell for cell in before["cells"]}
+    for cell in asked:
+        old = told.pop(cell["id"], {"tables": [], "seeds": []})
+        cell["tables"] = list(dict.fromkeys([*old["tables"], *cell["tables"]]))
+        cell["seeds"] = sorted({*old["seeds"], *cell["seeds"]})
+    every = [*asked, *told.values()]
+    said = {} if manifest is None else {task: manifest.differs.get(task) for task in (cell["task"] for cell in asked)}
+    differs = {task: text for task, text in {**before["differs"], **said}.items() if text is not None}
     return {
         "command": " ".join(["python", "recipes/benchmark.py", *sys.argv[1:]]),
         "options": dataclasses.asdict(config),
         "commit": commit,
         "versions": versions_of(PACKAGES),
-        "cells": [
-            {
-                **{"id": folder.name, "task": own[0].cell.task, "method": paper_name(own[0].cell.method)},
-                "setting": own[0].cell.setting,
-                "tables": list(dict.fromkeys(table for job in own for table in job.cell.tables)),
-                **{name: own[0].options[name] for name in ("steps", "batch_size")},
-                "num_trajectories": own[0].dataset["num_trajectories"],
-                "dataset": dataset_folder(config.data_dir, **own[0].dataset).name,
-                "seeds": sorted(seed for job in own for seed in job.seeds),
-            }
-            for folder, own in cells.items()
-        ],
+        "cells": every,
         # the others are filled in as they are collected
-        "datasets": {name: told for name, told in datasets.items() if name in names},
-        "differs": {} if manifest is None else manifest.differs,
+        "datasets": {
+            name: parts for name, parts in before["datasets"].items() if name in {cell["dataset"] for cell in every}
+        },
+        "differs": {task: text for task, text in differs.items() if task in {cell["task"] for cell in every}},
         "unavailable": list(plan.unavailable),
         "registry": list(task_names()),
     }
 
 
-def known_datasets(out: Path) -> dict[str, Any]:
-    """What the folder's ``grid.json`` tells of datasets; nothing where there is none that can be read."""
-    path = out / "grid.json"
+def known_grid(out: Path) -> dict[str, Any]:
+    """What the folder's ``grid.json`` tells of cells that still have runs, of datasets, and of what differs.
+
+    Nothing of each where there is none that can be read. The seeds of a cell are those that have a result.
+    """
+    cells, told = [], _read_grid(out / "grid.json")
+    for cell in told["cells"]:
+        found = [read_result(path.parent) for path in sorted((out / "cells" / cell["id"]).glob("*/result.json"))]
+        seeds = {row["seed"] for result in found if result is not None for row in result["results"]}
+        cells += [{**cell, "seeds": sorted(seeds)}] if seeds else []
+    return {**told, "cells": cells}
+
+
+def _read_grid(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return dict(json.loads(path.read_text(encoding="utf-8"))["datasets"])
-    return {}
+        grid = json.loads(path.read_text(encoding="utf-8"))
+        needed = {"id", "task", "tables", "dataset"}
+        cells = [dict(cell) for cell in grid["cells"] if needed <= set(cell)]
+        return {"cells": cells, "datasets": dict(grid["datasets"]), "differs": dict(grid["differs"])}
+    return {"cells": [], "datasets": {}, "differs": {}}
 
 
 def make_datasets(config: Config, jobs: Sequence[Job]) -> dict[Path, str]:

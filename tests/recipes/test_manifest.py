@@ -97,6 +97,35 @@ def test_stages_are_run_in_their_order_gone_on_with_and_looked_at(recipe, write,
     assert "stage more: 1 of 3 runs to do" in again.stdout
 
 
+def test_a_second_request_in_a_folder_keeps_what_is_told_of_the_runs_of_the_first(recipe, write, tmp_path):
+    def asked(*options):
+        done = recipe("benchmark.py", *options, "jobs=0", cwd=tmp_path)
+        assert done.status == 0, done.stderr
+        return json.loads((tmp_path / "out" / "grid.json").read_text())
+
+    sizes = [f"{name}={value}" for name, value in TINY["options"].items()]
+    before = asked(f"manifest={write()}")
+    more = ("methods=[gcsl]", "seeds=1", *sizes, "out=out")
+    after = asked("tasks=[PointReach]", "settings=['expert=0.2']", *more)
+    assert [(cell["task"], cell["setting"]) for cell in after["cells"]] == [
+        *(("PointReach", "expert=0.2"), ("PointReach", "expert=0.1"), ("PointRooms", "expert=0.1")),
+    ]
+    assert after["cells"][1:] == before["cells"]
+    assert before["datasets"].items() < after["datasets"].items()
+    assert after["differs"] == before["differs"] == {"PointReach": "a point"}
+    # fewer seeds of a cell; and a cell that has no run any more
+    for folder in (tmp_path / "out" / "cells").glob("PointRooms*"):
+        shutil.rmtree(folder)
+    last = asked("tasks=[PointReach]", *more, "first_seed=100")
+    assert [(cell["setting"], cell["seeds"]) for cell in last["cells"]] == [
+        *(("expert=0.1", [100, 101]), ("expert=0.2", [0])),
+    ]
+    assert last["differs"] == before["differs"]
+    assert len(last["datasets"]) == 2
+    # a manifest has the last word on its tasks
+    assert asked(f"manifest={write(differs={})}")["differs"] == {}
+
+
 def test_what_an_earlier_benchmark_finished_is_not_run_again(recipe, write, tmp_path):
     options = (f"manifest={write(differs={})}", "jobs=0")
     done = recipe("benchmark.py", *options, cwd=tmp_path)
