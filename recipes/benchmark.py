@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from parts import grid
-from parts.benchmark_jobs import read_result, run_job
+from parts.benchmark_jobs import begun_groups, folder_name, read_result, run_job
 from parts.benchmark_ray import run_on_ray
 from parts.checks import MOST, check
 from parts.cli import check_range, nearest, option, run_recipe
@@ -134,8 +134,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where everything of it lies."""
-        last = "" if len(self.seeds) == 1 else f"-{self.seeds[-1]}"
-        return self.cell_folder / f"seed{self.seeds[0]}{last}"
+        return self.cell_folder / folder_name(self.seeds)
 
     @property
     def words(self) -> str:
@@ -319,6 +318,8 @@ def make_jobs(
 ) -> list[Job]:
     """The runs of a plan, options checked; nothing is begun if one of them cannot be.
 
+    Seeds that a run of the folder has, finished or begun, stay together as they are there, with others if need be.
+
     Args:
         config: the options.
         plan: the cells.
@@ -356,12 +357,24 @@ def make_jobs(
         folder = out / "cells" / f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         options = {key: value for key, value in options.items() if key not in _DATA_OPTIONS}
         others = taken.setdefault(folder, set())
-        seeds = [seed for seed in range(config.first_seed, config.first_seed + config.seeds) if seed not in others]
-        others.update(seeds)
-        groups = [tuple(seeds[start : start + together]) for start in range(0, len(seeds), together)]
+        asked = set(range(config.first_seed, config.first_seed + config.seeds)) - others
+        groups = [group for group in begun_groups(folder) if asked & set(group) and not others & set(group)]
+        groups += split(sorted(asked.difference(*groups)), together)
+        others.update(*groups)
         jobs += [Job(cell, group, options, dataset, folder) for group in groups]
     # the first seeds of all cells before the second ones: an early stop leaves a whole table
     return sorted(jobs, key=lambda job: job.seeds)
+
+
+def split(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
+    """Ascending seeds in groups of at most ``most`` that follow each other: a run counts on from its first one."""
+    groups: list[tuple[int, ...]] = []
+    for seed in seeds:
+        if groups and seed == groups[-1][-1] + 1 and len(groups[-1]) < most:
+            groups[-1] += (seed,)
+        else:
+            groups.append((seed,))
+    return groups
 
 
 def run_options(config: Config, cell: GridCell) -> RunConfig:

@@ -11,8 +11,9 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,44 @@ METRICS = (
     *("success_last", "success_any", "final_distance"),
 )
 _RESULT, _STARTS = "result.json", "starts.txt"
+
+
+def folder_name(seeds: Sequence[int]) -> str:
+    """Name of the folder of the run of some seeds that follow each other, in that of its cell."""
+    return f"seed{seeds[0]}" if len(seeds) == 1 else f"seed{seeds[0]}-{seeds[-1]}"
+
+
+def begun_groups(cell_folder: Path) -> list[tuple[int, ...]]:
+    """The seeds of each run of a cell that is finished or has a checkpoint, no seed twice: first those finished.
+
+    Raises:
+        ValueError: if two finished runs have a seed in common.
+    """
+    groups = [(path, group) for path in sorted(cell_folder.glob("seed*")) if (group := _seeds_of(path))]
+    kept: dict[int, Path] = {}
+    found = []
+    for path, group in groups:
+        if has_result(path):
+            twice = next((seed for seed in group if seed in kept), None)
+            if twice is not None:
+                raise ValueError(f"{path} and {kept[twice].name} beside it both hold seed {twice}: remove one of them.")
+            kept |= dict.fromkeys(group, path)
+            found.append(group)
+    for path, group in groups:
+        # without a checkpoint nothing is lost: it may be that so many seeds had no room together
+        if not set(group) & kept.keys() and any(path.glob("run/*/checkpoint/*")):
+            kept |= dict.fromkeys(group, path)
+            found.append(group)
+    return found
+
+
+def _seeds_of(folder: Path) -> tuple[int, ...]:
+    """What :func:`folder_name` made a name of, or nothing."""
+    match = re.fullmatch(r"seed(\d+)(?:-(\d+))?", folder.name)
+    if match is None:
+        return ()
+    first = int(match[1])
+    return tuple(range(first, int(match[2] or first) + 1))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

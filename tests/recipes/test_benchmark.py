@@ -174,6 +174,55 @@ def test_more_seeds_are_added_and_fewer_lose_nothing(recipe, copy):
     assert found == {("SMORe", 0), ("SMORe", 1), ("GCSL", 0), ("GCSL", 1), ("GCSL", 2)}
 
 
+def test_seeds_that_are_there_are_not_trained_again_in_other_groups(recipe, copy):
+    runs, before = files(copy / "out" / "cells"), tables(copy)
+    done = recipe("benchmark.py", *QUICK, "seeds_together=2", cwd=copy)
+    assert done.status == 0, done.stderr
+    assert "4 runs, 4 of them finished" in done.stdout
+    assert files(copy / "out" / "cells") == runs
+    assert tables(copy) == before
+    more = [option for option in QUICK if not option.startswith(("seeds=", "methods="))]
+    for seeds, folders in ((4, ["seed2-3"]), (5, ["seed2-3", "seed4"])):
+        done = recipe("benchmark.py", *more, "methods=[gcsl]", f"seeds={seeds}", "seeds_together=2", cwd=copy)
+        assert done.status == 0, done.stderr
+        (cell,) = (copy / "out" / "cells").glob("*gcsl*")
+        assert sorted(path.name for path in cell.iterdir()) == ["seed0", "seed1", *folders]
+    assert {path: time for path, time in files(copy / "out" / "cells").items() if path in runs} == runs
+
+
+def test_the_seeds_of_a_cell_are_grouped_around_the_runs_that_are_there(import_recipe, tmp_path):
+    benchmark, jobs = import_recipe("benchmark"), import_recipe("parts.benchmark_jobs")
+    sizes = {"steps": 4, "batch_size": 8, "num_trajectories": 20, "eval_episodes": 1}
+    plan = benchmark.Plan((benchmark.GridCell("PointReach", "gcsl", "default"),))
+
+    def groups(seeds, together, first=0, taken=None):
+        config = benchmark.Config(
+            preset="quick", device="cpu", seeds=seeds, seeds_together=together, first_seed=first, **sizes
+        )
+        return [job.seeds for job in benchmark.make_jobs(config, plan, tmp_path, taken=taken)]
+
+    (job,) = benchmark.make_jobs(benchmark.Config(preset="quick", seeds=1, **sizes), plan, tmp_path)
+    cell = job.cell_folder
+    assert groups(5, 2) == [(0, 1), (2, 3), (4,)]
+    # a run counts on from its first seed
+    assert groups(4, 3, taken={cell: {1}}) == [(0,), (2, 3)]
+
+    # one that has no checkpoint leaves nothing behind; one that has goes on as it was begun
+    (cell / "seed0-4" / "run" / "x" / "checkpoint").mkdir(parents=True)
+    assert groups(5, 2) == [(0, 1), (2, 3), (4,)]
+    (cell / "seed1-2" / "run" / "x" / "checkpoint" / "step_1").mkdir(parents=True)
+    assert groups(5, 2) == [(0,), (1, 2), (3, 4)]
+    assert groups(1, 1, first=2) == [(1, 2)]
+    assert groups(1, 1) == [(0,)]
+
+    # unless its seeds have been finished by others since
+    jobs.keep_result(cell / "seed2-3", [], [])
+    assert groups(5, 2) == [(0, 1), (2, 3), (4,)]
+    jobs.keep_result(cell / "seed3", [], [])
+    with pytest.raises(ValueError, match=r"seed3 and seed2-3 beside it both hold seed 3: remove one of them"):
+        groups(1, 1)
+
+
 def test_a_run_that_fails_is_told_and_the_others_are_kept(recipe, copy):
     broken = next((copy / "out" / "cells").glob("*gcsl*/seed1"))
     (broken / "result.json").unlink()
