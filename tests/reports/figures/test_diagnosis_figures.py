@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from torchrl_smore.reports.figures.diagnosis import (
 )
 from torchrl_smore.reports.numbers.findings import COSINE, PREFERENCE, Diagnosis
 
-pytest.importorskip("matplotlib")
+FigureCanvasAgg = pytest.importorskip("matplotlib.backends.backend_agg").FigureCanvasAgg
 
 
 def rows(*found):
@@ -86,3 +88,21 @@ def test_every_axis_of_numbers_says_what_it_counts(diagnosis, draw):
             # of classes, phases and groups the ticks are the names
             names = any(label.get_text()[:1].isalpha() for label in side.get_ticklabels())
             assert side.get_label_text() or names, (axis.get_title(), side.axis_name)
+
+
+def test_the_names_of_many_classes_do_not_lie_on_each_other_nor_the_legend_on_a_bar(diagnosis):
+    diagnosis.tables["weights"] = diagnosis.tables["weights"] * 12
+    figure = weights_figure(diagnosis)
+    FigureCanvasAgg(figure).draw()
+    axis = figure.axes[0]
+    places = [label.get_window_extent() for label in axis.get_yticklabels()]
+    assert len(places) == 24
+    assert not any(one.overlaps(other) for one, other in pairwise(places))
+    legend = axis.get_legend().get_window_extent()
+    assert not any(legend.overlaps(bar.get_window_extent()) for bar in axis.patches)
+    assert not legend.overlaps(axis.xaxis.get_tightbbox())
+
+
+def test_episodes_are_counted_in_whole_numbers(diagnosis):
+    ticks = episodes_figure(diagnosis).axes[1].get_xticks()
+    assert (ticks == np.round(ticks)).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -16,10 +18,11 @@ from torchrl_smore.reports.figures.returns import (
 )
 from torchrl_smore.reports.figures.style import method_styles, save_figure
 from torchrl_smore.reports.numbers.aggregates import Estimate
-from torchrl_smore.reports.numbers.results import METHODS
+from torchrl_smore.reports.numbers.results import CONTROL, METHODS
 
 pytest.importorskip("matplotlib")
 imageio = pytest.importorskip("imageio.v3")
+FigureCanvasAgg = pytest.importorskip("matplotlib.backends.backend_agg").FigureCanvasAgg
 to_hex = pytest.importorskip("matplotlib.colors").to_hex
 
 
@@ -45,6 +48,12 @@ def test_every_method_looks_different_and_the_same_in_all_company():
     assert method_styles(["AM", "SMORe"])["AM"] == styles["AM"]
     # others come last, by alphabet
     assert list(method_styles(["zeta", "AM", "eta", "SMORe"])) == ["SMORe", "AM", "eta", "zeta"]
+
+
+def test_a_method_of_ones_own_has_a_colour_of_its_own():
+    own = [f"own_{number}" for number in range(6)]
+    styles = method_styles([*METHODS, CONTROL, *own])
+    assert len({style.color for style in styles.values()}) == len(METHODS) + 1 + len(own)
 
 
 def test_a_learning_curve_is_the_mean_of_the_seeds_where_all_have_been(make_result):
@@ -91,6 +100,22 @@ def test_coverage_shows_ours_and_the_papers_points(make_result):
     np.testing.assert_allclose(paper[-1], 28.2 / 31.7915, atol=1e-5)
     assert len(paper) == 5
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "1", "2.5", "5", "10"]
+
+
+def test_a_task_without_a_number_to_draw_says_so_in_its_panel(make_result):
+    # a task of one's own has no largest return to divide by
+    figure = coverage_figure([make_result(task="PointReach", setting="expert=0.01", metric="success_last")])
+    assert texts(titled(figure, "PointReach")) == ["no runs"]
+    assert texts(titled(figure, "FetchReach")) == []
+
+
+def test_names_of_many_bars_do_not_lie_on_each_other(make_result):
+    shared = {"setting": "expert=1;images", "metric": "success_last", "value": 0.5}
+    figure = image_figure(make_result(task="Tabletop-pick", method=method, **shared) for method in METHODS)
+    FigureCanvasAgg(figure).draw()
+    places = [label.get_window_extent() for label in titled(figure, "Tabletop-pick").get_xticklabels()]
+    assert len(places) == len(METHODS)
+    assert not any(one.overlaps(other) for one, other in pairwise(places))
 
 
 def test_noise_is_drawn_where_there_are_runs_and_said_to_be_missing_where_not(make_result):

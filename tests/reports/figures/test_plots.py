@@ -143,3 +143,28 @@ def test_a_goal_is_seen_on_white_however_often_it_was_reached(tmp_path, monkeypa
     (edge,) = marks.get_edgecolor()
     assert edge[:3] @ [0.2126, 0.7152, 0.0722] < 0.3
     assert marks.get_linewidth()[0] > 0
+
+
+def test_no_text_leaves_the_picture_and_steps_are_written_out(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    kept = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: kept.append(self) or save(self, *args, **kwargs)
+    )
+    title = "A-task-with-a-name-that-goes-on-and-on-and-on, method_with_a_long_name_as_well"
+    plot_goals(np.eye(3), np.ones(3), ["x [m]", "y [m]", "z [m]"], tmp_path / "goals.png", title=title)
+    figure = kept.pop()
+    (said,) = [text for text in figure.texts if text.get_text()]
+    extent, whole = said.get_window_extent(), figure.bbox
+    assert 0 <= extent.x0 < extent.x1 <= whole.x1
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss_score\n0,1.0\n1000000,0.5\n")
+    plot_curves(path, tmp_path / "curves.png")
+    assert "1,000,000" in [label.get_text() for label in kept.pop().axes[0].get_xticklabels()]
+    # of few updates no number stands at two ticks
+    path.write_text("step,loss_score\n0,1.0\n2,0.5\n")
+    plot_curves(path, tmp_path / "curves.png")
+    ticks = [label.get_text() for label in kept.pop().axes[0].get_xticklabels()]
+    assert len(set(ticks)) == len(ticks)

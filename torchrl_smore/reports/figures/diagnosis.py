@@ -31,14 +31,15 @@ _TICKS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 def weights_figure(diagnosis: Diagnosis) -> Figure:
     """Shares of rows and of weight by class, and quantiles of the advantage by group."""
-    figure, (shares, quantiles) = panels(2, 2, width=5.4, height=4.0, legend=False)
     rows = diagnosis.tables["weights"]
+    figure, (shares, quantiles) = panels(2, 2, width=5.4, height=max(4.0, 1.2 + 0.18 * len(rows)), legend=False)
     place = np.arange(len(rows))[::-1]
     shares.barh(place + 0.2, _numbers(rows, "rows"), 0.38, color="0.6", label="share of rows")
     shares.barh(place - 0.2, _numbers(rows, "weight_share"), 0.38, color=_COLOURS[0], label="share of weight")
     shares.set_yticks(place, [_class_name(row) for row in rows], fontsize=7)
     shares.set_xlabel("share", fontsize=8)
-    shares.legend(fontsize=8, frameon=False)
+    # below the panel: in it there may be a bar at any place
+    shares.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     shares.set_title("where the weight goes", fontsize=10)
     _quantile_lines(quantiles, diagnosis, "advantage")
     quantiles.axvline(0.0, color="0.4", linewidth=0.8)
@@ -86,7 +87,7 @@ def phases_figure(diagnosis: Diagnosis) -> Figure:
         axis.bar(range(len(rows)), values, 0.6, color=_COLOURS[1])
         # at the goal, where any small action will do, nothing is judged
         for place in (i for i, row in enumerate(rows) if row["phase"] != "at_goal"):
-            axis.hlines(threshold, place - 0.45, place + 0.45, color=_COLOURS[0], linestyle="--", linewidth=1)
+            axis.hlines(threshold, place - 0.4, place + 0.4, color=_COLOURS[0], linestyle="--", linewidth=1)
         axis.set_xticks(range(len(rows)), names, fontsize=8)
         axis.set_ylim(min(0.0, float(values.min()) * 1.1), 1.05)
         axis.set_ylabel(label, fontsize=8)
@@ -114,6 +115,8 @@ def inputs_figure(diagnosis: Diagnosis) -> Figure:
 
 def episodes_figure(diagnosis: Diagnosis) -> Figure:
     """Distance to the goal along each episode, and how many end in which way."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (lines, counts) = panels(2, 2, width=5.2, height=3.4, legend=False)
     outcome = {row["seed"]: row["outcome"] for row in diagnosis.tables["episodes"]}
     distances: dict[str, list[float]] = defaultdict(list)
@@ -131,6 +134,7 @@ def episodes_figure(diagnosis: Diagnosis) -> Figure:
     counts.barh(place, number, 0.65, color=list(_OUTCOMES.values()))
     counts.set_yticks(place, names, fontsize=8)
     counts.set_xlabel("episodes", fontsize=8)
+    counts.xaxis.set_major_locator(MaxNLocator(integer=True))
     counts.set_title("episodes by how they end", fontsize=10)
     return figure
 

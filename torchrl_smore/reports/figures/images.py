@@ -41,7 +41,9 @@ def image_figure(results: Iterable[Result]) -> Figure:
                 axis.plot(np.full(sample.num_seeds, place), sample.values, "o", color="0.15", markersize=2.5)
         if not samples:
             say_empty(axis)
-        axis.set_xticks(range(len(samples)), list(samples), rotation=30, ha="right", fontsize=8)
+        # slanted names of more than some six bars would lie on each other
+        slant = {"rotation": 30, "ha": "right"} if len(samples) <= 6 else {"rotation": 90}
+        axis.set_xticks(range(len(samples)), list(samples), fontsize=8, **slant)
         axis.set_xlim(-0.6, max(len(samples), 1) - 0.4)
         axis.set_ylim(0.0, 1.02)
         axis.set_ylabel("success after the last step", fontsize=9)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "eval/discounted_return_0.999": "discount 0.999",
     },
     "success": {"eval/success_last": "at the last step", "eval/success_any": "at any step"},
-    "final distance": {"eval/final_distance": "after the last step"},
+    "final distance [unit of the goal]": {"eval/final_distance": "after the last step"},
     "score loss": {"loss_score": "loss_score"},
     "value loss": {"loss_value": "loss_value"},
     "actor loss": {"loss_actor": "loss_actor"},
@@ -126,6 +128,8 @@ def plot_curves(
             axis.axhline(largest, color="0.6", linewidth=1, linestyle="--", label="maximum at 0.99")
         axis.set_title(name, fontsize=10)
         axis.set_xlabel(unit, fontsize=8)
+        axis.locator_params(axis="x", nbins=5, integer=True)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
@@ -181,7 +185,9 @@ def plot_goals(
     # lightness tells the share under any colour blindness, and the edge shows the lightest on white
     places, shares = (goals[order, x], goals[order, y]), success[order]
     drawn = axes.scatter(*places, c=shares, cmap="cividis", vmin=0, vmax=1, s=22, edgecolors="0.2", linewidths=0.5)
-    axes.set(xlabel=columns[x], ylabel=columns[y], title=title)
+    axes.set(xlabel=columns[x], ylabel=columns[y])
+    # over the whole figure and in lines: a long name would be cut off at both sides
+    figure.suptitle("\n".join(textwrap.wrap(title, 60)), fontsize=10)
     figure.colorbar(drawn, ax=axes, label="success at the last step")
     with replacing(out) as beside:
         figure.savefig(beside, format="png", dpi=120)

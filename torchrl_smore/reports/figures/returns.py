@@ -83,7 +83,7 @@ def learning_figure(curves: Iterable[Result], setting: str = "main") -> Figure:
     for axis in axes[:-1]:
         axis.set_xlim(left=0)
         axis.set_ylim(-0.02, 1.02)
-        axis.locator_params(axis="x", nbins=4)
+        axis.locator_params(axis="x", nbins=4, integer=True)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_xlabel("updates", fontsize=9)
         axis.set_ylabel(_OVER_MAX, fontsize=9)
@@ -104,13 +104,16 @@ def coverage_figure(results: Iterable[Result]) -> Figure:
     figure, axes = panels(len(tasks), 4, width=3.3, height=2.7)
     for axis, task in zip(axes, tasks):
         axis.set_title(task, fontsize=10)
+        drawn = False
         for i, (method, style) in enumerate(method_styles(methods).items()):
             cells = [Cell("", task, method, _fraction_setting(share), "discounted_return") for share in FRACTIONS]
             shift = 0.03 * (i - len(methods) / 2)
             ours = [our_sample(cell, runs, "return_over_max") for cell in cells]
-            _error_line(axis, ours, shift, color=style.color, marker=style.marker, ls=style.linestyle)
+            drawn |= _error_line(axis, ours, shift, color=style.color, marker=style.marker, ls=style.linestyle)
             printed = [_printed_over_max(paper, cell) for cell in cells]
-            _error_line(axis, printed, shift, color=style.color, marker=style.marker, ls=":", hollow=True)
+            drawn |= _error_line(axis, printed, shift, color=style.color, marker=style.marker, ls=":", hollow=True)
+        if not drawn:
+            say_empty(axis)
         axis.set_xticks(range(len(FRACTIONS)), [f"{100 * share:g}" for share in FRACTIONS])
         axis.set_xlim(-0.4, len(FRACTIONS) - 0.6)
         axis.set_ylim(-0.02, 1.05)

@@ -31,7 +31,11 @@ _STYLES: dict[str, tuple[str, str, Any]] = {
     "GC-BC": ("#777777", "h", ":"),
 }
 _CONTROL = ("#444444", "d", (0, (4, 2)))
-_OTHERS = [(colour, marker, "-.") for colour, marker, _ in _STYLES.values()]
+# the rest of Tol's muted scheme, so that no method of one's own looks like one of these
+_OTHERS = [
+    *(("#CC6677", "p", "-."), ("#117733", "8", "-."), ("#AA4499", "H", "-.")),
+    *(("#44AA99", "p", "-."), ("#DDCC77", "8", "-."), ("#661100", "H", "-.")),
+]
 _DPI = 120
 
 
@@ -69,8 +73,8 @@ def needing_plots(what: str) -> Iterator[None]:
 def method_styles(methods: Sequence[str]) -> dict[str, Style]:
     """The style of each method in the fixed order; it does not depend on which others are shown.
 
-    Methods that are not :data:`~torchrl_smore.reports.numbers.METHODS` share the colours with dash-dotted lines, in
-    alphabetical order among themselves.
+    Methods that are not :data:`~torchrl_smore.reports.numbers.METHODS` have six colours of their own, in turn, with
+    dash-dotted lines, in alphabetical order among themselves.
     """
     styles = {}
     others = 0
