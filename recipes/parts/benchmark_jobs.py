@@ -2,7 +2,9 @@
 
 Everything of a run lies in its folder: ``run/`` is the run folder of ``smore_offline.py``, ``log.txt`` what it printed,
 ``result.json`` its numbers, there once the run is finished and never before. A run that was killed resumes from its
-last checkpoint; one that is finished is read and not repeated.
+last checkpoint; one that is finished is read and not repeated. ``starts.txt`` has a line for each time that it was
+begun: session of the driver, process, commit, and whether that began ``anew``, ``resumed``, or only ``read`` a run
+whose training had ended.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ METRICS = (
     *("success_last", "success_any", "final_distance"),
 )
 _RESULT, _STARTS = "result.json", "starts.txt"
+_UNKNOWN = "unknown"  # a commit outside a repository
 
 
 def folder_name(seeds: Sequence[int]) -> str:
@@ -48,7 +51,7 @@ def begun_groups(cell_folder: Path) -> list[tuple[int, ...]]:
             found.append(group)
     for path, group in groups:
         # without a checkpoint nothing is lost: it may be that so many seeds had no room together
-        if not set(group) & kept.keys() and any(path.glob("run/*/checkpoint/*")):
+        if not set(group) & kept.keys() and has_checkpoint(path):
             kept |= dict.fromkeys(group, path)
             found.append(group)
     return found
@@ -84,6 +87,11 @@ def has_result(folder: Path) -> bool:
     return (folder / _RESULT).is_file()
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has come as far as its first checkpoint."""
+    return any(folder.glob("run/*/checkpoint/step_*"))
+
+
 def keep_result(folder: Path, results: list[dict[str, Any]], curves: list[dict[str, Any]]) -> None:
     """Ends a run: its folder has these rows, or what it had before."""
     from parts.shared import write_json
@@ -108,14 +116,34 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         found = read_result(folder)
         if found is not None:
             return found
+        summary = _trained(folder)
+        how = "read" if summary is not None else "resumed" if has_checkpoint(folder) else "anew"
         with (folder / _STARTS).open("a", encoding="utf-8") as file:
-            file.write(f"{job['session']} {os.getpid()}\n")
-        with _printing_to(folder / "log.txt"):
-            summary = _train(folder, job["options"])
-        _write_result(folder, job["identity"], summary)
+            file.write(f"{job['session']} {os.getpid()} {job['identity']['commit'] or _UNKNOWN} {how}\n")
+        if summary is None:
+            with _printing_to(folder / "log.txt"):
+                summary = _train(folder, job["options"])
+        _write_result(folder, {**job["identity"], "commit": "+".join(_commits(folder))}, summary)
         found = read_result(folder)
         assert found is not None
         return found
+
+
+def _begun(folder: Path) -> list[Path]:
+    """The run folder that a job has, if it has come as far as one."""
+    return [path for path in sorted((folder / "run").glob("*")) if (path / "config.yaml").is_file()]
+
+
+def _trained(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that was killed between the end of its training and its result."""
+    for run in _begun(folder)[:1]:
+        # the curves are the last that it leaves: one killed before them resumes at its end
+        if all((run / name).is_file() for name in ("summary.json", "curves.png")):
+            with contextlib.suppress(ValueError):  # a damaged one is written again likewise
+                summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+                if summary.get("diverged") is None:
+                    return {**summary, "run_dir": str(run)}
+    return None
 
 
 def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -125,16 +153,11 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
     root = folder / "run"
     root.mkdir(exist_ok=True)
-    begun = [path for path in sorted(root.iterdir()) if (path / "config.yaml").is_file()]
+    begun = _begun(folder)
     for path in set(root.iterdir()) - set(begun):
         shutil.rmtree(path)  # killed before its first file was whole
     if not begun:
         return train(Config(**options, run_root=str(root)))
-    # the curves are the last that it leaves: one killed before them resumes at its end
-    if all((begun[0] / name).is_file() for name in ("summary.json", "curves.png")):
-        summary = json.loads((begun[0] / "summary.json").read_text())
-        if summary.get("diverged") is None:
-            return {**summary, "run_dir": str(begun[0])}
     # one that diverged ends so again, from its last good checkpoint, and says why
     return train(Config(resume=str(begun[0])))
 
@@ -165,6 +188,19 @@ def _starts(folder: Path) -> list[str]:
     path = folder / _STARTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [line.split(" ")[0] for line in lines]
+
+
+def _commits(folder: Path) -> list[str]:
+    """Those that trained what a run has come to, in their order; none if nobody knows any."""
+    commits: list[str] = []
+    for line in (folder / _STARTS).read_text(encoding="utf-8").splitlines():
+        # runs of earlier versions say no more than session and process
+        commit, how = (*line.split(" ")[2:], _UNKNOWN, "resumed")[:2]
+        if how == "anew":
+            commits = []
+        if how != "read" and commit not in commits:
+            commits.append(commit)
+    return [] if commits == [_UNKNOWN] else commits
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,10 +56,18 @@ def make_loadable(trainer: OfflineTrainer, task: Task, store: TrajectoryStore, i
             "success_rule": task.success_rule,
             "data": data,
             "observation_range": [bound.tolist() for bound in seen],
-            "commit": commit_of_library(),
+            "commit": _first_commit(trainer.run_dir),
         },
     )
     trainer.register_op("post_steps", KeepBest(trainer))
+
+
+def _first_commit(run_dir: Path) -> str:
+    """The commit that a run was begun at: one that resumes it does not make it its own."""
+    if any((run_dir / "checkpoint").glob("step_*")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((run_dir / "policy.json").read_text(encoding="utf-8"))["commit"])
+    return commit_of_library()
 
 
 def _range(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

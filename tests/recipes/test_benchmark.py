@@ -45,6 +45,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+#: Runs a recipe as if it were of another commit.
+OTHER_COMMIT = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import parts.shared
+parts.shared.commit_of_library = lambda: "bbbbbbb"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def tables(cwd):
     return [(cwd / "out" / name).read_bytes() for name in ("results.csv", "curves.csv")]
 
@@ -148,6 +159,33 @@ def test_a_run_killed_at_any_point_goes_on_and_gives_the_same_tables(recipe, cop
     done = recipe("benchmark.py", *QUICK, cwd=copy)
     assert done.status == 0, done.stderr
     assert tables(copy) == before
+
+
+def test_every_row_says_which_commits_trained_its_run(python, copy):
+    first = next(iter(read_results(copy / "out" / "results.csv"))).commit
+    (actor,) = (copy / "out" / "cells").glob("*gcsl*")
+    (smore,) = (copy / "out" / "cells").glob("*smore*")
+    # one goes on from a checkpoint, one begins anew, one has only its result left to write, one is finished
+    for folder in (smore / "seed0", actor / "seed0", actor / "seed1"):
+        (folder / "result.json").unlink()
+    shutil.rmtree(next(smore.glob("seed0/run/*/checkpoint/step_000000012")))
+    shutil.rmtree(next(actor.glob("seed0/run/*/checkpoint")))
+    for folder in (smore / "seed0", actor / "seed0"):
+        next(folder.glob("run/*/summary.json")).unlink()
+    done = python("-c", OTHER_COMMIT, RECIPE, *QUICK, cwd=copy)
+    assert done.status == 0, done.stderr
+    known = first or "unknown"
+    found = {(row.method, row.seed): row.commit for row in read_results(copy / "out" / "results.csv")}
+    assert found == {
+        **{("SMORe", 0): f"{known}+bbbbbbb", ("SMORe", 1): first},
+        **{("GCSL", 0): "bbbbbbb", ("GCSL", 1): first},
+    }
+    curves = {(row.method, row.seed): row.commit for row in read_curves(copy / "out" / "curves.csv")}
+    assert curves == found
+    # a policy has the commit that it was begun at
+    for folder, commit in ((smore / "seed0", first), (actor / "seed0", "bbbbbbb"), (actor / "seed1", first)):
+        (about,) = folder.glob("run/*/policy.json")
+        assert json.loads(about.read_text())["commit"] == commit
 
 
 def test_a_run_killed_while_its_curves_were_drawn_has_them_in_the_end(recipe, copy):
