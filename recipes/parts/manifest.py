@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -54,7 +55,7 @@ class Manifest:
         options: of every run, by the benchmark's name.
         tasks: of a task's runs, more of them.
         differs: by task, what the data and the expert differ in from the paper's, in words.
-        commit: that the code must be of; default: any, and every row says which it was.
+        commit: that the code must be of, unchanged, in 7 digits or more; default: any, and every row says which it was.
     """
 
     out: str
@@ -65,15 +66,27 @@ class Manifest:
     commit: str | None = None
 
     def check_commit(self, commit: str) -> None:
-        """Refuses code of another commit than the manifest's.
+        """Refuses code of another commit than the manifest's, or changed since.
+
+        Args:
+            commit: of the code, in any number of digits, with ``-dirty`` if it was changed; empty if nobody knows.
 
         Raises:
             ValueError: naming both.
         """
-        if self.commit is not None and not commit.startswith(self.commit):
+        if self.commit is None:
+            return
+        digits = commit.removesuffix("-dirty")
+        # either may be the shorter one; none at all begins every other
+        if not digits or not (digits.startswith(self.commit) or self.commit.startswith(digits)):
             raise ValueError(
                 f"the manifest is of commit {self.commit}, and this code of {commit or 'none'}: run it from a clone "
                 "at that commit, or without commit: in it."
+            )
+        if digits != commit:
+            raise ValueError(
+                f"the manifest is of commit {self.commit}, and this code was changed since ({commit}): run it from a "
+                "clean clone, or without commit: in it."
             )
 
 
@@ -103,9 +116,11 @@ def read_manifest(path: str | Path, config: type, allowed: Sequence[str]) -> Man
     for place, text in [("out", top["out"]), *differs.items()]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{path}: {place}: expected a text, got {text!r}.")
-    commit = top.get("commit")
     # YAML reads a commit of digits alone as a number
-    return Manifest(top["out"], stages, options, tasks, differs, None if commit is None else str(commit))
+    commit = None if top.get("commit") is None else str(top["commit"]).lower()
+    if commit is not None and not re.fullmatch("[0-9a-f]{7,40}", commit):
+        raise ValueError(f"{path}: commit: expected 7 to 40 hexadecimal digits, got {commit!r}.")
+    return Manifest(top["out"], stages, options, tasks, differs, commit)
 
 
 def _stages(found: Any, place: str) -> tuple[Stage, ...]:

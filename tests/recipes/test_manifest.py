@@ -220,6 +220,8 @@ def test_faults_of_earlier_tables_are_named_before_anything_is_written(recipe, i
         ({"tasks": {"PointReach": {"seeds": 1}}}, r"tasks: PointReach: unknown 'seeds'"),
         ({"differs": {"PointReach": 1}}, r"PointReach: expected a text, got 1"),
         ({"out": ""}, r"out: expected a text, got ''"),
+        ({"commit": "e1a4"}, r"commit: expected 7 to 40 hexadecimal digits, got 'e1a4'"),
+        ({"commit": "e1a4b8b-dirty"}, r"commit: expected 7 to 40 hexadecimal digits, got 'e1a4b8b-dirty'"),
     ],
 )
 def test_faults_of_a_manifest_are_named(import_recipe, benchmark, write, changes, said):
@@ -227,6 +229,26 @@ def test_faults_of_a_manifest_are_named(import_recipe, benchmark, write, changes
     with pytest.raises(ValueError, match=said) as caught:
         read(write(**changes), benchmark.Config, benchmark._OF_RUNS)
     assert "manifest.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", ["e1a4b8b", "e1a4b8bcd", "E1A4B8BCD" + "0" * 31])
+@pytest.mark.parametrize(
+    ("commit", "said"),
+    [
+        ("e1a4b8b", None),
+        ("e1a4b8bcd" + "0" * 31, None),
+        ("e1a4b8b-dirty", r"of commit e1a4b8b\w*, and this code was changed since \(e1a4b8b-dirty\)"),
+        ("e1a4b8c", r"of commit e1a4b8b\w*, and this code of e1a4b8c: "),
+        ("e1a4b8c-dirty", r"and this code of e1a4b8c-dirty: "),
+        ("", "and this code of none: "),
+    ],
+)
+def test_a_manifest_of_a_commit_is_run_by_that_code_unchanged(import_recipe, benchmark, write, asked, commit, said):
+    manifest = import_recipe("parts.manifest").read_manifest(write(commit=asked), benchmark.Config, benchmark._OF_RUNS)
+    if said is None:
+        return manifest.check_commit(commit)
+    with pytest.raises(ValueError, match=said):
+        manifest.check_commit(commit)
 
 
 def test_what_is_no_mapping_or_no_yaml_is_named(import_recipe, benchmark, tmp_path):
