@@ -155,7 +155,10 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     root.mkdir(exist_ok=True)
     begun = _begun(folder)
     for path in set(root.iterdir()) - set(begun):
-        shutil.rmtree(path)  # killed before its first file was whole
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # killed before its first file was whole
+        else:
+            path.unlink()  # what a file manager leaves
     if not begun:
         return train(Config(**options, run_root=str(root)))
     # one that diverged ends so again, from its last good checkpoint, and says why

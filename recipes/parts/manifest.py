@@ -90,6 +90,21 @@ class Manifest:
             )
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which PyYAML takes the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written, before ``<<`` is replaced."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise yaml.composer.ComposerError(None, None, f"found the key {name!r} a second time", key.start_mark)
+            seen.add(name)
+        return node
+
+
 def read_manifest(path: str | Path, config: type, allowed: Sequence[str]) -> Manifest:
     """Reads a manifest and checks every name and type in it.
 
@@ -104,7 +119,7 @@ def read_manifest(path: str | Path, config: type, allowed: Sequence[str]) -> Man
     """
     path = Path(path)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     top = _mapping(found, f"{path}", [each.name for each in fields(Manifest)], needed=("out", "stages"))

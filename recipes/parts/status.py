@@ -55,7 +55,10 @@ def seconds_per_update(jobs: Iterable[Any]) -> dict[tuple[str, str], float]:
         path = next(iter(sorted((job.folder / "run").glob("*/summary.json"))), None)
         if path is None or len((job.folder / "starts.txt").read_text(encoding="utf-8").splitlines()) != 1:
             continue
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # damaged: it serves an estimate alone
+            continue
         key = job.cell.task, job.cell.method
         found.setdefault(key, []).append(summary["seconds"] / (summary["steps"] * len(job.seeds)))
     return {key: fmean(values) for key, values in found.items()}

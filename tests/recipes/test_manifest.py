@@ -253,7 +253,12 @@ def test_a_manifest_of_a_commit_is_run_by_that_code_unchanged(import_recipe, ben
 
 def test_what_is_no_mapping_or_no_yaml_is_named(import_recipe, benchmark, tmp_path):
     read = import_recipe("parts.manifest").read_manifest
-    for text, said in (("[1", "manifest.yaml is not YAML"), ("- a", "manifest.yaml: expected names with values")):
+    twice = "out: a\nstages: [{tasks: [PointReach], methods: [smore]}]\ntasks:\n  PointReach: {steps: 3, steps: 5}\n"
+    for text, said in (
+        (twice, r"manifest.yaml is not YAML: found the key 'steps' a second time in .*line 4, column 26"),
+        ("[1", "manifest.yaml is not YAML"),
+        ("- a", "manifest.yaml: expected names with values"),
+    ):
         (tmp_path / "manifest.yaml").write_text(text)
         with pytest.raises(ValueError, match=said):
             read(tmp_path / "manifest.yaml", benchmark.Config, ())
@@ -288,7 +293,10 @@ def test_the_rest_takes_as_long_as_the_nearest_that_was_measured(import_recipe, 
         finish(each, seconds)
     interrupted = job(tmp_path / "d", "A", "m")
     finish(interrupted, 1.0, starts=2)
-    measured = status.seconds_per_update([*done, interrupted])
+    damaged = job(tmp_path / "e", "A", "m")
+    finish(damaged, 1.0)
+    (damaged.folder / "run" / "x" / "summary.json").write_text('{"seconds": 1.0, "st')
+    measured = status.seconds_per_update([*done, interrupted, damaged])
     assert measured == pytest.approx({("A", "m"): 0.1, ("A", "n"): 0.3, ("B", "m"): 0.5})
 
     def left(*missing, running=()):
