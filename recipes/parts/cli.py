@@ -27,8 +27,8 @@ def option(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
-def typed(config: type, name: str, value: Any, where: str) -> None:
-    """Checks that an option of a recipe can take a value.
+def typed(config: type, name: str, value: Any, where: str) -> Any:
+    """A value that an option of a recipe can take; a text for a number, such as ``"1e-4"``, as that number.
 
     Raises:
         ValueError: if it is of another type; begins with ``where``.
@@ -36,16 +36,18 @@ def typed(config: type, name: str, value: Any, where: str) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        _try_value(config, name, value)
+        taken = _try_value(config, name, value)
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {name}: {_first_line(error)}.") from error
+    return taken if isinstance(value, str) else value
 
 
-def _try_value(config: type, name: str, value: Any) -> None:
-    """Sets one option of a configuration that nobody else has, for what OmegaConf says to its type."""
+def _try_value(config: type, name: str, value: Any) -> Any:
+    """Sets one option of a configuration that nobody else has, for what OmegaConf says to its type, and reads it."""
     from omegaconf import OmegaConf
 
     OmegaConf.update(_own_schema(config), name, value)
+    return _own_schema(config)[name]
 
 
 @functools.cache

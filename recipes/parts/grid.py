@@ -7,6 +7,7 @@ A setting says what differs from the method's defaults on 10% expert data, ``;``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,10 +119,16 @@ def setting_options(setting: str) -> dict[str, Any]:
             )
         if name in _NO_SETTINGS:
             raise ValueError(f"setting {setting!r}: {name} is no part of a setting, the benchmark itself decides it.")
-        value = yaml.safe_load(text)
-        typed(RunConfig, name, value, f"setting {setting!r}")
-        options[name] = value
+        options[name] = typed(RunConfig, name, _value(text), f"setting {setting!r}")
     return options
+
+
+def _value(text: str) -> Any:
+    # before YAML, to which 1e-05 and inf are texts
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return yaml.safe_load(text)
 
 
 def _compositions(setting: str) -> set[str]:

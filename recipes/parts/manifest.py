@@ -149,7 +149,7 @@ def _stages(found: Any, place: str) -> tuple[Stage, ...]:
             if name in ("tables", "figures") and isinstance(value, list):
                 given = {**given, name: [str(each) for each in value]}
             else:
-                typed(Stage, name, value, where)
+                given = {**given, name: typed(Stage, name, value, where)}
         stage = Stage(**given)
         if stage.seeds < 1 or stage.first_seed < 0:
             raise ValueError(f"{where}: expected seeds from 1 and first_seed from 0, got {given}.")
@@ -159,9 +159,7 @@ def _stages(found: Any, place: str) -> tuple[Stage, ...]:
 
 def _options(given: Any, place: str, config: type, allowed: Sequence[str]) -> dict[str, Any]:
     options = _mapping(given or {}, place, allowed)
-    for name, value in options.items():
-        typed(config, name, value, place)
-    return options
+    return {name: typed(config, name, value, place) for name, value in options.items()}
 
 
 def _mapping(found: Any, place: str, names: Sequence[str] | None = None, needed: Sequence[str] = ()) -> dict[str, Any]:

@@ -45,6 +45,26 @@ def test_a_setting_is_options_of_the_recipe_or_refused(grid, setting, options):
     assert proposed in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("learning_rate=0.00001", 1e-5),
+        ("learning_rate=0.00012345678", 0.00012345678),
+        ("expectile=0.70000001", 0.70000001),
+        ("weight_clip=100000000", 100_000_000),
+        ("weight_clip=inf", float("inf")),
+        ("num_trajectories=1e6", 1_000_000),
+        ("steps=1234567", 1_234_567),
+    ],
+)
+def test_numbers_of_a_setting_stay_what_they_are_in_every_spelling(grid, setting, value):
+    name = setting.split("=")[0]
+    for spelling in (setting, canonical_setting(setting)):
+        found = grid.setting_options(spelling)[name]
+        assert found == value
+        assert type(found) is type(value)
+
+
 @pytest.mark.parametrize("preset", ["quick", "paper"])
 @pytest.mark.parametrize(("option", "value"), [("her_ratio", 0.8), ("her_ratio", 1.0), ("beta", 0.5)])
 def test_a_run_has_what_its_setting_says_whatever_the_default_is(grid, import_recipe, preset, option, value):

@@ -106,18 +106,28 @@ _NUMBERS = {"seed": int, "value": float, "steps": int, "episodes": int}
 def canonical_setting(setting: str) -> str:
     """One spelling for equal settings: sorted parts, plain numbers, defaults left out, the share of experts stated.
 
-    ``default``, ``beta=0.5`` and ``expert=0.10`` all become ``expert=0.1``; ``no_her`` becomes ``expert=0.1;no_her``.
+    Whole numbers have all their digits, others as many as tell them apart: ``1e6`` becomes ``1000000``, ``0.00001``
+    becomes ``1e-05``. ``default``, ``beta=0.5`` and ``expert=0.10`` all become ``expert=0.1``; ``no_her`` becomes
+    ``expert=0.1;no_her``.
     """
     parts = set()
     for part in setting.split(";"):
         name, equals, value = part.strip().partition("=")
-        with contextlib.suppress(ValueError):
-            value = f"{float(value):g}"
-        parts.add(f"{name}{equals}{value}")
+        parts.add(f"{name}{equals}{_plain_number(value)}")
     parts -= _DEFAULT_PARTS
     if not any(part.startswith("expert=") for part in parts):
         parts.add("expert=0.1")
     return ";".join(sorted(parts))
+
+
+def _plain_number(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(int(text))
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        # from 1e16 on repr has an exponent, and not every whole number is a float
+        return str(int(number)) if number.is_integer() and abs(number) < 1e16 else repr(number)
+    return text
 
 
 def read_results(*paths: str | Path) -> list[Result]:
