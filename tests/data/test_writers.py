@@ -228,6 +228,8 @@ class Output(_hdf5._Output):
         return super().write(content)
 
 _hdf5._Output = Output
+# a session without a terminal may have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 store, path = TrajectoryStore.load(sys.argv[1]), Path(sys.argv[2])
 for write in (lambda: writers.d4rl.write(store, path / "walk"), lambda: writers.minari.write(store, path, "walk-v0")):
     Output.calls = 0

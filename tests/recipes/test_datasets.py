@@ -99,11 +99,13 @@ def test_every_noise_has_a_folder_of_its_own_and_usual_ones_keep_theirs(datasets
         assert name(**{option: 1e-05}).endswith("1e-05")
 
 
-def test_every_noise_of_an_evaluation_has_a_folder_of_its_own(import_recipe):
+def test_every_noise_of_an_evaluation_has_a_folder_of_its_own(import_recipe, tmp_path):
     evaluate = import_recipe("evaluate")
+    record = SimpleNamespace(path=tmp_path, checkpoint=tmp_path / "checkpoint" / "step_000000004")
+    groups = [[SimpleNamespace(record=record)]]
 
     def name(noise):
-        return evaluate.folder_name(evaluate.Config(noise=noise), get_task("PointReach"))
+        return evaluate.folder_name(evaluate.Config(run=str(tmp_path), noise=noise), get_task("PointReach"), groups)
 
     assert name(1.5).endswith("_noise1.5")
     assert name(1.0).endswith("_noise1")

@@ -49,7 +49,7 @@ class GoalTaskWrapper(Wrapper):
 
     @property
     def spec(self) -> None:  # type: ignore[override]
-        """``None``: gymnasium would build the simulator from it, without the rule of success."""
+        """``None``, as gymnasium would build the simulator from it, without the rule of success."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
