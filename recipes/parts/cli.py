@@ -36,18 +36,17 @@ def typed(config: type, name: str, value: Any, where: str) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        taken = _try_value(config, name, value)
+        _try_value(config, name, value)
+        return _own_schema(config)[name] if isinstance(value, str) else value
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {name}: {_first_line(error)}.") from error
-    return taken if isinstance(value, str) else value
 
 
-def _try_value(config: type, name: str, value: Any) -> Any:
-    """Sets one option of a configuration that nobody else has, for what OmegaConf says to its type, and reads it."""
+def _try_value(config: type, name: str, value: Any) -> None:
+    """Sets one option of a configuration that nobody else has, for what OmegaConf says to its type."""
     from omegaconf import OmegaConf
 
     OmegaConf.update(_own_schema(config), name, value)
-    return _own_schema(config)[name]
 
 
 @functools.cache
