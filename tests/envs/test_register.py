@@ -299,7 +299,7 @@ OPTIONS = dict(threshold=0.5, horizon=4)
 def test_a_task_of_ones_own_is_known_by_the_files_that_define_it(tmp_path, monkeypatch, made, decisive):
     base = (
         "import gymnasium\n"
-        "from torchrl_smore.envs.wrappers import make_robotics_env\n"
+        "from torchrl_smore.envs._robotics import make_robotics_env\n"
         "class Base(gymnasium.Wrapper):\n"
         "    def __init__(self):\n"
         "        super().__init__(make_robotics_env('FetchReach-v4'))\n"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import math
 import operator
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore.envs._gym import Env, Wrapper, gymnasium, spaces
+from torchrl_smore.envs._gym import Env, Wrapper, spaces
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _NOISE_STREAM = 0x5EED  # keeps the noise apart from the environment's own draws, which use the seed itself
@@ -157,25 +155,6 @@ def require_mujoco(what: str) -> ModuleType:
         return importlib.import_module("mujoco")
     except ImportError as error:
         raise ImportError(f'{what} needs mujoco ({error}): pip install "torchrl-smore[envs]"') from error
-
-
-def make_robotics_env(env_id: str) -> Env:
-    """Builds a gymnasium-robotics environment without the wrappers of ``gymnasium.make``.
-
-    Raises:
-        ImportError: if gymnasium-robotics or mujoco is missing; says what to install.
-    """
-    try:
-        # the package prints advice on tasks we do not use to stderr when it is imported
-        with contextlib.redirect_stderr(io.StringIO()):
-            import gymnasium_robotics
-            import mujoco  # noqa: F401 - gymnasium-robotics reports a missing mujoco only later, in other words
-    except ImportError as error:
-        raise ImportError(
-            f'{env_id} needs gymnasium-robotics and mujoco ({error}): pip install "torchrl-smore[envs]"'
-        ) from error
-    gymnasium.register_envs(gymnasium_robotics)
-    return gymnasium.make(env_id, disable_env_checker=True).unwrapped
 
 
 def _as_float32(observation: dict[str, Any]) -> dict[str, NDArray[np.float32]]:

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+from torchrl_smore.envs._robotics import make_robotics_env
 from torchrl_smore.envs.experts._around import drive_round
 from torchrl_smore.envs.experts._base import Array, Expert, SimulatorOwner, length, within_unit_box
-from torchrl_smore.envs.wrappers import make_robotics_env
 
 _HORIZON = 50
 _STRIKE_STEPS = 2  # with one, half the goals are out of range; a third no longer meets the puck

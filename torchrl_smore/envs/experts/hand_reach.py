@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_smore.envs._robotics import make_robotics_env
 from torchrl_smore.envs.experts._base import Array, SimulatorOwner
-from torchrl_smore.envs.wrappers import make_robotics_env
 
 _TIPS = ("robot0:S_fftip", "robot0:S_mftip", "robot0:S_rftip", "robot0:S_lftip", "robot0:S_thtip")
 

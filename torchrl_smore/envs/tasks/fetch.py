@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torchrl_smore.envs._robotics import make_robotics_env
 from torchrl_smore.envs.experts._base import Expert, PlanningExpert
 from torchrl_smore.envs.experts.fetch_pick import FetchPickExpert
 from torchrl_smore.envs.experts.fetch_push import FetchPushExpert
@@ -15,7 +16,6 @@ from torchrl_smore.envs.experts.fetch_slide_reactive import FetchSlideReactiveEx
 from torchrl_smore.envs.pixels import FetchReachPainter
 from torchrl_smore.envs.tasks._base import Task
 from torchrl_smore.envs.tasks._columns import GRIPPER, axes
-from torchrl_smore.envs.wrappers import make_robotics_env
 
 _FINGERS = ("right finger displacement [m]", "left finger displacement [m]")
 _GRIPPER_VELOCITY = axes("gripper velocity", "m/step")

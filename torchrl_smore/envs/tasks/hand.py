@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from torchrl_smore.envs._robotics import make_robotics_env
 from torchrl_smore.envs.experts.hand_reach import HandReachExpert
 from torchrl_smore.envs.tasks._base import Task
 from torchrl_smore.envs.tasks._columns import axes
-from torchrl_smore.envs.wrappers import make_robotics_env
 
 _JOINTS = (
     *("WRJ1", "WRJ0"),
