@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmark import Config as GridConfig
-from benchmark import commit_of_library, make_datasets, make_jobs, order, read_request
+from benchmark import make_datasets, order
 from parts.benchmark_jobs import read_result, run_job
+from parts.benchmark_plan import Config as GridConfig
+from parts.benchmark_plan import make_jobs, read_request
 from parts.datasets import collect_or_load
 from parts.options import Config, with_defaults
+from parts.shared import commit_of_library
 
 from torchrl_smore.envs import get_task
 from torchrl_smore.reports import Result, write_curves, write_results

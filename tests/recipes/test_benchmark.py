@@ -231,17 +231,17 @@ def test_seeds_that_are_there_are_not_trained_again_in_other_groups(recipe, copy
 
 
 def test_the_seeds_of_a_cell_are_grouped_around_the_runs_that_are_there(import_recipe, tmp_path):
-    benchmark, jobs = import_recipe("benchmark"), import_recipe("parts.benchmark_jobs")
+    planning, jobs = import_recipe("parts.benchmark_plan"), import_recipe("parts.benchmark_jobs")
     sizes = {"steps": 4, "batch_size": 8, "num_trajectories": 20, "eval_episodes": 1}
-    plan = benchmark.Plan((benchmark.GridCell("PointReach", "gcsl", "default"),))
+    plan = planning.Plan((planning.GridCell("PointReach", "gcsl", "default"),))
 
     def groups(seeds, together, first=0, taken=None):
-        config = benchmark.Config(
+        config = planning.Config(
             preset="quick", device="cpu", seeds=seeds, seeds_together=together, first_seed=first, **sizes
         )
-        return [job.seeds for job in benchmark.make_jobs(config, plan, tmp_path, taken=taken)]
+        return [job.seeds for job in planning.make_jobs(config, plan, tmp_path, taken=taken)]
 
-    (job,) = benchmark.make_jobs(benchmark.Config(preset="quick", seeds=1, **sizes), plan, tmp_path)
+    (job,) = planning.make_jobs(planning.Config(preset="quick", seeds=1, **sizes), plan, tmp_path)
     cell = job.cell_folder
     assert groups(5, 2) == [(0, 1), (2, 3), (4,)]
     # a run counts on from its first seed

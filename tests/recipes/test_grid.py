@@ -68,13 +68,13 @@ def test_numbers_of_a_setting_stay_what_they_are_in_every_spelling(grid, setting
 @pytest.mark.parametrize("preset", ["quick", "paper"])
 @pytest.mark.parametrize(("option", "value"), [("her_ratio", 0.8), ("her_ratio", 1.0), ("beta", 0.5)])
 def test_a_run_has_what_its_setting_says_whatever_the_default_is(grid, import_recipe, preset, option, value):
-    benchmark, methods = import_recipe("benchmark"), import_recipe("parts.methods").METHODS
+    planning, methods = import_recipe("parts.benchmark_plan"), import_recipe("parts.methods").METHODS
     setting = f"{option}={value}"
     takers = [name for name in methods if option != "beta" or "beta" in methods[name].accepts]
     cells = grid.free_plan(["FetchReach", "PointReach"], takers, [setting]).cells
     assert {cell.method for cell in cells} == set(takers)
-    config = benchmark.Config(preset=preset, device="cpu")
-    assert {getattr(benchmark.run_options(config, cell), option) for cell in cells} == {value}
+    config = planning.Config(preset=preset, device="cpu")
+    assert {getattr(planning.run_options(config, cell), option) for cell in cells} == {value}
 
 
 @pytest.mark.parametrize("option", ["mapped=/tmp", "compile_cache=/x", "compile=off", "kernels=triton", "dataset=a"])
@@ -202,19 +202,19 @@ def test_a_free_grid_leaves_out_what_a_method_has_no_option_for(grid):
 def test_an_option_that_comes_later_leaves_the_folders_of_cells_that_have_no_use_for_it(
     grid, import_recipe, monkeypatch
 ):
-    benchmark = import_recipe("benchmark")
+    planning = import_recipe("parts.benchmark_plan")
     sizes = {"steps": 4, "batch_size": 8, "num_trajectories": 20, "eval_episodes": 1, "seeds": 1}
-    config = benchmark.Config(preset="quick", device="cpu", **sizes)
+    config = planning.Config(preset="quick", device="cpu", **sizes)
     plan = grid.Plan((grid.GridCell("PointReach", "gcsl", "default"),))
 
     def folder(given):
-        later = dataclasses.make_dataclass("Later", [("later", str | None, given)], bases=(benchmark.RunConfig,))
+        later = dataclasses.make_dataclass("Later", [("later", str | None, given)], bases=(planning.RunConfig,))
         with monkeypatch.context() as patch:
-            patch.setattr(benchmark, "RunConfig", later)
-            (job,) = benchmark.make_jobs(config, plan, Path("out"))
+            patch.setattr(planning, "RunConfig", later)
+            (job,) = planning.make_jobs(config, plan, Path("out"))
         return job.folder
 
-    (job,) = benchmark.make_jobs(config, plan, Path("out"))
+    (job,) = planning.make_jobs(config, plan, Path("out"))
     assert folder(None) == job.folder
     assert folder("given") != job.folder
 

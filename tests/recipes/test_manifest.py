@@ -37,6 +37,11 @@ def benchmark(import_recipe):
 
 
 @pytest.fixture
+def planning(import_recipe):
+    return import_recipe("parts.benchmark_plan")
+
+
+@pytest.fixture
 def write(tmp_path):
     """Writes a manifest that differs from :data:`TINY` and returns its path."""
 
@@ -224,10 +229,10 @@ def test_faults_of_earlier_tables_are_named_before_anything_is_written(recipe, i
         ({"commit": "e1a4b8b-dirty"}, r"commit: expected 7 to 40 hexadecimal digits, got 'e1a4b8b-dirty'"),
     ],
 )
-def test_faults_of_a_manifest_are_named(import_recipe, benchmark, write, changes, said):
+def test_faults_of_a_manifest_are_named(import_recipe, planning, write, changes, said):
     read = import_recipe("parts.manifest").read_manifest
     with pytest.raises(ValueError, match=said) as caught:
-        read(write(**changes), benchmark.Config, benchmark._OF_RUNS)
+        read(write(**changes), planning.Config, planning._OF_RUNS)
     assert "manifest.yaml" in str(caught.value)
 
 
@@ -243,15 +248,15 @@ def test_faults_of_a_manifest_are_named(import_recipe, benchmark, write, changes
         ("", "and this code of none: "),
     ],
 )
-def test_a_manifest_of_a_commit_is_run_by_that_code_unchanged(import_recipe, benchmark, write, asked, commit, said):
-    manifest = import_recipe("parts.manifest").read_manifest(write(commit=asked), benchmark.Config, benchmark._OF_RUNS)
+def test_a_manifest_of_a_commit_is_run_by_that_code_unchanged(import_recipe, planning, write, asked, commit, said):
+    manifest = import_recipe("parts.manifest").read_manifest(write(commit=asked), planning.Config, planning._OF_RUNS)
     if said is None:
         return manifest.check_commit(commit)
     with pytest.raises(ValueError, match=said):
         manifest.check_commit(commit)
 
 
-def test_what_is_no_mapping_or_no_yaml_is_named(import_recipe, benchmark, tmp_path):
+def test_what_is_no_mapping_or_no_yaml_is_named(import_recipe, planning, tmp_path):
     read = import_recipe("parts.manifest").read_manifest
     twice = "out: a\nstages: [{tasks: [PointReach], methods: [smore]}]\ntasks:\n  PointReach: {steps: 3, steps: 5}\n"
     for text, said in (
@@ -261,17 +266,17 @@ def test_what_is_no_mapping_or_no_yaml_is_named(import_recipe, benchmark, tmp_pa
     ):
         (tmp_path / "manifest.yaml").write_text(text)
         with pytest.raises(ValueError, match=said):
-            read(tmp_path / "manifest.yaml", benchmark.Config, ())
+            read(tmp_path / "manifest.yaml", planning.Config, ())
 
 
-def test_the_command_line_says_where_and_not_what(benchmark, write, tmp_path, monkeypatch):
+def test_the_command_line_says_where_and_not_what(benchmark, planning, write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"expected manifest, status, .* beside it, got steps\."):
-        benchmark.main(benchmark.Config(manifest=write(), steps=3))
+        benchmark.main(planning.Config(manifest=write(), steps=3))
     with pytest.raises(ValueError, match=r"says something of PointRoms, which is no task .*Did you mean PointRooms\?"):
-        benchmark.main(benchmark.Config(manifest=write(differs={"PointRoms": "x"})))
+        benchmark.main(planning.Config(manifest=write(differs={"PointRoms": "x"})))
     with pytest.raises(ValueError, match=r"the manifest is of commit 0123abc, and this code of "):
-        benchmark.main(benchmark.Config(manifest=write(commit="0123abc")))
+        benchmark.main(planning.Config(manifest=write(commit="0123abc")))
     assert not (tmp_path / "out").exists()
 
 
@@ -338,10 +343,10 @@ def test_a_run_whose_folder_is_held_is_running(import_recipe, tmp_path):
     assert "running: A, m: update 60 of 100" in status.describe_status([found], {}, 2)
 
 
-def test_the_manifest_of_table_1_holds_what_it_says(benchmark, tmp_path):
-    config = benchmark.Config(manifest=str(ROOT / "benchmarks" / "table1.yaml"), data_dir=str(tmp_path))
-    manifest = benchmark.read_manifest(config.manifest, benchmark.Config, benchmark._OF_RUNS)
-    stages = benchmark.make_stages(benchmark.of_manifest(config, manifest), manifest, tmp_path)
+def test_the_manifest_of_table_1_holds_what_it_says(planning, tmp_path):
+    config = planning.Config(manifest=str(ROOT / "benchmarks" / "table1.yaml"), data_dir=str(tmp_path))
+    manifest = planning.read_manifest(config.manifest, planning.Config, planning._OF_RUNS)
+    stages = planning.make_stages(planning.of_manifest(config, manifest), manifest, tmp_path)
     *(ours, long_ours, two, long_two, others, long_others, last), _ = [stage.jobs for stage in stages]
     # three seeds at a time, on the 8 short tasks and then on the 4 of locomotion; and all, the last two
     sizes = [len(jobs) for jobs in (ours, long_ours, two, long_two, others, long_others, last)]
@@ -365,14 +370,14 @@ def test_the_manifest_of_table_1_holds_what_it_says(benchmark, tmp_path):
     assert {table for job in every for table in job.cell.tables} >= {"1", "2", "9", "12", "13", "14", "16", "figure 2"}
 
 
-def test_a_dataset_of_a_task_as_it_was_fails_the_runs_that_would_read_it(benchmark, tmp_path):
+def test_a_dataset_of_a_task_as_it_was_fails_the_runs_that_would_read_it(benchmark, planning, tmp_path):
     from parts.datasets import dataset_folder
 
     from torchrl_smore.envs import collect
 
-    request = benchmark.Config(tasks=["PointReach"], methods=["smore"], seeds=1, preset="quick", data_dir=str(tmp_path))
-    config, plan = benchmark.read_request(request)
-    jobs = benchmark.make_jobs(config, plan, tmp_path)
+    request = planning.Config(tasks=["PointReach"], methods=["smore"], seeds=1, preset="quick", data_dir=str(tmp_path))
+    config, plan = planning.read_request(request)
+    jobs = planning.make_jobs(config, plan, tmp_path)
     made = collect("PointReach", expert_episodes=1, random_episodes=1, seed=0, workers=1, progress=False)
     out = dataset_folder(config.data_dir, **jobs[0].dataset)
     type(made)(made.data, {**made.meta, "threshold": 2.0}).save(out)
@@ -383,15 +388,15 @@ def test_a_dataset_of_a_task_as_it_was_fails_the_runs_that_would_read_it(benchma
 
 
 @pytest.mark.parametrize("what", [{"table": "1"}, {"figure": "2"}, {"figure": "3"}], ids=str)
-def test_a_run_reads_the_dataset_that_is_collected_for_it(benchmark, monkeypatch, tmp_path, what):
+def test_a_run_reads_the_dataset_that_is_collected_for_it(benchmark, planning, monkeypatch, tmp_path, what):
     from parts import datasets
 
     collected = []
     monkeypatch.setattr(datasets, "collect", lambda task, *, out, **given: collected.append((out, task.name, given)))
-    config, plan = benchmark.read_request(
-        benchmark.Config(**what, methods=["smore"], seeds=1, preset="quick", data_dir=str(tmp_path))
+    config, plan = planning.read_request(
+        planning.Config(**what, methods=["smore"], seeds=1, preset="quick", data_dir=str(tmp_path))
     )
-    jobs = benchmark.make_jobs(config, plan, tmp_path)
+    jobs = planning.make_jobs(config, plan, tmp_path)
     assert not benchmark.make_datasets(config, jobs)
     read = {benchmark.order(config, job, "commit", "session")["options"]["dataset"] for job in jobs}
     assert read == {str(out) for out, _, _ in collected}
