@@ -22,7 +22,7 @@ from parts.methods import METHODS
 from parts.options import Config as RunConfig
 from parts.options import with_defaults
 from torchrl_smore.envs import get_task
-from torchrl_smore.reports import read_results
+from torchrl_smore.reports import ResultsError, read_results
 
 _PRESETS = ("smoke", "quick", "paper")
 _SMOKE = {"steps": 20, "batch_size": 32, "eval_episodes": 2, "eval_interval": 10, "num_trajectories": 60, "seeds": 2}
@@ -335,7 +335,12 @@ def check_folder(out: Path, jobs: Sequence[Job]) -> None:
         ValueError: if a cell is there with other options, or the result file is of another schema.
     """
     if (out / "results.csv").is_file():
-        read_results(out / "results.csv")
+        try:
+            read_results(out / "results.csv")
+        except ResultsError as error:
+            raise ValueError(
+                f"{error} It is made of the runs below {out / 'cells'}: remove it, and the same command writes it anew."
+            ) from error
     for folder in sorted({job.cell_folder for job in jobs}):
         stem = folder.name.rpartition("_")[0]
         others = [path for path in (out / "cells").glob(f"{stem}_????????") if path != folder]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from torchrl_smore import _worker
+from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.trajectories import TrajectoryStore
 from torchrl_smore.envs import TASKS, _rollout, collect
 from torchrl_smore.envs import collect as collect_function
@@ -203,6 +204,15 @@ def test_a_killed_collection_is_resumed_to_the_same_store(python, tmp_path):
     assert resumed.sha256 == collect("FetchReach", **arguments, workers=1).sha256
 
 
+def test_what_is_no_store_is_not_replaced_and_nothing_is_collected_for_it(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    monkeypatch.setattr(sys.modules["torchrl_smore.envs.collect"], "_fill", None)
+    with pytest.raises(DatasetError, match="mine"):
+        point(out=tmp_path / "mine", expert_episodes=1, random_episodes=1, overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
 def test_an_existing_store_is_kept_unless_told_otherwise(tmp_path):
     out = tmp_path / "store"
     first = point(out=out, expert_episodes=1, random_episodes=1)
@@ -365,7 +375,7 @@ def test_a_store_may_be_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here" / "below")
     few = {"expert_episodes": 1, "random_episodes": 1}
     for out, place in ((".", "below"), ("..", "here")):
-        with pytest.raises(FileExistsError, match=rf"{place} exists; pass overwrite=True"):
+        with pytest.raises(FileExistsError, match=rf"{place} exists: pass overwrite=True"):
             point(out=out, **few)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["below", "here"]
 

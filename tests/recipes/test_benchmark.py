@@ -320,7 +320,7 @@ def test_a_folder_with_other_results_is_refused_and_left_alone(recipe, copy):
     table = copy / "out" / "results.csv"
     table.write_text(table.read_text().replace("\n1,", "\n2,"))
     before = files(copy)
-    assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "schema 1", "'2'")
+    assert_refused(recipe("benchmark.py", *QUICK, cwd=copy), copy, before, "schema 1", "'2'", "remove it")
 
 
 def test_two_drivers_in_one_folder_are_refused(recipe, copy):

@@ -63,16 +63,26 @@ def content_digest(data: TensorDictBase, frames: Tensor | None = None) -> str:
     return _combined(data, digests, frames, None if frames is None else _bytes_digest(frames))
 
 
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Refuses a place where no store can be written.
+
+    Raises:
+        FileExistsError: if there is something and ``overwrite`` is False.
+        DatasetError: if there is something else than a store.
+    """
+    if path.exists():
+        if not overwrite:
+            raise FileExistsError(f"{path} exists: pass overwrite=True to replace the trajectory store there.")
+        _parse_manifest(path)
+
+
 def write(
     path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: bool, frames: Tensor | None = None
 ) -> None:
     """Writes a store beside ``path`` and renames it when whole; see :meth:`TrajectoryStore.save`."""
     path = path.resolve()
     recover(path)
-    if path.exists():
-        if not overwrite:
-            raise FileExistsError(f"{path} exists: pass overwrite=True to replace the trajectory store there.")
-        _parse_manifest(path)  # never replaces a folder that holds something else
+    check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _published(path) as partial:
         folder = partial / _FOLDER

@@ -164,6 +164,7 @@ def collect(
             goal does not stay for the episode, or if ``<out>.partial`` was begun for another request or task.
         TypeError: for a number of episodes, or a seed, that is no whole number.
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
+        DatasetError: if ``out`` is something else than a store, which is not replaced.
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
         NotImplementedError: for several workers on a system without ``select.poll``, which is Windows.
@@ -294,12 +295,12 @@ def _reserved(target: Path | None, overwrite: bool) -> Iterator[None]:
         yield
         return
     # here and not above, so that workers, which never need it, start without importing torch
-    from torchrl_smore.data._disk import recover
+    from torchrl_smore.data._disk import check_place, recover
 
     with locked(target.with_name(f".{target.name}.lock"), f"dataset {target}", wait=True, on_wait=_logger.warning):
         recover(target)
-        if target.exists() and not overwrite:
-            raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+        # before anything is collected for it
+        check_place(target, overwrite=overwrite)
         yield
 
 
