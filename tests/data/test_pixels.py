@@ -192,6 +192,19 @@ def test_all_pictures_of_a_row_are_cropped_alike_and_rows_apart(pictured):
     assert (PixelBatchSampler(pictured, 400, crop_prob=1.0, pad=0)()["observation"][:, 2, 2, 1:] == 2).all()
 
 
+@pytest.mark.parametrize("view", ["channels first", "part"])
+def test_frames_that_are_views_of_other_memory_are_cropped_as_their_copies_are(pictured, view):
+    frames = pictured.frames
+    if view == "channels first":
+        views = frames.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    else:
+        views = torch.nn.functional.pad(frames, (0, 0, 1, 2, 1, 2))[:, 1:-2, 1:-2]
+    assert not views.is_contiguous()
+    ours, expected = (PixelBatchSampler(pictured.with_frames(each), 8, crop_prob=1.0)() for each in (views, frames))
+    for key in ("observation", "desired_goal", ("q", "observation")):
+        assert torch.equal(ours[key], expected[key])
+
+
 def test_what_follows_is_left_out_where_nobody_reads_it(pictured):
     whole, without = (PixelBatchSampler(pictured, 8, q=True, following=given)() for given in (True, False))
     gone = {("next", name) for name in ("observation", "achieved_goal", "desired_goal")}

@@ -96,7 +96,8 @@ class PixelBatchSampler(SeededBatches):
         self.gamma, self.q, self.following = gamma, q, following
         self.crop_prob, self.pad = crop_prob, pad
         self.generator = torch.Generator(device).manual_seed(seed)
-        self._frames = store.frames.to(device)
+        # cropping gathers whole lines; what is mapped into memory is contiguous, and not copied
+        self._frames = store.frames.to(device).contiguous()
         self._frame = store.frame_index.to(device)
         self._action = data.get("action").to(device)
         self._achieved = data.get(("next", "achieved_goal")).to(device)
