@@ -244,6 +244,9 @@ def microseconds(run: Callable[[], None], repeats: int) -> float:
 def measure(case: Case, blocks: int, copy: Callable[[], None]) -> list[dict[str, object]]:
     """One row per implementation, from interleaved blocks."""
     torch.set_float32_matmul_precision("high" if "tf32" in case.kernel else "highest")
+    # compiled code is found by code object, of which all cases share one: the second would be compiled for sizes that
+    # vary, and the ninth refused
+    torch.compiler.reset()
     runs = {name: captured(case.make(name)) for name in IMPLEMENTATIONS} | {"copy": copy}
     repeats = {name: max(3, min(500, int(2e4 / microseconds(run, 10)))) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}

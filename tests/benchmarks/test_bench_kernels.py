@@ -65,6 +65,28 @@ def test_a_wrong_kernel_is_named_and_the_status_is_1(factor, bench, capsys, monk
     assert "1 results differ" in captured.err
 
 
+def test_each_of_many_cases_is_compiled_for_its_own_sizes(bench, monkeypatch):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter, compiled = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, fullgraph: compiled(call, fullgraph=fullgraph, backend=counter))
+    module = bench.module
+    # on a CPU nothing is captured, and nothing takes any time
+    monkeypatch.setattr(module, "captured", lambda call: call)
+    monkeypatch.setattr(module, "microseconds", lambda run, repeats: run() and 1.0)
+    sizes = range(2, 12)
+    for rows in sizes:
+        measured = module.measure(module.expectile_case(rows, 1, "cpu"), 1, lambda: [1])
+        assert [row["implementation"] for row in measured] == ["triton", "compile", "eager"]
+    assert counter.frame_count == len(sizes)
+    shapes = [
+        node.meta["example_value"].shape
+        for graph in counter.graphs
+        for node in graph.graph.find_nodes(op="placeholder")
+    ]
+    assert {size for shape in shapes for size in shape} == set(sizes)
+
+
 def test_measured_rows_become_a_csv_and_a_plot(bench, tmp_path):
     rows = [
         {"kernel": "adam_polyak", "size": "8", "implementation": name, "median_us": 2.0, "over_compile": ratio}
