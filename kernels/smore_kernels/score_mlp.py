@@ -493,7 +493,7 @@ def score_mlp(
     Raises:
         ValueError: for an unknown name, a formulation or width that the kernel lacks, or shapes or devices that do not
             fit.
-        TypeError: for a dtype other than those above.
+        TypeError: for a dtype other than those above, or two of them in ``x`` and ``q_x`` or in both next values.
     """
     names = {"divergence": (divergence, DIVERGENCES), "precision": (precision, get_args(Precision))}
     formulations = tuple(name for name in get_args(Formulation) if name != "dual")
@@ -524,6 +524,10 @@ def score_mlp(
         checked("q_x", q_x.detach(), q_size, inputs),
         checked("q_next_value", q_next_value.detach(), q_size),
     )
+    # a program reads the rows of either batch through one pointer
+    for name, tensor, other in (("q_x", q_x, x), ("q_next_value", q_next_value, next_value)):
+        if tensor.dtype != other.dtype:
+            raise TypeError(f"expected {name} in {other.dtype} as {name.removeprefix('q_')} is, got {tensor.dtype}.")
     tails = [(width, inputs), (width,), (width, width), (width,), (1, width), (1,)]
     flat = [tensor for layer in layers for tensor in layer]
     weights = [

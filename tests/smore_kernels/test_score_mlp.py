@@ -261,6 +261,17 @@ def test_a_second_derivative_is_an_error_and_the_batch_gets_no_gradient(kernel_d
         ({"precision": "fp16"}, ValueError, "precision must be one of fp32, tf32, bf16, got 'fp16'"),
         ({"q_x": torch.zeros(7, 4)}, ValueError, r"q_x of non-empty shape \[7, 3\] .* got \[7, 4\]"),
         ({"x": torch.zeros(5, 3, dtype=torch.float64)}, TypeError, "x in float32 or bfloat16, got torch.float64"),
+        # on a GPU these do not compile; the interpreter has no types to tell apart
+        (
+            {"q_x": torch.zeros(7, 3, dtype=torch.bfloat16)},
+            TypeError,
+            "q_x in torch.float32 as x is, got torch.bfloat16",
+        ),
+        (
+            {"next_value": torch.zeros(5, dtype=torch.bfloat16)},
+            TypeError,
+            "q_next_value in torch.bfloat16 as next_value is, got torch.float32",
+        ),
         ({"layers": [(torch.zeros(2, 16, 3), torch.zeros(2, 16))]}, ValueError, "three layers"),
     ],
 )
