@@ -212,7 +212,8 @@ def main() -> None:
     step = jax.jit(update, donate_argnums=0).lower(state, sampler(ARGS.batch_size)).compile()
     cost = step.cost_analysis()
     flops = (cost[0] if isinstance(cost, list) else cost)["flops"]
-    print(f"ok jax {jax.__version__}, {flops / 1e9:.3f} GFLOP per update by XLA's count", flush=True)
+    where = f"jax {jax.__version__} on {jax.default_backend()}"
+    print(f"ok {where}, {flops / 1e9:.3f} GFLOP per update by XLA's count", flush=True)
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         if command == "check":

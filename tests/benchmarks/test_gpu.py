@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import csv
 import importlib
+import importlib.machinery
 import importlib.util
+import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -310,6 +314,39 @@ def test_the_learning_ends_with_figure_3(load, monkeypatch, tmp_path):
     expected = {"seed": 2, "seeds": 1, "pixels": 48, "device": "cpu", "compile": "default", "precision": "bf16"}
     assert expected.items() <= job["options"].items()
     assert job["folder"] == str(tmp_path / "Tabletop-drawer_smore_seed2")
+
+
+@pytest.mark.parametrize("backend", ["gpu", "cpu"])
+def test_the_peer_in_jax_is_timed_where_jax_has_the_gpu_and_nowhere_else(load, backend, monkeypatch, capsys):
+    gpu_bench, gpu_rows = load("gpu_bench"), load("gpu_rows")
+    # as much of JAX as the peer asks for before its first update
+    jax = types.ModuleType("jax")
+    jax.__spec__ = importlib.machinery.ModuleSpec("jax", None)
+    jax.__version__, jax.default_backend = "0.9.0", lambda: backend
+    jax.numpy = types.ModuleType("jax.numpy")
+    jax.random = types.SimpleNamespace(key=lambda seed: seed)
+    step = types.SimpleNamespace(cost_analysis=lambda: {"flops": 2.35e9}, compile=lambda: step)
+    jax.jit = lambda *_, **__: types.SimpleNamespace(lower=lambda *_: step)
+    for name, module in (("jax", jax), ("jax.numpy", jax.numpy)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys, "argv", ["smore_jax.py", "--threads=2", "--batch-size=2", "--trajectories=4"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    script = runpy.run_path(str(BENCHMARKS / "peers" / "smore_jax.py"))
+    script["main"].__globals__["new_state"] = lambda key, width: None
+    script["main"]()
+    hello = capsys.readouterr().out.removeprefix("ok ").strip()
+    assert hello == f"jax 0.9.0 on {backend}, 2.350 GFLOP per update by XLA's count"
+
+    rates = iter([1.0, 9.0, 5.0, 7.0, 8.0, 6.0, 4.0, 3.0])  # the first warms up; the others have a median of 6
+    peer = types.SimpleNamespace(hello=hello, block=lambda updates: lambda: next(rates), close=lambda: None)
+    monkeypatch.setattr(gpu_bench.harness, "Peer", lambda *_, **__: peer)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    size = {"batch_size": 512, "width": 256, "trajectories": 4000, "updates": 200}
+    if backend == "cpu":
+        with pytest.raises(gpu_rows.Skipped, match=r"jax sees no GPU: jax 0\.9\.0 on cpu"):
+            gpu_bench.peer("cuda", "smore_jax.py", **size)
+    else:
+        assert gpu_bench.peer("cuda", "smore_jax.py", **size)["updates_per_s_median"] == 6.0
 
 
 def wheel(folder, name, module):
