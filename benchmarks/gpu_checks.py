@@ -440,8 +440,8 @@ def _size(device: str) -> dict[str, int]:
     return {} if device == "cuda" else {"batch_size": 8, "width": 16, "trajectories": 4}
 
 
-def tests(device: str, path: str) -> dict[str, Any]:
-    """A file of the suite: all of its tests on a GPU; without one those with the marker, which then skip.
+def tests(device: str, path: str, marked: bool) -> dict[str, Any]:
+    """A file of the suite: all of its tests on a GPU, or those with the marker alone; without one those, which skip.
 
     Raises:
         Wrong: if one fails; names the first.
@@ -464,7 +464,7 @@ def tests(device: str, path: str) -> dict[str, Any]:
     # another machine has other plugins and other warnings, and neither is what is tested
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        [*command, *(["-m", "gpu"] if device == "cpu" else [])],
+        [*command, *(["-m", "gpu"] if marked or device == "cpu" else [])],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

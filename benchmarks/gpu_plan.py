@@ -18,9 +18,11 @@ PRECISIONS = ("float32", "tf32", "bf16")
 #: ``eager``: operator by operator; ``graph``: those as one CUDA graph; ``compiled``: by Inductor; ``captured``: both.
 MODES = ("eager", "graph", "compiled", "captured")
 DIVERGENCES = ("pearson_chi2", "kl", "squared_hellinger", "total_variation", "jensen_shannon")
-#: Test files of which every test runs on a GPU where there is one, with or without the marker.
+#: Test files of which every test runs on a GPU where there is one, with or without the marker, and one of which those
+#: with the marker do: its others are CPU tests, which compile C++ for minutes.
+MARKED_TESTS = "tests/trainers/test_fused.py"
 TEST_FILES = (
-    "tests/trainers/test_fused.py",
+    MARKED_TESTS,
     "tests/smore_kernels/test_bellman_residual.py",
     "tests/smore_kernels/test_expectile_awr.py",
     "tests/smore_kernels/test_adam_polyak.py",
@@ -97,9 +99,8 @@ def check_items(options: Options, dry_run: bool) -> Iterator[Item]:
         yield Item(f"check/seeds/{seeds}/{precision}", "gpu_checks.seeds_together", params, 240.0)
     # which file a dry run takes does not matter, and that of the optimiser imports the least
     for path in TEST_FILES[-2:-1] if dry_run else TEST_FILES:
-        yield Item(
-            f"check/tests/{path.rpartition('/')[2].removesuffix('.py')}", "gpu_checks.tests", {"path": path}, 300.0
-        )
+        params = {"path": path, "marked": path == MARKED_TESTS}
+        yield Item(f"check/tests/{path.rpartition('/')[2].removesuffix('.py')}", "gpu_checks.tests", params, 300.0)
 
 
 def kernel_items(dry_run: bool) -> Iterator[Item]:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = str(ROOT / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
 gpu_plan = importlib.import_module("gpu_plan")
 sys.path.remove(BENCHMARKS)
-ITEMS = [item for item in gpu_plan.check_items(gpu_plan.Options(), dry_run=False) if "/tests/" not in item.key]
+PLAN = list(gpu_plan.check_items(gpu_plan.Options(), dry_run=False))
+ITEMS = [item for item in PLAN if "/tests/" not in item.key]
 KERNELS = [item for item in ITEMS if item.kind == "gpu_checks.kernel"]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,6 +97,16 @@ def test_a_number_that_is_none_is_never_right(checks, wrong):
     # norms: a difference of (0, 3, 4) over (0, 0, 50)
     found = checks.judged({"a": torch.tensor([0.0, 3.0, 54.0])}, {"a": torch.tensor([0.0, 0.0, 50.0])}, 1.0)
     assert found["error"] == pytest.approx(0.1)
+
+
+def test_of_a_file_of_cpu_tests_those_with_the_marker_are_run(checks, tmp_path):
+    file = tmp_path / "test_both.py"
+    file.write_text("import pytest\n\n\n@pytest.mark.gpu\ndef test_a():\n    pass\n\n\ndef test_b():\n    pass\n")
+    assert checks.tests("cuda", str(file), marked=True)["passed"] == 1
+    assert checks.tests("cuda", str(file), marked=False)["passed"] == 2
+    # a file of the kernels has none, and runs whole
+    found = {item.params["path"]: item.params["marked"] for item in PLAN if item.kind == "gpu_checks.tests"}
+    assert {path: "@pytest.mark.gpu" in (ROOT / path).read_text() for path in found} == found
 
 
 def test_memory_that_a_kernel_forgets_shows(checks):
