@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchrl_smore.data import DatasetError
 from torchrl_smore.envs import PixelPolicy, RenderError, collect, get_task, paint
 from torchrl_smore.envs.pixels import PointPainter
 from torchrl_smore.envs.point import FOUR_ROOMS, PointWorld
@@ -132,6 +133,13 @@ def test_a_store_is_painted_state_by_state(store, mapped, tmp_path, monkeypatch)
             np.testing.assert_array_equal(painted.frames[painted.frame_index[row] + offset].numpy(), expected)
     assert torch.equal(painted.data["action"], store.data["action"])
     assert len(list(tmp_path.iterdir())) == int(mapped)
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_painted(store, tmp_path):
+    painter = get_task("PointReach").painter(16)
+    painter.states = None
+    with pytest.raises(DatasetError, match=rf"folder .* to keep frames in, found none at {tmp_path}/none\."):
+        paint(store, painter, folder=tmp_path / "none")
 
 
 def test_a_painter_that_fails_leaves_no_file(store, tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_smore.data.errors import DatasetError
+
 
 class FrameSink:
     """Takes the frames of a store in their order, to memory or to a file that is mapped into it; a context manager.
@@ -19,6 +21,9 @@ class FrameSink:
     Args:
         shape: of all of them, ``(frames, height, width, 3)``.
         folder: where the file is made, which has to be there for as long as the frames are used; ``None``: memory.
+
+    Raises:
+        DatasetError: if there is no such folder when the context is entered.
     """
 
     def __init__(self, shape: tuple[int, ...], folder: str | Path | None) -> None:
@@ -30,6 +35,8 @@ class FrameSink:
         if self._folder is None:
             self._frames = torch.empty(self._shape, dtype=torch.uint8)
         else:
+            if not Path(self._folder).is_dir():
+                raise DatasetError(f"expected a folder that is there to keep frames in, found none at {self._folder}.")
             # plain writes: a full disk turns a write to a mapped page into a signal
             self._file = tempfile.NamedTemporaryFile(dir=self._folder, suffix=".frames", delete=False)
         return self

@@ -219,6 +219,7 @@ def paint(
         A store that shares the columns, see :meth:`~torchrl_smore.data.TrajectoryStore.with_frames`.
 
     Raises:
+        DatasetError: if ``folder`` is not there.
         ImportError: if tqdm is missing.
         OSError: if the disk is full.
     """

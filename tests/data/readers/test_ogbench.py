@@ -286,6 +286,13 @@ def test_pictures_become_frames_and_their_states_observations(write, tmp_path, m
     assert torch.equal(first.frames, store.frames[: 5 + 4])
 
 
+def test_a_folder_for_frames_that_is_not_there_is_what_the_error_is_about(write, tmp_path):
+    with pytest.raises(DatasetError, match=rf"folder .* to keep frames in, found none at {tmp_path}/none\.$") as caught:
+        ogbench.read(write(pictures(arrays("published"))), reached=equal, frames_folder=tmp_path / "none")
+    # the file itself can be read
+    assert "cannot read" not in str(caught.value)
+
+
 def test_a_picture_without_states_is_known_by_its_number_and_its_goal_is_reached_in_its_own_frame_alone(write):
     held = drop("qpos")(pictures(arrays("published")))
     store = ogbench.read(write(held), reached=lambda achieved, goal: np.ones(len(goal), bool), states=None)
