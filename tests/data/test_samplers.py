@@ -451,6 +451,40 @@ def test_a_trajectory_goes_on_over_the_end_of_a_ring():
     assert goals == {4: {4, 0, 1}, 0: {0, 1}, 1: {1}, 2: {2, 3}, 3: {3}}
 
 
+@pytest.mark.parametrize("number", [6, 5])
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("how", ["state_dict", "dumps"])
+def test_a_restored_buffer_is_read_from_its_oldest_row_on(how, used, number, tmp_path):
+    rb = ReplayBuffer(storage=LazyTensorStorage(6), batch_size=400, sample_unit=GoalTransition())
+    if number == 6:
+        # a full ring: row 1 is the newest, of a trajectory that is still open; row 2 ends an older one
+        rb.extend(labelled((3, 3)))
+        rb.extend(labelled((3,))[:2])
+    else:
+        # room for one more: rows 3 and 4 are of an open trajectory, which does not go on in row 0
+        rb.extend(labelled((3, 3))[:5])
+    other = ReplayBuffer(storage=LazyTensorStorage(6), batch_size=400, sample_unit=GoalTransition())
+    if used:
+        other.extend(labelled((3, 3))[:4])
+        other.sample()
+    if how == "state_dict":
+        other.load_state_dict(rb.state_dict())
+    else:
+        rb.dumps(tmp_path)
+        other.loads(tmp_path)
+    goals = {}
+    for row, goal in index_pairs(other):
+        goals.setdefault(row, set()).add(goal)
+    if number == 6:
+        assert goals == {0: {0, 1}, 1: {1}, 2: {2}, 3: {3, 4, 5}, 4: {4, 5}, 5: {5}}
+    else:
+        assert goals == {0: {0, 1, 2}, 1: {1, 2}, 2: {2}, 3: {3, 4}, 4: {4}}
+    # and written on where the saved one was left
+    for each in (rb, other):
+        each.extend(labelled((3,))[2:])
+    assert reading_of(other._sample_unit, other._storage) == reading_of(GoalTransition(), rb._storage)
+
+
 def index_pairs(rb):
     """Pairs of a row and of its goal row, as places in the storage."""
     unit, storage = rb._sample_unit, rb._storage

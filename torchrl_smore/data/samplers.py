@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import RandomSampler
+from torchrl.data import RandomSampler, RoundRobinWriter
 from torchrl.data.replay_buffers import SampleUnit, Storage, TensorStorage
 
 from torchrl_smore.functional.goals import (
@@ -283,9 +283,9 @@ class GoalTransition(SampleUnit):
         reached = checked_reached(self.reached, stored)
         key = self.trajectory_key or TRAJECTORY_KEY
         data = stored.select(key, "traj_stop", *_END_KEYS, strict=False)
-        last = storage._last_cursor_index
+        last = _last_written(storage)
         # a full storage goes on at its beginning: its oldest row follows the one written last
-        start = 0 if last is None else (int(last) + 1) % size
+        start = 0 if last is None else (last + 1) % size
         if start:
             data = torch.cat([data[start:], data[:start]])
         ids, order, place = data.get(key, None), trajectory_order(data, self.trajectory_key), None
@@ -306,7 +306,22 @@ class GoalTransition(SampleUnit):
         rows = _Rows(stop, reached.nonzero().squeeze(-1), start, order, place, anchors, away)
         newest = None if ids is None or ids.reshape(-1)[-1] < ids.max() else int(ids.reshape(-1)[-1])
         grown = (_Growing(rows.stop), _Growing(rows.reached))
-        return _Cache(weakref.ref(storage), rows, *grown, None if last is None else int(last), newest)
+        return _Cache(weakref.ref(storage), rows, *grown, last, newest)
+
+
+def _last_written(storage: TensorStorage) -> int | None:
+    """The row that was written last; ``None`` if that is not known."""
+    if len(storage) < storage.max_size:
+        return len(storage) - 1
+    # a buffer that loads a state restores the cursor of its writer, and leaves that of the storage as it was
+    writers = [getattr(buffer, "_writer", None) for buffer in storage._attached_entities]
+    cursors = {
+        (writer._cursor - 1) % storage.max_size
+        for writer in writers
+        if isinstance(writer, RoundRobinWriter) and writer._write_count
+    }
+    own = storage._last_cursor_index
+    return cursors.pop() if len(cursors) == 1 else None if own is None else int(own)
 
 
 def _num_written(storage: TensorStorage, known: int) -> int:
