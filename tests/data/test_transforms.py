@@ -265,3 +265,17 @@ def test_a_rule_that_answers_on_another_device_is_named():
     rows = TensorDict(rows.to_dict(), rows.batch_size, device="cpu")
     with pytest.raises(ValueError, match="reached must return a tensor on cpu, as the data are, got meta"):
         HindsightGoalTransform(0.5, reached=lambda data: stored_goal_reached(data).to("meta"))(rows)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["[N]", "[N, 1]"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32], ids=str)
+def test_flags_of_other_shapes_and_types_belong_to_their_rows(shape, dtype):
+    rows = torch.cat([four_rows(), four_rows()])
+    # of two samples the second one fell, and the first one's time was up
+    for name, ends in {"terminated": [False, True], "truncated": [True, False], "done": [True, True]}.items():
+        flag = torch.tensor(ends).unsqueeze(-1).expand(2, 4)
+        rows["next", name] = flag.reshape(2, 4, *shape).to(dtype)
+    out = HindsightGoalTransform(1.0, success=success)(rows)
+    for each in (out, out["q"]):
+        assert each["next", "terminated"].tolist() == [[False], [True]]
+        assert each["next", "done"].tolist() == [[True], [True]]

@@ -66,16 +66,19 @@ class SparseReward:
         Args:
             achieved_goal: after the step, shape ``[B, *G]``.
             goal: shape ``[B, *G]``.
-            terminated: where the environment itself ended the trajectory (a fall), bool ``[B, 1]``: stays so under any
-                goal.
-            truncated: where time was up, bool ``[B, 1]``.
+            terminated: where the environment itself ended the trajectory (a fall), ``[B]`` or ``[B, 1]``, bool or 0
+                and 1: stays so under any goal.
+            truncated: where time was up, likewise.
 
         Returns:
-            ``reward``, ``terminated`` and ``done``, each ``[B, 1]``.
+            ``reward``, and ``terminated`` and ``done``, bool, each ``[B, 1]``.
         """
         reached = reached_mask(self.success, achieved_goal, goal).unsqueeze(-1)
         failure, success = self.values
         reward = torch.where(reached, success, failure).to(self.dtype)
         ended = reached & self.terminate_at_goal
+        terminated, truncated = (
+            None if flag is None else flag.reshape(ended.shape).bool() for flag in (terminated, truncated)
+        )
         ended = ended if terminated is None else ended | terminated
         return {"reward": reward, "terminated": ended, "done": ended if truncated is None else ended | truncated}
