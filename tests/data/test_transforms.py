@@ -279,3 +279,15 @@ def test_flags_of_other_shapes_and_types_belong_to_their_rows(shape, dtype):
     for each in (out, out["q"]):
         assert each["next", "terminated"].tolist() == [[False], [True]]
         assert each["next", "done"].tolist() == [[True], [True]]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 1)], ids=str)
+def test_goals_of_two_shapes_are_refused_where_both_are_used(shape):
+    rows = four_rows(5)
+    rows["desired_goal"] = torch.zeros(5, 4, *shape)
+    with pytest.raises(
+        ValueError,
+        match=rf"'desired_goal' and .*'achieved_goal'.* one shape, got \[{str(shape)[1:-1].rstrip(',')}\] and \[1\]",
+    ):
+        HindsightGoalTransform(0.5)(rows)
+    assert HindsightGoalTransform(1.0)(rows)["desired_goal"].tolist() == [[5.0]] * 5

@@ -77,8 +77,8 @@ class HindsightGoalTransform(Transform):
         """See the class.
 
         Raises:
-            ValueError: if the batch is not ``[B, 4]``, or the first batch shows that the unit has another ``reached``
-                rule.
+            ValueError: if the batch is not ``[B, 4]``, stored and achieved goals differ in shape, or the first batch
+                shows that the unit has another ``reached`` rule.
             KeyError: if it lacks the goals.
         """
         if tensordict.ndim != 2 or tensordict.shape[1] != 4:
@@ -92,6 +92,12 @@ class HindsightGoalTransform(Transform):
             if tensordict.get(key, None) is None and not (key == self.desired_goal_key and self.her_ratio == 1.0):
                 raise KeyError(f"HindsightGoalTransform reads {key!r}, which the batch does not have; name it by key.")
         stored, entered = tensordict.get(self.desired_goal_key, None), self._entered(tensordict)
+        if self.her_ratio < 1.0 and stored.shape != entered.shape:
+            name, other = self.desired_goal_key, ("next", self.achieved_goal_key)
+            raise ValueError(
+                f"expected {name!r} and {unravel_key(other)!r} of one shape, got {list(stored.shape[2:])} and "
+                f"{list(entered.shape[2:])} in each row."
+            )
         goal, q_goal = entered[:, 1], entered[:, 2]
         # what follows from the goal is made anew, so none of it need be carried along
         kept = tensordict.exclude(*self._dependent)
