@@ -47,6 +47,15 @@ def test_a_batch_holds_unaltered_rows_under_the_names_that_losses_read(store):
     assert len(sampler) == 17
 
 
+def test_what_is_only_said_to_be_done_is_done_and_not_terminated(store):
+    last = store.data["next", "done"]
+    data = store.data.exclude(("next", "terminated"), ("next", "truncated"))
+    batch = GoalBatchSampler(data, 200, success=near, extras=["row"])()
+    assert bool(batch["next", "done"].any())
+    assert torch.equal(batch["next", "done"], last[batch["row"].squeeze(-1)])
+    assert not bool(batch["next", "terminated"].any())
+
+
 def test_rewards_are_added_with_a_success_rule_worked_by_hand(make_store):
     data = make_store((3,)).data
     data["next", "achieved_goal"] = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])

@@ -184,7 +184,9 @@ class GoalBatchSampler(SeededBatches):
             anchors = anchors if order is None or anchors.shape != stop.shape else anchors[order.to(anchors.device)]
             self._anchors = anchor_distribution(anchors, stop.shape[0], device)
         self._away = None if away is None else away.to(device)
-        ends = ("terminated", "truncated") if success is not None else ()
+        # data that say nothing but that a trajectory is done do not say that it was terminated
+        time_up = "done" if data.get(("next", "truncated"), None) is None else "truncated"
+        ends = ("terminated", time_up) if success is not None else ()
         self._ends = [_flag(data, ("next", name)).to(device) for name in ends]
         self._reached = reaches.nonzero().squeeze(-1).to(device)
         self._resident, self._drawn = None, 0
