@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import itertools
 import math
@@ -16,7 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, ListStorage, ReplayBuffer, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import (
+    LazyMemmapStorage,
+    LazyTensorStorage,
+    ListStorage,
+    ReplayBuffer,
+    TensorDictReplayBuffer,
+    TensorStorage,
+)
 
 from torchrl_smore.data import (
     GoalBatchSampler,
@@ -553,6 +561,22 @@ def test_anchors_are_drawn_by_weights_in_rho_and_q_and_never_where_the_weight_is
     for column in (0, 2):
         counts = torch.bincount(rows[:, column], minlength=8) / 8000
         torch.testing.assert_close(counts, weights / 4.0, atol=0.02, rtol=0.0)
+
+
+@pytest.mark.parametrize("storage", [LazyTensorStorage, LazyMemmapStorage])
+@pytest.mark.parametrize("flag", ["done", "truncated"])
+def test_anchors_by_a_rule_see_a_trajectory_that_still_grows(storage, flag):
+    rule = functools.partial(anchor_weights, "moving", threshold=1.5, share=1.0)
+    rb = ReplayBuffer(
+        storage=storage(20),
+        batch_size=500,
+        sample_unit=GoalTransition(anchors=rule),
+        transform=HindsightGoalTransform(1.0),
+    )
+    data = labelled((3, 5))[:-1]
+    rb.extend(data.exclude(*(("next", name) for name in ("done", "terminated", "truncated") if name != flag)))
+    # steps of 1: of rows 0 to 2 and 3 to 6, the last two of each move by 1 at most from there on
+    assert set(row(rb.sample()).tolist()) == {0, 3, 4}
 
 
 def stored(data):

@@ -300,7 +300,12 @@ class GoalTransition(SampleUnit):
                 stored = stored[order]
             elif start:
                 stored = torch.cat([stored[start:], stored[:start]])
-        weights = None if self.anchors is None else self.anchors(with_ends(stored, self.trajectory_key))
+        weights = None
+        if self.anchors is not None:
+            # a rule shall see the ends that goals see, also of a trajectory that still grows
+            stored = stored.copy()
+            stored.set(("next", "done"), (stop == torch.arange(1, size + 1, device=stop.device)).unsqueeze(-1))
+            weights = self.anchors(stored)
         anchors = None if weights is None else anchor_distribution(weights, size, stop.device)
         away = rows_away(check_strategy(self.strategy), stored, stop, self.threshold)
         rows = _Rows(stop, reached.nonzero().squeeze(-1), start, order, place, anchors, away)
