@@ -579,6 +579,32 @@ def test_anchors_by_a_rule_see_a_trajectory_that_still_grows(storage, flag):
     assert set(row(rb.sample()).tolist()) == {0, 3, 4}
 
 
+@pytest.mark.parametrize("weights", [np.ones(3), [1.0, 1.0, 1.0]], ids=["array", "list"])
+def test_weights_that_are_no_tensor_are_refused(weights):
+    unit = GoalTransition(anchors=lambda stored_data: weights)
+    for use in (
+        lambda: unit.expand(torch.zeros(1, dtype=torch.int64), {}, stored(labelled((3,)))),
+        lambda: GoalBatchSampler(labelled((3,)), 2, anchors=weights),
+    ):
+        with pytest.raises(TypeError, match=rf"weights as a tensor of shape \[3\], got {type(weights).__name__}"):
+            use()
+
+
+def test_rows_of_whole_episodes_are_refused_with_what_to_do():
+    rb = ReplayBuffer(storage=LazyTensorStorage(20), batch_size=4, sample_unit=GoalTransition())
+    # two environments' batches as a collector gives them, [2, 3]
+    rb.extend(torch.stack([labelled((3,)), labelled((3,))]))
+    with pytest.raises(ValueError, match=r"one transition in each row .* batch size \[3\]: extend .*reshape\(-1\)"):
+        rb.sample()
+
+
+def test_a_trajectory_key_of_several_numbers_is_refused():
+    data = labelled((3,))
+    data["episode"] = torch.zeros(3, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"episode was to say .*: expected shape \[3\] or \[3, 1\], got \[3, 2\]"):
+        GoalTransition(trajectory_key="episode").expand(torch.zeros(1, dtype=torch.int64), {}, stored(data))
+
+
 def stored(data):
     storage = LazyTensorStorage(len(data))
     storage.set(range(len(data)), data)

@@ -181,8 +181,7 @@ class GoalBatchSampler(SeededBatches):
         self._anchors = None
         if anchors is not None:
             # by rows of the data as given, so they go the way of the rows
-            anchors = anchors if order is None or anchors.shape != stop.shape else anchors[order.to(anchors.device)]
-            self._anchors = anchor_distribution(anchors, stop.shape[0], device)
+            self._anchors = anchor_distribution(anchors, stop.shape[0], device, order)
         self._away = None if away is None else away.to(device)
         # data that say nothing but that a trajectory is done do not say that it was terminated
         time_up = "done" if data.get(("next", "truncated"), None) is None else "truncated"

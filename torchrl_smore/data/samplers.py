@@ -101,12 +101,18 @@ def trajectory_order(data: TensorDictBase, key: NestedKey | None = None) -> Tens
 
     Raises:
         KeyError: if a given key is not there.
+        ValueError: if it holds more than one number for each row.
     """
     ids = data.get(TRAJECTORY_KEY if key is None else key, None)
     if ids is None:
         if key is not None:
             raise KeyError(f"the data have no {key}, which was to say which trajectory a row belongs to.")
         return None
+    if ids.numel() != data.shape[0]:
+        raise ValueError(
+            f"{key or TRAJECTORY_KEY} was to say which trajectory a row belongs to: expected shape "
+            f"[{data.shape[0]}] or [{data.shape[0]}, 1], got {list(ids.shape)}."
+        )
     ids = ids.reshape(data.shape[0])
     if bool((ids[1:] >= ids[:-1]).all()):
         return None
@@ -201,7 +207,8 @@ class GoalTransition(SampleUnit):
         Raises:
             NotImplementedError: for a storage of more than one dimension, or one that holds no tensors, whose name it
                 gives.
-            ValueError: for weights or data that cannot be sampled from.
+            TypeError: for weights that are no tensor.
+            ValueError: for weights or data that cannot be sampled from, or rows of several transitions each.
         """
         if isinstance(index, tuple) or index.ndim != 1:
             raise NotImplementedError("GoalTransition works on one-dimensional storages with a flat index.")
@@ -280,6 +287,11 @@ class GoalTransition(SampleUnit):
     def _read(self, storage: TensorStorage) -> _Cache:
         """Reads all rows."""
         stored, size = storage[: len(storage)], len(storage)
+        if stored.ndim != 1:
+            raise ValueError(
+                "GoalTransition reads one transition in each row of the storage, found rows of batch size "
+                f"{list(stored.shape[1:])}: extend the buffer with data.reshape(-1)."
+            )
         reached = checked_reached(self.reached, stored)
         key = self.trajectory_key or TRAJECTORY_KEY
         data = stored.select(key, "traj_stop", *_END_KEYS, strict=False)
@@ -454,15 +466,20 @@ def achieved_goals(data: TensorDictBase) -> Tensor:
     return goals
 
 
-def anchor_distribution(weights: Tensor, num_rows: int, device: torch.device | str) -> Tensor:
-    """Weights of all rows as :func:`~torchrl_smore.functional.goals.cumulative_weights`, on a device.
+def anchor_distribution(
+    weights: Tensor, num_rows: int, device: torch.device | str, order: Tensor | None = None
+) -> Tensor:
+    """Weights of all rows as :func:`~torchrl_smore.functional.goals.cumulative_weights`, on a device, in an order.
 
     Raises:
+        TypeError: for anything but a tensor.
         ValueError: for another length than ``num_rows``, and see there.
     """
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"expected anchor weights as a tensor of shape [{num_rows}], got {type(weights).__name__}.")
     if weights.shape != (num_rows,):
         raise ValueError(f"expected one anchor weight for each of {num_rows} rows, got shape {list(weights.shape)}.")
-    return cumulative_weights(weights).to(device)
+    return cumulative_weights(weights if order is None else weights[order.to(weights.device)]).to(device)
 
 
 def checked_reached(reached: ReachedFn, data: TensorDictBase) -> Tensor:
