@@ -98,6 +98,35 @@ def test_rows_and_batches_numpy_and_torch_all_widths_of_numbers(run, rows):
     assert policy(np.zeros((0, 3)), np.zeros((0, 2))).shape == (0, 2)
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *(lambda a: np.flip(np.flip(a, 0).copy(), 0), lambda a: np.flip(np.flip(a, -1).copy(), -1)),
+        *(lambda a: a.astype(">f8"), lambda a: np.asfortranarray(a), lambda a: a.repeat(2, 0)[::2]),
+        *(lambda a: np.repeat(a, 2, -1)[:, ::2], lambda a: np.frombuffer(a.tobytes()).reshape(a.shape)),
+    ],
+    ids=[
+        "rows turned",
+        "columns turned",
+        "byte order",
+        "Fortran",
+        "each second row",
+        "each second column",
+        "read-only",
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_arrays_are_taken_however_they_lie_in_memory(run, rows, kept):
+    policy = load_policy(run[0])
+    found = policy(kept(rows[0]), kept(rows[1]))
+    np.testing.assert_allclose(found, policy(*rows[:2]), atol=1e-6)
+
+
+def test_numbers_too_large_for_float32_are_refused(run):
+    with pytest.raises(ValueError, match=r"observation: expected finite numbers.*'y \[m\]'"):
+        load_policy(run[0])(np.array([0.0, 1e300, 0.0]), np.zeros(2))
+
+
 def test_the_module_takes_a_tensordict_as_environments_give_it(run, rows):
     policy = load_policy(run[0])
     batch = TensorDict({"observation": torch.from_numpy(rows[0]), "desired_goal": torch.from_numpy(rows[1])}, [8])

@@ -97,6 +97,10 @@ class RunRecord:
             raise TypeError(f"{expected} as a numpy array or a torch tensor, got {type(value).__name__}.")
         if isinstance(value, np.ndarray) and value.dtype.kind not in "fiu":
             raise TypeError(f"{expected}, got dtype {value.dtype}.")
+        if isinstance(value, np.ndarray):
+            with np.errstate(over="ignore"):  # an overflow becomes inf, which is refused below
+                # a copy, since tensors have no other byte order, no steps backwards and nothing read-only
+                value = np.array(value, np.float32)
         tensor = torch.as_tensor(value)
         if tensor.dtype == torch.bool or tensor.is_complex():
             raise TypeError(f"{expected}, got dtype {tensor.dtype}.")
