@@ -279,6 +279,15 @@ def test_unknown_seeds_and_names_are_refused(best, run):
         load_policy(best[0].run_dir, "bets")
     with pytest.raises(ValueError, match="has no seed 1; it has 0"):
         load_policy(run[0], seed=1)
+    with pytest.raises(ValueError, match="has no seed '0'; it has 0"):
+        load_policy(run[0], seed="0")
+
+
+@pytest.mark.parametrize("margin", [-0.5, float("nan")])
+@pytest.mark.parametrize("load", [load_policy, load_value])
+def test_a_margin_below_zero_is_refused(run, load, margin):
+    with pytest.raises(ValueError, match=f"goal_margin must not be negative, got {margin}"):
+        load(run[0], goal_margin=margin)
 
 
 def test_folders_that_are_no_run_are_refused_by_what_they_lack(run, tmp_path):

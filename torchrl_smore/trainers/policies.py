@@ -192,7 +192,7 @@ def load_policy(
     Raises:
         CheckpointError: if there is no such run or checkpoint, it is half written, damaged, of another version, or its
             networks are not this package's.
-        ValueError: for another ``which`` or a seed that the run does not have.
+        ValueError: for another ``which``, a seed that the run does not have, or a negative ``goal_margin``.
     """
     record, networks, state = _read(path, which, seed, goal_margin)
     head = _loaded(record, networks, "actor", state)[0]
@@ -272,6 +272,8 @@ def _read(
     """Record, descriptions of networks, and the state of the seed's loss."""
     if which not in get_args(Which):
         raise unknown_name("which", which, get_args(Which))
+    if goal_margin is not None and not goal_margin >= 0.0:
+        raise ValueError(f"goal_margin must not be negative, got {goal_margin}.")
     run_dir, checkpoint = _find(Path(path))
     about = read_policy_file(run_dir)
     if checkpoint is None:
@@ -280,7 +282,7 @@ def _read(
     losses = _losses(state)
     chosen = next(iter(losses)) if seed is None else seed
     if chosen not in losses:
-        raise ValueError(f"{checkpoint} has no seed {chosen}; it has {', '.join(map(str, losses))}.")
+        raise ValueError(f"{checkpoint} has no seed {chosen!r}; it has {', '.join(map(str, losses))}.")
     for key in ("task", "method"):
         if key in meta and key in about and meta[key] != about[key]:
             raise CheckpointError(f"{checkpoint} is of {key} {meta[key]}, its {POLICY_FILE} of {about[key]}.")
