@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_smore.data import standardization
+from torchrl_smore.data import GoalBatchSampler, anchor_weights, standardization
 
 
 def test_mean_and_deviation_are_those_of_numpy_over_all_rows(store):
@@ -44,3 +44,22 @@ def test_a_single_row_has_the_floor_and_no_nan(store):
 def test_a_floor_that_is_not_positive_is_refused(store, floor):
     with pytest.raises(ValueError, match="floor must be positive"):
         standardization(store.data, floor)
+
+
+@pytest.mark.parametrize("key", ["observation", ("next", "achieved_goal")], ids=str)
+def test_a_column_that_is_missing_is_named(store, key):
+    with pytest.raises(
+        KeyError, match=rf"standardization reads .*{key if isinstance(key, str) else key[1]}.*do not have"
+    ):
+        standardization(store.data.exclude(key))
+
+
+@pytest.mark.parametrize(
+    "use", [standardization, lambda data: GoalBatchSampler(data, 4), lambda data: anchor_weights("uniform", data)]
+)
+def test_a_store_in_the_place_of_its_columns_is_refused_with_what_to_give(store, use):
+    use(store.data)
+    with pytest.raises(TypeError, match=r"data as a TensorDict, got TrajectoryStore: give its \.data\."):
+        use(store)
+    with pytest.raises(TypeError, match=r"data as a TensorDict, got list\."):
+        use([1.0])

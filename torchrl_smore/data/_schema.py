@@ -69,6 +69,17 @@ def conformed(data: TensorDictBase) -> TensorDictBase:
     return data
 
 
+def check_is_tensordict(data: object) -> None:
+    """Checks that ``data`` are columns, and not for example the store that holds them.
+
+    Raises:
+        TypeError: if they are no TensorDict.
+    """
+    if not isinstance(data, TensorDictBase):
+        advice = ": give its .data" if isinstance(getattr(data, "data", None), TensorDictBase) else ""
+        raise TypeError(f"expected data as a TensorDict, got {type(data).__name__}{advice}.")
+
+
 def _loss(value: Tensor) -> str:
     if value.is_floating_point() or value.element_size() < 4 or not value.numel():
         return ""

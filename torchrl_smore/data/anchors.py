@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.data._schema import check_is_tensordict
 from torchrl_smore.data.samplers import achieved_goals, stored_goal_reached, stored_stop
 from torchrl_smore.functional.goals import first_row_away, trajectory_start
 
@@ -111,7 +112,9 @@ def anchor_weights(
 
     Raises:
         ValueError: for an unknown rule, a share outside its range, a missing threshold, or a rule that chooses no row.
+        TypeError: if ``data`` are no TensorDict.
     """
+    check_is_tensordict(data)
     names = check_anchor_rule(rule)
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share must lie in [0, 1], got {share}.")

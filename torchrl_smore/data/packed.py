@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
 from torchrl_smore.data._resident import ResidentRows, shuffled_trajectories
-from torchrl_smore.data._schema import conformed
+from torchrl_smore.data._schema import check_is_tensordict, conformed
 from torchrl_smore.data._seeded import SeededBatches
 from torchrl_smore.data.samplers import (
     ReachedFn,
@@ -102,6 +102,7 @@ class GoalBatchSampler(SeededBatches):
             the last trajectory of the data is open, a column is no vector of numbers in each row, or ``resident`` comes
             without ``mapped``, is too small for a window, or is no less than the rows that there are.
         KeyError: if the data lack a column; names it.
+        TypeError: if ``data`` or ``anchors`` are of another type.
     """
 
     num_uniforms = NUM_UNIFORMS
@@ -311,7 +312,9 @@ def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
     Raises:
         ValueError: for another batch size than ``[N]``, or a column of another shape or type.
         KeyError: for a missing column; says what to do.
+        TypeError: if they are no TensorDict.
     """
+    check_is_tensordict(data)
     if data.batch_dims != 1 or not len(data):
         raise ValueError(f"expected data of batch size [N] with N > 0, got {list(data.batch_size)}.")
     data = conformed(data)

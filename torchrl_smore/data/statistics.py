@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
+
+from torchrl_smore.data._schema import check_is_tensordict
 
 
 def standardization(data: TensorDictBase, floor: float = 0.01) -> dict[str, tuple[Tensor, Tensor]]:
@@ -18,13 +20,20 @@ def standardization(data: TensorDictBase, floor: float = 0.01) -> dict[str, tupl
 
     Raises:
         ValueError: if ``floor`` is not positive.
+        KeyError: if the data lack a column; names it.
+        TypeError: if they are no TensorDict.
 
     Returns:
         ``{"observation": (mean [O], std [O]), "desired_goal": (mean [G], std [G])}``, float32.
     """
     if not floor > 0.0:
         raise ValueError(f"floor must be positive, got {floor}.")
-    columns = {"observation": data.get("observation"), "desired_goal": data.get(("next", "achieved_goal"))}
+    check_is_tensordict(data)
+    sources: dict[str, NestedKey] = {"observation": "observation", "desired_goal": ("next", "achieved_goal")}
+    columns = {key: data.get(source, None) for key, source in sources.items()}
+    for key, values in columns.items():
+        if values is None:
+            raise KeyError(f"standardization reads {sources[key]!r}, which the data do not have.")
     return {
         key: (values.double().mean(0).float(), values.double().std(0, correction=0).clamp_min(floor).float())
         for key, values in columns.items()
