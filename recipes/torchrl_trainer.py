@@ -1,7 +1,7 @@
 """SMORe, or another loss of this package, by TorchRL's config system: every part is of one of its config groups.
 
 python recipes/torchrl_trainer.py dataset=FOLDER                      of a saved dataset
-python recipes/torchrl_trainer.py dataset=FOLDER loss.beta=0.25 optimizer@optimizer=adamw
+python recipes/torchrl_trainer.py dataset=FOLDER loss.beta=0.25 optimizer=adamw
 python recipes/torchrl_trainer.py --config-dir . --config-name own    a file of one's own, with another loss
 python recipes/torchrl_trainer.py --help                              every group and option
 
