@@ -69,7 +69,7 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
         pixels=pixel_setting(config),
-        layer_norm=config.layer_norm,
+        layer_norm=None if config.layer_norm == "none" else config.layer_norm,
         ensemble=config.ensemble,
     )
     loss = METHODS[config.method].build(setting).to(device)
@@ -96,7 +96,7 @@ def loss_options(config: Config) -> dict[str, Any]:
         raise ValueError(f"method={config.method} has no target network, so no target_rate.")
     if config.ensemble is not None and not method.ensemble:
         raise ValueError(f"method={config.method} has no score, Q or critic, so no ensemble.")
-    if config.layer_norm not in (None, *method.norms):
+    if config.layer_norm not in (None, "none", *method.norms):
         raise ValueError(
             f"method={config.method} has LayerNorm by option in {', '.join(method.norms) or 'no network'}, "
             f"got layer_norm={config.layer_norm}."

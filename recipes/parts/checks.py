@@ -87,7 +87,7 @@ def check(config: Config) -> None:
         check_pixels(config.pixels, get_task(config.task), config.method, config.her_ratio)
         if config.mapped is not None:
             raise ValueError("mapped: of no use with pixels=, whose frames are in a file as they are.")
-        if config.layer_norm is not None:
+        if config.layer_norm not in (None, "none"):
             raise ValueError("layer_norm: not with pixels=, whose networks have pixel_norm.")
         if config.evaluation == "background":
             raise ValueError("evaluation=background: not with pixels=, whose pictures are drawn in this process.")

@@ -136,7 +136,8 @@ class Config:
     networks: str = option("paper", "paper (2x256) or official (3x256, LayerNorm in the value network)")
     layer_norm: str | None = option(
         None,
-        "LayerNorm in networks of states: critics (score or Q, and value), actor, all; default: what networks= has",
+        "LayerNorm in networks of states: critics (score or Q, and value), actor, all, none beside what networks= has; "
+        "default: the method's (critics am; none)",
     )
     ensemble: int | None = option(
         None, "score (Q, critic) networks, of which the least counts; default: the method's (2 SMORe)"

@@ -247,18 +247,21 @@ def test_an_ensemble_has_as_many_networks_as_are_asked_for(recipes, method, ense
         ("gofar", "critics", {"value_network"}),
         ("gcsl", "actor", {"actor_network"}),
         ("smore", None, set()),
+        ("am", None, {"qvalue_network"}),
+        ("am", "none", set()),
     ],
 )
 def test_layer_norm_stands_in_the_networks_that_it_is_asked_for_in(recipes, method, option, having):
     config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", method=method, layer_norm=option))
     loss = recipes.build.make_loss(config, get_task("PointReach"), None, torch.device("cpu"))
-    # a norm's weight has one dimension, two with that of an ensemble
-    parts = {
-        name.split("_params")[0]
-        for name, value in loss.named_parameters()
-        if name.endswith("weight") and value.ndim == 1 + name.startswith(("score", "qvalue"))
+    parts = {name.split("_params")[0]: getattr(loss, name.split(".")[0]) for name, _ in loss.named_parameters()}
+    # a norm's weight has one dimension, beside that of an ensemble
+    assert having == {
+        name
+        for name, params in parts.items()
+        for key, value in params.items(True, True)
+        if key[-1] == "weight" and value.ndim == 1 + params.ndim
     }
-    assert parts == having
 
 
 def test_a_decay_of_the_actor_comes_to_the_update(recipes, store_path):
