@@ -271,7 +271,7 @@ def report(config: Config, task: Task, result: dict[str, Any]) -> None:
     noise = f", action noise {config.noise:g}" if config.noise else ""
     named = result["which"] if result["which"] == config.which else f"checkpoint {result['which']}"
     print(
-        f"\n{task.name}, {result['method']}, {named} of {steps} updates, seed {seeds}: success "
+        f"\n{task.name}, {result['method']}, {named}, after {steps} updates, seed {seeds}: success "
         f"{result['eval']['success_last']:.3f}{interval} over {config.episodes} episodes{noise}"
     )
     sys.stdout.flush()

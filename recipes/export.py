@@ -61,10 +61,8 @@ def main(config: Config) -> None:
     if config.run is None:
         raise ValueError("give the run folder as run=runs/NAME.")
     if config.format not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise ValueError(
-            f"give format as one of {known}, got {config.format}.{nearest(str(config.format), [*FORMATS])}"
-        )
+        near = nearest(config.format or "", [*FORMATS])
+        raise ValueError(f"give format as one of {', '.join(FORMATS)}, got {config.format}.{near}")
     if config.out is not None and (Path(config.out).is_dir() or config.out.endswith(("/", os.sep))):
         raise ValueError(f"out must be a file, got the folder {config.out}: name the file in it.")
     policy = load_policy(config.run, config.which, seed=config.seed, goal_margin=None)  # type: ignore[arg-type]

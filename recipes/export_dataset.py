@@ -57,8 +57,8 @@ def main(config: Config) -> None:
     if config.dataset is None:
         raise ValueError("give the dataset as dataset=....")
     if config.format not in FORMATS:
-        given = str(config.format)
-        raise ValueError(f"give format as one of {', '.join(FORMATS)}, got {given}.{nearest(given, FORMATS)}")
+        near = nearest(config.format or "", FORMATS)
+        raise ValueError(f"give format as one of {', '.join(FORMATS)}, got {config.format}.{near}")
     store, task = read(config)
     if config.format == "minari":
         name = config.name or f"{task.name}/smore-v0"

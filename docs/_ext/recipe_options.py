@@ -6,10 +6,8 @@ import dataclasses
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
 
 from docutils import nodes
-from omegaconf import MISSING
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
@@ -22,22 +20,12 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.py") if "run_recipe(Config" in path.read_text(encoding="utf-8"))
 
 
-def as_given(value: Any) -> str:
-    """A default as a command line would give it."""
-    if value == MISSING:
-        return "required"
-    if value is None or isinstance(value, bool):
-        return str({None: "null", True: "true", False: "false"}[value])
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(as_given, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 class RecipeOptions(SphinxDirective):
     """A section for each command: its purpose, and a table of its options."""
 
     def run(self) -> list[nodes.Node]:
         """Expands to reStructuredText."""
+        as_given = importlib.import_module("parts.cli").as_given
         lines = []
         for name in recipes():
             module = importlib.import_module(name)

@@ -80,7 +80,7 @@ class Config:
     num_trajectories: int | None = option(None, "trajectories in a dataset; default: the preset's and task's")
     expert_policy: list[str] = field(
         default_factory=list,
-        metadata={"help": "[runs/NAME,...] of train_expert.py, whose actors the locomotion tasks need"},
+        metadata={"help": "[runs/NAME,...] of train_expert.py, one for each robot; default: the actors of the package"},
     )
     data_seed: int = option(0, "of every dataset: all methods and seeds learn from the same one")
     data_dir: str = option("datasets", "where datasets are kept and found again")

@@ -8,8 +8,10 @@ import difflib
 import functools
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +21,23 @@ _USAGE = 2  # exit status
 _LONGEST_CONFIG = 65_536  # bytes of a config.yaml, of which ours have about 2,000
 _DEEPEST_CONFIG = 8  # nested lists and mappings in it
 _LONGEST_NUMBER = 30  # characters of one, in messages
+_HELP_COLUMN = 37  # where the text of an option begins
+_NARROWEST_HELP = 80
 _INTERPOLATION, _PLAIN = "${", "$\0{"  # YAML cannot hold a NUL
 
 
 def option(default: Any, text: str) -> Any:
     """A field of a recipe's configuration with the text that ``--help`` shows."""
     return dataclasses.field(default=default, metadata={"help": text})
+
+
+def as_given(value: Any) -> str:
+    """A default as a command line would give it: ``null``, ``true``, ``[a,b]``."""
+    if value is None or isinstance(value, bool):
+        return str({None: "null", True: "true", False: "false"}[value])
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(as_given, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def typed(config: type, name: str, value: Any, where: str) -> Any:
@@ -248,6 +261,12 @@ def _quoted(config: type, argument: str) -> str:
 
 def _check_options(config: type, arguments: Sequence[str]) -> None:
     """Finds unknown options and wrong types before Hydra does, which explains them in twelve lines."""
+    names = [field.name for field in dataclasses.fields(config)]
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        # --run without a value is a flag of Hydra's
+        if argument.startswith("-") and name.replace("-", "_") in names and (equals or name != "run"):
+            _exit(f"{argument}: options have no dashes before them: {name.replace('-', '_')}={value or 'VALUE'}.")
     for before, argument in zip(["", *arguments], arguments):
         is_flag = argument.startswith("-") or (before.startswith("-") and "=" not in argument)
         if not is_flag and not argument.lstrip("+~").startswith("hydra"):
@@ -271,7 +290,9 @@ def _check_option(config: type, argument: str, multirun: bool) -> None:
         elif not multirun:
             _exit(f"{argument}: several values need --multirun; {quoted}.")
     except OmegaConfBaseException as error:
-        _exit(f"{argument}: {_first_line(error)}.")
+        lists = [field.name for field in dataclasses.fields(config) if str(field.type).startswith(("list", "tuple"))]
+        listed = f"; a list is written '{name}=[{value}]'" if name in lists and not value.startswith("[") else ""
+        _exit(f"{argument}: {_first_line(error)}{listed}.")
     except HydraException:
         _exit(f"{argument} cannot be read; {quoted}.")
 
@@ -299,8 +320,17 @@ def _one_line(error: BaseException) -> str:
 
 
 def _help(config: type, description: str) -> str:
+    """The text of ``--help``, as wide as the terminal; one line for each option where there is none, for ``grep``."""
+    width = shutil.get_terminal_size((0, 0)).columns
+    wrapped = textwrap.TextWrapper(
+        width=max(width, _NARROWEST_HELP) if width else sys.maxsize,
+        subsequent_indent=" " * _HELP_COLUMN,
+        break_on_hyphens=False,  # names of tasks have some
+        break_long_words=False,
+    )
     lines = [description.strip(), "", "Options (name=value), with their defaults:", ""]
     for field in dataclasses.fields(config):
         default = field.default_factory() if callable(field.default_factory) else field.default
-        lines.append(f"  {field.name + '=' + str(default):<34} {field.metadata['help']}")
+        wrapped.initial_indent = f"  {field.name}={as_given(default)}".ljust(_HELP_COLUMN - 1) + " "
+        lines += wrapped.wrap(field.metadata["help"])
     return "\n".join([*lines, "", "Hydra's own options (--multirun, --cfg job, ...) work too: --hydra-help."])

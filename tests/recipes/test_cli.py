@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 
 import hydra
@@ -48,3 +50,48 @@ def test_flags_options_of_hydra_and_interpolations_are_left_to_hydra(recipe, tmp
     done = recipe("smore_offline.py", *given, cwd=tmp_path)
     assert said in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe_name", ["smore_offline", "benchmark", "train_expert"])
+def test_help_fits_the_terminal_and_shows_defaults_that_can_be_given(import_recipe, monkeypatch, recipe_name):
+    cli, config = import_recipe("parts.cli"), import_recipe(recipe_name).Config
+    fields = dataclasses.fields(config)
+
+    def options(columns):
+        monkeypatch.setenv("COLUMNS", columns)
+        return cli._help(config, "What it does.").split("defaults:\n\n")[1].split("\n\nHydra")[0].splitlines()
+
+    lines = options("80")
+    assert len(lines) > len(fields)
+    assert all(len(line) <= 80 or " " not in line.strip() for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(options("100000")).split())
+    # where nothing is known of a terminal, a line for each option
+    monkeypatch.setattr(cli.shutil, "get_terminal_size", os.terminal_size)
+    lines = options("80")
+    assert [line.split(maxsplit=1)[1] for line in lines] == [field.metadata["help"] for field in fields]
+    given = [line.split(maxsplit=1)[0] for line in lines]
+    assert OmegaConf.to_object(cli._composed(config, given)) == config()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["task=PointReach", "--steps=5"], "error: --steps=5: options have no dashes before them: steps=5.\n"),
+        (["--eval-episodes", "5"], ": options have no dashes before them: eval_episodes=VALUE.\n"),
+        (["goal_columns=3"], "; a list is written 'goal_columns=[3]'.\n"),
+    ],
+)
+def test_an_option_in_the_writing_of_another_command_line_is_shown_in_ours(import_recipe, capsys, given, said):
+    cli, config = import_recipe("parts.cli"), import_recipe("parts.options").Config
+    with pytest.raises(SystemExit) as exited:
+        cli._check_options(config, given)
+    assert exited.value.code == 2
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_flag_of_hydra_that_is_named_like_an_option_stays_one(import_recipe, capsys):
+    cli, config = import_recipe("parts.cli"), import_recipe("evaluate").Config
+    cli._check_options(config, ["--run", "run=runs/NAME"])
+    with pytest.raises(SystemExit):
+        cli._check_options(config, ["--run=runs/NAME"])
+    assert capsys.readouterr().err == "error: --run=runs/NAME: options have no dashes before them: run=runs/NAME.\n"

@@ -139,7 +139,7 @@ def test_actions_beyond_one_widen_the_action_space_that_minari_is_told(recipe, s
     ("options", "message"),
     [
         ((), "give the dataset as dataset="),
-        (("dataset={store}",), "give format as one of minari, d4rl, ogbench, wgcsl, got None"),
+        (("dataset={store}",), "give format as one of minari, d4rl, ogbench, wgcsl, got None.\n"),
         (("dataset={store}", "format=minary"), "got minary. Did you mean minari"),
         (("dataset=none", "format=minari"), "none does not exist"),
         (("dataset={store}", "format=minari", "name=bad"), "expected the id of a Minari dataset"),

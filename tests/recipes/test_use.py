@@ -241,7 +241,7 @@ def test_evaluations_of_different_checkpoints_are_kept_apart(recipe, trained):
         done = recipe("evaluate.py", f"run={place}{name}", "episodes=3", "first_seed=60", cwd=cwd)
         assert done.status == 0, done.stderr
         named = "checkpoint step_000000002" if name else "last"
-        assert f", {named} of {steps} updates, seed 0, 1: success" in done.stdout
+        assert f", {named}, after {steps} updates, seed 0, 1: success" in done.stdout
     found = {path.name: json.loads((path / "evaluation.json").read_text()) for path in run.glob("evaluation_*_3from60")}
     assert {name: (held["which"], held["runs"][0]["step"]) for name, held in found.items()} == {
         "evaluation_last_PointReach_3from60": ("last", 4),
@@ -408,7 +408,7 @@ def test_an_exported_file_acts_as_the_run_and_says_what_it_takes(recipe, trained
     ("options", "message"),
     [
         ((), "give the run folder"),
-        (("run={run}",), "give format as one of onnx, torchscript, torch_export, npz, got None"),
+        (("run={run}",), "give format as one of onnx, torchscript, torch_export, npz, got None.\n"),
         (("run={run}", "format=onxx"), "got onxx. Did you mean onnx"),
         (("run={run}", "format=npz", "seed=9"), "has no seed 9"),
         (("run={run}", "format=npz", "out={there}"), "exists; overwrite=true replaces it"),
