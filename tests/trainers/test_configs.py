@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,20 @@ def test_what_is_wrong_is_said_by_its_key(composed):
         hydra.utils.instantiate(composed("dataset=???").trainer)
     with pytest.raises(ConfigCompositionException, match=r"loss\.betta"):
         composed("loss.betta=0.5")
+
+
+@pytest.mark.parametrize("name", ["docs/torchrl_configs.md", "recipes/torchrl_trainer.py"])
+def test_overrides_that_a_page_shows_are_taken(name):
+    text = (CONFIGS.parents[2] / name).read_text(encoding="utf-8")
+    shown = re.findall(r"^ *python recipes/torchrl_trainer\.py (dataset=.*?)(?:  .*)?$", text, re.MULTILINE)
+    assert any("adamw" in overrides for overrides in shown)
+    for overrides in shown:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = hydra.compose("smore", overrides.split())
+        assert ("AdamW" in config.optimizer._target_) == ("adamw" in overrides)
+
+
+def test_help_says_what_the_command_does_and_how_it_is_given():
+    header = OmegaConf.load(CONFIGS / "smore.yaml").hydra.help.header
+    docstring = (CONFIGS.parents[1] / "torchrl_trainer.py").read_text(encoding="utf-8").split('"""')[1]
+    assert header == docstring.split("\n\nFor datasets")[0] + "\n"
