@@ -37,14 +37,17 @@ def check_pixels(pixels: int, task: Task, method: str, her_ratio: float) -> None
         raise ValueError(f"pixels={pixels}: goals are pictures of the data, so her_ratio must be 1, got {her_ratio}.")
 
 
-def _compare(store: TrajectoryStore, painter: Painter) -> None:
-    """Warns where a dataset's own frames look otherwise than what the policy will see when it is evaluated."""
+def _difference(store: TrajectoryStore, painter: Painter) -> float:
+    """How far a dataset's frames are on average, of 255, from what the policy will see when it is evaluated."""
     assert store.frames is not None
     rows = torch.linspace(0, store.num_transitions - 1, _COMPARED).long()
     own = store.frames[store.frame_index[rows]].float()
     painted = torch.from_numpy(painter.states(store.data["observation"][rows].numpy())).float()
-    difference = (own - painted).abs().mean().item()
-    if difference > _SAME:
+    return (own - painted).abs().mean().item()
+
+
+def _warn_of_other_pictures(store: TrajectoryStore, painter: Painter) -> None:
+    if (difference := _difference(store, painter)) > _SAME:
         log.warning(
             "the dataset's pictures are not those that the task paints of the same states (%.0f of 255 apart on "
             "average): the policy learns from the one kind and is evaluated on the other",
@@ -64,7 +67,7 @@ def with_pictures(store: TrajectoryStore, painter: Painter, folder: Path) -> Tra
         found = list(store.frames.shape[1:3])
         if found != [size, size]:
             raise DatasetError(f"the dataset has frames of {found[0]} x {found[1]} pixels, expected {size} x {size}.")
-        _compare(store, painter)
+        _warn_of_other_pictures(store, painter)
         return store
     out = folder / f"pictures_{size}_{store.sha256[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,9 @@ def with_pictures(store: TrajectoryStore, painter: Painter, folder: Path) -> Tra
         for left in folder.glob(f".{out.name}.*"):
             if left.is_dir():  # of a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
+        if out.exists() and _difference(TrajectoryStore.load(out, verify=False), painter):
+            log.warning("%s shows the states as the task no longer paints them here: painted anew", out)
+            shutil.rmtree(out)
         if not out.exists():
             beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=folder))
             try:

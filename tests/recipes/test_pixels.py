@@ -59,6 +59,23 @@ def test_what_a_killed_process_was_painting_is_removed(import_recipe, tmp_path):
     assert not left.exists()
 
 
+def test_pictures_that_are_kept_are_painted_anew_where_the_task_now_looks_otherwise(import_recipe, tmp_path, caplog):
+    store = collect("PointReach", expert_episodes=1, random_episodes=1, seed=0, progress=False)
+    with_pictures = import_recipe("parts.pixels").with_pictures
+    with contextlib.closing(get_task("PointReach").painter(36)) as painter:
+        first = with_pictures(store, painter, tmp_path).frames.clone()
+        (kept,) = tmp_path.glob("pictures_*")
+        written = kept.stat().st_ino
+        assert torch.equal(with_pictures(store, painter, tmp_path).frames, first)
+        assert kept.stat().st_ino == written
+        assert not caplog.records
+        # a darker scene, as after a change of the library
+        states = painter.states
+        painter.states = lambda observation: states(observation) // 2
+        assert torch.equal(with_pictures(store, painter, tmp_path).frames, first // 2)
+    assert "painted anew" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
