@@ -163,7 +163,8 @@ def network_case(rows: int, seeds: int, width: int, precision: str, device: str)
     # forward, gradient of the weights, gradient of the activations but for the input's
     flops = 2 * seeds * MEMBERS * 2 * rows * (3 * products - width * INPUTS)
     moved = 4 * (sum(tensor.numel() for tensor in batch) + 2 * parameters)
-    tolerance = {"fp32": 1e-5, "tf32": 2e-2, "bf16": 0.1}[precision]
+    # units switch where cuBLAS and the kernel round otherwise, by as much as gpu_checks.NETWORK says
+    tolerance = {"fp32": 1e-4, "tf32": 4e-2, "bf16": 0.1}[precision]
     make = _with_gradient(loss, [*batch, *weights], len(weights), seeds)
     return Case(
         f"score_mlp {precision}", f"{seeds} x {MEMBERS} x ({rows} + {rows}) x {width}", make, moved, flops, tolerance
