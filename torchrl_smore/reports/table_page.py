@@ -18,6 +18,7 @@ from torchrl_smore.reports.numbers import (
     RunSet,
     Sample,
     Source,
+    method_label,
     method_order,
     write_curves,
     write_results,
@@ -212,7 +213,7 @@ def _extent(lines: Sequence[_Line], source: Source) -> list[str]:
     tasks = [task for task in HORIZONS if task not in shown]
     methods = [method for method in columns if not any(method in line.ours for line in lines)]
     few = [
-        f"{line.task}, {_name(method)} ({sample.num_seeds} of {asked[line.task, method]})"
+        f"{line.task}, {method_label(method)} ({sample.num_seeds} of {asked[line.task, method]})"
         for line in lines
         for method, sample in line.ours.items()
         if sample.num_seeds < asked.get((line.task, method), 0)
@@ -220,7 +221,7 @@ def _extent(lines: Sequence[_Line], source: Source) -> list[str]:
     if filled == whole and not few:
         return [f"All {whole} cells of {len(HORIZONS)} tasks and {len(columns)} methods have their runs."]
     told = [f"**Incomplete**: {filled} of {whole} cells have runs."]
-    told += [f"No run yet of {', '.join(map(_name, methods))}."] if methods else []
+    told += [f"No run yet of {', '.join(map(method_label, methods))}."] if methods else []
     told += [f"No run yet on {', '.join(tasks)}."] if tasks else []
     told += [f"Seeds to come: {'; '.join(few)}."] if few else []
     return [" ".join(map(escape_markdown, told)).replace(r"\*\*", "**")]
@@ -248,7 +249,7 @@ def _short(lines: Sequence[_Line]) -> list[str]:
 def _table(lines: Sequence[_Line]) -> list[str]:
     """Two lines a task, ours and the paper's, a column for each method that has a run."""
     methods = [method for method in _columns() if any(method in line.ours for line in lines)]
-    header = ["task", "unit", "", *map(_name, methods), "the data: expert, all", "differs from the paper in"]
+    header = ["task", "unit", "", *map(method_label, methods), "the data: expert, all", "differs from the paper in"]
     rows = [header, ["---"] * len(header)]
     for line in lines:
         best = max((sample.mean for sample in line.ours.values()), default=None)
@@ -270,10 +271,6 @@ def _entry(sample: Sample | None, digits: int, best: float | None = None) -> str
     if best is None:
         return text
     return f"{'**' + text + '**' if sample.mean == best else text} ({sample.num_seeds})"
-
-
-def _name(method: str) -> str:
-    return "control (hindsight BC)" if method == CONTROL else method
 
 
 def _facts(source: Source, command: str, folder: str) -> list[str]:

@@ -16,7 +16,7 @@ from torchrl_smore.reports.figures.returns import (
     mean_curves,
     noise_figure,
 )
-from torchrl_smore.reports.figures.style import method_styles, save_figure
+from torchrl_smore.reports.figures.style import draw_legend, method_styles, panels, save_figure
 from torchrl_smore.reports.numbers.aggregates import Estimate
 from torchrl_smore.reports.numbers.results import CONTROL, METHODS
 
@@ -80,8 +80,33 @@ def test_returns_of_the_papers_tasks_become_shares_of_the_largest(make_result):
     assert np.isnan(std).all()
 
 
-def test_curves_are_parted_by_setting_with_table_1_first(make_result):
+def test_locomotion_is_shown_by_the_return_that_it_is_judged_by(make_result):
     ant = {"task": "AntTgtVel-m-e", "setting": "expert=30_episodes;mix=m-e"}
+    rows = [make_result(**ant, metric=f"discounted_return_{g}", value=v) for g, v in (("0.99", 34.0), ("0.999", 280.0))]
+    rows.append(make_result(value=39.4994 / 2))
+    figure = learning_figure(rows)
+    (of_ant,) = titled(figure, "AntTgtVel-m-e").lines
+    np.testing.assert_array_equal(of_ant.get_ydata(), [280.0])
+    assert titled(figure, "AntTgtVel-m-e").get_ylabel() == "return at 0.999"
+    assert titled(figure, "AntTgtVel-m-e").get_ylim()[1] > 280.0
+    assert titled(figure, "FetchReach").get_ylabel() == "return / largest possible"
+
+
+@pytest.mark.parametrize(("count", "along"), [(12, True), (3, False), (4, False), (1, False)])
+def test_a_legend_in_a_row_of_its_own_lies_along_it(count, along):
+    figure, axes = panels(count, 4, width=3.0, height=2.0)
+    draw_legend(axes[-1], [*METHODS[:2], CONTROL])
+    assert len(axes) == count + 1
+    rows = {axis.get_subplotspec().rowspan.start for axis in axes[:-1]}
+    assert (axes[-1].get_subplotspec().rowspan.start in rows) != along
+    # as high as its panels, and the row of a legend a third of one
+    assert figure.get_size_inches()[1] == pytest.approx(2.0 * len(rows) + 0.7 * along)
+    names = [text.get_text() for text in axes[-1].get_legend().get_texts()]
+    assert names == ["SMORe", "GoFAR", "control (hindsight BC)"]
+
+
+def test_curves_are_parted_by_setting_with_table_1_first(make_result):
+    ant = {"task": "AntTgtVel-m-e", "setting": "expert=30_episodes;mix=m-e", "metric": "discounted_return_0.999"}
     rows = [make_result(setting="beta=0.7"), make_result(), make_result(**ant), make_result(setting="z", metric="x")]
     assert curve_settings(rows) == ["main", "beta=0.7;expert=0.1"]
     assert list(mean_curves(rows)) == ["FetchReach", "AntTgtVel-m-e"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torchrl_smore.reports.figures.style import draw_legend, method_styles, panels, say_empty
-from torchrl_smore.reports.numbers import Estimate
+from torchrl_smore.reports.numbers import Estimate, method_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,6 +73,6 @@ def _interval_panel(estimates: Mapping[str, Estimate]) -> tuple[Figure, Axes]:
         estimate = estimates[method]
         axis.hlines(place, estimate.low, estimate.high, color=style.color, linewidth=7, alpha=0.35)
         axis.plot([estimate.value], [place], color=style.color, marker=style.marker, markersize=7)
-    axis.set_yticks(range(len(styles)), list(styles), fontsize=9)
+    axis.set_yticks(range(len(styles)), [method_label(method) for method in styles], fontsize=9)
     axis.set_ylim(max(len(styles), 1) - 0.4, -0.6)
     return figure, axis

@@ -15,7 +15,16 @@ import numpy as np
 
 from torchrl_smore.reports.figures.style import draw_legend, method_styles, panels, say_empty
 from torchrl_smore.reports.numbers import Cell, Result, RunSet, Sample, canonical_setting, mean_and_std, method_order
-from torchrl_smore.reports.paper import BASE_SETTING, HORIZONS, Paper, main_setting, our_sample, over_max, task_order
+from torchrl_smore.reports.paper import (
+    BASE_SETTING,
+    HORIZONS,
+    Paper,
+    is_locomotion,
+    judged_value,
+    main_setting,
+    our_sample,
+    task_order,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,16 +40,16 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def curve_settings(curves: Iterable[Result]) -> list[str]:
     """The canonical settings that curves are of, ``"main"`` for the data of Table 1 first, the others by alphabet."""
-    cells = {(r.task, r.setting) for r in curves if over_max(r.value, r.task, r.metric) is not None}
+    cells = {(r.task, r.setting) for r in curves if judged_value(r.value, r.task, r.metric) is not None}
     found = {_setting_group(*cell) for cell in cells}
     return sorted(found, key=lambda setting: (setting != "main", setting))
 
 
 def mean_curves(curves: Iterable[Result], setting: str = "main") -> dict[str, dict[str, Curve]]:
-    """Return over maximum at 0.99 along training: task to method to updates, mean and standard deviation ``[T]``.
+    """Return along training: task to method to updates, mean and standard deviation ``[T]``.
 
-    A line has the evaluations that all of its seeds have: a mean over fewer would jump where a run has ended. With one
-    seed the deviation is NaN.
+    It is over the maximum at 0.99, of locomotion at 0.999. A line has the evaluations that all of its seeds have: a
+    mean over fewer would jump where a run has ended. With one seed the deviation is NaN.
 
     Args:
         curves: rows of curve files.
@@ -48,9 +57,9 @@ def mean_curves(curves: Iterable[Result], setting: str = "main") -> dict[str, di
     """
     values: dict[tuple[str, str], dict[int, dict[int, float]]] = {}
     for row in curves:
-        share = over_max(row.value, row.task, row.metric)
-        if share is not None and _setting_group(row.task, row.setting) == setting:
-            values.setdefault((row.task, row.method), {}).setdefault(row.seed, {})[row.steps] = share
+        value = judged_value(row.value, row.task, row.metric)
+        if value is not None and _setting_group(row.task, row.setting) == setting:
+            values.setdefault((row.task, row.method), {}).setdefault(row.seed, {})[row.steps] = value
     found: dict[str, dict[str, Curve]] = {}
     for task in task_order(task for task, _ in values):
         for method in method_order(name for other, name in values if other == task):
@@ -63,7 +72,7 @@ def mean_curves(curves: Iterable[Result], setting: str = "main") -> dict[str, di
 
 
 def learning_figure(curves: Iterable[Result], setting: str = "main") -> Figure:
-    """A panel for each task: return over maximum at 0.99 against updates, every method.
+    """A panel for each task: return over maximum at 0.99, of locomotion return at 0.999, against updates, every method.
 
     Args:
         curves: rows of curve files.
@@ -80,13 +89,13 @@ def learning_figure(curves: Iterable[Result], setting: str = "main") -> Figure:
                 spread = np.nan_to_num(std)
                 axis.plot(steps, mean, **style.line, marker=style.marker, markersize=4, markevery=_every(len(steps)))
                 axis.fill_between(steps, mean - spread, mean + spread, color=style.color, alpha=0.15, linewidth=0)
+        axis.set_ylim(*((0.0, None) if is_locomotion(task) else (-0.02, 1.02)))
+        axis.set_ylabel("return at 0.999" if is_locomotion(task) else _OVER_MAX, fontsize=9)
     for axis in axes[:-1]:
         axis.set_xlim(left=0)
-        axis.set_ylim(-0.02, 1.02)
         axis.locator_params(axis="x", nbins=4, integer=True)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_xlabel("updates", fontsize=9)
-        axis.set_ylabel(_OVER_MAX, fontsize=9)
     if not lines:
         say_empty(axes[0], "no learning curves")
     draw_legend(axes[-1], methods)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_smore._files import replacing
-from torchrl_smore.reports.numbers import CONTROL, method_order
+from torchrl_smore.reports.numbers import CONTROL, method_label, method_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,7 @@ _OTHERS = [
     *(("#44AA99", "p", "-."), ("#DDCC77", "8", "-."), ("#661100", "H", "-.")),
 ]
 _DPI = 120
+_LEGEND_HEIGHT, _LEGEND_COLUMNS = 0.7, 6  # inches and names, of a legend that has a row for itself
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,14 @@ def panels(count: int, columns: int, *, width: float, height: float, legend: boo
     if total > columns > 2 and total % columns == 1:
         columns -= 1  # a last row of one panel would be empty but for the legend
     rows = -(-total // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[total:]:
-        axis.remove()
+    # a legend that has a row for itself lies along it
+    alone = legend and columns > 1 and count % columns == 0
+    heights = [height] * (rows - alone) + [_LEGEND_HEIGHT] * alone
+    figure = Figure(figsize=(width * columns, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(rows, columns, height_ratios=heights)
+    axes = [figure.add_subplot(grid[divmod(number, columns)]) for number in range(total - alone)]
+    if alone:
+        axes.append(figure.add_subplot(grid[-1, :]))
     for axis in axes[:count]:
         axis.grid(color="0.9", linewidth=0.7)
         axis.set_axisbelow(True)
@@ -112,19 +117,23 @@ def panels(count: int, columns: int, *, width: float, height: float, legend: boo
         axis.spines[["top", "right"]].set_visible(False)
     if legend:
         axes[count].axis("off")
-    return figure, axes[:total]
+    return figure, axes
 
 
 def draw_legend(axis: Axes, methods: Sequence[str], extra: Sequence[Any] = ()) -> None:
     """Names of the methods in order, and further handles, in a panel of its own."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], **style.line, marker=style.marker, markersize=5, label=name)
+    handles: list[Any] = [
+        Line2D([], [], **style.line, marker=style.marker, markersize=5, label=method_label(name))
         for name, style in method_styles(methods).items()
     ]
-    if handles or extra:
-        axis.legend(handles=[*handles, *extra], loc="center", fontsize=9, frameon=False, handlelength=3)
+    handles += extra
+    spans = axis.get_subplotspec()
+    across = spans is not None and len(spans.colspan) > 1
+    if handles:
+        columns = min(len(handles), _LEGEND_COLUMNS) if across else 1
+        axis.legend(handles=handles, loc="center", fontsize=9, frameon=False, handlelength=3, ncols=columns)
 
 
 def say_empty(axis: Axes, text: str = "no runs") -> None:

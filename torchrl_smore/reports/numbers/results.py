@@ -37,6 +37,11 @@ def method_order(names: Iterable[str]) -> list[str]:
     return [name for name in METHODS if name in found] + sorted(found - set(METHODS))
 
 
+def method_label(name: str) -> str:
+    """A method's name for people."""
+    return "control (hindsight BC)" if name == CONTROL else name
+
+
 class ResultsError(ValueError):
     """A result file, or a set of results, that is not what it should be."""
 

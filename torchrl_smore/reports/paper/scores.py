@@ -72,6 +72,19 @@ def over_max(result_value: float, task: str, metric: str) -> float | None:
     return result_value if metric == "return_over_max" else None
 
 
+def judged_value(result_value: float, task: str, metric: str) -> float | None:
+    """A row's value in the unit that its task is judged by, or ``None`` for a row that says something else.
+
+    Args:
+        result_value: of the row.
+        task: of the row.
+        metric: of the row; see :func:`over_max`, of locomotion ``discounted_return_0.999``.
+    """
+    if is_locomotion(task):
+        return result_value if metric == "discounted_return_0.999" else None
+    return over_max(result_value, task, metric)
+
+
 def task_order(names: Iterable[str]) -> list[str]:
     """Each name once: the paper's tasks in the order of its Table 1, then others by alphabet."""
     found = set(names)
