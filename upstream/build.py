@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,9 +54,25 @@ REWORDED = (
     ),
     (r"(?:; see)?;? ``docs/paper_code_ours\.md``", ""),
     (r"those of the losses that give one part\s+alone; of", "of score, value and\n        actor; of"),
+    (r"as the losses of this package do", "as this module's loss does"),
+    (r" \(erratum E\d+\)", ""),
+    (r"erratum E\d+ shows to be", "are"),
+    (
+        r"Base of the losses in this package, all of which are final\.\n(?s:.*?)base of their own\.\n",
+        "What :class:`SMORELoss` has beside its terms: keys, networks, reduction, masks.\n",
+    ),
+    (r"\n +Arguments that every loss takes are explained at the constructor here(?s:.*?)inherit it\.", ""),
+    (
+        r"(goals there \(OGBench samples them apart\)\.\n)",
+        r"""\1
+    Paper: `Sikchi et al. (2024), Score Models for Offline Goal-Conditioned Reinforcement Learning
+    <https://arxiv.org/abs/2311.02013>`_. See also :class:`~torchrl.trainers.algorithms.configs.SMORELossConfig`.
+""",
+    ),
 )
 LEFT_BEHIND = re.compile(
-    r"torchrl_smore|ScoreLoss|ExpectileValueLoss|AWRActorLoss|HindsightGoal|GoalTransition|\w+\.md|kernel",
+    r"torchrl_smore|ScoreLoss|ExpectileValueLoss|AWRActorLoss|HindsightGoal|GoalTransition|\w+\.md|kernel"
+    r"|this package|errat",
     re.IGNORECASE,
 )
 _PLAIN = ("bool", "int", "float", "str")
@@ -76,10 +93,24 @@ def loss_module(root: Path) -> str:
     text = text.replace("SMORELoss(networks.actor, networks.score, networks.value,", "SMORELoss(actor, score, value,")
     for pattern, new in REWORDED:
         text = re.sub(pattern, new, text)
+    text = with_shared_arguments(text)
     for line in text.splitlines():
         if found := LEFT_BEHIND.search(line):
             raise BuildError(f"the loss still names {found[0]}, which stays behind: {line.strip()}")
     return formatted(HEADER + text)
+
+
+def with_shared_arguments(text: str) -> str:
+    """``text`` with what the base's constructor says of its arguments in the loss's docstring too.
+
+    TorchRL's reference shows the docstring of the class, and the base is not in it.
+    """
+    after = "\n\n    Returns (forward):"
+    shared = re.search(r'"""Arguments of every loss.*?\n +Args:\n(.*?)\n\n +Raises:', text, re.DOTALL)
+    if shared is None or text.count(after) != 1:
+        raise BuildError("found not where the loss's docstring takes the arguments of its base.")
+    lines = textwrap.indent(textwrap.dedent(shared[1]), " " * 8)
+    return text.replace(after, f"\n{lines}{after}")
 
 
 def loss_config(loss: str) -> str:

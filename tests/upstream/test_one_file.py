@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_nothing_of_this_package_is_named(one_file):
     text = Path(one_file.__file__).read_text()
     assert "torchrl_smore" not in text
     assert "kernel" not in text.lower()
+    # its losses and its list of errata
+    assert "this package" not in text
+    assert "errat" not in text
+
+
+def test_its_docstring_has_every_argument_the_paper_and_the_config(one_file):
+    text = one_file.SMORELoss.__doc__
+    for name in inspect.signature(one_file.SMORELoss).parameters:
+        assert len(re.findall(rf"^        {name}: ", text, re.MULTILINE)) == 1, name
+    assert "https://arxiv.org/abs/2311.02013" in text
+    assert ":class:`~torchrl.trainers.algorithms.configs.SMORELossConfig`" in text
 
 
 def test_the_example_in_its_docstring_runs(one_file):
