@@ -3,8 +3,9 @@
 python upstream/build.py PATH              PATH is a clone of https://github.com/pytorch/rl
 python upstream/build.py PATH --no-tests   only write
 
-The loss is made from this package (``flatten.py``); what is TorchRL's own in style (tests, script, speed test) lies in
-``files/``. Running it again writes the same files again; ``git -C PATH diff`` shows what a pull request would.
+The loss is made from this package (``flatten.py``), its release check from one of the clone's; what is TorchRL's own in
+style (tests, script, speed test) lies in ``files/``. Running it again writes the same files again; ``git -C PATH diff``
+shows what a pull request would.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ TESTS = "test/objectives/test_smore.py"
 SCRIPT = "sota-implementations/smore"
 CONFIGS = "torchrl/trainers/algorithms/configs"
 BENCHMARKS = "benchmarks/test_objectives_benchmarks.py"
+CHECKS = "sota-check"
+CI = ".github/unittest/linux_sota/scripts"
+# the script in seconds, here and in TorchRL's CI
+SHORT = ("optim.gradient_steps=10", "replay_buffer.episodes=4", "logger.eval_iter=10", "logger.backend=")
 # what the docstrings say of parts of this package that stay behind
 REWORDED = (
     # of score (Eq. 10), value (Eq. 9) and actor (Eq. 11)
@@ -210,6 +215,28 @@ def edits(loss: str) -> dict[str, Callable[[str], str]]:
     def reference(text: str) -> str:
         return insert_line(text, "    SMORELoss", r" +DiscreteIQLLoss", "objectives_offline.rst")
 
+    def config_reference(text: str) -> str:
+        return insert_line(text, "    SMORELossConfig", r" +SACLossConfig", "config.rst")
+
+    def examples(text: str) -> str:
+        return insert_line(text, "- [SMORe](smore/)", r"- \[SAC\].*", "sota-implementations/README.md")
+
+    def checked(text: str) -> str:
+        return insert_line(text, "    run_smore.sh", r" +run_sac\.sh", f"{CHECKS}/submitit-release-check.sh")
+
+    def smoke(text: str) -> str:
+        options = " \\\n  ".join((f"python {SCRIPT}/smore_offline.py", *SHORT))
+        before, found, after = re.sub(r' +"smore": """(?s:.*?)""",\n', "", text).partition("\ncommands = {\n")
+        if not found:
+            raise BuildError(f"{CI}/test_sota.py: found no commands to put the script among.")
+        return f'{before}{found}    "smore": """{options}\n""",\n{after}'
+
+    def installed(text: str) -> str:
+        # the script's task
+        return insert_line(
+            text, "uv pip install gymnasium-robotics", r'uv pip install "gymnasium\[.*', f"{CI}/run_all.sh"
+        )
+
     def config(text: str) -> str:
         return without_block(text, "class SMORELossConfig").rstrip("\n") + "\n" + loss_config(loss)
 
@@ -231,10 +258,26 @@ def edits(loss: str) -> dict[str, Callable[[str], str]]:
     return {
         "torchrl/objectives/__init__.py": objectives,
         "docs/source/reference/objectives_offline.rst": reference,
+        "docs/source/reference/config.rst": config_reference,
+        "sota-implementations/README.md": examples,
+        f"{CHECKS}/submitit-release-check.sh": checked,
+        f"{CI}/test_sota.py": smoke,
+        f"{CI}/run_all.sh": installed,
         f"{CONFIGS}/objectives.py": config,
         f"{CONFIGS}/__init__.py": registered,
         BENCHMARKS: speed,
     }
+
+
+def release_check(text: str) -> str:
+    """``run_smore.sh`` from the text of the clone's ``run_sac.sh``.
+
+    Raises:
+        BuildError: if that runs another script than expected.
+    """
+    if f"{Path(SCRIPT).parent}/sac/sac.py" not in text:
+        raise BuildError(f"{CHECKS}/run_sac.sh runs no sac/sac.py.")
+    return text.replace("sac/sac.py", "smore/smore_offline.py").replace("sac", "smore")
 
 
 def build(clone: Path, root: Path = ROOT) -> list[Path]:
@@ -255,16 +298,20 @@ def build(clone: Path, root: Path = ROOT) -> list[Path]:
         name = path.relative_to(HERE / "files").as_posix()
         if path.is_file() and name.startswith((TESTS, SCRIPT)) and "__pycache__" not in name:
             new[name] = path.read_text(encoding="utf-8")
-    for name, edit in edits(loss).items():
-        if not (clone / name).is_file():
-            raise BuildError(f"{clone} has no {name}.")
-        new[name] = edit((clone / name).read_text(encoding="utf-8"))
+    made = {f"{CHECKS}/run_smore.sh": (f"{CHECKS}/run_sac.sh", release_check)}
+    made |= {name: (name, edit) for name, edit in edits(loss).items()}
+    for name, (source, edit) in made.items():
+        if not (clone / source).is_file():
+            raise BuildError(f"{clone} has no {source}.")
+        new[name] = edit((clone / source).read_text(encoding="utf-8"))
     written = []
     for name, text in new.items():
         path = clone / name
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.partial")
         beside.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, beside)
         beside.replace(path)
         written.append(path)
     return written
@@ -287,11 +334,10 @@ def run_tests(clone: Path) -> int:
     )
     of_clone = (clone / "version.txt").read_text().strip() if (clone / "version.txt").is_file() else "unknown"
     print(f"clone: version {of_clone}, commit {commit.stdout.strip() or 'unknown'}", flush=True)
-    short = ["optim.gradient_steps=10", "logger.backend=", "logger.eval_iter=10", "replay_buffer.episodes=4"]
     commands = [
         ([sys.executable, "-c", versions], clone),
         ([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS], clone),
-        ([sys.executable, "smore_offline.py", *short, "hydra.run.dir=."], clone / SCRIPT),
+        ([sys.executable, "smore_offline.py", *SHORT, "hydra.run.dir=."], clone / SCRIPT),
     ]
     for command, folder in commands:
         status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode

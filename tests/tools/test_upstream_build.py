@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -194,6 +195,17 @@ CLONE = {
         '__all__ = [\n    "SACLoss",\n    "TD3Loss",\n]\n'
     ),
     "docs/source/reference/objectives_offline.rst": "    IQLLoss\n    DiscreteIQLLoss\n    TD3BCLoss\n",
+    "docs/source/reference/config.rst": "    PPOLossConfig\n    SACLossConfig\n    DQNLossConfig\n",
+    "sota-implementations/README.md": "- [REDQ](redq/redq.py)\n- [SAC](sac/sac.py)\n- [TD3](td3)\n",
+    "sota-check/run_sac.sh": (
+        "#SBATCH --job-name=sac\n#SBATCH --output=logs/sac_%j.txt\n"
+        "python $PYTHONPATH/sota-implementations/sac/sac.py \\\n  logger.backend=wandb\n"
+    ),
+    "sota-check/submitit-release-check.sh": "scripts=(\n    run_sac.sh\n    run_td3.sh\n)\n",
+    ".github/unittest/linux_sota/scripts/run_all.sh": 'uv pip install "gymnasium[mujoco]>=1.1.0"\n',
+    ".github/unittest/linux_sota/scripts/test_sota.py": (
+        'import os\n\ncommands = {\n    "sac": """python sac.py \\\n  logger.backend=\n""",\n}\n'
+    ),
     "torchrl/trainers/algorithms/configs/objectives.py": "from dataclasses import dataclass\n",
     "torchrl/trainers/algorithms/configs/__init__.py": (
         "from torchrl.trainers.algorithms.configs.objectives import (\n    SACLossConfig,\n    TD3LossConfig,\n)\n\n"
@@ -225,12 +237,13 @@ def contents(folder):
 def test_a_clone_gets_every_file_and_entry_and_a_second_build_changes_nothing(tool, clone):
     written = {path.relative_to(clone).as_posix() for path in tool.build(clone)}
     first = contents(clone)
-    assert written == set(first) - {"torchrl/objectives/iql.py"}
+    assert written == set(first) - {"torchrl/objectives/iql.py", "sota-check/run_sac.sh"}
     assert written - set(CLONE) == {
         "torchrl/objectives/smore.py",
         "test/objectives/test_smore.py",
         *(f"sota-implementations/smore/{name}" for name in ("README.md", "offline_config.yaml", "smore_offline.py")),
         "sota-implementations/smore/utils.py",
+        "sota-check/run_smore.sh",
     }
     lines = first["torchrl/objectives/__init__.py"].splitlines()
     assert lines.index("from torchrl.objectives.smore import SMORELoss") == 1
@@ -249,6 +262,41 @@ def test_a_clone_gets_every_file_and_entry_and_a_second_build_changes_nothing(to
             assert "torchrl_smore" not in text, name
     tool.build(clone)
     assert contents(clone) == first
+
+
+def test_the_script_is_among_those_that_torchrl_runs_and_names(tool, clone):
+    release = clone / "sota-check/submitit-release-check.sh"
+    release.chmod(0o755)
+    tool.build(clone)
+    assert release.read_text() == "scripts=(\n    run_sac.sh\n    run_smore.sh\n    run_td3.sh\n)\n"
+    # sbatch's list is run by hand
+    assert release.stat().st_mode & 0o777 == 0o755
+    assert (clone / "sota-check/run_smore.sh").read_text() == (
+        "#SBATCH --job-name=smore\n#SBATCH --output=logs/smore_%j.txt\n"
+        "python $PYTHONPATH/sota-implementations/smore/smore_offline.py \\\n  logger.backend=wandb\n"
+    )
+    scripts = clone / ".github/unittest/linux_sota/scripts"
+    names: dict = {}
+    exec((scripts / "test_sota.py").read_text(), names)
+    assert list(names["commands"]) == ["smore", "sac"]
+    program, script, *options = names["commands"]["smore"].split()
+    assert program == "python"
+    assert (clone / script).is_file()
+    config = (clone / script).with_name("offline_config.yaml").read_text()
+    for option in options:
+        group, name = option.split("=")[0].split(".")
+        assert re.search(rf"^{group}:\n(?:  .*\n)*?  {name}:", config, re.MULTILINE), option
+    assert "uv pip install gymnasium-robotics\n" in (scripts / "run_all.sh").read_text()
+    assert "    SACLossConfig\n    SMORELossConfig\n" in (clone / "docs/source/reference/config.rst").read_text()
+    assert "(sac/sac.py)\n- [SMORe](smore/)\n" in (clone / "sota-implementations/README.md").read_text()
+
+
+def test_another_release_check_than_expected_is_refused(tool, clone):
+    (clone / "sota-check/run_sac.sh").write_text("python sac.py\n")
+    before = contents(clone)
+    with pytest.raises(tool.BuildError, match=r"run_sac\.sh runs no sac/sac\.py"):
+        tool.build(clone)
+    assert contents(clone) == before
 
 
 def test_the_loss_has_torchrls_header_and_its_config_every_argument(tool, clone):
