@@ -291,6 +291,23 @@ def test_the_script_is_among_those_that_torchrl_runs_and_names(tool, clone):
     assert "(sac/sac.py)\n- [SMORe](smore/)\n" in (clone / "sota-implementations/README.md").read_text()
 
 
+def test_no_function_imports_what_is_no_optional_dependency(tool, clone):
+    # TorchRL's house rule; hydra is optional, and its configs need it
+    optional = {"hydra.utils", "torchrl.trainers.algorithms.configs"}
+    for path in tool.build(clone):
+        if path.suffix != ".py":
+            continue
+        tree = ast.parse(path.read_text())
+        top = {id(node) for node in tree.body}
+        inside = [
+            ast.unparse(node)
+            for node in ast.walk(tree)
+            if (isinstance(node, ast.ImportFrom) and node.module not in optional) or isinstance(node, ast.Import)
+            if id(node) not in top
+        ]
+        assert not inside, path.name
+
+
 def test_another_release_check_than_expected_is_refused(tool, clone):
     (clone / "sota-check/run_sac.sh").write_text("python sac.py\n")
     before = contents(clone)

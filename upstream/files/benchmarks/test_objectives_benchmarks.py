@@ -2,17 +2,23 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Speed test of SMORe; what follows the marker goes into TorchRL's benchmarks/test_objectives_benchmarks.py."""
+"""Speed test of SMORe; what follows the marker goes into TorchRL's benchmarks/test_objectives_benchmarks.py.
+
+That file imports what is imported here, and defines ``_maybe_compile``.
+"""
 
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import NormalParamExtractor, TensorDictModule as Mod
+from tensordict.nn import (
+    NormalParamExtractor,
+    ProbabilisticTensorDictModule as ProbMod,
+    ProbabilisticTensorDictSequential as ProbSeq,
+    TensorDictModule as Mod,
+)
 from torchrl.modules import MLP, TanhNormal
 from torchrl.objectives import SMORELoss
 from torchrl.objectives.utils import SoftUpdate
-
-FULLGRAPH = True
 
 
 # --- test
@@ -28,42 +34,29 @@ def test_smore_speed(
     ncells=128,
     batch=512,
 ):
-    from torchrl.modules import ProbabilisticActor, ValueOperator
-
     if compile == "reduce-overhead" and backward is not None:
         pytest.skip("reduce-overhead with backward causes segfaults in CI")
     if compile:
         torch._dynamo.reset_code_caches()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
-    class Joined(torch.nn.Module):
-        def __init__(self, network):
-            super().__init__()
-            self.network = network
-
-        def forward(self, *inputs):
-            return self.network(torch.cat(inputs, -1))
-
     state = ["observation", "desired_goal"]
     cells = [ncells, ncells]
-    actor_net = torch.nn.Sequential(
-        MLP(n_obs + n_goal, 2 * n_act, num_cells=cells, device=device),
-        NormalParamExtractor(),
+    actor_net = MLP(n_obs + n_goal, 2 * n_act, num_cells=cells, device=device)
+    actor = ProbSeq(
+        Mod(actor_net, in_keys=state, out_keys=["param"]),
+        Mod(NormalParamExtractor(), in_keys=["param"], out_keys=["loc", "scale"]),
+        ProbMod(
+            in_keys=["loc", "scale"],
+            out_keys=["action"],
+            distribution_class=TanhNormal,
+            distribution_kwargs={"safe_tanh": False},
+        ),
     )
-    actor = ProbabilisticActor(
-        Mod(Joined(actor_net), in_keys=state, out_keys=["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        distribution_class=TanhNormal,
-        distribution_kwargs={"safe_tanh": False},
-    )
-    score = ValueOperator(
-        MLP(n_obs + n_goal + n_act, 1, num_cells=cells, device=device),
-        in_keys=[*state, "action"],
-        out_keys=["score"],
-    )
-    value = ValueOperator(
-        MLP(n_obs + n_goal, 1, num_cells=cells, device=device), in_keys=state
-    )
+    score_net = MLP(n_obs + n_goal + n_act, 1, num_cells=cells, device=device)
+    score = Mod(score_net, in_keys=[*state, "action"], out_keys=["score"])
+    value_net = MLP(n_obs + n_goal, 1, num_cells=cells, device=device)
+    value = Mod(value_net, in_keys=state, out_keys=["state_value"])
 
     def rows():
         return TensorDict(
@@ -81,15 +74,7 @@ def test_smore_speed(
     loss = SMORELoss(actor, score, value)
     SoftUpdate(loss, tau=0.005)
     loss(td)
-
-    if compile:
-        loss = torch.compile(
-            loss,
-            fullgraph=FULLGRAPH,
-            mode=compile if isinstance(compile, str) else None,
-        )
-        loss(td)
-        loss(td)
+    loss = _maybe_compile(loss, compile, td)
 
     if backward:
 
