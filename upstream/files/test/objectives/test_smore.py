@@ -4,6 +4,10 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import inspect
+
 import pytest
 import torch
 from _objectives_common import _check_td_steady, LossModuleTestBase
@@ -13,6 +17,8 @@ from torch import nn
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import HardUpdate, SMORELoss, SoftUpdate
 from torchrl.testing import get_default_devices
+
+_has_hydra = importlib.util.find_spec("hydra") is not None
 
 FORMULATIONS = ["in_sample", "dual", "official", "official_stable"]
 
@@ -173,21 +179,25 @@ class TestSMORE(LossModuleTestBase):
             loss_fn, default_keys=dict(vars(loss_fn.default_keys()))
         )
 
-    def test_smore_set_keys(self):
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_smore_set_keys(self, nested):
         torch.manual_seed(self.seed)
         loss_fn = self._create_loss()
         td = self._create_mock_data_smore()
         expected = loss_fn(td)
+        goal, score, value, q_key = (
+            ("agent", name) if nested else name for name in ("goal", "s", "m", "other")
+        )
         other = SMORELoss(
-            self._create_mock_actor(goal_key="goal"),
-            self._create_mock_score(goal_key="goal", out_key="s"),
-            self._create_mock_value(goal_key="goal", out_key="m"),
+            self._create_mock_actor(goal_key=goal),
+            self._create_mock_score(goal_key=goal, out_key=score),
+            self._create_mock_value(goal_key=goal, out_key=value),
         )
         SoftUpdate(other, tau=0.05)
-        other.set_keys(desired_goal="goal", score="s", value="m", q="other")
+        other.set_keys(desired_goal=goal, score=score, value=value, q=q_key)
         other.load_state_dict(loss_fn.state_dict())
-        q = td.pop("q").rename_key_("desired_goal", "goal")
-        td.rename_key_("desired_goal", "goal").set("other", q)
+        q = td.pop("q").rename_key_("desired_goal", goal)
+        td.rename_key_("desired_goal", goal).set(q_key, q)
         assert_allclose_td(other(td), expected)
 
     @pytest.mark.parametrize("formulation", FORMULATIONS)
@@ -239,6 +249,22 @@ class TestSMORE(LossModuleTestBase):
             loss_fn.score_network_params.data - before
         )
         assert_allclose_td(loss_fn.target_score_network_params.data, moved)
+
+    @pytest.mark.skipif(not _has_hydra, reason="hydra is not installed")
+    def test_smore_config(self):
+        """Fields of the config are the arguments of the loss, with their defaults."""
+        from torchrl.trainers.algorithms.configs import SMORELossConfig
+
+        parameters = inspect.signature(SMORELoss.__init__).parameters
+        fields = {field.name: field for field in dataclasses.fields(SMORELossConfig)}
+        assert fields.pop("_target_").default == "torchrl.objectives.SMORELoss"
+        fields.pop("_partial_")
+        assert list(fields) == [name for name in parameters if name != "self"]
+        for name, field in fields.items():
+            default = parameters[name].default
+            if default is inspect.Parameter.empty:
+                default = None
+            assert field.default == default, name
 
     @pytest.mark.parametrize(
         "kwargs, match",
