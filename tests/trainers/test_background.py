@@ -283,6 +283,29 @@ def test_a_run_that_ends_by_an_error_keeps_the_evaluation_in_progress(background
     assert rows[-1]["step"] == "7"
 
 
+@pytest.mark.parametrize("in_background", [True, False], ids=["background", "here"])
+def test_a_stop_while_policies_are_evaluated_keeps_the_best_of_them(
+    background, make_run, whole, gate, tmp_path, in_background
+):
+    first = make_run(background if in_background else make_evaluator(), tmp_path / "run")
+    if in_background:
+        # update 4 is evaluated until the checkpoint of update 6 waits for it
+        first.register_op("post_optim", lambda: first._optim_count == 6 and (gate.touch(), first.stop_with(Killed())))
+    else:
+        gate.touch()
+        run_all = first.evaluator.run_all
+        first.evaluator.run_all = lambda policies: (first.stop_with(Killed()), run_all(policies))[1]
+    with pytest.raises(Killed):
+        first.train()
+    for seed in (3, 8):
+        assert latest_checkpoint(tmp_path / "run" / "best" / f"seed_{seed}").name == "step_000000004"
+    second = make_run(background, tmp_path / "run")
+    second.resume()
+    assert second.step == (6 if in_background else 4)
+    second.train()
+    assert_same_run(tmp_path / "run", whole[0])
+
+
 def test_signals_for_a_group_of_processes_do_not_end_it(background, make_loss):
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(background._worker.pid, signum)

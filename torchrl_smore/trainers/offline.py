@@ -383,6 +383,8 @@ class OfflineTrainer(Trainer):
         if last:
             self._finish_evaluation()
         if self._stop is not None:
+            # of an evaluation whose rows are written, nothing would tell them when the run is resumed
+            self._show_to_hooks(batch)
             raise self._stop
 
     def _show_to_hooks(self, batch: TensorDictBase) -> None:
