@@ -43,6 +43,7 @@ from torchrl_smore.modules import Precision
 from torchrl_smore.reports import plot_curves, read_metrics
 from torchrl_smore.trainers import (
     Compile,
+    DivergedError,
     MetricsFile,
     latest_checkpoint,
     load_checkpoint,
@@ -224,7 +225,12 @@ class Training:
         self.stop = error
 
     def save(self) -> None:
-        """Writes a checkpoint; the one before is dropped, for the replay buffer makes them large."""
+        """Writes a checkpoint; the one before is dropped, for the replay buffer makes them large.
+
+        Raises:
+            DivergedError: instead, if a parameter is not finite.
+        """
+        self._check_finite()
         state = {"step": self.step, "agent": self.agent.state_dict(), "rng": rng_state()}
         save_checkpoint(self.run_dir / "checkpoint", self.step, state, self.identity, keep=1)
 
@@ -266,6 +272,13 @@ class Training:
             bar.close()
             envs.close()
 
+    def _check_finite(self) -> None:
+        for name, parameter in self.agent.loss.named_parameters():
+            if not parameter.isfinite().all():
+                root = self.run_dir / "checkpoint"
+                kept = latest_checkpoint(root) if any(root.glob("step_*")) else None
+                raise DivergedError(name, self.agent.updates, None, kept)
+
     def _interact(self, envs: VectorEnv, observation: NDArray[Any]) -> NDArray[Any]:
         """One step of every robot; returns where they are then."""
         config = self.config
@@ -285,7 +298,8 @@ class Training:
         return reached["observation"].copy()
 
     def _evaluate(self, bar: Any) -> dict[str, float]:
-        """Keeps the actor and measures it."""
+        """Keeps the actor and measures it; raises as :meth:`save`."""
+        self._check_finite()
         path = actor_path(self.run_dir, self.step)
         write_actor(path, self.agent.layers())
         config = self.config

@@ -21,7 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import get_task
 from torchrl_smore.envs.experts import ActorExpert
-from torchrl_smore.trainers import latest_checkpoint, load_checkpoint
+from torchrl_smore.trainers import DivergedError, latest_checkpoint, load_checkpoint
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
@@ -175,6 +175,27 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last_and_is_repeatabl
     assert [row["step"] for row in outcomes[0][0]] == ["0", "80", "120", "160"]
     # up to the checkpoint it is the uninterrupted run
     assert outcomes[0][0][:2] == metrics(finished)[:2]
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint_and_says_so(tmp_path, monkeypatch):
+    interact = train_expert.Training._interact
+
+    def spoil(self, *args):
+        if self.step == 100:
+            with torch.no_grad():
+                self.agent.loss.log_alpha.fill_(float("nan"))
+        return interact(self, *args)
+
+    monkeypatch.setattr(train_expert.Training, "_interact", spoil)
+    monkeypatch.chdir(tmp_path)  # where MuJoCo logs actions that are not finite
+    # the last step is evaluated before its checkpoint, the one at 120 has no evaluation
+    for name, changes in (("saved", {"save_interval": 40}), ("evaluated", {})):
+        with pytest.raises(DivergedError, match=r"the last good checkpoint is .*step_000000080") as found:
+            train_expert.main(tiny(tmp_path / name, **changes))
+        assert found.value.checkpoint.is_dir()
+        assert found.value.step == (80 if name == "saved" else 120)  # updates: those steps less 40 random ones
+        state, _ = load_checkpoint(latest_checkpoint(found.value.checkpoint.parent))
+        assert state["step"] == 80
 
 
 def test_a_checkpoint_gives_back_everything_that_updates_depend_on(finished):
