@@ -56,7 +56,7 @@ _REST = 40  # steps in which every puck comes to rest
 _SHARE = 50  # episodes whose trials are one file
 _STRETCH = 50  # neighbouring trials that are learnt from, or held out, together
 _TABLE = 0.38  # height below which a puck has fallen off
-_KEYS = ("state", "action", "after", "rest")
+_WIDTHS = {"state": 25, "action": 2, "after": 25, "rest": 3}  # columns of a trial
 
 
 @dataclass
@@ -328,15 +328,19 @@ class Table:
 
 def save(path: Path, trials: list[dict[str, Array]]) -> None:
     """Writes trials atomically."""
+    # without the width there would be no columns where nothing was struck
+    arrays = {
+        key: np.array([trial[key] for trial in trials], np.float32).reshape(-1, width) for key, width in _WIDTHS.items()
+    }
     with replacing(path) as beside, beside.open("wb") as file:
-        np.savez(file, **{key: np.array([trial[key] for trial in trials], np.float32) for key in _KEYS})
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load(folder: Path, last_round: int) -> dict[str, Array]:
     """Trials of all rounds up to one, ``[n, *]`` each, in their order."""
     paths = {tuple(map(int, path.stem.split("_"))): path for path in folder.glob("[0-9]*_[0-9]*.npz")}
     parts = [np.load(paths[place]) for place in sorted(paths) if place[0] <= last_round]
-    return {key: np.concatenate([part[key] for part in parts]) for key in _KEYS}
+    return {key: np.concatenate([part[key] for part in parts]) for key in _WIDTHS}
 
 
 def landing(trials: dict[str, Array]) -> Array:

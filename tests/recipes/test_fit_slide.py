@@ -73,6 +73,17 @@ def test_the_recipe_tries_strikes_and_a_resumed_run_repeats_none(recipe, tmp_pat
     assert json.loads((folder / "meta.json").read_text())["strikes"] == meta["strikes"]
 
 
+def test_a_file_of_episodes_without_a_strike_is_one_of_no_trials(fit_slide, tmp_path):
+    made = trials(3, np.random.default_rng(0))
+    fit_slide.save(tmp_path / "00_00000.npz", [{key: made[key][row] for key in made} for row in range(3)])
+    fit_slide.save(tmp_path / "00_00050.npz", [])
+    loaded = fit_slide.load(tmp_path, 0)
+    assert {key: rows.shape for key, rows in loaded.items()} == {
+        **{"state": (3, 25), "action": (3, 2), "after": (3, 25), "rest": (3, 3)}
+    }
+    np.testing.assert_array_equal(loaded["state"], made["state"])
+
+
 @pytest.fixture(scope="module")
 def whole(import_recipe, tmp_path_factory):
     """The run folder of a run that nobody stopped, whose files of trials hold one episode each."""
