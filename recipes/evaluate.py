@@ -26,7 +26,7 @@ from parts.chosen import name_of_choice
 from parts.cli import check_range, option, run_recipe
 from parts.datasets import number_text
 from parts.films import film_episode
-from parts.shared import commit_of_library, use_threads, versions_of, write_json
+from parts.shared import commit_of_library, use_threads, versions_of, without_nan, write_json
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names
@@ -90,7 +90,7 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
         "which": name_of_choice(names[0], config.which, groups[0][0].record),
         **{key: getattr(config, key) for key in ("episodes", "noise", "first_seed")},
         **described(names[0], groups[0], split[0]),
-        "failed_seeds": [config.first_seed + int(e) for e in np.flatnonzero(success < 1)],
+        "failed_seeds": [config.first_seed + int(e) for e in np.flatnonzero(~(success == 1))],
         "commit": commit_of_library(),
         "versions": versions_of(_PACKAGES),
     }
@@ -101,7 +101,7 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
         # another process may have written there meanwhile
         check_replaces(out, config, groups)
         remove_earlier(out)
-        write_json(out / "evaluation.json", result)
+        write_json(out / "evaluation.json", without_nan(result))
         report(config, task, result)
         title = f"{task.name}, {groups[0][0].record.about.get('method', 'policy')}"
         if plot_goals(goals, success, task.goal_columns, out / "goals.png", title=title):

@@ -22,7 +22,14 @@ from torchrl_smore import load_policy, load_value
 from torchrl_smore.envs import EnvPool, collect, get_task
 from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.modules import goal_specs
-from torchrl_smore.trainers import ActorPolicy, Evaluator, record_policy, save_checkpoint
+from torchrl_smore.trainers import (
+    ActorPolicy,
+    Evaluator,
+    latest_checkpoint,
+    load_checkpoint,
+    record_policy,
+    save_checkpoint,
+)
 
 TINY = ("task=PointReach", "num_trajectories=20", "batch_size=8", "eval_episodes=2", "eval_interval=2", "threads=1")
 # the anchors are named because these runs have too few rows for a rule to matter
@@ -317,6 +324,23 @@ def test_films_in_a_folder_without_an_evaluation_are_not_taken_for_an_earlier_on
     done = recipe("evaluate.py", f"run=runs/{run.name}", "episodes=2", f"out={tmp_path}", cwd=cwd)
     assert done.status == 0, done.stderr
     assert (tmp_path / "failure_7.gif").read_text() == "mine"
+
+
+def test_a_policy_without_finite_actions_has_no_numbers_and_every_episode_failed(recipe, trained, tmp_path):
+    cwd, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    state, meta = load_checkpoint(latest_checkpoint(run / "checkpoint"))
+    for loss in state["update"]["losses"]:
+        for key, value in loss.items():
+            if key.startswith("actor_network_params") and key.endswith("weight"):
+                value.mul_(1e30)
+    save_checkpoint(tmp_path / "run" / "checkpoint", state["step"], state, meta)
+    options = (f"run={tmp_path / 'run'}", f"out={tmp_path / 'out'}", "episodes=3", "first_seed=7")
+    done = recipe("evaluate.py", *options, cwd=cwd)
+    assert done.status == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["eval"]["success_last"] is None
+    assert found["failed_seeds"] == [7, 8, 9]
 
 
 def test_paired_differences_are_first_minus_second_by_episode(import_recipe):
