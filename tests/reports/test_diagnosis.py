@@ -194,6 +194,18 @@ def test_growth_is_the_last_fifths_share_of_all_change(tmp_path, diagnose):
     assert score_growth(metrics, ABOUT) == {}
 
 
+@pytest.mark.parametrize("later", ["nan", "900"])
+def test_growth_is_that_of_the_networks_that_are_diagnosed(tmp_path, later):
+    metrics = tmp_path / "metrics.csv"
+    rows = "".join(f"{i},{i}\n" for i in range(10))
+    # the checkpoint is of update 9, and the run went on to diverge, or was killed
+    metrics.write_text(f"step,score\n{rows}10,{later}\n11,{later}\n")
+    assert score_growth(metrics, {**ABOUT, "step": 9}) == {"growth": pytest.approx(2 / 9)}
+    assert score_growth(metrics, {**ABOUT, "step": 8}) == {}
+    if later == "nan":
+        assert score_growth(metrics, ABOUT) == {}
+
+
 def test_growth_of_one_of_several_seeds_is_its_own(tmp_path):
     metrics = tmp_path / "metrics.csv"
     lines = [f"{i},{seed},{i if seed == 3 else 5 - i}" for i in range(10) for seed in (3, 4)]

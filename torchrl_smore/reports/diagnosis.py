@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,17 +69,21 @@ def read_diagnosis(folder: Path) -> Diagnosis:
 def score_growth(metrics: str | Path, about: dict[str, object]) -> dict[str, float]:
     """``growth``: the change of the mean score from the eighth to the last tenth of the updates, over all its change.
 
-    Of a constant rate it is 0.2 and a little more. Empty for a run too short, or without a score.
+    The updates are those up to ``about["step"]``: later ones are of networks that are gone, and of a run that diverged.
+    Of a constant rate it is 0.2 and a little more. Empty for a run too short, or without a score that is finite.
     """
     seeds = about.get("seeds", 1)
     columns = read_metrics(metrics, None if seeds == 1 else int(str(about["seed"])))
     name = next((name for name in ("score", "qvalue") if name in columns), None)
-    if name is None or len(columns[name][1]) < _FEWEST_ROWS:
+    if name is None:
         return {}
-    values = columns[name][1]
+    steps, values = columns[name]
+    values = values[steps <= float(str(about.get("step", math.inf)))]
+    if len(values) < _FEWEST_ROWS:
+        return {}
     tenths = [part.mean() for part in np.array_split(values, 10)]
     spread = float(np.max(tenths) - np.min(tenths))
-    return {"growth": abs(float(tenths[9] - tenths[7])) / spread} if spread else {}
+    return {"growth": abs(float(tenths[9] - tenths[7])) / spread} if spread and math.isfinite(spread) else {}
 
 
 def _lead(diagnosis: Diagnosis, findings: list[Finding]) -> str:
