@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -191,6 +192,21 @@ def test_intervals_of_a_mean_are_reproducible_contain_the_mean_and_shrink_with_t
     assert high - low == pytest.approx(3.92 * small.std() / 10, rel=0.1)
     wide = np.diff(mean_interval(large, resamples=500))[0]
     assert wide == pytest.approx(3.92 * large.std() / 100, rel=0.15)
+
+
+def test_an_interval_of_very_many_episodes_takes_little_memory():
+    values = (np.arange(50_000) % 2).astype(np.float64)
+    tracemalloc.start()
+    low, high = mean_interval(values, resamples=200)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 200 resamples at once are 160 MB, in indices and in values again
+    assert most < 50e6
+    # 3.92 standard deviations of 0.5 / sqrt(50,000)
+    assert high - low == pytest.approx(0.00877, rel=0.2)
+    # the very resamples that are drawn at once
+    drawn = values[np.random.default_rng(0).integers(0, 50_000, (200, 50_000))].mean(1)
+    assert (low, high) == tuple(np.quantile(drawn, [0.025, 0.975]))
 
 
 def test_intervals_of_a_mean_move_and_scale_with_their_values_and_grow_with_the_level():

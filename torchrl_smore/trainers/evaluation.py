@@ -25,6 +25,7 @@ Policy = Callable[[Observation], np.ndarray]
 
 #: The two discounts that the paper's tables mix; both are always reported.
 GAMMAS = (0.98, 0.99)
+_DRAWN_AT_ONCE = 1 << 20  # numbers of a bootstrap
 
 
 class Pool(Protocol):
@@ -287,6 +288,9 @@ def mean_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000
         Lower and upper end, in the unit of ``values``.
     """
     rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
+    # some at a time: all of 100,000 episodes at once would be 3 GB
+    rows = max(1, _DRAWN_AT_ONCE // len(values))
+    drawn = (rng.integers(0, len(values), (min(rows, resamples - i), len(values))) for i in range(0, resamples, rows))
+    means = np.concatenate([values[chosen].mean(1) for chosen in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
