@@ -484,6 +484,17 @@ def transposed(folder, policy, packages):
     write_agent(folder / "agent.zip", policy, data_of())
 
 
+def storage_of_many_layers(folder, policy, packages):
+    """A file of 4 MB that describes actors as large as one likes."""
+    weights, square = policy.state_dict(), torch.zeros(1024, 1024)
+    for number in range(0, 40, 2):
+        weights[f"mlp_extractor.policy_net.{number}.weight"] = square
+        weights[f"mlp_extractor.policy_net.{number}.bias"] = square[0]
+    weights["action_net.weight"] = torch.zeros(2, 1024)
+    policy.state_dict = lambda: weights
+    write_agent(folder / "agent.zip", policy, data_of(1024))
+
+
 GELU = {"activation_fn": "<class 'torch.nn.modules.activation.GELU'>"}
 HOSTILE = [
     (lambda *_: None, r"agent.zip: expected a file of Stable-Baselines3, found none"),
@@ -521,6 +532,7 @@ HOSTILE = [
     (not_finite, "a layer holds numbers that are not finite"),
     (features, "it has a features extractor of its own"),
     (discrete_sde, "expected an actor of PPO, A2C, TRPO, SAC, TQC, TD3 or DDPG"),
+    (storage_of_many_layers, "expected an actor of at most 67108864 bytes, found more"),
     (transposed, r"action_net.weight: expected a whole, contiguous tensor of 2 dimensions"),
 ]
 

@@ -17,7 +17,7 @@ from torchrl_smore.envs.experts._base import Array
 from torchrl_smore.envs.experts._pickle import Made, Name, array_of, described
 from torchrl_smore.envs.experts.actor_file import Activation, Actor, Layer, Output
 
-_MAX_BYTES: Final = 1 << 26  # of one member of an archive
+_MAX_BYTES: Final = 1 << 26  # of one member of an archive, and of all that is read of an actor
 _STORAGES: Final = {"torch.FloatStorage": "f4", "torch.DoubleStorage": "f8"}
 _ACTIVATIONS: Final[dict[str, Activation]] = {"ReLU": "relu", "Tanh": "tanh"}
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf|nan)")
@@ -96,6 +96,7 @@ class _Tensors:
         order = f"{self._root}byteorder"
         big = order in self._archive.namelist() and _member(self._archive, order) == b"big"
         self._order = ">" if big else "<"
+        self._left = _MAX_BYTES
 
     def names(self, prefix: str) -> list[str]:
         """Names that begin with ``prefix``."""
@@ -120,6 +121,10 @@ class _Tensors:
         if not isinstance(shape, tuple) or not all(type(size) is int and size > 0 for size in (*shape, offset + 1)):
             raise ValueError(f"policy.pth: {name}: expected the shape of a tensor")
         content = _member(self._archive, f"{self._root}data/{key}")
+        # many tensors may be of one storage, each as large as that
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(f"policy.pth: expected an actor of at most {_MAX_BYTES} bytes, found more")
         values = np.frombuffer(content, np.dtype(self._order + kind))[offset : offset + math.prod(shape)]
         contiguous = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         if len(shape) != ndim or stride != contiguous or values.size != math.prod(shape):
