@@ -31,6 +31,7 @@ OUTCOMES = ("reached", "never moved", "reached and left", "farther than at the s
 BEST_SHARE = 0.1  # of the trajectories that stand in for experts where the data name none
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BEYOND = 5.0  # standard deviations
+_MOST_ENVS = 50  # at a time, of which one with a Fetch robot takes 11 MB
 
 Row = dict[str, Any]
 
@@ -311,24 +312,32 @@ def run_episodes(
         goal from where it began), and the distance to the goal at the ``start``, at its ``closest`` and at the
         ``final`` step; and of each step the ``seed``, ``step`` and ``distance``.
     """
-    with EnvPool(task, len(seeds), action_noise=action_noise) as pool:
-        observation = pool.reset(seeds)
-        begun = observation["achieved_goal"].copy()
-        distances, moved, reached = [], np.zeros(len(seeds)), []
-        for step in range(task.horizon + 1):
-            if step:
-                observation, reward = pool.step(policy(observation))
-                reached.append(reward > 0)
-            distances.append(np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"], axis=-1))
-            moved = np.maximum(moved, np.linalg.norm(observation["achieved_goal"] - begun, axis=-1))
-    distance, success = np.stack(distances, 1), np.stack(reached, 1)
     episodes, steps = [], []
+    with EnvPool(task, min(len(seeds), _MOST_ENVS), action_noise=action_noise) as pool:
+        parts = [_run(pool, policy, seeds[i : i + pool.num_envs]) for i in range(0, len(seeds), pool.num_envs)]
+    distance, success, moved = map(np.concatenate, zip(*parts))
     for seed, own, met, movement in zip(seeds, distance, success, moved):
         place = {"start": float(own[0]), "closest": float(own.min()), "final": float(own[-1])}
         outcome = outcome_of(met, float(movement) > share * task.threshold, place["start"], place["final"])
         episodes.append({"seed": seed, "outcome": outcome, "moved": float(movement), **place})
         steps += [{"seed": seed, "step": step, "distance": float(value)} for step, value in enumerate(own)]
     return episodes, steps
+
+
+def _run(pool: EnvPool, policy: ActorPolicy, seeds: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances ``[k, T+1]``, successes ``[k, T]`` and movements ``[k]`` of k episodes, at most ``num_envs``."""
+    # a pool steps all of its environments: the spare ones repeat the last episode and are not counted
+    observation = pool.reset([*seeds, *[seeds[-1]] * (pool.num_envs - len(seeds))])
+    begun = observation["achieved_goal"].copy()
+    distances, moved, reached = [], np.zeros(pool.num_envs), []
+    for step in range(pool.task.horizon + 1):
+        if step:
+            observation, reward = pool.step(policy(observation))
+            reached.append(reward > 0)
+        distances.append(np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"], axis=-1))
+        moved = np.maximum(moved, np.linalg.norm(observation["achieved_goal"] - begun, axis=-1))
+    kept = len(seeds)
+    return np.stack(distances, 1)[:kept], np.stack(reached, 1)[:kept], moved[:kept]
 
 
 def outcome_of(reached: Iterable[bool], moved: bool, start: float, final: float) -> str:

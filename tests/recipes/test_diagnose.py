@@ -7,12 +7,13 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 
 from torchrl_smore import SMORELoss, TrajectoryStore, goal_specs, make_networks
-from torchrl_smore.envs import get_task
+from torchrl_smore.envs import EnvPool, get_task
 from torchrl_smore.objectives import GCEQLLoss, GCIQLLoss, GCSQLLoss
 
 pytest.importorskip("matplotlib")
@@ -216,6 +217,29 @@ def test_an_episode_ends_in_one_way(diagnosis, reached, moved, final, outcome):
 
 TINY = ("task=PointReach", "anchors=uniform", "batch_size=8", "eval_episodes=1", "eval_interval=2", "rollout=false")
 FEW = ("rows=500", "episodes=3")
+
+
+def test_episodes_are_the_same_however_many_run_at_a_time(diagnosis, monkeypatch):
+    made = []
+
+    class Pool(EnvPool):
+        def __init__(self, task, num_envs, **options):
+            made.append(num_envs)
+            super().__init__(task, num_envs, **options)
+
+    def towards(observation):
+        return np.clip(observation["desired_goal"] - observation["achieved_goal"], -1.0, 1.0)
+
+    monkeypatch.setattr(diagnosis, "EnvPool", Pool)
+
+    def run(seeds):
+        return diagnosis.run_episodes(get_task("PointReach"), towards, seeds, action_noise=0.3, share=0.1)
+
+    together, alone = run(range(70, 73)), [run(range(seed, seed + 1)) for seed in range(70, 73)]
+    monkeypatch.setattr(diagnosis, "_MOST_ENVS", 2)
+    assert run(range(70, 73)) == together
+    assert together == tuple([row for one in alone for row in one[table]] for table in (0, 1))
+    assert made == [3, 1, 1, 1, 2]
 
 
 def trained(recipe, folder, *options):
