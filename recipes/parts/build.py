@@ -69,7 +69,7 @@ def make_loss(config: Config, task: Task, store: TrajectoryStore | None, device:
         precision=config.precision,  # type: ignore[arg-type]
         kernels=config.kernels,
         pixels=pixel_setting(config),
-        layer_norm=None if config.layer_norm == "none" else config.layer_norm,
+        layer_norm=config.layer_norm,
         ensemble=config.ensemble,
     )
     loss = METHODS[config.method].build(setting).to(device)

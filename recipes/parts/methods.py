@@ -65,8 +65,8 @@ class Setting:
     ``options`` are keyword arguments for the loss that the user has given; ``statistics`` standardise inputs, which
     ``clip`` bounds; ``contamination`` and ``min_std`` are those of the actor's likelihood, ``precision`` that of hidden
     layers, ``kernels`` what the losses that have kernels run. ``layer_norm`` names the networks of states that have
-    LayerNorm (``"critics"``, ``"actor"``, ``"all"``), ``ensemble`` how many scores (Q, critics) there are, or the
-    method's number.
+    LayerNorm (``"critics"``, ``"actor"``, ``"all"``, ``"none"``), ``ensemble`` how many scores (Q, critics) there are,
+    or the method's number.
     """
 
     specs: tuple[Composite, TensorSpec]

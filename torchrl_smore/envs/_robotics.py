@@ -16,8 +16,8 @@ from torchrl_smore.envs._gym import Env, gymnasium
 def make_robotics_env(env_id: str) -> Env:
     """Builds a gymnasium-robotics environment without the wrappers of ``gymnasium.make``.
 
-    Reading the meshes of a robot takes a tenth of a second, its copy a hundredth of that; an evaluation of 50 episodes
-    builds 50 of them.
+    Reading the meshes of a robot takes a tenth of a second, and an evaluation of 50 episodes builds 50 robots: they are
+    read once a process.
 
     Raises:
         ImportError: if gymnasium-robotics or mujoco is missing; says what to install.
