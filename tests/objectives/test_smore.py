@@ -333,6 +333,23 @@ def test_in_horizons_a_temperature_is_that_many_times_one_less_gamma(name, kerne
     torch.testing.assert_close(outs[0]["loss_value"], outs[1]["loss_value"])
 
 
-def test_an_unknown_unit_of_the_advantage_is_refused(build):
+@pytest.mark.parametrize("name", ["actor", "action_free_actor", "gofar_awr"])
+def test_every_loss_with_a_temperature_takes_it_in_horizons(name, build, batch_for):
+    outs = []
+    for options in ({"temperature": 20.0, "advantage_unit": "horizon"}, {"temperature": 4.0}):
+        torch.manual_seed(0)
+        loss = build(name, gamma=0.8, **options)
+        torch.manual_seed(1)  # GoFAR's gradient penalty draws
+        outs.append(loss(batch_for(loss)))
+    for key in set(outs[0].keys()) - {"mean_advantage"}:
+        torch.testing.assert_close(outs[0][key], outs[1][key])
+    torch.manual_seed(0)
+    loss = build(name, gamma=0.8, temperature=4.0, advantage_unit="horizon")
+    torch.manual_seed(1)
+    assert not torch.isclose(loss(batch_for(loss))["loss_actor"], outs[1]["loss_actor"])
+
+
+@pytest.mark.parametrize("name", ["actor", "smore", "action_free_actor", "gciql", "gofar_awr"])
+def test_an_unknown_unit_of_the_advantage_is_refused(name, build):
     with pytest.raises(ValueError, match=r"unknown advantage_unit 'horizons'.*'horizon'"):
-        build("smore", advantage_unit="horizons")
+        build(name, advantage_unit="horizons")

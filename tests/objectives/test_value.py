@@ -108,3 +108,7 @@ def test_a_deterministic_actor_and_bad_constants_are_refused():
         AWRActorLoss(actor(), weight_clip=0.0)
     with pytest.raises(ValueError, match="temperature must not be negative"):
         AWRActorLoss(actor(), temperature=-0.1)
+    with pytest.raises(ValueError, match=r"'horizon' needs the gamma .* got None"):
+        AWRActorLoss(actor(), advantage_unit="horizon")
+    with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\), got 1.0"):
+        AWRActorLoss(actor(), advantage_unit="horizon", gamma=1.0)

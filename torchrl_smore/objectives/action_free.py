@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.functional.score import ScoreObjective, action_free_objective, bellman_residual
-from torchrl_smore.objectives._construction import add_weighted_actor, check_choice
+from torchrl_smore.objectives._construction import AdvantageUnit, add_weighted_actor, check_choice, scale_of
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term
@@ -43,6 +43,7 @@ class ActionFreeSMORELoss(OfflineLoss):
         residual_coef: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         constraint: ``"printed"`` or ``"corrected"``.
         temperature: see :class:`~torchrl_smore.objectives.AWRActorLoss`.
+        advantage_unit: see :class:`~torchrl_smore.SMORELoss`.
         weight_clip: see :class:`~torchrl_smore.objectives.AWRActorLoss`.
 
     Returns (forward):
@@ -90,6 +91,7 @@ class ActionFreeSMORELoss(OfflineLoss):
         residual_coef: float = 0.25,
         constraint: Constraint = "printed",
         temperature: float = 3.0,
+        advantage_unit: AdvantageUnit = "score",
         weight_clip: float = 100.0,
         reduction: Reduction | None = None,
         deactivate_vmap: bool = False,
@@ -100,6 +102,7 @@ class ActionFreeSMORELoss(OfflineLoss):
         self.constraint = constraint
         # the constants are those of the score objective and are checked there
         self.objective = ScoreObjective("in_sample", divergence, beta, gamma, residual_coef)
+        self.advantage_scale = scale_of(advantage_unit, gamma)
         self.has_actor = actor_network is not None
         if actor_network is not None:
             add_weighted_actor(self, actor_network, temperature, weight_clip)
@@ -161,5 +164,5 @@ class ActionFreeSMORELoss(OfflineLoss):
 
     def _actor_term(self, rows: TensorDictBase, advantage: Tensor) -> Term:
         log_prob = self._distribution(rows).log_prob(rows[self.tensor_keys.action])
-        weight = actor_weight(advantage, self.temperature, self.weight_clip)
+        weight = actor_weight(self.advantage_scale * advantage, self.temperature, self.weight_clip)
         return regression_term(log_prob, weight, self._reducer(rows))

@@ -10,7 +10,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, dispatch
 
 from torchrl_smore.functional.losses import actor_weight
-from torchrl_smore.objectives._construction import add_weighted_actor
+from torchrl_smore.objectives._construction import AdvantageUnit, add_weighted_actor, check_discount, scale_of
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term
 
@@ -25,7 +25,9 @@ class AWRActorLoss(OfflineLoss):
     Args:
         actor_network: stochastic actor with ``get_dist``.
         temperature: multiplies the advantage (an inverse temperature), non-negative, in one over the unit of the
-            score; schedulable by assignment. ``0`` is behaviour cloning.
+            advantage; schedulable by assignment. ``0`` is behaviour cloning.
+        advantage_unit: that the temperature multiplies; see :class:`~torchrl_smore.SMORELoss`.
+        gamma: discount that the advantage was learnt with, in ``(0, 1)``; for ``"horizon"``.
         weight_clip: largest weight, positive, dimensionless.
 
     Returns (forward):
@@ -34,7 +36,7 @@ class AWRActorLoss(OfflineLoss):
 
     Raises:
         TypeError: for an actor without ``get_dist``.
-        ValueError: for a constant outside its range.
+        ValueError: for an unknown unit, a constant outside its range, or ``"horizon"`` without ``gamma``.
     """
 
     @dataclass
@@ -61,12 +63,19 @@ class AWRActorLoss(OfflineLoss):
         actor_network: ProbabilisticTensorDictSequential,
         *,
         temperature: float = 3.0,
+        advantage_unit: AdvantageUnit = "score",
+        gamma: float | None = None,
         weight_clip: float = 100.0,
         reduction: Reduction | None = None,
         deactivate_vmap: bool = False,
         scalar_output_mode: ScalarOutputMode | None = None,
     ) -> None:
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
+        if gamma is not None:
+            check_discount(gamma)
+        elif advantage_unit == "horizon":
+            raise ValueError("advantage_unit='horizon' needs the gamma that the advantage was learnt with, got None.")
+        self.advantage_scale = scale_of(advantage_unit, 0.0 if gamma is None else gamma)
         add_weighted_actor(self, actor_network, temperature, weight_clip)
         self._ready(self.out_keys)
 
@@ -87,6 +96,7 @@ class AWRActorLoss(OfflineLoss):
     def _actor_term(self, rows: TensorDictBase) -> Term:
         """Eq. 11, weighted by the advantage of the batch."""
         keys = self.tensor_keys
-        weight = actor_weight(rows[keys.advantage].squeeze(-1), self.temperature, self.weight_clip)
+        advantage = self.advantage_scale * rows[keys.advantage].squeeze(-1)
+        weight = actor_weight(advantage, self.temperature, self.weight_clip)
         log_prob = self._distribution(rows).log_prob(rows[keys.action])
         return regression_term(log_prob, weight, self._reducer(rows))

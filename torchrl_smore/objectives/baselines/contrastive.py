@@ -51,7 +51,8 @@ class ContrastiveRLLoss(EnergyLoss):
         normalize_q: divide the energy by its mean absolute value.
         sample_action: a reparametrised sample instead of the mode clipped to the bounds of actions: those that the
             actor tells, as a :class:`~torchrl_smore.modules.GaussianHead` does, or ``[-1, 1]``.
-        temperature: for ``"awr"``; schedulable by assignment.
+        temperature: for ``"awr"``; schedulable by assignment. It multiplies a difference of energies, which are
+            logarithms of ratios of densities and do not grow with the horizon: it needs no ``advantage_unit``.
         weight_clip: for ``"awr"``.
 
     Returns (forward):

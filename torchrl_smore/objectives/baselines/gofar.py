@@ -20,7 +20,13 @@ from torchrl_smore.functional.baselines.gofar import (
     gradient_penalty,
 )
 from torchrl_smore.functional.losses import awr_weight, expectile_loss
-from torchrl_smore.objectives._construction import check_choice, check_discount, require_stochastic
+from torchrl_smore.objectives._construction import (
+    AdvantageUnit,
+    check_choice,
+    check_discount,
+    require_stochastic,
+    scale_of,
+)
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys, state_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.baselines.gcsl import Regression
@@ -60,6 +66,7 @@ class GoFARLoss(OfflineLoss):
             global generator); 0 switches it off.
         expectile: for ``"expectile_awr"``; schedulable by assignment.
         temperature: for ``"expectile_awr"``; schedulable by assignment.
+        advantage_unit: for ``"expectile_awr"``; see :class:`~torchrl_smore.SMORELoss`.
         weight_clip: for ``"expectile_awr"``, largest weight.
 
     Returns (forward):
@@ -107,6 +114,7 @@ class GoFARLoss(OfflineLoss):
         gradient_penalty_coef: float = 0.01,
         expectile: float = 0.8,
         temperature: float = 3.0,
+        advantage_unit: AdvantageUnit = "score",
         weight_clip: float = 100.0,
         reduction: Reduction | None = None,
         deactivate_vmap: bool = False,
@@ -122,6 +130,7 @@ class GoFARLoss(OfflineLoss):
             raise ValueError(f"gradient_penalty_coef must not be negative, got {gradient_penalty_coef}.")
         check_discount(gamma)
         self.dual = gofar_dual(divergence)
+        self.advantage_scale = scale_of(advantage_unit, gamma)
         self.reward, self.actor_weight, self.gamma = reward, actor_weight, gamma
         self.gradient_penalty_coef, self.weight_clip = gradient_penalty_coef, weight_clip
         if actor_weight == "expectile_awr":
@@ -195,7 +204,7 @@ class GoFARLoss(OfflineLoss):
         if self.actor_weight == "dual":
             weight = self.dual.weight(error)
         else:
-            weight = awr_weight(error, self.temperature, self.weight_clip)
+            weight = awr_weight(self.advantage_scale * error, self.temperature, self.weight_clip)
         policy = self._distribution(rows) if self.regression == "nll" else self._policy_action(rows)
         loss, metadata = imitation_term(policy, rows[self.tensor_keys.action], self._reducer(rows), weight)
         return loss, {"actor_weight": weight.mean(), **metadata}
