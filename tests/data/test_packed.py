@@ -131,11 +131,20 @@ def test_gather_is_a_pure_function_of_its_uniforms(store):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"success": near}, {"strategy": "geometric"}], ids=["plain", "success", "geometric"]
+    "options",
+    [
+        {},
+        {"success": near},
+        {"strategy": "geometric"},
+        {"strategy": "away", "threshold": 0.1, "actor_strategy": {"final": 0.5, "future": 0.5}},
+    ],
+    ids=["plain", "success", "geometric", "of_the_actor_own"],
 )
-def test_gather_is_one_static_graph_and_equals_eager(store, options):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gather_is_one_static_graph_and_equals_eager(store, options, weighted):
     torch._dynamo.reset()
-    sampler = GoalBatchSampler(store.data, 16, **options)
+    anchors = torch.arange(len(store.data), dtype=torch.float64) if weighted else None
+    sampler = GoalBatchSampler(store.data, 16, anchors=anchors, **options)
     counter = CompileCounter()
     compiled = torch.compile(sampler.gather, backend=counter, fullgraph=True)
     for _ in range(3):

@@ -10,7 +10,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_smore.data import GoalBatchSampler, TrajectoryStore, standardization
 from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.objectives import SMORELoss
-from torchrl_smore.trainers import OfflineTrainer, adam
+from torchrl_smore.trainers import FusedUpdate, OfflineTrainer, adam
 
 OBSERVATION, GOAL, ACTION = 3, 2, 2
 
@@ -58,6 +58,53 @@ def make_loss(data):
             *goal_specs(OBSERVATION, GOAL, ACTION), hidden=(8, 8), statistics=standardization(data)
         )
         return SMORELoss(networks.actor, networks.score, networks.value, deactivate_vmap=True, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_quick_update(data):
+    """Returns a factory of updates of small SMORe losses with whatever the recipe's options can add to one."""
+
+    def make(*seeds, total_steps, **options):
+        losses = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            networks = make_networks(
+                *goal_specs(OBSERVATION, GOAL, ACTION),
+                hidden=(8, 8),
+                statistics=standardization(data),
+                num_score_nets=3,
+                score_layer_norm=True,
+                value_layer_norm=True,
+                actor_layer_norm=True,
+                contamination=0.2,
+                min_std=0.1,
+            )
+            loss = SMORELoss(
+                networks.actor,
+                networks.score,
+                networks.value,
+                deactivate_vmap=True,
+                num_score_nets=3,
+                weight_clip=1.0,
+                advantage_unit="horizon",
+                temperature=30.0,
+            )
+            loss.set_keys(actor_goal="actor_goal")
+            losses.append(loss)
+        sampler = GoalBatchSampler(
+            data,
+            16,
+            her_ratio=1.0,
+            strategy="away",
+            threshold=0.1,
+            actor_strategy="future",
+            anchors=torch.arange(len(data), dtype=torch.float64),
+        )
+        return FusedUpdate(
+            losses, sampler, seeds=seeds, lr=1e-3, total_steps=total_steps, tau=0.05, actor_weight_decay=0.1, **options
+        )
 
     return make
 

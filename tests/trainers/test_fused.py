@@ -139,21 +139,11 @@ def test_a_decay_of_the_actor_needs_an_actor():
         adam(value, actor_weight_decay=0.1)
 
 
-def test_four_seeds_are_four_runs_with_weighted_anchors_and_goals_of_the_actor_own(make_loss, data):
-    weights = torch.arange(len(data), dtype=torch.float64)
-
-    def train(*seeds):
-        losses = [make_loss(seed, weight_clip=1.0, advantage_unit="horizon", temperature=30.0) for seed in seeds]
-        for loss in losses:
-            loss.set_keys(actor_goal="actor_goal")
-        sampler = GoalBatchSampler(
-            data, 16, her_ratio=1.0, strategy="away", threshold=0.1, actor_strategy="future", anchors=weights
-        )
-        return run(FusedUpdate(losses, sampler, seeds=seeds, lr=1e-3, total_steps=10, tau=0.05), 10)[1]
-
-    for seed, together in enumerate(train(0, 1, 2, 3)):
-        (alone,) = train(seed)
-        assert_close(together, alone, rtol=0.0, atol=0.0)
+def test_four_seeds_are_four_runs_with_all_that_the_recipe_can_add(make_quick_update):
+    together = run(make_quick_update(0, 1, 2, 3, total_steps=10), 10)[1]
+    for seed, own in enumerate(together):
+        (alone,) = run(make_quick_update(seed, total_steps=10), 10)[1]
+        assert_close(own, alone, rtol=0.0, atol=0.0)
 
 
 @pytest.fixture
@@ -180,6 +170,15 @@ def test_a_step_is_one_graph_for_all_seeds_and_equals_the_plain_update(make_fuse
     assert not graphs.options.get("max_autotune", False)
     assert_close(ends[1], plain[1], **CLOSE)
     assert_close({key: value[1] for key, value in outs[-1].items()}, plain[0][-1], rtol=1e-3, atol=1e-4)
+
+
+def test_all_that_the_recipe_can_add_is_in_that_one_graph(make_quick_update, graphs):
+    reference = run(make_quick_update(0, 1, total_steps=5), 6)
+    outs, ends = run(make_quick_update(0, 1, total_steps=5, compile="default"), 6)
+    assert graphs.frame_count == 1
+    for ours, expected in zip(ends, reference[1]):
+        assert_close(ours, expected, **CLOSE)
+    assert_close(outs[-1], reference[0][-1], rtol=1e-3, atol=1e-4)
 
 
 def test_two_compiled_updates_of_equal_shapes_are_each_of_their_own_loss(data, graphs):

@@ -111,11 +111,15 @@ def test_a_run_resumed_from_its_checkpoint_equals_one_that_was_never_stopped(mak
     assert whole["rng"].keys() == {"torch", "cuda", "numpy", "python"}
 
 
+@pytest.mark.parametrize("quick", [False, True], ids=["paper", "quick"])
 @pytest.mark.parametrize("crash", [6, 9])
-def test_several_seeds_resume_as_one_does(make_loss, data, tmp_path, crash):
+def test_several_seeds_resume_as_one_does(make_loss, make_quick_update, data, tmp_path, crash, quick):
     def make(run_dir):
-        losses, sampler = [make_loss(seed) for seed in (0, 4)], GoalBatchSampler(data, 16)
-        update = FusedUpdate(losses, sampler, seeds=(0, 4), lr=1e-3, total_steps=11, tau=0.05)
+        if quick:
+            update = make_quick_update(0, 4, total_steps=11)
+        else:
+            losses, sampler = [make_loss(seed) for seed in (0, 4)], GoalBatchSampler(data, 16)
+            update = FusedUpdate(losses, sampler, seeds=(0, 4), lr=1e-3, total_steps=11, tau=0.05)
         intervals = {"log_interval": 3, "save_interval": 5}
         return OfflineTrainer(update=update, total_steps=11, run_dir=run_dir, progress_bar=False, **intervals)
 
