@@ -65,6 +65,26 @@ def test_what_a_collector_of_two_environments_gives_is_relabelled_within_its_epi
     assert buffer.sample()["q", "desired_goal"].shape == (256, 2)
 
 
+def test_steps_and_initial_observations_are_those_that_the_environments_saw(batches):
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(80),
+        batch_size=256,
+        sample_unit=GoalTransition(initial=True),
+        transform=HindsightGoalTransform(her_ratio=1.0, step_key="step_count"),
+    )
+    for batch in batches:
+        buffer.extend(batch.reshape(-1))
+    stored, sample = buffer.storage[:], buffer.sample()
+    step, ids = stored["step_count"][:, 0], stored["collector", "traj_ids"]
+    same = sample["collector", "traj_ids"][:, None] == ids
+    # of each trajectory the row so many steps ahead, and the one of step 0
+    ahead = (same & (step == sample["step_count"] + sample["goal_offset"])).int().argmax(1)
+    torch.testing.assert_close(sample["desired_goal"], stored["next", "achieved_goal"][ahead])
+    begun = (same & (step == 0)).int().argmax(1)
+    torch.testing.assert_close(sample["initial_observation"], stored["observation"][begun])
+    assert set(sample["goal_offset"][:, 0].tolist()) == set(range(7))
+
+
 def test_pictures_as_goals_stay_with_their_rows():
     # every picture is of one colour, which is the number of its row
     number = torch.arange(64, dtype=torch.uint8)

@@ -65,6 +65,7 @@ def labelled(lengths, solved=()):
 def unit_buffer(cls, via):
     def sample(data, size, *, her_ratio=0.8, generator=None, success=None, **options):
         transform_options = {key: options[key] for key in ("reached",) if key in options}
+        transform_options |= {"step_key": options.pop("step_key", None)}
         transform = HindsightGoalTransform(her_ratio, success=success, generator=generator, **transform_options)
         unit = GoalTransition(**options)
         storage = LazyTensorStorage(data.shape[0])
@@ -237,6 +238,61 @@ def test_the_other_ways_have_the_same_probabilities(way):
     data = labelled((3, 2), (1,))
     batch = way(data, 20_000, her_ratio=0.5, success=success)()
     assert_distributed(observed_cells(batch, data), expected_probs(data, "future", 0.5))
+
+
+def with_extras(name, data, size, **options):
+    """Batches with the steps to the goal and the initial observation."""
+    if name == "packed":
+        return packed(data, size, extras=("goal_offset", "initial_observation"), **options)
+    return WAYS[name](data, size, step_key="step_count", initial=True, **options)
+
+
+def counted(data):
+    """Rows as of :func:`labelled`, with the number of each in its trajectory."""
+    return data.copy().set("step_count", (torch.arange(len(data)) - data["traj_start"]).unsqueeze(-1))
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_extras_of_a_known_trajectory_are_those_worked_by_hand(name):
+    # rows 0 to 2 are a trajectory from 0 to 3, rows 3 and 4 one from 100 to 102; goals are the last state of each
+    batch = with_extras(name, counted(labelled((3, 2))), 200, her_ratio=1.0, strategy="final")()
+    found = {
+        (number, *(batch[key][place].item() for key in ("desired_goal", "goal_offset", "initial_observation")))
+        for place, number in enumerate(row(batch).tolist())
+    }
+    assert found == {(0, 3, 2, 0), (1, 3, 1, 0), (2, 3, 0, 0), (3, 102, 1, 100), (4, 102, 0, 100)}
+
+
+@pytest.mark.parametrize("her_ratio", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("name", TWO_WAYS)
+def test_steps_to_the_goal_have_their_exact_probabilities(name, her_ratio):
+    data = counted(labelled((2, 4, 3), (0, 2)))
+    batch = with_extras(name, data, 40_000, her_ratio=her_ratio)()
+    offset, stop = batch["goal_offset"].squeeze(-1), data["traj_stop"].tolist()
+    probs = {(i, -1): (1 - her_ratio) / 9 for i in range(9)}
+    probs |= {(i, k - i): her_ratio / 9 / (stop[i] - i) for i in range(9) for k in range(i, stop[i])}
+    cells = Counter(zip(row(batch).tolist(), offset.tolist()))
+    assert_distributed(cells, {cell: p for cell, p in probs.items() if p > 0})
+    # and belong to the goals beside them
+    kept = offset < 0
+    goal = torch.where(kept.unsqueeze(-1), data["desired_goal"][row(batch)], batch["observation"] + offset[:, None] + 1)
+    torch.testing.assert_close(batch["desired_goal"], goal)
+    torch.testing.assert_close(batch["initial_observation"], data["observation"][data["traj_start"][row(batch)]])
+
+
+def test_the_unit_and_the_packed_sampler_give_one_batch_for_the_same_random_numbers():
+    data, weights = counted(labelled((5, 4, 6), (1,))), torch.ones(15)
+    sampler = GoalBatchSampler(
+        data, 300, her_ratio=1.0, anchors=weights, extras=("goal_offset", "initial_observation"), seed=4
+    )
+    storage = TensorStorage(data)
+    storage._rng = torch.Generator().manual_seed(4)
+    unit = GoalTransition(anchors=lambda rows: weights, initial=True)
+    index, _ = unit.expand(torch.zeros(300, dtype=torch.int64), {}, storage)
+    batch = HindsightGoalTransform(1.0, step_key="step_count")(storage.get(index))
+    expected = sampler()
+    for key in expected.keys(True, True):
+        assert torch.equal(batch[key], expected[key]), key
 
 
 def test_the_last_state_is_a_goal_and_the_last_row_its_own_goal_transition(way):
@@ -457,6 +513,24 @@ def test_a_trajectory_goes_on_over_the_end_of_a_ring():
     for row, goal in index_pairs(rb):
         goals.setdefault(row, set()).add(goal)
     assert goals == {4: {4, 0, 1}, 0: {0, 1}, 1: {1}, 2: {2, 3}, 3: {3}}
+
+
+def test_the_initial_row_is_the_first_that_is_there_of_the_row_s_own_trajectory():
+    def first_rows(rb):
+        rows, _ = GoalTransition(initial=True).expand(torch.arange(len(rb)), {}, rb._storage)
+        assert rows.shape == (len(rb), 5)
+        return rows[:, 4].tolist()
+
+    rb = ReplayBuffer(storage=LazyTensorStorage(5))
+    rb.extend(labelled((4, 3))[:5])
+    assert first_rows(rb) == [0, 0, 0, 0, 4]
+    rb.extend(labelled((4, 3))[5:])
+    # the second trajectory lies in rows 4, 0, 1; of the first, rows 2 and 3 are left
+    assert first_rows(rb) == [4, 4, 2, 2, 4]
+    # two environments stepped in turn
+    data = labelled((8,))
+    data["collector", "traj_ids"] = torch.tensor([0, 1] * 4)
+    assert first_rows(ReplayBuffer(storage=TensorStorage(data))) == [0, 1] * 4
 
 
 @pytest.mark.parametrize("number", [6, 5])

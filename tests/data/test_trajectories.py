@@ -375,6 +375,14 @@ def test_a_replay_buffer_samples_rows_of_the_store(store):
         assert torch.equal(batch[key], rows[key])
 
 
+def test_a_storage_counts_the_steps_of_each_trajectory_on_request(make_store):
+    store = make_store(lengths=(3, 2))
+    stored = store.to_storage(step_count=True)[:]
+    assert stored["step_count"].tolist() == [[0], [1], [2], [0], [1]]
+    assert "step_count" not in store.data
+    assert "step_count" not in store.to_storage()[:]
+
+
 # on disk
 
 

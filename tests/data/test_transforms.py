@@ -291,3 +291,53 @@ def test_goals_of_two_shapes_are_refused_where_both_are_used(shape):
     ):
         HindsightGoalTransform(0.5)(rows)
     assert HindsightGoalTransform(1.0)(rows)["desired_goal"].tolist() == [[5.0]] * 5
+
+
+def test_steps_to_the_goal_are_those_between_the_rows_and_minus_one_for_a_kept_goal():
+    rows = four_rows(3)
+    # the goals lie 4, 0 and 2 steps ahead
+    rows["step_count"] = torch.tensor([[3, 7, 1, 9], [3, 3, 0, 0], [0, 2, 8, 8]]).unsqueeze(-1)
+    out = HindsightGoalTransform(1.0, step_key="step_count")(rows)
+    assert out["goal_offset"].tolist() == [[4], [0], [2]]
+    assert out["goal_offset"].dtype == torch.int64
+    assert HindsightGoalTransform(0.0, step_key="step_count")(rows)["goal_offset"].tolist() == [[-1]] * 3
+    assert "goal_offset" not in HindsightGoalTransform(1.0)(rows)
+
+
+def test_the_steps_of_a_batch_with_both_kinds_of_goals_belong_to_their_rows():
+    rows = four_rows(200)
+    rows["count"] = torch.tensor([5, 7, 0, 0]).expand(200, 4)
+    out = HindsightGoalTransform(0.5, step_key="count")(rows)
+    kept = out["desired_goal"] == 1.5
+    assert 60 < kept.sum() < 140
+    assert torch.equal(out["goal_offset"], torch.where(kept, -1, 2))
+
+
+def test_the_observation_of_a_fifth_row_is_the_initial_one():
+    rows = torch.cat([four_rows(2), four_rows(2)[:, :1]], 1)
+    rows["observation"][:, 4] = torch.tensor([[-3.0], [-5.0]])
+    for her_ratio, goal, observation in ((1.0, 5.0, 6.0), (0.0, 1.5, 8.0)):
+        out = HindsightGoalTransform(her_ratio)(rows)
+        assert out["initial_observation"].tolist() == [[-3.0], [-5.0]]
+        assert out["desired_goal"].tolist() == [[goal]] * 2
+        # a goal transition is still the third row or the fourth
+        assert out["q", "observation"].tolist() == [[observation]] * 2
+    other = rows.rename_key_("observation", ("seen", "state"))
+    out = HindsightGoalTransform(1.0, observation_key=("seen", "state"))(other)
+    assert out["initial_observation"].tolist() == [[-3.0], [-5.0]]
+    with pytest.raises(KeyError, match="reads 'observation', which the batch does not have; name it by key"):
+        HindsightGoalTransform(1.0)(other)
+
+
+def test_what_counts_no_steps_is_refused():
+    rows = four_rows(3)
+    with pytest.raises(KeyError, match=r"reads 'step_count' \(step_key=\).*StepCounter.*step_count=True"):
+        HindsightGoalTransform(1.0, step_key="step_count")(rows)
+    rows["step_count"] = torch.zeros(3, 4, 2)
+    with pytest.raises(ValueError, match=r"one number for each row in 'step_count' \(step_key=\), got \[2\]"):
+        HindsightGoalTransform(1.0, step_key="step_count")(rows)
+    rows["step_count"] = torch.tensor([[3, 7, 0, 0], [3, 2, 0, 0], [3, 0, 0, 0]])
+    transform = HindsightGoalTransform(1.0, step_key="step_count")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"is smaller in the row of the goal .* in 2 of 3 samples"):
+            transform(rows)

@@ -16,9 +16,11 @@ from torchrl_smore.functional.goals import (
     RowWindow,
     check_strategy,
     cumulative_weights,
+    first_row,
     first_row_away,
     future_goal_row,
     geometric_goal_row,
+    goal_offset,
     goal_row,
     goal_transition_rows,
     trajectory_stop,
@@ -255,6 +257,18 @@ def test_an_open_last_trajectory_is_refused(done):
 def test_the_last_trajectory_may_be_open_on_request():
     done = torch.tensor([False, True, False, False])
     assert trajectory_stop(done, open_end=True).tolist() == [2, 2, 4, 4]
+
+
+@given(lengths=datasets)
+def test_the_first_row_is_that_of_the_row_s_own_trajectory(lengths):
+    start, stop = bounds(lengths)
+    rows = torch.arange(len(stop)).flip(0)
+    assert torch.equal(first_row(rows, stop), start.flip(0))
+
+
+def test_a_goal_lies_as_many_steps_away_as_rows_and_a_kept_one_none():
+    index, goal_index = torch.tensor([3, 3, 3]), torch.tensor([7, 3, 5])
+    assert goal_offset(index, goal_index, torch.tensor([True, True, False])).tolist() == [[4], [0], [-1]]
 
 
 def test_rows_are_drawn_in_proportion_to_their_weights():

@@ -175,6 +175,17 @@ def test_a_file_of_ones_own_takes_another_loss_another_optimizer_and_hooks(data,
     assert trainer._log_dict["n_frames"][-1] == 4
 
 
+def test_a_buffer_gives_the_entries_that_only_some_baselines_read(data, tmp_path):
+    TrajectoryStore(data).save(tmp_path / "dataset")
+    (tmp_path / "own.yaml").write_text(OWN)
+    options = ["storage.step_count=true", "sample_unit.initial=true", "transform.step_key=step_count"]
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        config = hydra.compose("own", [f"buffer.{option}" for option in [f"storage.path={tmp_path}/dataset", *options]])
+    batch = hydra.utils.instantiate(config.buffer).sample()
+    assert bool((batch["goal_offset"] >= 0).all())
+    assert batch["initial_observation"].shape == batch["observation"].shape
+
+
 def test_a_hook_that_is_none_is_refused(composed):
     config = composed("trainer.hooks=[{_target_: torch.nn.Identity}]")
     with pytest.raises(InstantiationException, match="hooks must be TorchRL trainer hooks, got Identity"):

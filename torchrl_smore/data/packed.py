@@ -34,8 +34,9 @@ from torchrl_smore.functional.goals import (
     Strategy,
     check_her_ratio,
     check_strategy,
+    first_row,
+    goal_offset,
     goal_transition_rows,
-    trajectory_start,
 )
 
 _logger = logging.getLogger("torchrl_smore")
@@ -178,7 +179,6 @@ class GoalBatchSampler(SeededBatches):
                 away = away[order] - order + torch.arange(len(order))
         self._order = None if order is None else order.to(device)
         self._stop = stop.to(device)
-        self._start = trajectory_start(self._stop) if "initial_observation" in self.extras else None
         self._anchors = None
         if anchors is not None:
             # by rows of the data as given, so they go the way of the rows
@@ -275,13 +275,13 @@ class GoalBatchSampler(SeededBatches):
         if self._achieved is not None:
             batch.set("achieved_goal", self._achieved[rows.index])
         if "goal_offset" in self.extras:
-            offset = torch.where(rows.relabel_mask, rows.goal_index - rows.index, -1)
-            batch.set("goal_offset", offset.unsqueeze(-1))
+            batch.set("goal_offset", goal_offset(rows.index, rows.goal_index, rows.relabel_mask))
         if "row" in self.extras:
             row = rows.index if self._order is None else self._order[rows.index]
             batch.set("row", row.unsqueeze(-1))
-        if self._start is not None:
-            batch.set("initial_observation", self._table[self._slots(self._start[rows.index]), : self._widths[0]])
+        if "initial_observation" in self.extras:
+            begun = self._slots(first_row(rows.index, self._stop))
+            batch.set("initial_observation", self._table[begun, : self._widths[0]])
         return batch
 
     def _slots(self, index: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torchrl_smore.functional.goals import (
     Strategy,
     check_strategy,
     cumulative_weights,
+    first_row,
     first_row_away,
     goal_transition_rows,
     trajectory_stop,
@@ -139,7 +140,8 @@ class GoalTransition(SampleUnit):
 
     An index ``[B]`` becomes ``[B, 4]``, the columns being: the transition i; the row k whose goal it may be given; a
     goal transition m, which enters its own goal; and a row that reaches its *stored* goal (m again if the dataset has
-    none). So a buffer with this unit samples a ``[B, 4]`` batch, which
+    none). With ``initial`` it becomes ``[B, 5]``, the last column being the first row of the trajectory of i, which
+    :class:`~torchrl_smore.objectives.GoFARLoss` needs. So a buffer with this unit samples a batch of that size, which
     :class:`~torchrl_smore.data.HindsightGoalTransform` turns into the nested batch of
     :class:`~torchrl_smore.objectives.SMORELoss`. The rows follow
     :func:`~torchrl_smore.functional.goals.goal_transition_rows`; random numbers come from the buffer's generator.
@@ -171,6 +173,7 @@ class GoalTransition(SampleUnit):
             buffer's sampler chose. ``None``: the sampler's rows, and uniform ones for goal transitions.
         threshold: distance that counts as away, in the unit of the goal.
         trajectory_key: says which trajectory a row belongs to; ``None``: ``("collector", "traj_ids")``, if it is there.
+        initial: whether a sample has a fifth row, the first that is there of the trajectory of its transition.
 
     Raises:
         ValueError: for an unknown strategy, or ``"away"`` without a threshold.
@@ -185,6 +188,7 @@ class GoalTransition(SampleUnit):
         anchors: WeightsFn | None = None,
         threshold: float | None = None,
         trajectory_key: NestedKey | None = None,
+        initial: bool = False,
     ) -> None:
         check_away(check_strategy(strategy), threshold)
         self.strategy = strategy
@@ -193,6 +197,7 @@ class GoalTransition(SampleUnit):
         self.anchors = anchors
         self.threshold = threshold
         self.trajectory_key = trajectory_key
+        self.initial = initial
         self._cache: _Cache | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -228,8 +233,10 @@ class GoalTransition(SampleUnit):
             anchors=known.anchors,
             away=known.away,
         )
-        positions = torch.stack([rows.index, rows.goal_index, rows.q_index, rows.reached_index], -1)
-        return known.places(positions), info
+        columns = [rows.index, rows.goal_index, rows.q_index, rows.reached_index]
+        if self.initial:
+            columns.append(first_row(rows.index, known.stop))
+        return known.places(torch.stack(columns, -1)), info
 
     def _rows(self, storage: Storage) -> _Rows:
         """What sampling needs to know of the stored rows, cached until the storage changes."""
@@ -516,7 +523,7 @@ class GoalTransitionSampler(RandomSampler):
         """Uniform anchors, expanded by ``unit``; see :meth:`torchrl.data.replay_buffers.Sampler.sample`.
 
         Returns:
-            An index, int64 ``[batch_size, 4]``, and what the sampler says beside it.
+            An index, int64 ``[batch_size, 4]`` (or 5, see there), and what the sampler says beside it.
         """
         index, info = super().sample(storage, batch_size)
         return self.unit.expand(index, info, storage)

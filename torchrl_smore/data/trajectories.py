@@ -299,15 +299,21 @@ class TrajectoryStore:
         ]
         return "\n".join(lines)
 
-    def to_storage(self, device: torch.device | str | None = None) -> RowStorage:
+    def to_storage(self, device: torch.device | str | None = None, *, step_count: bool = False) -> RowStorage:
         """A full TorchRL storage of the ``N`` rows, for a ``ReplayBuffer`` or ``TensorDictReplayBuffer``.
 
         On the store's own device it shares memory with the store, so extending the buffer would overwrite ``data``.
 
         Args:
             device: where the rows shall lie; where they are by default.
+            step_count: whether rows have ``"step_count"`` as those of TorchRL's ``StepCounter``, the number of the row
+                in its trajectory, int64 ``[N, 1]``.
         """
         data = self.data if device is None else self.data.to(device)
+        if step_count:
+            start = data.get("traj_start")
+            steps = torch.arange(len(start), device=start.device) - start
+            data = data.copy().set("step_count", steps.unsqueeze(-1))
         return RowStorage(data, device=data.get("action").device)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:

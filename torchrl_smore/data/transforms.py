@@ -13,11 +13,11 @@ from torchrl.envs.transforms import Transform
 
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
 from torchrl_smore.data.samplers import ReachedFn, checked_reached, positive, stored_goal_reached
-from torchrl_smore.functional.goals import check_her_ratio
+from torchrl_smore.functional.goals import check_her_ratio, goal_offset
 
 
 class HindsightGoalTransform(Transform):
-    """Turns a ``[B, 4]`` batch of :class:`~torchrl_smore.data.GoalTransition` into offline and goal transitions.
+    """Turns a batch of :class:`~torchrl_smore.data.GoalTransition`, ``[B, 4]``, into offline and goal transitions.
 
     Output, batch size ``[B]``: at the root the offline transitions (rho), their goal replaced by
     ``("next", achieved_goal)`` of the goal row with probability ``her_ratio`` and kept otherwise; under ``q_key`` the
@@ -26,6 +26,10 @@ class HindsightGoalTransform(Transform):
     agree; reward, terminated and done are recomputed for the new goal when ``success`` is given (what the data say is
     terminated, a fall, stays so under any goal), else dropped for being stale. So are the entries named by ``stale``.
     Goals may have any shape ``[B, *G]``.
+
+    Two losses read more, which is written at the root: ``"initial_observation"`` (GoFAR), the observation of the fifth
+    row where the unit has ``initial=True``; and with ``step_key`` ``"goal_offset"`` (WGCSL), int64 ``[B, 1]``, steps
+    from the transition to the row whose goal it was given, -1 where it kept its stored one.
 
     Args:
         her_ratio: probability of relabelling, in ``[0, 1]``; the paper uses 0.8 for every task.
@@ -38,6 +42,10 @@ class HindsightGoalTransform(Transform):
         desired_goal_key: key of the goal pursued.
         q_key: where goal transitions are written.
         stale: entries under ``next`` that depend on the goal and are dropped if they are there.
+        step_key: key of the number of a row in its trajectory, integer, ``[N]`` or ``[N, 1]``, such as the
+            ``"step_count"`` of TorchRL's ``StepCounter`` and of :meth:`~torchrl_smore.data.TrajectoryStore.to_storage`;
+            ``None``: no ``"goal_offset"`` is written. Goals of the strategy ``"random"`` have none.
+        observation_key: key of the observation.
 
     Raises:
         ValueError: if ``her_ratio`` lies outside ``[0, 1]``.
@@ -56,6 +64,8 @@ class HindsightGoalTransform(Transform):
         desired_goal_key: NestedKey = "desired_goal",
         q_key: NestedKey = "q",
         stale: Sequence[NestedKey] = ("is_success", "success"),
+        step_key: NestedKey | None = None,
+        observation_key: NestedKey = "observation",
     ) -> None:
         check_her_ratio(her_ratio)
         super().__init__(in_keys=[achieved_goal_key, desired_goal_key], out_keys=[desired_goal_key, q_key])
@@ -68,28 +78,31 @@ class HindsightGoalTransform(Transform):
         self.desired_goal_key = desired_goal_key
         self.q_key = q_key
         self.stale = tuple(stale)
+        self.step_key = step_key
+        self.observation_key = observation_key
         ends = () if success is not None else ("done", "terminated", "truncated")
         dependent = [self.desired_goal_key, *(("next", name) for name in (*self.stale, "reward", *ends))]
         self._dependent = [unravel_key(key) for key in (*dependent, ("next", self.desired_goal_key))]
-        self._checked = False
+        self._checked = self._counted = False
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """See the class.
 
         Raises:
-            ValueError: if the batch is not ``[B, 4]``, stored and achieved goals differ in shape, or the first batch
-                shows that the unit has another ``reached`` rule.
-            KeyError: if it lacks the goals.
+            ValueError: if the batch is not ``[B, 4]`` or ``[B, 5]``, stored and achieved goals differ in shape, or the
+                first batch shows that the unit has another ``reached`` rule, or that ``step_key`` counts no steps.
+            KeyError: if it lacks the goals, or what ``step_key`` or, of five rows, ``observation_key`` names.
         """
-        if tensordict.ndim != 2 or tensordict.shape[1] != 4:
+        if tensordict.ndim != 2 or tensordict.shape[1] not in (4, 5):
             raise ValueError(
                 "HindsightGoalTransform expects a [B, 4] batch from GoalTransition, "
                 f"got batch size {list(tensordict.shape)}. What is stored is read from the buffer's storage, "
                 "buffer.storage[...], and not from buffer[...], which applies its transform."
             )
-        for key in (("next", self.achieved_goal_key), self.desired_goal_key):
-            # without a stored goal everything is relabelled, and needs none
-            if tensordict.get(key, None) is None and not (key == self.desired_goal_key and self.her_ratio == 1.0):
+        # without a stored goal everything is relabelled, and needs none
+        needed = [("next", self.achieved_goal_key), *([self.desired_goal_key] if self.her_ratio < 1.0 else [])]
+        for key in (*needed, *([self.observation_key] if tensordict.shape[1] == 5 else [])):
+            if tensordict.get(key, None) is None:
                 raise KeyError(f"HindsightGoalTransform reads {key!r}, which the batch does not have; name it by key.")
         stored, entered = tensordict.get(self.desired_goal_key, None), self._entered(tensordict)
         if self.her_ratio < 1.0 and stored.shape != entered.shape:
@@ -102,6 +115,7 @@ class HindsightGoalTransform(Transform):
         # what follows from the goal is made anew, so none of it need be carried along
         kept = tensordict.exclude(*self._dependent)
         offline = kept[:, 0]
+        keep = None
         if self.her_ratio < 1.0:
             keep, q_keep = self._stored_masks(tensordict)
             goal, q_goal = where_rows(keep, stored[:, 0], goal), where_rows(q_keep, stored[:, 3], q_goal)
@@ -110,6 +124,10 @@ class HindsightGoalTransform(Transform):
             q = kept[:, 2]
         self._pursue(offline, goal)
         self._pursue(q, q_goal)
+        if self.step_key is not None:
+            offline.set("goal_offset", self._goal_offset(tensordict, self.step_key, keep))
+        if tensordict.shape[1] == 5:
+            offline.set("initial_observation", tensordict.get(self.observation_key)[:, 4])
         return offline.set(self.q_key, q)
 
     def _entered(self, rows: TensorDictBase) -> Tensor:
@@ -133,6 +151,29 @@ class HindsightGoalTransform(Transform):
                     "do so by the transform's rule: give GoalTransition the rule of the transform as reached=."
                 )
         return keep, q_keep & reaches
+
+    def _goal_offset(self, tensordict: TensorDictBase, key: NestedKey, keep: Tensor | None) -> Tensor:
+        """Steps to the goals that rho was given, int64 ``[B, 1]``."""
+        steps = tensordict.get(key, None)
+        if steps is None:
+            raise KeyError(
+                f"HindsightGoalTransform reads {key!r} (step_key=), the number of a row in its trajectory, which the "
+                "batch does not have: StepCounter of TorchRL and to_storage(step_count=True) of TrajectoryStore write "
+                "'step_count'."
+            )
+        if steps.numel() != tensordict.numel():
+            raise ValueError(f"expected one number for each row in {key!r} (step_key=), got {list(steps.shape[2:])}.")
+        row, goal_row = steps.reshape(tensordict.shape).long()[:, :2].unbind(-1)
+        if not self._counted:
+            earlier = int((goal_row < row).sum())
+            if earlier:
+                raise ValueError(
+                    f"{key!r} (step_key=) is smaller in the row of the goal than in that of the transition in "
+                    f"{earlier} of {len(row)} samples: it must count the steps of a trajectory, and goals of the "
+                    "strategy 'random' are no steps away."
+                )
+            self._counted = True
+        return goal_offset(row, goal_row, torch.ones_like(row, dtype=torch.bool) if keep is None else ~keep)
 
     def _stored_reached(self, rows: TensorDictBase) -> Tensor:
         if self.reached is stored_goal_reached:

@@ -432,3 +432,31 @@ def trajectory_start(stop: Tensor) -> Tensor:
     first = torch.ones_like(stop, dtype=torch.bool)
     first[1:] = stop[1:] != stop[:-1]
     return torch.where(first, rows, 0).cummax(0).values
+
+
+def first_row(index: Tensor, stop: Tensor) -> Tensor:
+    """First row of the trajectory of some rows.
+
+    Args:
+        index: rows, int64, shape ``[*]``.
+        stop: end of the trajectory of every row, int64, shape ``[N]``.
+
+    Returns:
+        int64, shape ``[*]``.
+    """
+    # ends do not decrease from row to row, and the rows of a trajectory share theirs
+    return torch.searchsorted(stop, stop[index])
+
+
+def goal_offset(index: Tensor, goal_index: Tensor, relabel_mask: Tensor) -> Tensor:
+    """Steps from transitions to the rows whose goals they were given.
+
+    Args:
+        index: rows of the transitions, or their places in their trajectories, integer, shape ``[*]``.
+        goal_index: the same of the rows whose goals may be given.
+        relabel_mask: where they are, bool, shape ``[*]``.
+
+    Returns:
+        0 for a transition that enters its goal itself, -1 for one that kept its stored goal; int64, shape ``[*, 1]``.
+    """
+    return torch.where(relabel_mask, goal_index - index, -1).unsqueeze(-1)

@@ -169,15 +169,19 @@ class TrajectoryStorageConfig(StorageConfig):
     Attributes:
         path: folder of the store.
         device: where the rows shall lie; in memory by default.
+        step_count: whether they have a ``"step_count"``.
     """
 
     path: str = MISSING
     device: Any = None
+    step_count: bool = False
     _target_: str = "torchrl_smore.trainers.configs._make_trajectory_storage"
 
 
-def _make_trajectory_storage(path: str, device: torch.device | str | None = None) -> TensorStorage:
-    return TrajectoryStore.load(path).to_storage(device)
+def _make_trajectory_storage(
+    path: str, device: torch.device | str | None = None, step_count: bool = False
+) -> TensorStorage:
+    return TrajectoryStore.load(path).to_storage(device, step_count=step_count)
 
 
 @dataclass
