@@ -153,6 +153,15 @@ def test_a_missing_discriminator_and_an_ambiguous_state_are_refused():
         loss(batch)
 
 
+def test_a_batch_without_initial_observations_is_told_who_writes_them():
+    built, discriminator = networks()
+    batch = random_batch().exclude("initial_observation")
+    advice = r"GoFARLoss reads 'initial_observation', which .*HindsightGoalTransform .* GoalTransition\(initial=True\)"
+    with pytest.raises(KeyError, match=advice):
+        build_loss(built, discriminator)(batch)
+    assert build_loss(built, discriminator, actor_weight="expectile_awr")(batch)["loss_value"].isfinite()
+
+
 def test_the_code_s_defaults():
     built, discriminator = networks()
     loss = GoFARLoss(built.actor, built.value, discriminator)

@@ -164,6 +164,12 @@ def test_without_the_discount_no_offset_is_read():
     assert loss(random_batch().exclude("goal_offset"))["loss_actor"].isfinite()
 
 
+def test_a_batch_without_offsets_is_told_who_writes_them():
+    advice = r"WGCSLLoss reads 'goal_offset', which .*HindsightGoalTransform\(step_key='step_count'\).*discount_offset"
+    with pytest.raises(KeyError, match=advice):
+        built_loss(networks())(random_batch().exclude("goal_offset"))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

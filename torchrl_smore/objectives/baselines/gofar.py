@@ -29,11 +29,16 @@ from torchrl_smore.objectives._construction import (
 )
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys, state_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
+from torchrl_smore.objectives.baselines._extras import asked_entry
 from torchrl_smore.objectives.baselines.gcsl import Regression
 from torchrl_smore.objectives.terms import Term, imitation_term
 
 GoFARReward = Literal["discriminator", "binary"]
 GoFARWeight = Literal["dual", "expectile_awr"]
+_INITIAL = (
+    "HindsightGoalTransform behind GoalTransition(initial=True) and GoalBatchSampler(extras=['initial_observation']) "
+    "write 'initial_observation'."
+)
 
 
 @final
@@ -231,7 +236,8 @@ class GoFARLoss(OfflineLoss):
                 f"value_network must read one entry besides the goal {keys.desired_goal!r}, which "
                 f"{keys.initial_observation!r} replaces; got {state}."
             )
-        return inputs_of(rows, self.value_network.in_keys, {state[0]: rows[keys.initial_observation]})
+        initial = asked_entry(rows, keys.initial_observation, self, _INITIAL)
+        return inputs_of(rows, self.value_network.in_keys, {state[0]: initial})
 
     def _interpolate_gradient(self, rows: TensorDictBase) -> Tensor:
         """Gradient of the logit with respect to both inputs, between the two classes, ``[*B, 2 G]``."""

@@ -18,12 +18,17 @@ from torchrl_smore.functional.losses import awr_weight
 from torchrl_smore.objectives._construction import check_bounds, check_choice, check_discount, require_stochastic
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
+from torchrl_smore.objectives.baselines._extras import asked_entry
 from torchrl_smore.objectives.baselines.gcsl import Regression
 from torchrl_smore.objectives.terms import Term, imitation_term, td_term
 
 Threshold = Literal["none", "percentile"]
 Advantage = Literal["target", "online"]
 TargetBounds = Literal["auto", "symmetric"]
+_OFFSET = (
+    "HindsightGoalTransform(step_key='step_count') and GoalBatchSampler(extras=['goal_offset']) write 'goal_offset'; "
+    "the loss with discount_offset=False reads none."
+)
 
 
 @final
@@ -201,8 +206,8 @@ class WGCSLLoss(OfflineLoss):
         advantage = self._advantage(rows, target)
         weight = awr_weight(advantage, 1.0, self.weight_clip)
         if self.discount_offset:
-            offset = rows[self.tensor_keys.goal_offset].squeeze(-1)
-            weight = weight * offset_weight(offset, self.gamma, weight.dtype)
+            offset = asked_entry(rows, self.tensor_keys.goal_offset, self, _OFFSET)
+            weight = weight * offset_weight(offset.squeeze(-1), self.gamma, weight.dtype)
         below = torch.zeros_like(advantage)
         if self.threshold == "percentile":
             threshold = self._best_advantage(advantage, self._row_weight(rows, advantage) > 0.0)
