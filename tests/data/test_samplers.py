@@ -280,19 +280,36 @@ def test_steps_to_the_goal_have_their_exact_probabilities(name, her_ratio):
     torch.testing.assert_close(batch["initial_observation"], data["observation"][data["traj_start"][row(batch)]])
 
 
-def test_the_unit_and_the_packed_sampler_give_one_batch_for_the_same_random_numbers():
+@pytest.mark.parametrize(
+    "goals", [{}, {"strategy": "away", "threshold": 1.5, "actor_strategy": {"final": 0.3, "future": 0.7}}]
+)
+def test_the_unit_and_the_packed_sampler_give_one_batch_for_the_same_random_numbers(goals):
     data, weights = counted(labelled((5, 4, 6), (1,))), torch.ones(15)
-    sampler = GoalBatchSampler(
-        data, 300, her_ratio=1.0, anchors=weights, extras=("goal_offset", "initial_observation"), seed=4
-    )
+    extras = ("goal_offset", "initial_observation")
+    sampler = GoalBatchSampler(data, 300, her_ratio=1.0, anchors=weights, extras=extras, seed=4, **goals)
     storage = TensorStorage(data)
     storage._rng = torch.Generator().manual_seed(4)
-    unit = GoalTransition(anchors=lambda rows: weights, initial=True)
+    unit = GoalTransition(anchors=lambda rows: weights, initial=True, **goals)
     index, _ = unit.expand(torch.zeros(300, dtype=torch.int64), {}, storage)
     batch = HindsightGoalTransform(1.0, step_key="step_count")(storage.get(index))
     expected = sampler()
+    assert ("actor_goal" in expected) == bool(goals)
     for key in expected.keys(True, True):
         assert torch.equal(batch[key], expected[key]), key
+
+
+@pytest.mark.parametrize("name", TWO_WAYS)
+def test_the_actor_has_goals_of_its_own_where_a_row_does_not_keep_its_stored_one(name):
+    # rows 0 to 2 go from 0 to 3, rows 3 and 4 from 100 to 102
+    data = labelled((3, 2))
+    batch = WAYS[name](data, 20_000, her_ratio=0.75, strategy="current", actor_strategy="final")()
+    found = Counter(
+        zip(row(batch).tolist(), *(batch[key].squeeze(-1).tolist() for key in ("desired_goal", "actor_goal")))
+    )
+    probs = {(i, i + 1, 3): 0.15 for i in range(3)} | {(i, i + 98, 102): 0.15 for i in (3, 4)}
+    for number, goal in enumerate(data["desired_goal"].squeeze(-1).tolist()):
+        probs[number, goal, goal] = probs.get((number, goal, goal), 0.0) + 0.05
+    assert_distributed(found, probs)
 
 
 def test_the_last_state_is_a_goal_and_the_last_row_its_own_goal_transition(way):

@@ -233,8 +233,10 @@ def test_a_missing_goal_is_named_and_a_stored_goal_is_not_needed_where_all_is_re
 def test_a_unit_with_another_rule_of_what_is_reached_is_noticed():
     rows = four_rows(4)
     rows["next", "reward"][:2, 3] = 0.0
-    with pytest.raises(ValueError, match="only 2 of 4 rows that the unit says reach their stored goal"):
-        HindsightGoalTransform(0.5)(rows)
+    transform = HindsightGoalTransform(0.5)
+    for _ in range(2):  # each time, and not the first alone
+        with pytest.raises(ValueError, match="only 2 of 4 rows that the unit says reach their stored goal"):
+            transform(rows)
 
 
 def test_a_batch_whose_rewards_are_not_positive_is_no_news(caplog):
@@ -311,6 +313,16 @@ def test_the_steps_of_a_batch_with_both_kinds_of_goals_belong_to_their_rows():
     kept = out["desired_goal"] == 1.5
     assert 60 < kept.sum() < 140
     assert torch.equal(out["goal_offset"], torch.where(kept, -1, 2))
+
+
+def test_the_goal_of_a_sixth_row_is_the_actor_s_unless_the_row_keeps_its_stored_one():
+    rows = torch.cat([four_rows(), four_rows()[:, :2]], 1)
+    rows["next", "achieved_goal"][:, 5] = 11.0
+    for her_ratio, goal, actor_goal in ((1.0, 5.0, 11.0), (0.0, 1.5, 1.5)):
+        out = HindsightGoalTransform(her_ratio)(rows)
+        assert (out["desired_goal"].item(), out["actor_goal"].item()) == (goal, actor_goal)
+        assert "actor_goal" not in out["q"]
+    assert "actor_goal" not in HindsightGoalTransform(1.0)(rows[:, :5])
 
 
 def test_the_observation_of_a_fifth_row_is_the_initial_one():

@@ -141,7 +141,9 @@ class GoalTransition(SampleUnit):
     An index ``[B]`` becomes ``[B, 4]``, the columns being: the transition i; the row k whose goal it may be given; a
     goal transition m, which enters its own goal; and a row that reaches its *stored* goal (m again if the dataset has
     none). With ``initial`` it becomes ``[B, 5]``, the last column being the first row of the trajectory of i, which
-    :class:`~torchrl_smore.objectives.GoFARLoss` needs. So a buffer with this unit samples a batch of that size, which
+    :class:`~torchrl_smore.objectives.GoFARLoss` needs. With ``actor_strategy`` it becomes ``[B, 6]``, the fifth column
+    being that row, too, and the last the row whose goal the actor may be given, where it is not to be that of score and
+    value. So a buffer with this unit samples a batch of that size, which
     :class:`~torchrl_smore.data.HindsightGoalTransform` turns into the nested batch of
     :class:`~torchrl_smore.objectives.SMORELoss`. The rows follow
     :func:`~torchrl_smore.functional.goals.goal_transition_rows`; random numbers come from the buffer's generator.
@@ -174,6 +176,7 @@ class GoalTransition(SampleUnit):
         threshold: distance that counts as away, in the unit of the goal.
         trajectory_key: says which trajectory a row belongs to; ``None``: ``("collector", "traj_ids")``, if it is there.
         initial: whether a sample has a fifth row, the first that is there of the trajectory of its transition.
+        actor_strategy: of goals of the actor's own, for losses with ``set_keys(actor_goal="actor_goal")``.
 
     Raises:
         ValueError: for an unknown strategy, or ``"away"`` without a threshold.
@@ -189,9 +192,12 @@ class GoalTransition(SampleUnit):
         threshold: float | None = None,
         trajectory_key: NestedKey | None = None,
         initial: bool = False,
+        actor_strategy: Strategy | None = None,
     ) -> None:
-        check_away(check_strategy(strategy), threshold)
+        self._used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
+        check_away(self._used, threshold)
         self.strategy = strategy
+        self.actor_strategy = actor_strategy
         self.gamma = gamma
         self.reached = reached
         self.anchors = anchors
@@ -228,14 +234,17 @@ class GoalTransition(SampleUnit):
             known.reached,
             her_ratio=1.0,
             strategy=self.strategy,
+            actor_strategy=self.actor_strategy,
             gamma=self.gamma,
             index=known.position(index) if known.anchors is None else None,
             anchors=known.anchors,
             away=known.away,
         )
         columns = [rows.index, rows.goal_index, rows.q_index, rows.reached_index]
-        if self.initial:
+        if self.initial or self.actor_strategy is not None:
             columns.append(first_row(rows.index, known.stop))
+        if self.actor_strategy is not None:
+            columns.append(rows.actor_goal_index)
         return known.places(torch.stack(columns, -1)), info
 
     def _rows(self, storage: Storage) -> _Rows:
@@ -314,7 +323,7 @@ class GoalTransition(SampleUnit):
             place[order] = torch.arange(size, device=order.device)
         stop = stored_stop(with_ends(data, self.trajectory_key), open_end=True)
         reached = reached.roll(-start)
-        if self.anchors is not None or "away" in check_strategy(self.strategy):
+        if self.anchors is not None or "away" in self._used:
             if order is not None:
                 stored = stored[order]
             elif start:
@@ -326,7 +335,7 @@ class GoalTransition(SampleUnit):
             stored.set(("next", "done"), (stop == torch.arange(1, size + 1, device=stop.device)).unsqueeze(-1))
             weights = self.anchors(stored)
         anchors = None if weights is None else anchor_distribution(weights, size, stop.device)
-        away = rows_away(check_strategy(self.strategy), stored, stop, self.threshold)
+        away = rows_away(self._used, stored, stop, self.threshold)
         rows = _Rows(stop, reached.nonzero().squeeze(-1), start, order, place, anchors, away)
         newest = None if ids is None or ids.reshape(-1)[-1] < ids.max() else int(ids.reshape(-1)[-1])
         grown = (_Growing(rows.stop), _Growing(rows.reached))

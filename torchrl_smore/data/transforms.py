@@ -29,7 +29,8 @@ class HindsightGoalTransform(Transform):
 
     Two losses read more, which is written at the root: ``"initial_observation"`` (GoFAR), the observation of the fifth
     row where the unit has ``initial=True``; and with ``step_key`` ``"goal_offset"`` (WGCSL), int64 ``[B, 1]``, steps
-    from the transition to the row whose goal it was given, -1 where it kept its stored one.
+    from the transition to the row whose goal it was given, -1 where it kept its stored one. Where the unit has an
+    ``actor_strategy``, ``"actor_goal"`` is the goal of the sixth row, or the stored one where the transition keeps its.
 
     Args:
         her_ratio: probability of relabelling, in ``[0, 1]``; the paper uses 0.8 for every task.
@@ -89,11 +90,11 @@ class HindsightGoalTransform(Transform):
         """See the class.
 
         Raises:
-            ValueError: if the batch is not ``[B, 4]`` or ``[B, 5]``, stored and achieved goals differ in shape, or the
+            ValueError: if the batch is not ``[B, 4]`` to ``[B, 6]``, stored and achieved goals differ in shape, or the
                 first batch shows that the unit has another ``reached`` rule, or that ``step_key`` counts no steps.
             KeyError: if it lacks the goals, or what ``step_key`` or, of five rows, ``observation_key`` names.
         """
-        if tensordict.ndim != 2 or tensordict.shape[1] not in (4, 5):
+        if tensordict.ndim != 2 or tensordict.shape[1] not in (4, 5, 6):
             raise ValueError(
                 "HindsightGoalTransform expects a [B, 4] batch from GoalTransition, "
                 f"got batch size {list(tensordict.shape)}. What is stored is read from the buffer's storage, "
@@ -101,7 +102,7 @@ class HindsightGoalTransform(Transform):
             )
         # without a stored goal everything is relabelled, and needs none
         needed = [("next", self.achieved_goal_key), *([self.desired_goal_key] if self.her_ratio < 1.0 else [])]
-        for key in (*needed, *([self.observation_key] if tensordict.shape[1] == 5 else [])):
+        for key in (*needed, *([self.observation_key] if tensordict.shape[1] > 4 else [])):
             if tensordict.get(key, None) is None:
                 raise KeyError(f"HindsightGoalTransform reads {key!r}, which the batch does not have; name it by key.")
         stored, entered = tensordict.get(self.desired_goal_key, None), self._entered(tensordict)
@@ -112,12 +113,15 @@ class HindsightGoalTransform(Transform):
                 f"{list(entered.shape[2:])} in each row."
             )
         goal, q_goal = entered[:, 1], entered[:, 2]
+        actor_goal = entered[:, 5] if tensordict.shape[1] == 6 else None
         # what follows from the goal is made anew, so none of it need be carried along
         kept = tensordict.exclude(*self._dependent)
         offline = kept[:, 0]
         keep = None
         if self.her_ratio < 1.0:
             keep, q_keep = self._stored_masks(tensordict)
+            if actor_goal is not None:
+                actor_goal = where_rows(keep, stored[:, 0], actor_goal)
             goal, q_goal = where_rows(keep, stored[:, 0], goal), where_rows(q_keep, stored[:, 3], q_goal)
             q = _chosen(kept, q_keep.long() + 2)
         else:
@@ -126,7 +130,9 @@ class HindsightGoalTransform(Transform):
         self._pursue(q, q_goal)
         if self.step_key is not None:
             offline.set("goal_offset", self._goal_offset(tensordict, self.step_key, keep))
-        if tensordict.shape[1] == 5:
+        if actor_goal is not None:
+            offline.set("actor_goal", actor_goal)
+        if tensordict.shape[1] > 4:
             offline.set("initial_observation", tensordict.get(self.observation_key)[:, 4])
         return offline.set(self.q_key, q)
 
@@ -144,12 +150,12 @@ class HindsightGoalTransform(Transform):
         else:
             reaches = self._stored_reached(tensordict[:, 3])
         if not self._checked:
-            self._checked = True
             if bool(reaches.any()) and not bool(reaches.all()):
                 raise ValueError(
                     f"only {int(reaches.sum())} of {reaches.numel()} rows that the unit says reach their stored goal "
                     "do so by the transform's rule: give GoalTransition the rule of the transform as reached=."
                 )
+            self._checked = True
         return keep, q_keep & reaches
 
     def _goal_offset(self, tensordict: TensorDictBase, key: NestedKey, keep: Tensor | None) -> Tensor:
