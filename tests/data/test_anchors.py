@@ -59,6 +59,7 @@ def test_a_rule_that_chooses_nothing_may_fall_back_and_says_so(data, caplog):
     with caplog.at_level("WARNING", "torchrl_smore"):
         assert anchor_weights("moving", data, threshold=9.0, or_uniform=True) is None
     assert "chooses none of 7 rows" in caplog.text
+    assert "all draws are from all rows, in place of 20% of them" in caplog.text
     data["next", "reward"].zero_()
     with pytest.raises(ValueError, match="it needs a trajectory with a positive reward"):
         anchor_weights("reaching", data)

@@ -574,6 +574,22 @@ def test_a_gpu_that_is_not_there_is_refused(recipe, tmp_path):
     assert_refused(recipe("smore_offline.py", *QUICK, "device=cuda", cwd=tmp_path), tmp_path, {}, "device=cuda", "cpu")
 
 
+def test_a_rule_that_chooses_no_row_ends_before_training_and_auto_says_what_it_does_instead(recipe, tmp_path):
+    still = {"observation": np.zeros((6, 2)), "achieved_goal": np.zeros((6, 2)), "action": np.zeros((5, 2))}
+    episodes = [{**still, "desired_goal": np.full(2, 0.9), "reward": np.zeros(5)} for _ in range(4)]
+    TrajectoryStore.from_episodes(episodes).save(tmp_path / "still")
+    command = (*READING, f"dataset={tmp_path / 'still'}")
+    for rule, needs in (("moving", "moves by more than the threshold"), ("reaching", "positive reward")):
+        done = recipe("smore_offline.py", *command, f"anchors={rule}", cwd=tmp_path)
+        assert done.status == 2
+        assert f"the anchor rule '{rule}' chooses none of 20 rows: it needs" in done.stderr
+        assert needs in done.stderr
+        assert not (tmp_path / "runs").exists()
+    done = recipe("smore_offline.py", *command, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert "all draws are from all rows, in place of 20% of them" in done.stdout
+
+
 def test_a_dataset_of_another_task_is_refused(recipe, tmp_path, store_path):
     for task, said in (("PointRooms", ["PointReach", "PointRooms"]), ("FetchReach", ["FetchReach", "10", "2"])):
         done = recipe("smore_offline.py", *READING, f"task={task}", f"dataset={store_path}", cwd=tmp_path)

@@ -131,7 +131,7 @@ def anchor_weights(
         message = f"the anchor rule {rule!r} chooses none of {rows:,} rows: it needs {needs}"
         if not or_uniform:
             raise ValueError(f"{message}. Use 'uniform', another rule, or weights of your own.")
-        _logger.warning("%s; anchors are drawn from all rows.", message)
+        _logger.warning("%s; all draws are from all rows, in place of %.0f%% of them.", message, 100 * (1 - share))
         return None
     text = ", ".join(each.text for each in rules)
     _logger.info("anchors: %.0f%% of draws from %s (%.1f%% of rows)", 100 * share, text, 100 * count / rows)
