@@ -14,6 +14,7 @@ from torchrl_smore._files import write_text
 from torchrl_smore.reports import page, provenance
 from torchrl_smore.reports.figures import aggregates, images, returns, save_figure
 from torchrl_smore.reports.numbers import RESAMPLES, RunSet, SignificanceTest, Source
+from torchrl_smore.reports.own_data import own_lines, own_tables
 from torchrl_smore.reports.paper import (
     HORIZONS,
     METHOD,
@@ -24,6 +25,7 @@ from torchrl_smore.reports.paper import (
     Table,
     build_table,
     claims_to_markdown,
+    data_words,
     escape_markdown,
     evaluate_claims,
     evaluate_partly,
@@ -49,6 +51,7 @@ GAPS = (
     "Figure 1 of the paper: an illustration, without numbers.",
     "Points of the paper's Figure 2 (noise): they are in its figure only, so ours stand alone.",
 )
+_OWN = "own_data"
 _BAND = "Lines: mean over seeds; bands and bars: one sample standard deviation, none for one seed."
 
 
@@ -88,6 +91,9 @@ def write_report(
 ) -> Path:
     """Writes tables, figures, claims and statistics below a folder, and a page that ties them together.
 
+    Runs on data of one's own (``data=NAME`` in their setting) have lines of their own, and neither the paper's numbers
+    nor its claims are held against them.
+
     ``tables/table_<N>.md`` and ``.tex``, ``figures/<name>.png`` and ``.pdf``, ``claims.md``, ``statistics.md``,
     ``report.md`` and ``index.html``, each atomically. Nothing is written if the results or options are
     not what they should be.
@@ -112,7 +118,9 @@ def write_report(
     for name, number in (("min_seeds", min_seeds), ("resamples", resamples)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}.")
-    source, test, out = _of_tasks(source, tasks), test or SignificanceTest(), Path(out)
+    source, test, out = own_lines(_of_tasks(source, tasks)), test or SignificanceTest(), Path(out)
+    if tasks is not None:
+        tasks = list(dict.fromkeys([*tasks, *(row.task for row in source.results)]))
     runs = RunSet(source.results)
     parts = _Parts(
         source,
@@ -121,6 +129,9 @@ def write_report(
         evaluate_claims(runs, tasks=tasks, min_seeds=min_seeds, test=test),
         evaluate_partly(runs, tasks=tasks, min_seeds=min_seeds, test=test),
     )
+    own = own_tables(source, command)
+    if own:
+        parts.tables |= _written(_OWN, own, out)
     for piece in progress([*Paper().tables, *_pictures(source, parts.summary)]):
         if isinstance(piece, Picture):
             png, _ = save_figure(piece.draw(), out / "figures" / piece.name)
@@ -162,6 +173,11 @@ def _write_table(
         build_table(number, runs, command=command, view=view, tasks=lines, test=test, resamples=resamples)
         for view in views(number)
     ]
+    return _written(number, tables, out)
+
+
+def _written(number: str, tables: list[Table], out: Path) -> dict[str, list[Table]]:
+    """Writes the views of a table and returns them by its number."""
     write_text(out / "tables" / f"table_{number}.md", "\n".join(map(to_markdown, tables)))
     write_text(out / "tables" / f"table_{number}.tex", "\n".join(map(to_latex, tables)))
     return {number: tables}
@@ -169,6 +185,7 @@ def _write_table(
 
 def _pictures(source: Source, summary: Summary) -> list[Picture]:
     settings = returns.curve_settings(source.curves) or ["main"]
+    main_data = data_words([row.task for row in source.curves])
     names: list[str] = []
     for setting in settings:
         name = "learning_curves" + ("" if setting == "main" else f"_{returns.slug(setting)}")
@@ -197,7 +214,7 @@ def _pictures(source: Source, summary: Summary) -> list[Picture]:
         *(
             Picture(
                 name,
-                "Learning curves" + (", data of Table 1" if setting == "main" else f", {setting}"),
+                "Learning curves" + (f", {main_data}" if setting == "main" else f", {setting}"),
                 f"Return over the largest possible one at discount 0.99. {_BAND} Only evaluations that all seeds of a "
                 "line have.",
                 lambda setting=setting: returns.learning_figure(source.curves, setting),  # type: ignore[misc]
@@ -324,7 +341,12 @@ def _curves_section(parts: _Parts) -> str:
 
 def _tables_section(parts: _Parts) -> str:
     return "".join(
-        f'<h3 id="table-{number}">Table {number}</h3>\n' + "".join(map(to_html, tables))
+        (
+            f'<h3 id="{_OWN}">Data of one\'s own</h3>\n'
+            if number == _OWN
+            else f'<h3 id="table-{number}">Table {number}</h3>\n'
+        )
+        + "".join(map(to_html, tables))
         for number, tables in parts.tables.items()
     )
 

@@ -164,6 +164,9 @@ def test_the_papers_metrics_are_found_under_our_names(make_result, metric, own, 
         ("expectile=0.70000001", "expectile=0.70000001;expert=0.1"),
         ("steps=1e6", "expert=0.1;steps=1000000"),
         ("weight_clip=inf", "expert=0.1;weight_clip=inf"),
+        # a name that looks like a number stays; and who acted in data of one's own is not stated
+        ("default;data=007", "data=007"),
+        ("data=a.pkl;expert=0.10;beta=0.70", "beta=0.7;data=a.pkl;expert=0.1"),
         ("expert=30_episodes;mix=m-e", "expert=30_episodes;mix=m-e"),
     ],
 )

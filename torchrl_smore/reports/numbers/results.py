@@ -113,14 +113,15 @@ def canonical_setting(setting: str) -> str:
 
     Whole numbers have all their digits, others as many as tell them apart: ``1e6`` becomes ``1000000``, ``0.00001``
     becomes ``1e-05``. ``default``, ``beta=0.5`` and ``expert=0.10`` all become ``expert=0.1``; ``no_her`` becomes
-    ``expert=0.1;no_her``.
+    ``expert=0.1;no_her``. Data of one's own have a name in place of that share: ``data=NAME`` stays as it is.
     """
     parts = set()
     for part in setting.split(";"):
         name, equals, value = part.strip().partition("=")
-        parts.add(f"{name}{equals}{_plain_number(value)}")
+        # the name of a dataset may look like a number
+        parts.add(f"{name}{equals}{value if name == 'data' else _plain_number(value)}")
     parts -= _DEFAULT_PARTS
-    if not any(part.startswith("expert=") for part in parts):
+    if not any(part.startswith(("expert=", "data=")) for part in parts):
         parts.add("expert=0.1")
     return ";".join(sorted(parts))
 

@@ -16,6 +16,8 @@ Scores = dict[str, dict[str, np.ndarray]]
 
 #: The setting that most of the paper's tables have: a tenth of the data are an expert's.
 BASE_SETTING = "expert=0.1"
+#: What the part of a setting begins with that names data of one's own.
+OWN_DATA = "data="
 #: The setting of Figure 3: observations and goals are pictures, and all of the data are primitives of a script.
 IMAGE_SETTING = "expert=1;images"
 #: The evaluation tasks of Figure 3, in its order of two single primitives and two stitched ones.
@@ -89,6 +91,19 @@ def task_order(names: Iterable[str]) -> list[str]:
     """Each name once: the paper's tasks in the order of its Table 1, then others by alphabet."""
     found = set(names)
     return [name for name in HORIZONS if name in found] + sorted(found - set(HORIZONS))
+
+
+def is_own(task: str) -> bool:
+    """Whether the name of a task says that the data are one's own: ``FetchReach, data=NAME``."""
+    return f", {OWN_DATA}" in task
+
+
+def data_words(tasks: Iterable[str]) -> str:
+    """Of which data the runs on some tasks are that are not set apart, in words."""
+    own = [is_own(task) for task in tasks]
+    if not any(own):
+        return "data of Table 1"
+    return "data of one's own" if all(own) else "data of Table 1, or of one's own where a task's name says so"
 
 
 def main_setting(task: str) -> str:

@@ -15,7 +15,7 @@ from torchrl_smore.reports.numbers import (
     estimate_profile,
 )
 from torchrl_smore.reports.paper.markup import escape_markdown
-from torchrl_smore.reports.paper.scores import Scores, groups_of, main_scores, shared_tasks
+from torchrl_smore.reports.paper.scores import Scores, data_words, groups_of, main_scores, shared_tasks
 
 #: The method that a summary is about.
 METHOD = "SMORe"
@@ -111,9 +111,10 @@ def summary_notes(summary: Summary, min_seeds: int) -> list[str]:
     """
     if not summary.scores:
         return ["No runs on the data of Table 1."]
+    every = [task for line in summary.scores.values() for task in line]
     tasks = ", ".join(summary.tasks) or "none: no task was run by every method"
     notes = [
-        "Return over the largest possible one at discount 0.99, on the data of Table 1. Interquartile means and "
+        f"Return over the largest possible one at discount 0.99, on the {data_words(every)}. Interquartile means and "
         f"profiles are over the tasks that every method has run ({tasks}); the probability of improvement over those "
         "that both methods have, of locomotion by the return at 0.999.",
         "Intervals: 95%, percentiles of a stratified bootstrap that draws seeds within each task (arXiv:2108.13264). "
