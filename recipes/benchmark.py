@@ -3,6 +3,7 @@
 python recipes/benchmark.py preset=smoke                          a tiny version of every table, in minutes
 python recipes/benchmark.py table=1 'tasks=[FetchReach]' seeds=5 preset=quick
 python recipes/benchmark.py 'tasks=[PointReach,FetchReach]' 'methods=[smore,gc_iql]' seeds=5 steps=4000
+python recipes/benchmark.py 'tasks=[FetchReach]' dataset=PATH 'methods=[smore,hindsight_bc]' seeds=3   data of your own
 python recipes/benchmark.py table=1 address=HOST:6379             on a cluster
 python recipes/benchmark.py manifest=benchmarks/table1.yaml          stage by stage, as a file says
 python recipes/benchmark.py manifest=benchmarks/table1.yaml status   what is done, running, missing; how long it takes
@@ -85,6 +86,8 @@ def main(config: Config) -> None:
                 print(f"stage {stage.name}: {len(todo)} of {len(stage.jobs)} runs to do", flush=True)
             failures |= make_datasets(config, todo)
             told = describe_datasets(config, stage.jobs)
+            own = [job for job in todo if job.folder not in failures]
+            told |= {job.own_data.name: job.own_data.parts for job in own if job.own_data is not None}
             for name in grid.changed_datasets(record["datasets"], told):
                 print(
                     f"warning: {name} is not what the runs that are finished learned from: {DIFFERENT_DATA}", flush=True
@@ -139,8 +142,7 @@ def grid_record(
             "setting": own[0].cell.setting,
             "tables": list(dict.fromkeys(table for job in own for table in job.cell.tables)),
             **{name: own[0].options[name] for name in ("steps", "batch_size")},
-            "num_trajectories": own[0].dataset["num_trajectories"],
-            "dataset": dataset_folder(config.data_dir, **own[0].dataset).name,
+            **_told_of_data(config, own[0]),
             "seeds": sorted(seed for job in own for seed in job.seeds),
         }
         for folder, own in cells.items()
@@ -170,6 +172,15 @@ def grid_record(
     }
 
 
+def _told_of_data(config: Config, job: Job) -> dict[str, Any]:
+    """What a cell's entry says of what it learns from."""
+    if job.own_data is not None:
+        read = {key: value for key, value in job.own_data.options.items() if value not in (None, False)}
+        return {"dataset": job.own_data.name, "data": {**read, "sha256": job.own_data.sha256}}
+    folder = dataset_folder(config.data_dir, **job.dataset)
+    return {"num_trajectories": job.dataset["num_trajectories"], "dataset": folder.name}
+
+
 def known_grid(out: Path) -> dict[str, Any]:
     """What the folder's ``grid.json`` tells of cells that still have runs, of datasets, and of what differs.
 
@@ -193,11 +204,12 @@ def _read_grid(path: Path) -> dict[str, Any]:
 
 
 def make_datasets(config: Config, jobs: Sequence[Job]) -> dict[Path, str]:
-    """Collects what the jobs learn from, each dataset once; returns why a job's failed, by its folder."""
-    failures: dict[Path, str] = {}
+    """Collects or reads what the jobs learn from, each dataset once; returns why a job's failed, by its folder."""
+    failures = read_datasets(jobs)
     wanted: dict[str, list[Job]] = {}
     for job in jobs:
-        wanted.setdefault(json.dumps(job.dataset), []).append(job)
+        if job.own_data is None:
+            wanted.setdefault(json.dumps(job.dataset), []).append(job)
     missing = []
     for users in wanted.values():
         folder = dataset_folder(config.data_dir, **users[0].dataset)
@@ -221,13 +233,41 @@ def make_datasets(config: Config, jobs: Sequence[Job]) -> dict[Path, str]:
     return failures
 
 
+def read_datasets(jobs: Sequence[Job]) -> dict[Path, str]:
+    """Reads the datasets of one's own once, as the runs will; returns why that failed, by the folder of a job."""
+    failures: dict[Path, str] = {}
+    wanted: dict[tuple[str, float | None], list[Job]] = {}
+    for job in jobs:
+        if job.own_data is not None:
+            wanted.setdefault((job.cell.task, job.options["expert_fraction"]), []).append(job)
+    for (task, fraction), users in wanted.items():
+        data = users[0].own_data
+        assert data is not None
+        share = "" if fraction is None else f", {fraction:.0%} experts of it"
+        print(f"dataset of {task}: {data.path} ({data.format}{share})", flush=True)
+        try:
+            parts = data.parts
+            if fraction is not None:
+                data.load(fraction)
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            failures |= {job.folder: f"no dataset: {error}" for job in users}
+            continue
+        for part in parts if fraction is None else ():
+            print(
+                f"  {part['behaviour']}: {part['num_trajectories']:,} trajectories, "
+                f"{part['return_over_max']:.1%} of the largest return",
+                flush=True,
+            )
+    return failures
+
+
 def describe_datasets(config: Config, jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
-    """By name of each dataset of the jobs that is there, its parts: whose, how many, and what they return.
+    """By name of each dataset collected for the jobs that is there, its parts: whose, how many, and what they return.
 
     The discount of a return is the largest that the task is evaluated at.
     """
     found = {}
-    for request in {json.dumps(job.dataset): job.dataset for job in jobs}.values():
+    for request in {json.dumps(job.dataset): job.dataset for job in jobs if job.own_data is None}.values():
         folder = dataset_folder(config.data_dir, **request)
         if folder.exists():
             # each run checks the data that it learns from
@@ -276,9 +316,10 @@ def run(
 
 
 def order(config: Config, job: Job, commit: str, session: str) -> dict[str, Any]:
-    """What a worker is told of a job: plain values."""
-    dataset = dataset_folder(config.data_dir, **job.dataset).resolve()
-    options = {**job.options, "seed": job.seeds[0], "seeds": len(job.seeds), "dataset": str(dataset)}
+    """What a worker is told of a job: plain values, and the dataset of one's own."""
+    options = {**job.options, "seed": job.seeds[0], "seeds": len(job.seeds)}
+    if job.own_data is None:
+        options["dataset"] = str(dataset_folder(config.data_dir, **job.dataset).resolve())
     # where pictures of the dataset are kept
     options["data_dir"] = str(Path(config.data_dir).resolve())
     options = {key: value for key, value in options.items() if key not in ("run_root", "resume")}
@@ -286,7 +327,8 @@ def order(config: Config, job: Job, commit: str, session: str) -> dict[str, Any]
         **{"table": " ".join(job.cell.tables), "task": job.cell.task, "method": paper_name(job.cell.method)},
         **{"setting": job.cell.setting, "commit": commit},
     }
-    return {"folder": str(job.folder), "session": session, "options": options, "identity": identity}
+    told = {"folder": str(job.folder), "session": session, "options": options, "identity": identity}
+    return told if job.own_data is None else {**told, "own_data": job.own_data}
 
 
 def run_here(orders: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | Exception]]:

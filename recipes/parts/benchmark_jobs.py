@@ -105,7 +105,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: ``folder``, ``session`` (of the driver), ``options`` of ``smore_offline.py``, and ``identity``: the
-            columns of its rows that are known beforehand.
+            columns of its rows that are known beforehand. ``own_data``, if any, must still be what it was.
     """
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +117,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         if found is not None:
             return found
         summary = _trained(folder)
+        if summary is None and job.get("own_data") is not None:
+            job["own_data"].check_unchanged()
         how = "read" if summary is not None else "resumed" if has_checkpoint(folder) else "anew"
         with (folder / _STARTS).open("a", encoding="utf-8") as file:
             file.write(f"{job['session']} {os.getpid()} {job['identity']['commit'] or _UNKNOWN} {how}\n")
@@ -162,7 +164,7 @@ def _train(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     if not begun:
         return train(Config(**options, run_root=str(root)))
     # one that diverged ends so again, from its last good checkpoint, and says why
-    return train(Config(resume=str(begun[0])))
+    return train(Config(resume=str(begun[0]), dataset=options["dataset"]))
 
 
 def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -19,8 +19,9 @@ from parts.datasets import dataset_folder, digest
 from parts.grid import GridCell, Plan
 from parts.manifest import Manifest, read_manifest
 from parts.methods import METHODS
+from parts.options import OF_COLLECTION, with_defaults
 from parts.options import Config as RunConfig
-from parts.options import with_defaults
+from parts.own_data import OF_DATA, OwnData, data_name, read_own_data
 from torchrl_smore.envs import get_task
 from torchrl_smore.reports import ResultsError, read_results
 
@@ -44,7 +45,7 @@ _NOT_IDENTITY = (
 _NOT_IDENTITY += ("expert_policy", "medium_policy", "on_divergence", "clip_actions", "compile_cache", "mapped")
 # what a manifest says of its runs, and what the command line may say beside one
 _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "num_trajectories", "data_seed")
-_OF_RUNS += ("device", "compile", "precision", "seeds_together")
+_OF_RUNS += ("device", "compile", "precision", "seeds_together", *OF_DATA)
 _BESIDE_A_MANIFEST = ("manifest", "status", "earlier", "expert_policy", "data_dir", "out", "jobs", "address")
 _BESIDE_A_MANIFEST += ("gpu_share",)
 
@@ -83,6 +84,16 @@ class Config:
         metadata={"help": "[runs/NAME,...] of train_expert.py, one for each robot; default: the actors of the package"},
     )
     data_seed: int = option(0, "of every dataset: all methods and seeds learn from the same one")
+    dataset: str | None = option(
+        None,
+        "of your own, for the one task of tasks=: a store, buffer.pkl (WGCSL), .hdf5 (D4RL), .npz (OGBench), table, "
+        "Minari folder or id; several tasks: a manifest; default: collected",
+    )
+    dataset_format: str | None = option(None, "as smore_offline.py has it, and so are the four that follow")
+    goal_columns: tuple[int, ...] | None = option(None, "of dataset=, for one without goals")
+    desired_goal: tuple[float, ...] | None = option(None, "of dataset=, with goal_columns")
+    columns: Any = option(None, "of dataset=, a table")  # noqa: RUF009 - nobody changes it
+    clip_actions: bool = option(False, "of dataset=, to [-1, 1]")
     data_dir: str = option("datasets", "where datasets are kept and found again")
     out: str | None = option(None, "folder of the benchmark; default: runs/benchmark/<what it is>")
     jobs: int | None = option(None, "runs at a time on this machine; default: one for each core; 0: one, without Ray")
@@ -96,13 +107,17 @@ class Config:
 
 @dataclass(frozen=True)
 class Job:
-    """Some seeds of one cell."""
+    """Some seeds of one cell.
+
+    ``dataset`` says what is collected for it, which is nothing where it has ``own_data``.
+    """
 
     cell: GridCell
     seeds: tuple[int, ...]
     options: dict[str, Any]
     dataset: dict[str, Any]
     cell_folder: Path
+    own_data: OwnData | None = None
 
     @property
     def folder(self) -> Path:
@@ -128,6 +143,7 @@ def read_plan(config: Config) -> tuple[Config, Manifest | None, Path, list[Stage
     """What a command asks for: its options with the manifest's and the preset's, the folder, and what is run in it."""
     if config.manifest is None:
         config, plan = read_request(config)
+        check_one_dataset(config, [plan], {})
         out = Path(config.out or f"runs/benchmark/{name_of(config)}").resolve()
         return config, None, out, [Stage("", plan, make_jobs(config, plan, out))]
     manifest = read_manifest(config.manifest, Config, _OF_RUNS)
@@ -155,14 +171,18 @@ def of_manifest(config: Config, manifest: Manifest) -> Config:
 
 def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
     """The stages of a manifest; a run that several ask for belongs to the first of them."""
+    of_tasks = {task: own_sizes(options) for task, options in manifest.tasks.items()}
+    requests = [
+        [read_request(dataclasses.replace(config, **request), of_tasks) for request in stage.requests]
+        for stage in manifest.stages
+    ]
+    check_one_dataset(config, [plan for asked in requests for _, plan in asked], of_tasks)
     stages = []
     taken: dict[Path, set[int]] = {}
-    for stage in manifest.stages:
-        plans, jobs = [], []
-        for request in stage.requests:
-            asked, plan = read_request(dataclasses.replace(config, **request))
-            plans.append(plan)
-            jobs += make_jobs(asked, plan, out, manifest.tasks, taken)
+    data: dict[str, OwnData] = {}
+    for stage, asked in zip(manifest.stages, requests):
+        jobs = [job for own, plan in asked for job in make_jobs(own, plan, out, of_tasks, taken, data)]
+        plans = [plan for _, plan in asked]
         stages.append(Stage(stage.name, grid.merge(plans), sorted(jobs, key=lambda job: job.seeds)))
     tasks = dict.fromkeys(cell.task for stage in stages for cell in stage.plan.cells)
     for name in (*manifest.tasks, *manifest.differs):
@@ -172,14 +192,27 @@ def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
     return stages
 
 
-def read_request(config: Config) -> tuple[Config, Plan]:
-    """The options with the preset's in place of those not given, and the cells that they ask for."""
+def own_sizes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a task: where one is its dataset, the number of trajectories that others collect is not meant."""
+    sizes = {} if options.get("dataset") is None else {"num_trajectories": None}
+    return {**sizes, **options}
+
+
+def read_request(config: Config, of_tasks: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Config, Plan]:
+    """The options with the preset's in place of those not given, and the cells that they ask for.
+
+    Args:
+        config: the options.
+        of_tasks: by task the options that its cells have in place of those of ``config``.
+    """
+    of_tasks = of_tasks or {}
     check_options(config)
     preset = config.preset
     if preset is None:
         preset = "paper" if config.table or config.figure else "quick"
     if preset == "smoke":
         given = {name: getattr(config, name) for name in _SMOKE if getattr(config, name) is not None}
+        given |= {} if config.dataset is None else {"num_trajectories": config.num_trajectories}
         config = dataclasses.replace(config, **{**_SMOKE, **given})
     config = dataclasses.replace(
         config, preset=preset, seeds=config.seeds or 10, eval_episodes=config.eval_episodes or 50
@@ -190,8 +223,16 @@ def read_request(config: Config) -> tuple[Config, Plan]:
     if plans or (preset == "smoke" and not config.tasks):
         whole = grid.merge(plans or [grid.smoke_plan()])
         plan = grid.select(grid.beside(whole, methods), config.tasks, methods, config.settings)
+        read = [cell.task for cell in plan.cells if dataset_of(cell.task, config, of_tasks) is not None]
+        if read:
+            raise ValueError(
+                f"dataset= of {read[0]}: the paper's tables and figures are of data that it names. Give tasks=, and "
+                "methods= if not all, instead of table= or figure=."
+            )
     elif config.tasks:
-        plan = grid.free_plan(config.tasks, methods or list(METHODS), config.settings or ["default"])
+        paths = {task: dataset_of(task, config, of_tasks) for task in config.tasks}
+        names = {task: data_name(path) for task, path in paths.items() if path is not None}
+        plan = grid.free_plan(config.tasks, methods or list(METHODS), config.settings or ["default"], names)
     else:
         raise ValueError("nothing to run: give table=, figure=, preset=smoke or tasks=, see --help.")
     plan = grid.with_actors(plan, config.expert_policy)
@@ -201,8 +242,31 @@ def read_request(config: Config) -> tuple[Config, Plan]:
     return config, plan
 
 
+def dataset_of(task: str, config: Config, of_tasks: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The dataset that the options name for a task, if they name one."""
+    return of_tasks.get(task, {}).get("dataset", config.dataset)
+
+
+def check_one_dataset(config: Config, plans: Sequence[Plan], of_tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses a dataset that is to be that of several tasks.
+
+    Raises:
+        ValueError: naming them.
+    """
+    tasks = dict.fromkeys(cell.task for plan in plans for cell in plan.cells)
+    readers = [task for task in tasks if "dataset" not in of_tasks.get(task, {})]
+    if config.dataset is not None and len(readers) > 1:
+        raise ValueError(
+            f"dataset={config.dataset} is of one task, and the grid has {', '.join(readers)}: give one of them, or "
+            f"a manifest with a dataset for each, 'tasks: {{{readers[0]}: {{dataset: PATH}}, ...}}'."
+        )
+
+
 def check_options(config: Config) -> None:
     """Refuses names and numbers that cannot be."""
+    idle = [name for name in (*OF_COLLECTION, "data_seed") if getattr(config, name, None)]
+    if config.dataset is not None and config.manifest is None and idle:
+        raise ValueError(f"{', '.join(idle)}: of no use with dataset=, which is read and not collected.")
     if config.preset is not None and config.preset not in _PRESETS:
         raise ValueError(
             f"unknown preset {config.preset!r}: expected {', '.join(_PRESETS)}.{nearest(config.preset, _PRESETS)}"
@@ -244,6 +308,7 @@ def make_jobs(
     out: Path,
     of_tasks: Mapping[str, Mapping[str, Any]] | None = None,
     taken: dict[Path, set[int]] | None = None,
+    data: dict[str, OwnData] | None = None,
 ) -> list[Job]:
     """The runs of a plan, options checked; nothing is begun if one of them cannot be.
 
@@ -255,44 +320,76 @@ def make_jobs(
         out: folder of the benchmark.
         of_tasks: by task the options that its cells have in place of those of ``config``.
         taken: by folder of a cell the seeds that other jobs run, which these join.
+        data: by task the datasets of one's own that were looked at, which these join.
+
+    Raises:
+        ValueError: for an option that cannot be, or a dataset that is not there.
     """
     assert config.seeds is not None
-    jobs, checked, taken = [], set(), {} if taken is None else taken
+    jobs, checked, taken, data = [], set(), {} if taken is None else taken, {} if data is None else data
     configs = {task: dataclasses.replace(config, **options) for task, options in (of_tasks or {}).items()}
     for cell in plan.cells:
         own = configs.get(cell.task, config)
         together = own.seeds_together or (1 if own.device == "cpu" else config.seeds)
+        own_data = None
+        if own.dataset is not None:
+            if cell.task not in data:
+                data[cell.task] = _look_at(own, cell.task, (of_tasks or {}).get(cell.task, {}))
+            own_data = data[cell.task]
         run_config = run_options(own, cell)
-        if (cell.method, cell.options) not in checked:
+        if (cell.method, cell.options, own_data) not in checked:
             check(run_config)
-            checked.add((cell.method, cell.options))
-        dataset = {
-            "task": cell.task,
-            "num_trajectories": run_config.num_trajectories,
-            "expert_fraction": run_config.expert_fraction,
-            "seed": own.data_seed,
-            "action_noise": run_config.action_noise,
-        }
-        noise = {name: getattr(run_config, name) for name in _EXPERT_NOISE}
-        dataset |= {name: value for name, value in noise.items() if value is not None}
+            checked.add((cell.method, cell.options, own_data))
+        dataset = {} if own_data is not None else _collected(own, cell, run_config)
         options = dataclasses.asdict(run_config)
         # without what is not given: an option that comes with a later version leaves the folders of older cells
         identity = {key: value for key, value in options.items() if key not in _NOT_IDENTITY and value is not None}
         actors = [] if run_config.expert_policy is None else [digest(run_config.expert_policy)]
-        text = json.dumps([identity, dataset, *actors], sort_keys=True)
+        told = [identity, dataset, *actors]
+        if own_data is not None:
+            of_run = {key: value for key, value in identity.items() if key not in ("num_trajectories", *OF_DATA)}
+            told = [of_run, own_data.identity]
+        text = json.dumps(told, sort_keys=True)
         dataset |= {"expert_policy": run_config.expert_policy} if actors else {}
-        dataset_folder(config.data_dir, **dataset)  # raises if there is no such composition
+        if own_data is None:
+            dataset_folder(config.data_dir, **dataset)  # raises if there is no such composition
         words = re.sub(r"[^\w.=-]+", "_", f"{cell.task}_{cell.method}_{cell.setting}")
         folder = out / "cells" / f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         options = {key: value for key, value in options.items() if key not in _DATA_OPTIONS}
+        if own_data is not None:
+            options |= {**own_data.options, "expert_fraction": run_config.expert_fraction}
         others = taken.setdefault(folder, set())
         asked = set(range(config.first_seed, config.first_seed + config.seeds)) - others
         groups = [group for group in begun_groups(folder) if asked & set(group) and not others & set(group)]
         groups += split(sorted(asked.difference(*groups)), together)
         others.update(*groups)
-        jobs += [Job(cell, group, options, dataset, folder) for group in groups]
+        jobs += [Job(cell, group, options, dataset, folder, own_data) for group in groups]
     # the first seeds of all cells before the second ones: an early stop leaves a whole table
     return sorted(jobs, key=lambda job: job.seeds)
+
+
+def _look_at(config: Config, task: str, of_task: Mapping[str, Any]) -> OwnData:
+    """The dataset of a task; an error says where it was named."""
+    try:
+        return read_own_data(config, task)
+    except ValueError as error:
+        if config.manifest is None:
+            raise
+        place = f"tasks: {task}" if "dataset" in of_task else "options"
+        raise ValueError(f"{config.manifest}: {place}: {error} Paths are from the working directory.") from error
+
+
+def _collected(config: Config, cell: GridCell, run_config: RunConfig) -> dict[str, Any]:
+    """What is collected for a cell, as :func:`parts.datasets.dataset_folder` takes it, but for the expert's file."""
+    dataset = {
+        "task": cell.task,
+        "num_trajectories": run_config.num_trajectories,
+        "expert_fraction": run_config.expert_fraction,
+        "seed": config.data_seed,
+        "action_noise": run_config.action_noise,
+    }
+    noise = {name: getattr(run_config, name) for name in _EXPERT_NOISE}
+    return dataset | {name: value for name, value in noise.items() if value is not None}
 
 
 def split(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
@@ -308,7 +405,8 @@ def split(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
 
 def run_options(config: Config, cell: GridCell) -> RunConfig:
     """The options of ``smore_offline.py`` for a cell, defaults filled in."""
-    given = {name: getattr(config, name) for name in ("steps", "batch_size", "num_trajectories", "eval_episodes")}
+    sizes = ("steps", "batch_size", "num_trajectories", "eval_episodes")
+    given = {name: getattr(config, name) for name in (*sizes, *OF_DATA)}
     base = RunConfig(
         task=cell.task,
         method=cell.method,
@@ -341,11 +439,13 @@ def check_folder(out: Path, jobs: Sequence[Job]) -> None:
             raise ValueError(
                 f"{error} It is made of the runs below {out / 'cells'}: remove it, and the same command writes it anew."
             ) from error
+    own = {job.cell_folder for job in jobs if job.own_data is not None}
     for folder in sorted({job.cell_folder for job in jobs}):
         stem = folder.name.rpartition("_")[0]
         others = [path for path in (out / "cells").glob(f"{stem}_????????") if path != folder]
         if others:
             raise ValueError(
-                f"{out} holds {others[0].name} with other steps or options than are asked for now: "
+                f"{out} holds {others[0].name} with other steps or options"
+                f"{', or another dataset,' if folder in own else ''} than are asked for now: "
                 "give the same options as before, or another out=."
             )

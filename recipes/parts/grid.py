@@ -20,6 +20,7 @@ from parts.cli import nearest, typed
 from parts.methods import METHODS
 from parts.options import FREE_OPTIONS, method_options
 from parts.options import Config as RunConfig
+from parts.own_data import DATA_PART, on_own_data
 from torchrl_smore.envs import ACTION_NOISES, get_task, task_names
 from torchrl_smore.envs.experts import ActorExpert
 from torchrl_smore.reports import IMAGE_SETTING, IMAGE_TASKS, Paper, Result, canonical_setting
@@ -110,6 +111,8 @@ def setting_options(setting: str) -> dict[str, Any]:
         if part in _compositions(setting):
             options["expert_fraction"] = None
             continue
+        if name == DATA_PART:
+            continue
         name = {"expert": "expert_fraction", "noise": "action_noise"}.get(name, name)
         if not equals or name not in names:
             known = [*VARIANTS, "expert", "noise", *names]
@@ -180,19 +183,30 @@ def smoke_plan() -> Plan:
     return merge([_plan(wanted), figure_plan("2")])
 
 
-def free_plan(tasks: Sequence[str], methods: Sequence[str], settings: Sequence[str]) -> Plan:
+def free_plan(
+    tasks: Sequence[str], methods: Sequence[str], settings: Sequence[str], data: Mapping[str, str] | None = None
+) -> Plan:
     """All of some tasks by some methods by some settings, less what a method has no option for.
+
+    Args:
+        tasks: their names.
+        methods: their names.
+        settings: what differs from a method's defaults.
+        data: by task the name of a dataset of one's own, which becomes a part of its settings.
 
     Raises:
         ValueError: for an unknown name, or a setting that none of the methods has.
     """
     wanted = []
     for setting in settings:
+        if on_own_data(setting):
+            raise ValueError(f"setting {setting!r}: the dataset is no part of a setting, give dataset=.")
         options = setting_options(_ALIASES.get(setting, setting))
         takers = [method for method in methods if applies(recipe_name(method), options)]
         if not takers:
             raise ValueError(f"no cell: setting {setting!r} applies to none of the methods {', '.join(methods)}.")
-        wanted += [(task, method, setting, "") for task in tasks for method in takers]
+        named = {task: f"{setting};{DATA_PART}={name}" for task, name in (data or {}).items()}
+        wanted += [(task, method, named.get(task, setting), "") for task in tasks for method in takers]
     return _plan(wanted)
 
 
@@ -254,7 +268,7 @@ def with_actors(plan: Plan, folders: Sequence[str]) -> Plan:
         task = get_task(cell.task)
         widths = task.observation_dim, task.action_dim
         fitting = [folder for actor, folder in actors if (actor.observation_dim, actor.action_dim) == widths]
-        if task.scripted or (not fitting and task.bundled_actors is not None):
+        if on_own_data(cell.setting) or task.scripted or (not fitting and task.bundled_actors is not None):
             plans.append(Plan((cell,)))
         elif fitting:
             options = (*cell.options, ("expert_policy", fitting[0]))
@@ -276,9 +290,11 @@ def _plan(wanted: Iterable[tuple[str, str, str, str]]) -> Plan:
     for task, method, setting, table in wanted:
         setting = canonical_setting(_ALIASES.get(setting, setting))
         words = f"{task}, {paper_name(method)}, {setting}"
-        if task not in task_names():
+        own_data = on_own_data(setting)
+        # a task of one's own is MODULE:NAME
+        if ":" not in task and task not in task_names():
             plans.append(Plan((), (f"{task}, every method: no such task in this version",)))
-        elif _compositions(setting) not in (set(), _own_composition(task)):
+        elif _compositions(setting) not in (set(), set() if own_data else _own_composition(task)):
             plans.append(Plan((), (f"{words}: no dataset of this composition can be collected",)))
         else:
             options = tuple(setting_options(setting).items())

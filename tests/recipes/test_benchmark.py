@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from torchrl_smore.data import TrajectoryStore, split_by_behaviour
 from torchrl_smore.reports import read_curves, read_results
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
@@ -275,6 +276,96 @@ def test_a_run_that_fails_is_told_and_the_others_are_kept(recipe, copy):
     assert "PointReach, GCSL, expert=0.1, seed 1: CheckpointError" in done.stderr
     assert "1 of 4 runs failed" in done.stderr.splitlines()[-1]
     assert len({row.key[:4] for row in read_results(copy / "out" / "results.csv")}) == 3
+
+
+def test_a_dataset_of_ones_own_is_what_every_run_learns_from(recipe, store_path, tmp_path):
+    sizes = ("steps=4", "batch_size=8", "eval_episodes=2", "eval_interval=2", "jobs=0", "out=out")
+    options = ("tasks=[PointReach]", "methods=[smore,gcsl]", "seeds=1", *sizes)
+    mine = tmp_path / "mine"
+    shutil.copytree(store_path, mine)
+    done = recipe("benchmark.py", *options, "dataset=mine", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert not (tmp_path / "datasets").exists()
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert {(row.task, row.method, row.setting) for row in rows} == {
+        *(("PointReach", method, "data=mine") for method in ("SMORe", "GCSL")),
+    }
+    store = TrajectoryStore.load(store_path)
+    checkpoints = [*(tmp_path / "out").glob("cells/*/seed0/run/*/checkpoint/step_*/meta.json")]
+    assert checkpoints
+    assert all(f'"dataset_sha256": "{store.sha256}"' in path.read_text() for path in checkpoints)
+    grid = json.loads((tmp_path / "out" / "grid.json").read_text())
+    assert [cell["data"] for cell in grid["cells"]] == [
+        {"dataset": str(mine), "dataset_format": "store", "sha256": store.sha256}
+    ] * 2
+    parts = grid["datasets"][grid["cells"][0]["dataset"]]
+    assert [(part["behaviour"], part["num_trajectories"]) for part in parts] == [("expert", 4), ("random", 16)]
+
+    # it was moved, under its name, while one run had not ended
+    before = tables(tmp_path)
+    (first,) = (tmp_path / "out").glob("cells/*smore*/seed0")
+    (run,) = (first / "run").iterdir()
+    shutil.rmtree(run / "checkpoint" / "step_000000004")
+    for file in (run / "summary.json", first / "result.json"):
+        file.unlink()
+    (tmp_path / "there").mkdir()
+    mine.rename(tmp_path / "there" / "mine")
+    again = recipe("benchmark.py", *options, "dataset=there/mine", cwd=tmp_path)
+    assert again.status == 0, again.stderr
+    assert "2 runs, 1 of them finished" in again.stdout
+    assert [line.split()[-1] for line in (first / "starts.txt").read_text().splitlines()] == ["anew", "resumed"]
+    assert tables(tmp_path) == before
+
+    # another one of that name is not mixed with it
+    split_by_behaviour(store)["random"].save(mine)
+    before = files(tmp_path)
+    refused = recipe("benchmark.py", *options, "dataset=mine", cwd=tmp_path)
+    assert_refused(refused, tmp_path, before, "PointReach_", "or another dataset", "another out=")
+
+    # report.py has a line of its own for it, and none of the paper's
+    done = recipe("report.py", "benchmark=out", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    table = (tmp_path / "out" / "report" / "tables" / "table_own_data.md").read_text()
+    assert "| PointReach, data=mine | ours |" in table
+    assert "20 trajectories" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dataset": "nowhere"}, r"^dataset=nowhere: nowhere does not exist; expected a trajectory store"),
+        ({"dataset": "nowhere", "dataset_format": "d4rl"}, r"^dataset=nowhere: No such file"),
+        ({"dataset": "{store}", "dataset_format": "d4r"}, r"unknown dataset_format 'd4r': .* Did you mean d4rl\?"),
+        ({"dataset": "{store}", "tasks": ["PointReach", "PointRooms"]}, "of one task, .* PointReach, PointRooms"),
+        ({"dataset": "{store}", "num_trajectories": 20}, "num_trajectories: of no use with dataset="),
+        ({"dataset": "{store}", "data_seed": 1}, "data_seed: of no use with dataset="),
+        ({"dataset": "{store}", "expert_policy": ["a"]}, "expert_policy: of no use with dataset="),
+        ({"dataset": "{store}", "tasks": ["FetchReach"], "table": "1"}, "paper's tables and figures are of data that"),
+        ({"dataset": "{store}", "settings": ["mix=m-e"]}, "no dataset of this composition"),
+        ({"settings": ["data=x"]}, "the dataset is no part of a setting, give dataset="),
+        ({"clip_actions": True}, "clip_actions: of no use without dataset="),
+        ({"dataset": "{store}", "goal_columns": None, "desired_goal": (1.0, 2.0)}, "desired_goal needs goal_columns"),
+    ],
+    ids=str,
+)
+def test_a_dataset_that_cannot_be_meant_is_refused_before_anything_is_run(
+    import_recipe, monkeypatch, store_path, tmp_path, options, said
+):
+    planning = import_recipe("parts.benchmark_plan")
+    monkeypatch.chdir(tmp_path)
+    given = {"tasks": ["PointReach"], "methods": ["gcsl"], "seeds": 1, **options}
+    if "dataset" in given:
+        given["dataset"] = given["dataset"].format(store=store_path)
+    with pytest.raises(ValueError, match=said):
+        planning.read_plan(planning.Config(**given))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_smallest_preset_reads_a_dataset_as_it_is(import_recipe, store_path):
+    planning = import_recipe("parts.benchmark_plan")
+    config = planning.Config(tasks=["PointReach"], methods=["gcsl"], preset="smoke", dataset=str(store_path))
+    *_, (stage,) = planning.read_plan(config)
+    assert {(job.options["steps"], job.options["dataset"]) for job in stage.jobs} == {(20, str(store_path))}
 
 
 def assert_refused(done, cwd, before, *said):

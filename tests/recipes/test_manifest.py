@@ -210,6 +210,53 @@ def test_faults_of_earlier_tables_are_named_before_anything_is_written(recipe, i
     assert not (tmp_path / "out").exists()
 
 
+def test_a_task_of_a_manifest_has_a_dataset_of_its_own_and_another_is_collected_for(
+    recipe, write, store_path, tmp_path
+):
+    changes = {"tasks": {"PointReach": {"dataset": str(store_path)}}, "stages": TINY["stages"][1:]}
+    done = recipe("benchmark.py", f"manifest={write(**changes)}", "jobs=0", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert {(row.task, row.setting, row.seed) for row in rows} == {
+        *(("PointReach", "data=store", seed) for seed in (100, 101)),
+        *(("PointRooms", "expert=0.1", seed) for seed in (100, 101)),
+    }
+    grid = json.loads((tmp_path / "out" / "grid.json").read_text())
+    own, collected = grid["cells"]
+    assert (own["data"]["dataset"], collected["num_trajectories"]) == (str(store_path), 20)
+    assert [path.name for path in (tmp_path / "datasets").iterdir() if path.is_dir()] == [collected["dataset"]]
+    assert grid["datasets"].keys() == {own["dataset"], collected["dataset"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"tasks": {"PointReach": {"dataset": "nowhere"}}},
+            r"manifest\.yaml: tasks: PointReach: dataset=nowhere: nowhere does not exist; .* the working directory\.",
+        ),
+        (
+            {"options": {"dataset": "nowhere"}, "tasks": {"PointRooms": {"dataset": "{store}"}}},
+            r"manifest\.yaml: options: dataset=nowhere: nowhere does not exist",
+        ),
+        ({"options": {"dataset": "{store}"}}, "is of one task, and the grid has PointReach, PointRooms: "),
+        (
+            {"tasks": {"PointReach": {"dataset": "{store}", "num_trajectories": 3}}},
+            "num_trajectories: of no use with dataset=",
+        ),
+        ({"tasks": {"PointReach": {"goal_columns": [0]}}}, "goal_columns: of no use without dataset="),
+        ({"tasks": {"PointReach": {"dataset": 3.5, "goal_columns": "x"}}}, "tasks: PointReach: goal_columns: "),
+    ],
+    ids=str,
+)
+def test_faults_of_datasets_in_a_manifest_are_named(planning, write, monkeypatch, store_path, tmp_path, changes, said):
+    monkeypatch.chdir(tmp_path)
+    text = yaml.safe_dump(changes).replace("{store}", str(store_path))
+    with pytest.raises(ValueError, match=said):
+        planning.read_plan(planning.Config(manifest=write(**yaml.safe_load(text))))
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.yaml"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

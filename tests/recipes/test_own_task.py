@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchrl_smore import TrajectoryStore, load_policy
+from torchrl_smore.reports import read_results
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "task.md"
 TASK = "task=my_module:MyTask"
@@ -51,6 +52,31 @@ def test_a_task_of_ones_own_is_trained_resumed_evaluated_and_exported(recipe, cw
     assert done.status == 0, done.stderr
     # loading asks for no task
     assert load_policy(run).record.task == "my_module:MyTask"
+
+
+def test_a_benchmark_takes_a_task_of_ones_own_with_data_of_ones_own(recipe, cwd):
+    options = ("methods=[gcsl]", "seeds=1", "steps=3", "batch_size=8", "eval_episodes=2", "jobs=0")
+    done = recipe("benchmark.py", f"tasks=[{TASK[5:]}]", "dataset=data", *options, "out=of_data", cwd=cwd)
+    assert done.status == 0, done.stderr
+    rows = read_results(cwd / "of_data" / "results.csv")
+    assert {(row.task, row.setting, row.steps) for row in rows} == {("my_module:MyTask", "data=data", 3)}
+    grid = json.loads((cwd / "of_data" / "grid.json").read_text())
+    ((name, parts),) = grid["datasets"].items()
+    assert grid["cells"][0]["dataset"] == name
+    # what collect_dataset.py has told of them
+    told = TrajectoryStore.load(cwd / "data").meta["composition"]
+    for key in ("behaviour", "num_trajectories"):
+        assert [part[key] for part in parts] == [part[key] for part in told]
+    for key in ("discounted_return", "return_over_max"):
+        assert [part[key] for part in parts] == pytest.approx([part[key] for part in told], rel=1e-5)
+
+
+def test_a_benchmark_collects_for_a_task_of_ones_own(recipe, cwd):
+    options = ("methods=[gcsl]", "seeds=1", "steps=3", "batch_size=8", "eval_episodes=2", "num_trajectories=20")
+    done = recipe("benchmark.py", f"tasks=[{TASK[5:]}]", *options, "jobs=0", "out=collected", cwd=cwd)
+    assert done.status == 0, done.stderr
+    rows = read_results(cwd / "collected" / "results.csv")
+    assert {(row.task, row.setting) for row in rows} == {("my_module:MyTask", "expert=0.1")}
 
 
 @pytest.mark.parametrize(
