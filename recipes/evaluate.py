@@ -46,7 +46,7 @@ class Config:
     run: str | None = option(None, "run folder, or a checkpoint in it")
     versus: str | None = option(None, "another run, to compare with on the same episodes")
     task: str | None = option(None, f"{', '.join(task_names())}; default: the run's")
-    which: str = option("last", "last, best: of each seed's evaluations while it was trained")
+    which: str = option("last", "of run folders: last, best: of each seed's evaluations while it was trained")
     seed: int | None = option(None, "of a run of several seeds, which; default: all")
     episodes: int = option(200, "episodes of each seed")
     noise: float = option(0.0, "standard deviation of the environment's noise on actions")

@@ -48,7 +48,7 @@ class Config:
 
     run: str | None = option(None, "run folder, or a checkpoint in it")
     format: str | None = option(None, "onnx, torchscript, torch_export, npz")
-    which: str = option("last", "last, best: of the seed's evaluations while it was trained")
+    which: str = option("last", "of a run folder: last, best: of the seed's evaluations while it was trained")
     seed: int | None = option(None, "of a run of several seeds, which; default: the first")
     out: str | None = option(
         None, "the file; default: policy_<which, or the checkpoint>_seed<seed>... in the run folder"

@@ -12,7 +12,7 @@ def name_of_choice(given: str, which: str, record: RunRecord) -> str:
 
     Args:
         given: the folder of a run or of a checkpoint.
-        which: ``"last"`` or ``"best"``, which a checkpoint does not heed.
+        which: ``"last"`` or ``"best"``, which names nothing of a checkpoint.
         record: of what was loaded from ``given``.
 
     Returns:

@@ -366,6 +366,8 @@ def test_paired_differences_are_first_minus_second_by_episode(import_recipe):
         (("run={run}", "noise=-1"), "noise must be at least 0 and at most 1,000.0, got -1"),
         (("run={run}", "seed=4"), "has no seed 4; it has 0, 1"),
         (("run={run}", "which=bets"), "unknown which 'bets'"),
+        (("run={run}/checkpoint/step_000000002", "which=best"), "which=best .*step_000000002 is one checkpoint of it"),
+        (("run={run}", "versus={run}/checkpoint/step_000000002", "which=best"), "step_000000002 is one checkpoint"),
         (("run={run}", "out={run}/policy.json"), "out must be a folder, got the file .*policy.json"),
     ],
 )

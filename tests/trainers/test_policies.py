@@ -283,6 +283,19 @@ def test_unknown_seeds_and_names_are_refused(best, run):
         load_policy(run[0], seed="0")
 
 
+@pytest.mark.parametrize("load", [load_policy, load_value, run_seeds])
+def test_the_best_of_a_checkpoint_is_refused_unless_it_is_one(best, load):
+    run_dir = best[0].run_dir
+    given = run_dir / "checkpoint" / "step_000000003"
+    load(given)
+    said = rf"which=best .*step_000000003 is one checkpoint of it: give .*{run_dir.name},"
+    for place in (given, f"{given}/"):
+        with pytest.raises(ValueError, match=said):
+            load(place, "best")
+    (kept,) = (run_dir / "best" / "seed_5").glob("step_*")
+    load(kept, "best")
+
+
 @pytest.mark.parametrize("margin", [-0.5, float("nan")])
 @pytest.mark.parametrize("load", [load_policy, load_value])
 def test_a_margin_below_zero_is_refused(run, load, margin):

@@ -180,7 +180,8 @@ def load_policy(
     Args:
         path: a run folder, or a checkpoint folder within one.
         which: of a run folder, ``"last"``: the newest checkpoint; ``"best"``: the networks of the seed's best
-            evaluation. (Chosen by its evaluation episodes, it looks better on these than it is.)
+            evaluation. (Chosen by its evaluation episodes, it looks better on these than it is.) Of a checkpoint
+            there is no choice: ``"best"`` refuses one that is not that of a best evaluation.
         seed: of a run of several seeds, which; the first by default.
         device: where to compute.
         goal_margin: goals farther outside those of the data than so many times their extent are refused: mostly they
@@ -192,7 +193,8 @@ def load_policy(
     Raises:
         CheckpointError: if there is no such run or checkpoint, it is half written, damaged, of another version, or its
             networks are not this package's.
-        ValueError: for another ``which``, a seed that the run does not have, or a negative ``goal_margin``.
+        ValueError: for another ``which``, ``"best"`` of a checkpoint, a seed that the run does not have, or a negative
+            ``goal_margin``.
     """
     record, networks, state = _read(path, which, seed, goal_margin)
     head = _loaded(record, networks, "actor", state)[0]
@@ -254,7 +256,7 @@ def run_seeds(path: str | Path, which: Which = "last") -> tuple[int, ...]:
     """
     if which not in get_args(Which):
         raise unknown_name("which", which, get_args(Which))
-    run_dir, checkpoint = _find(Path(path))
+    run_dir, checkpoint = _find(Path(path), which)
     read_policy_file(run_dir)  # without one it is no run folder
     if checkpoint is None and which == "best":
         return tuple(int(folder.name[5:]) for folder in _best_folders(run_dir))
@@ -274,7 +276,7 @@ def _read(
         raise unknown_name("which", which, get_args(Which))
     if goal_margin is not None and not goal_margin >= 0.0:
         raise ValueError(f"goal_margin must not be negative, got {goal_margin}.")
-    run_dir, checkpoint = _find(Path(path))
+    run_dir, checkpoint = _find(Path(path), which)
     about = read_policy_file(run_dir)
     if checkpoint is None:
         checkpoint = _newest(run_dir, which, seed)
@@ -296,14 +298,19 @@ def _losses(state: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
     return dict(zip(update["seeds"], update["losses"])) if "losses" in update else {0: update["loss"]}
 
 
-def _find(path: Path) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint if ``path`` is one."""
+def _find(path: Path, which: Which) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint if ``path`` is one; with ``which="best"`` that must be a best one."""
     if not path.is_dir():
         raise CheckpointError(f"{path} is no folder; expected that of a run or of a checkpoint.")
     if not (path / "meta.json").is_file():
         return path, None
     for parent in path.resolve().parents[:3]:
         if (parent / POLICY_FILE).is_file():
+            if which == "best" and path.resolve().parts[len(parent.parts)] != BEST_FOLDER:
+                raise ValueError(
+                    f"which=best chooses among what a run has kept, and {path} is one checkpoint of it: give the run's "
+                    f"folder, {parent}, for its best, or leave which out for this checkpoint."
+                )
             return parent, path
     raise CheckpointError(f"no {POLICY_FILE} above the checkpoint {path}: it belongs into the run's folder.")
 
