@@ -237,6 +237,7 @@ def test_a_seed_and_a_state_say_what_is_drawn(pictured):
         ({"crop_prob": 1.5}, r"crop_prob must lie in \[0, 1\], got 1.5"),
         ({"pad": -1}, "pad must not be negative, got -1"),
         ({"strategy": "away"}, "needs a threshold"),
+        ({"strategy": "geometric", "gamma": 1.0}, "gamma must lie in .* for the goal strategy 'geometric', got 1.0"),
         ({"strategy": "futur"}, "unknown goal strategy"),
     ],
 )

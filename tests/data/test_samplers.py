@@ -717,6 +717,32 @@ def test_an_unknown_strategy_is_refused_at_once_with_the_nearest_name(build):
         build("futur")
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        GoalTransition,
+        lambda strategy, **gamma: GoalBatchSampler(labelled((2,)), 2, strategy=strategy, **gamma),
+        lambda strategy, **gamma: GoalBatchSampler(labelled((2,)), 2, actor_strategy=strategy, **gamma),
+    ],
+    ids=["unit", "packed", "actor"],
+)
+def test_geometric_goals_without_an_end_are_refused_when_the_sampler_is_made(build):
+    for strategy in ("geometric", {"future": 0.5, "geometric": 0.5}):
+        for gamma in (0.0, 1.0, float("nan")):
+            with pytest.raises(ValueError, match=rf"gamma must lie in \(0, 1\) for .*'geometric', got {gamma}"):
+                build(strategy, gamma=gamma)
+    # of no use where no goal is geometric
+    build({"future": 1.0, "geometric": 0.0}, gamma=1.0)
+    build("final", gamma=1.0)
+
+
+def test_a_gamma_that_is_changed_later_is_refused_with_the_next_batch():
+    sampler = GoalBatchSampler(labelled((2,)), 2, strategy="geometric")
+    sampler.gamma = 1.0
+    with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\) for .*'geometric', got 1.0"):
+        sampler()
+
+
 def test_reached_rows_are_those_with_a_positive_reward():
     data = TensorDict({"next": {"reward": torch.tensor([[0.0], [1.0], [-1.0], [0.5]])}}, [4])
     assert stored_goal_reached(data).tolist() == [False, True, False, True]

@@ -203,7 +203,7 @@ def test_a_gamma_next_to_one_reaches_the_end_without_overflow():
         ({"uniform": torch.rand(NUM_UNIFORMS)}, r"shape \[B, 8\], got \(8,\)"),
         ({"stop": torch.zeros(0, dtype=torch.int64)}, "empty dataset"),
         ({"strategy": "futrue"}, "unknown goal strategy 'futrue'.*Did you mean 'future'"),
-        ({"strategy": "geometric", "gamma": 1.0}, r"gamma must lie in \(0, 1\), got 1.0"),
+        ({"strategy": "geometric", "gamma": 1.0}, r"gamma must lie in \(0, 1\) for .*'geometric', got 1.0"),
         ({"index": torch.zeros(3, dtype=torch.int64)}, r"one index for each of the 4 rows, got \(3,\)"),
     ],
     # not str: that of a random tensor differs from one test process to the next

@@ -32,6 +32,7 @@ from torchrl_smore.data.samplers import (
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     Strategy,
+    check_goal_gamma,
     check_her_ratio,
     check_strategy,
     first_row,
@@ -100,8 +101,9 @@ class GoalBatchSampler(SeededBatches):
     Raises:
         OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
-            the last trajectory of the data is open, a column is no vector of numbers in each row, or ``resident`` comes
-            without ``mapped``, is too small for a window, or is no less than the rows that there are.
+            ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, the last trajectory of the data is open, a column is
+            no vector of numbers in each row, or ``resident`` comes without ``mapped``, is too small for a window, or is
+            no less than the rows that there are.
         KeyError: if the data lack a column; names it.
         TypeError: if ``data`` or ``anchors`` are of another type.
     """
@@ -136,6 +138,7 @@ class GoalBatchSampler(SeededBatches):
         check_her_ratio(her_ratio)
         used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
         check_away(used, threshold)
+        check_goal_gamma(used, gamma)
         for name in extras:
             if name not in EXTRAS:
                 raise unknown_name("extra", name, EXTRAS)

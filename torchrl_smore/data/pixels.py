@@ -16,6 +16,7 @@ from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     GoalTransitionRows,
     Strategy,
+    check_goal_gamma,
     check_strategy,
     goal_transition_rows,
     uniform_index,
@@ -89,6 +90,7 @@ class PixelBatchSampler(SeededBatches):
             raise ValueError(f"pad must not be negative, got {pad}.")
         used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
         check_away(used, threshold)
+        check_goal_gamma(used, gamma)
         data = store.data
         device = torch.device(device or store.frames.device)
         self.batch_size = batch_size

@@ -17,6 +17,7 @@ from torchrl.data.replay_buffers import SampleUnit, Storage, TensorStorage
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     Strategy,
+    check_goal_gamma,
     check_strategy,
     cumulative_weights,
     first_row,
@@ -179,7 +180,8 @@ class GoalTransition(SampleUnit):
         actor_strategy: of goals of the actor's own, for losses with ``set_keys(actor_goal="actor_goal")``.
 
     Raises:
-        ValueError: for an unknown strategy, or ``"away"`` without a threshold.
+        ValueError: for an unknown strategy, ``"away"`` without a threshold, or ``"geometric"`` with a ``gamma`` outside
+            ``(0, 1)``.
     """
 
     def __init__(
@@ -196,6 +198,7 @@ class GoalTransition(SampleUnit):
     ) -> None:
         self._used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
         check_away(self._used, threshold)
+        check_goal_gamma(self._used, gamma)
         self.strategy = strategy
         self.actor_strategy = actor_strategy
         self.gamma = gamma

@@ -11,7 +11,7 @@ reads a value back, so it compiles into a static graph and runs the same inside 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -141,8 +141,7 @@ def geometric_goal_row(index: Tensor, stop: Tensor, uniform: Tensor, gamma: floa
     Raises:
         ValueError: if ``gamma`` lies outside ``(0, 1)``.
     """
-    if not 0.0 < gamma < 1.0:
-        raise ValueError(f"gamma must lie in (0, 1), got {gamma}.")
+    check_goal_gamma(("geometric",), gamma)
     offset = torch.floor(torch.log1p(-uniform.double()) / math.log(gamma)).long()
     return torch.minimum(index + offset, stop - 1)
 
@@ -216,6 +215,20 @@ def check_strategy(strategy: Strategy) -> dict[str, float]:
     if not all(share >= 0.0 for share in shares.values()) or not math.isclose(sum(shares.values()), 1.0):
         raise ValueError(f"shares of goal strategies must not be negative and add up to 1, got {shares}.")
     return {name: share for name, share in shares.items() if share > 0.0}
+
+
+def check_goal_gamma(used: Collection[str], gamma: float) -> None:
+    """Checks the discount of the goal strategy ``"geometric"`` if it is used.
+
+    Args:
+        used: names of strategies.
+        gamma: probability of going one step further.
+
+    Raises:
+        ValueError: if it lies outside ``(0, 1)``.
+    """
+    if "geometric" in used and not 0.0 < gamma < 1.0:
+        raise ValueError(f"gamma must lie in (0, 1) for the goal strategy 'geometric', got {gamma}.")
 
 
 def check_her_ratio(her_ratio: float) -> None:
