@@ -185,7 +185,8 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     summary = write_summary(config, run_dir, trainer, seconds)
     write_model_card(run_dir)
     title = ", ".join(str(part) for part in (*identity(config).values(), seed_label(config)) if part is not None)
-    plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", title=title, horizon=task.horizon)
+    curves = run_dir / "curves.png"
+    plot_curves(run_dir / "metrics.csv", curves, title=title, horizon=task.horizon, goal_columns=task.goal_columns)
     rollout = ""
     if config.rollout:
         first_seed, film = trainer.evaluator.first_seed, run_dir / "rollout.gif"

@@ -10,12 +10,15 @@ import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 from torchrl_smore.data import TrajectoryStore
+from torchrl_smore.envs import get_task
+from torchrl_smore.reports.figures.style import goal_unit
 
 SIZES = (
     "task=PointReach",
@@ -65,6 +68,17 @@ def metrics(run_dir):
 
 def files(folder):
     return {path: path.stat().st_size for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("task", "unit"), [("FetchReach", "m"), ("CheetahTgtVel-m-e", "m/s")])
+def test_the_curves_of_a_run_are_told_the_unit_of_its_goal(import_recipe, monkeypatch, tmp_path, task, unit):
+    module, drawn = import_recipe("smore_offline"), []
+    monkeypatch.setattr(module, "plot_curves", lambda *paths, **options: drawn.append(options["goal_columns"]))
+    for name in ("write_summary", "write_model_card", "table_lines"):
+        monkeypatch.setattr(module, name, lambda *args: {})
+    trainer = SimpleNamespace(evaluator=object(), evaluations=[], step=1, updates_per_second=1.0)
+    module.report(module.Config(task=task, rollout=False), get_task(task), tmp_path, trainer, 1.0)
+    assert [goal_unit(columns) for columns in drawn] == [unit]
 
 
 def test_a_run_folder_holds_config_metrics_summary_curves_checkpoint_and_rollout(finished):

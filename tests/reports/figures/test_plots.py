@@ -87,6 +87,21 @@ def test_curves_are_a_picture_with_something_on_it(metrics, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "unit"),
+    [(("x [m]", "y [m]"), "m"), (("x [m]", "angle [rad]"), "unit of the goal"), ((), "unit of the goal")],
+)
+def test_the_distance_has_the_unit_of_the_goal_and_no_other_panel_has_it(tmp_path, monkeypatch, columns, unit):
+    from matplotlib.axes import Axes
+
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **kwargs: titles.append(text))
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,eval/success_last,eval/final_distance\n1,0.5,0.1\n")
+    plot_curves(path, tmp_path / "curves.png", goal_columns=columns)
+    assert titles == ["success", f"final distance [{unit}]"]
+
+
 def test_curves_leave_the_users_figures_and_backend_alone(metrics, tmp_path, monkeypatch):
     import matplotlib
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_smore.reports.figures.style import panels
+from torchrl_smore.reports.figures.style import goal_unit, panels
 from torchrl_smore.reports.numbers import COSINE, FARTHEST, PREFERENCE, Diagnosis
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ _OUTCOMES = {
     "short of the goal": "#E69F00",
 }
 _MOST_COLUMNS = 20
-_UNIT = re.compile(r"\[([^\[\]]+)\]$")
 _TICKS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
@@ -127,7 +125,8 @@ def episodes_figure(diagnosis: Diagnosis) -> Figure:
     lines.axhline(float(diagnosis.about["threshold"]), color="0.3", linestyle="--", linewidth=1)
     lines.set_title("distance to the goal; dashed: the threshold", fontsize=10)
     lines.set_xlabel("step", fontsize=8)
-    lines.set_ylabel(f"distance to the goal [{_goal_unit(diagnosis)}]", fontsize=8)
+    columns = [row["column"] for row in diagnosis.tables.get("inputs", ()) if row["input"] == "desired_goal"]
+    lines.set_ylabel(f"distance to the goal [{goal_unit(columns)}]", fontsize=8)
     names = list(_OUTCOMES)
     place = np.arange(len(names))[::-1]
     number = [sum(found == name for found in outcome.values()) for name in names]
@@ -154,14 +153,6 @@ def _quantile_lines(axis: Axes, diagnosis: Diagnosis, quantity: str) -> None:
     axis.set_yticks([-place for place in range(len(groups))], list(groups), fontsize=8)
     axis.set_ylim(-len(groups) + 0.4, 0.6)
     axis.set_xlabel(quantity, fontsize=8)
-
-
-def _goal_unit(diagnosis: Diagnosis) -> str:
-    """The unit that all columns of the goal name, as ``"x [m]"`` does; of several, or none, that it is the goal's."""
-    columns = [row["column"] for row in diagnosis.tables.get("inputs", ()) if row["input"] == "desired_goal"]
-    found = {match[1] if (match := _UNIT.search(column)) else "" for column in columns}
-    (unit,) = found if len(found) == 1 else ("",)
-    return unit or "unit of the goal"
 
 
 def _class_name(row: dict[str, str]) -> str:

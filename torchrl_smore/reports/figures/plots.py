@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from torchrl_smore._files import replacing
-from torchrl_smore.reports.figures.style import needing_plots
+from torchrl_smore.reports.figures.style import goal_unit, needing_plots
 
 #: Goals of more columns are places of many parts, which two axes do not show.
 MAX_COLUMNS = 3
+_DISTANCE = "final distance"
 # panel title -> columns of metrics.csv and their labels
 _PANELS: dict[str, dict[str, str]] = {
     "return": {
@@ -23,7 +24,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "eval/discounted_return_0.999": "discount 0.999",
     },
     "success": {"eval/success_last": "at the last step", "eval/success_any": "at any step"},
-    "final distance [unit of the goal]": {"eval/final_distance": "after the last step"},
+    _DISTANCE: {"eval/final_distance": "after the last step"},
     "score loss": {"loss_score": "loss_score"},
     "value loss": {"loss_value": "loss_value"},
     "actor loss": {"loss_actor": "loss_actor"},
@@ -79,6 +80,7 @@ def plot_curves(
     *,
     title: str = "",
     horizon: int = 50,
+    goal_columns: Sequence[str] = (),
     panels: Mapping[str, Mapping[str, str]] = _PANELS,
     unit: str = "updates",
 ) -> Path:
@@ -89,6 +91,7 @@ def plot_curves(
         out: PNG file, written atomically.
         title: above the figure.
         horizon: steps of an episode, for the line at the largest possible return.
+        goal_columns: meaning and unit of each column of the goal, such as ``"x [m]"``, for the unit of the distance.
         panels: columns of ``metrics`` and their labels, by the title of the panel that shows them.
         unit: what ``metrics`` counts in its column ``step``.
 
@@ -125,7 +128,7 @@ def plot_curves(
         if name == "return":
             largest = (1 - 0.99**horizon) / (1 - 0.99)
             axis.axhline(largest, color="0.6", linewidth=1, linestyle="--", label="maximum at 0.99")
-        axis.set_title(name, fontsize=10)
+        axis.set_title(f"{name} [{goal_unit(goal_columns)}]" if name == _DISTANCE else name, fontsize=10)
         axis.set_xlabel(unit, fontsize=8)
         axis.locator_params(axis="x", nbins=5, integer=True)
         axis.xaxis.set_major_formatter("{x:,.0f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ _OTHERS = [
 ]
 _DPI = 120
 _LEGEND_HEIGHT, _LEGEND_COLUMNS = 0.7, 6  # inches and names, of a legend that has a row for itself
+_UNIT = re.compile(r"\[([^\[\]]+)\]$")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Style:
     def line(self) -> dict[str, Any]:
         """For a line without markers."""
         return {"color": self.color, "linestyle": self.linestyle, "linewidth": self.linewidth}
+
+
+def goal_unit(columns: Sequence[str]) -> str:
+    """The unit that all columns of a goal name, as ``"x [m]"`` does; of several, or none, that it is the goal's."""
+    found = {match[1] if (match := _UNIT.search(column)) else "" for column in columns}
+    (unit,) = found if len(found) == 1 else ("",)
+    return unit or "unit of the goal"
 
 
 @contextlib.contextmanager
