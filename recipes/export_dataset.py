@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Env, spaces
 from parts.cli import nearest, option, run_recipe
-from parts.dataset_card import dataset_card
+from parts.dataset_card import dataset_card, is_card
 from parts.datasets import load_dataset, recognise_dataset
 
 from torchrl_smore import TrajectoryStore
@@ -65,18 +65,16 @@ def main(config: Config) -> None:
         card = dataset_card(store, task, config.format, name, author=config.author, license=config.license)
         low, high = action_range(store)
         metadata = minari_metadata(config, store, task)
-        place = writers.minari.write(store, config.out, name, action_low=low, action_high=high, metadata=metadata)
+        place = writers.minari.write(
+            store, config.out, name, action_low=low, action_high=high, metadata=metadata, card=card
+        )
         card_path = place / "README.md"
     else:
         suffix, write = FILES[config.format]
         name = config.name or task.name
         place = Path(config.out) / f"{name}.{suffix}"
         card = dataset_card(store, task, config.format, place.name, author=config.author, license=config.license)
-        card_path = place.with_name(f"{place.name}.md")
-        if card_path.exists():
-            raise FileExistsError(f"{card_path} exists; move it, or write to another place.")
-        write(store, place)
-    write_text(card_path, card)
+        card_path = write_with_card(store, write, place, card)
     print(f"{store.summary()}\n{config.format}: {place}\ncard: {card_path}")
 
 
@@ -92,6 +90,36 @@ def read(config: Config) -> tuple[TrajectoryStore, Task]:
     task = get_task(name)
     goals = None if config.goal_columns is None else Goals(config.goal_columns)
     return load_dataset(config.dataset, task, format=format, goals=goals, columns=config.columns), task
+
+
+def write_with_card(
+    store: TrajectoryStore, write: Callable[[TrajectoryStore, Path], None], place: Path, card: str
+) -> Path:
+    """Writes a file and its card, which is there first: a file without a card would look finished.
+
+    Returns:
+        Where the card is. What a killed export left there to describe a file that never came is replaced.
+
+    Raises:
+        FileExistsError: if either is there.
+    """
+    card_path = place.with_name(f"{place.name}.md")
+    free_of_card = not card_path.exists() or is_card(card_path, place.name)
+    for path, is_free in ((place, not place.exists()), (card_path, free_of_card)):
+        if not is_free:
+            raise FileExistsError(f"{path} exists; move it, or write to another place.")
+    made = [folder for folder in place.parents if not folder.exists()]
+    try:
+        write_text(card_path, card)
+        write(store, place)
+    except BaseException:
+        if not place.exists():
+            card_path.unlink(missing_ok=True)
+            for folder in made:  # innermost first
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
+    return card_path
 
 
 def action_range(store: TrajectoryStore) -> tuple[float, float]:

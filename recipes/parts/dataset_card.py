@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torchrl_smore import TrajectoryStore
@@ -22,6 +23,7 @@ _KNOWN = (
     *("task", "composition", "observation_columns", "goal_columns", "action_columns"),
     *("success_rule", "threshold", "goal_parts", "goal_range"),
 )
+_PURPOSE = "for offline goal-conditioned reinforcement learning"
 
 
 def dataset_card(
@@ -44,7 +46,7 @@ def dataset_card(
     lines = [
         f"# {name}",
         "",
-        f"Trajectories of {task.name} for offline goal-conditioned reinforcement learning. {task.description}",
+        f"Trajectories of {task.name} {_PURPOSE}. {task.description}",
         "",
         f"- {store.num_trajectories:,} trajectories of {int(length.min())} to {int(length.max())} transitions, "
         f"{store.num_transitions:,} in all.",
@@ -76,6 +78,15 @@ def dataset_card(
     if rest:
         lines += ["", "## How it was made", "", *(f"- {key}: {value}" for key, value in rest.items())]
     return "\n".join(lines) + "\n"
+
+
+def is_card(path: Path, name: str) -> bool:
+    """Whether a file is the card of a dataset of that name."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
+    return lines[:2] == [f"# {name}", ""] and len(lines) > 2 and _PURPOSE in lines[2]
 
 
 def _columns(name: str, columns: Sequence[str]) -> list[str]:

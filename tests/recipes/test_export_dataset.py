@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 
 import gymnasium
 import numpy as np
@@ -42,6 +44,55 @@ def test_an_exported_dataset_has_every_number_and_a_card(recipe, store_path, tmp
     again = recipe("export_dataset.py", f"dataset={store_path}", f"format={format}", cwd=tmp_path)
     assert (again.status, len(again.stderr.splitlines())) == (2, 1)
     assert "exists; move it" in again.stderr
+
+
+@pytest.mark.parametrize("format", PLACES)
+def test_data_are_never_there_without_their_card(import_recipe, store_path, tmp_path, monkeypatch, format):
+    export, replace = import_recipe("export_dataset"), os.replace
+    data, card = (tmp_path / "out" / name for name in PLACES[format])
+    seen = []
+
+    def watched(source, target):
+        # what a process killed here would leave
+        replace(source, target)
+        seen.append((data.exists(), card.exists()))
+
+    monkeypatch.setattr(os, "replace", watched)
+    export.main(export.Config(dataset=str(store_path), format=format, out=str(tmp_path / "out")))
+    assert (True, False) not in seen
+    assert (True, True) in seen
+
+
+def test_a_card_that_a_killed_export_left_is_no_obstacle_and_another_file_is(import_recipe, store_path, tmp_path):
+    export = import_recipe("export_dataset")
+    config = export.Config(dataset=str(store_path), format="wgcsl", out=str(tmp_path), author="N. N.")
+    data, card = (tmp_path / name for name in PLACES["wgcsl"])
+    export.main(config)
+    text = card.read_text()
+    for held in (text.replace("N. N.", "M. M."), "# PointReach.pkl\n\nmy notes\n", ""):
+        data.unlink()
+        card.write_text(held)
+        if "M. M." in held:
+            export.main(config)
+            assert (card.read_text(), data.exists()) == (text, True)
+        else:
+            with pytest.raises(FileExistsError, match=r"PointReach\.pkl\.md exists; move it"):
+                export.main(config)
+            assert (card.read_text(), data.exists()) == (held, False)
+            data.touch()
+
+
+def test_an_export_that_fails_leaves_neither_card_nor_folder(import_recipe, store_path, tmp_path, monkeypatch):
+    export = import_recipe("export_dataset")
+
+    def full(store, place):
+        assert place.with_name("PointReach.pkl.md").exists()
+        raise OSError(errno.ENOSPC, "No space left on device", str(place))
+
+    monkeypatch.setitem(export.FILES, "wgcsl", ("pkl", full))
+    with pytest.raises(OSError, match="No space left"):
+        export.main(export.Config(dataset=str(store_path), format="wgcsl", out=str(tmp_path / "a" / "b")))
+    assert not list(tmp_path.iterdir())
 
 
 def test_minari_can_build_the_environment_of_a_fetch_dataset(recipe, tmp_path):

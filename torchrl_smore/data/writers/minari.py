@@ -28,6 +28,7 @@ def write(
     action_low: float = -1.0,
     action_high: float = 1.0,
     metadata: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> Path:
     """Writes a dataset with observations of ``observation``, ``achieved_goal`` and ``desired_goal``, all float32.
 
@@ -41,6 +42,7 @@ def write(
         action_low: smallest action component that the action space allows, at most that of the store.
         action_high: largest action component, at least that of the store.
         metadata: further entries, such as ``author`` and ``description``.
+        card: text of a ``README.md`` in the dataset's folder, which is never there without it.
 
     Returns:
         The dataset's folder.
@@ -98,6 +100,8 @@ def write(
             "minari_version": MINARI_VERSION,
         }
         (data / "metadata.json").write_text(json.dumps(written, indent=2) + "\n")
+        if card is not None:
+            (beside / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
