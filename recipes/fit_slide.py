@@ -55,6 +55,7 @@ _ZEROS = 3  # steps after a strike, until nothing touches the puck
 _REST = 40  # steps in which every puck comes to rest
 _SHARE = 50  # episodes whose trials are one file
 _STRETCH = 50  # neighbouring trials that are learnt from, or held out, together
+_FARTHEST = 1.3  # m, of a puck that is on the table
 _TABLE = 0.38  # height below which a puck has fallen off
 _WIDTHS = {"state": 25, "action": 2, "after": 25, "rest": 3}  # columns of a trial
 
@@ -348,6 +349,9 @@ def landing(trials: dict[str, Array]) -> Array:
 
     Few trials were run to their end. The others' glide, from where nothing touches the puck any more, is a linear
     function of its velocity, spin and tilt, fitted to those by least squares.
+
+    Raises:
+        ValueError: if none was.
     """
     after, rest = trials["after"].astype(np.float64), trials["rest"].astype(np.float64)
     velocity = puck_velocity(after)
@@ -359,6 +363,11 @@ def landing(trials: dict[str, Array]) -> Array:
     first = np.concatenate([*turning, *others], -1)
     features = np.concatenate([speed, first, first * speed, np.square(speed), first * np.square(speed)], -1)
     whole = rest[:, 2] > _TABLE  # not a number compares as False
+    if not whole.any():
+        raise ValueError(
+            f"expected strikes after which the puck was seen at rest on the table, found none among {len(rest):,}: "
+            "start a run with more first_episodes."
+        )
     glide = np.einsum("nij,nj->ni", frame[whole], rest[whole, :2] - after[whole, 3:5])
     coefficients = np.linalg.lstsq(features[whole], glide, rcond=None)[0]
     way = np.einsum("ni,nij->nj", features @ coefficients, frame)
@@ -367,14 +376,23 @@ def landing(trials: dict[str, Array]) -> Array:
 
 
 def fit(trials: dict[str, Array], config: Config, updates: int) -> tuple[Actor, float]:
-    """Fits a model anew; returns it and the median error in m over a tenth of the trials that it has not seen."""
+    """Fits a model anew; returns it and the median error in m over a tenth of the trials that it has not seen.
+
+    Raises:
+        ValueError: if there are not two strikes to learn from beside those held out, or see :func:`landing`.
+    """
     inputs = torch.from_numpy(strike_inputs(trials["state"], trials["action"]))
     target = torch.from_numpy(landing(trials)).float()
-    usable = (target.norm(dim=-1) < 1.3).nonzero()[:, 0]
+    usable = (target.norm(dim=-1) < _FARTHEST).nonzero()[:, 0]
     # trials of one episode are alike, so whole stretches are held out
     held_out = usable // _STRETCH % 10 == 9
-    held_out[-1] = True
+    held_out[-1:] = True
     rows, others = usable[~held_out], usable[held_out]
+    if len(rows) < 2:
+        raise ValueError(
+            f"expected two strikes or more to learn from that move the puck less than {_FARTHEST} m, beside those held "
+            f"out; found {len(rows)} among {len(target):,}: start a run with more first_episodes."
+        )
     mean, std = inputs[rows].mean(0), inputs[rows].std(0).clamp_min(1e-4)
     network = nn.Sequential(
         *(nn.Linear(inputs.shape[1], config.hidden), nn.ReLU()),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from torchrl_smore.envs.experts import LandingModel
 
@@ -198,6 +200,45 @@ def test_a_strike_tried_again_from_a_state_ends_the_same_and_does_not_disturb_th
         ends.append(last)
         table._reset(6)
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda made: {key: values[:0] for key, values in made.items()},
+            "seen at rest on the table, found none among 0:",
+        ),
+        (lambda made: {**made, "rest": np.full((8, 3), np.nan)}, "seen at rest on the table, found none among 8:"),
+        (
+            lambda made: {**made, "state": made["state"] + 5.0},
+            "two strikes or more .*less than 1.3 m, .* found 0 among 8:",
+        ),
+        (lambda made: {key: values[:2] for key, values in made.items()}, "two strikes or more .* found 1 among 2:"),
+    ],
+    ids=["none", "cut off", "far", "two"],
+)
+def test_trials_from_which_nothing_can_be_learnt_are_refused_with_what_was_expected(fit_slide, change, said):
+    made = change(trials(8, np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=f"expected .*{said} start a run with more first_episodes"):
+        fit_slide.fit(made, fit_slide.Config(hidden=16), 2)
+
+
+def test_three_strikes_are_two_to_learn_from_and_one_to_hold_out(fit_slide):
+    _, error = fit_slide.fit(trials(3, np.random.default_rng(0)), fit_slide.Config(hidden=16), 2)
+    assert np.isfinite(error)
+
+
+def test_a_run_whose_episodes_have_no_strike_says_so_in_one_line(import_recipe, recipe, tmp_path):
+    fit_slide = import_recipe("fit_slide")
+    folder = tmp_path / "runs" / "none"
+    (folder / "trials").mkdir(parents=True)
+    config = fit_slide.Config(first_episodes=4, rounds=0, run_root="runs")
+    (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    fit_slide.save(folder / "trials" / "00_00000.npz", [])
+    done = recipe("fit_slide.py", "resume=runs/none", cwd=tmp_path)
+    assert (done.status, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "found none among 0" in done.stderr
 
 
 @pytest.mark.parametrize("option", ["first_episodes=0", "rounds=-1", "learning_rate=0", "clip=inf"])
