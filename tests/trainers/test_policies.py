@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +19,14 @@ import torchrl_smore
 from torchrl_smore.data import GoalBatchSampler
 from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.objectives import GCSLLoss
+from torchrl_smore.reports import read_metrics
 from torchrl_smore.trainers import (
     CheckpointError,
     FusedUpdate,
     KeepBest,
     OfflineTrainer,
+    latest_checkpoint,
+    load_checkpoint,
     load_policy,
     load_value,
     record_policy,
@@ -247,6 +251,59 @@ def test_a_resumed_run_does_not_replace_better_networks_of_before(best):
     again()
     steps = {seed: load_policy(trainer.run_dir, "best", seed=seed).record.step for seed in (3, 5)}
     assert steps == {3: 3, 5: 2}
+
+
+class KilledError(BaseException):
+    """What nothing in a trainer catches: after it comes what a killed process would have left."""
+
+
+@pytest.mark.parametrize("moment", ["before the rows", "after the rows", "after the checkpoint"])
+def test_a_run_that_is_killed_loses_no_best_networks(data, make_loss, tmp_path, moment):
+    def start(run_dir):
+        loss = make_loss(3)
+        update = FusedUpdate([loss], GoalBatchSampler(data, 8, q=True), seeds=(3,), tau=0.05)
+        # the second evaluation is the best of all
+        evaluator = SimpleNamespace(
+            run_all=lambda _: [Result({"success_last": 0.9 if trainer.step == 2 else 0.4, "return_over_max": 0.1})]
+        )
+        options = {"total_steps": 4, "evaluator": evaluator, "eval_interval": 1, "save_interval": 1}
+        trainer = OfflineTrainer(update=update, run_dir=run_dir, progress_bar=False, **options)
+        trainer.register_op("post_steps", KeepBest(trainer))
+        return trainer
+
+    start(tmp_path / "whole").train()
+    trainer = start(tmp_path / "killed")
+    record, save = trainer._record, trainer.save
+
+    def killed_at_rows(step, rows):
+        now = step == 2 and "eval/success_last" in rows[0]
+        if moment == "after the rows" or not now:
+            record(step, rows)
+        if now:
+            raise KilledError
+
+    def killed_after_checkpoint():
+        save()
+        if trainer.step == 2:
+            raise KilledError
+
+    if moment == "after the checkpoint":
+        trainer.save = killed_after_checkpoint
+    else:
+        trainer._record = killed_at_rows
+    with pytest.raises(KilledError):
+        trainer.train()
+    again = start(tmp_path / "killed")
+    again.resume()
+    assert again.step == (2 if moment == "after the checkpoint" else 1)
+    again.train()
+
+    kept = [load_checkpoint(latest_checkpoint(tmp_path / run / "best" / "seed_3")) for run in ("killed", "whole")]
+    assert [meta["evaluation"]["success_last"] for _, meta in kept] == [0.9, 0.9]
+    ours, theirs = (state["update"]["losses"][0] for state, _ in kept)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    steps = [read_metrics(tmp_path / run / "metrics.csv")["eval/success_last"][0] for run in ("killed", "whole")]
+    assert steps[0].tolist() == steps[1].tolist() == [1, 2, 3, 4]
 
 
 def test_a_run_that_was_not_resumed_takes_nothing_for_its_own_best(best):

@@ -8,17 +8,18 @@ from typing import Any
 
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_smore.trainers.evaluation import Evaluation
-from torchrl_smore.trainers.offline import OfflineTrainer
+from torchrl_smore.trainers.offline import EvaluationHook, OfflineTrainer
 from torchrl_smore.trainers.policies import BEST_FOLDER
 
 _WORST = (-math.inf, -math.inf)
 
 
-class KeepBest:
+class KeepBest(EvaluationHook):
     """A ``post_steps`` hook: after an evaluation, saves the networks of each seed that has not done better before.
 
     Better is a higher ``success_last`` and, where that is equal, a higher ``return_over_max``. Networks are kept in
     ``run_dir/best/seed_<seed>``, a checkpoint without what only training needs; a resumed run continues from there.
+    They are on the disk before the evaluation's rows and the next checkpoint are, so that a kill loses none.
 
     Args:
         trainer: has a ``run_dir`` and an evaluator.

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,18 @@ class _Pending:
     step: int
     states: list[_State]
     rows: list[tuple[int, _Rows]] = field(default_factory=list)
+
+
+class EvaluationHook(ABC):
+    """A ``post_steps`` hook that is called with every new evaluation too, before the rows of that are written.
+
+    A run that is killed in between repeats the evaluation when it is resumed, so that the hook misses none. It may see
+    one twice.
+    """
+
+    @abstractmethod
+    def __call__(self) -> None:
+        """Looks at the newest evaluation of the trainer."""
 
 
 class OfflineTrainer(Trainer):
@@ -224,6 +237,7 @@ class OfflineTrainer(Trainer):
         self._metrics: MetricsFile | None = None
         self._pending: _Pending | None = None
         self._evaluated_states: list[_State] | None = None
+        self._evaluation_hooks: list[EvaluationHook] = []
 
     def _policies(self, policy: Policy | Sequence[Policy] | None) -> list[Policy]:
         if policy is None:
@@ -336,6 +350,8 @@ class OfflineTrainer(Trainer):
         if dest in _ABSENT_STAGES:
             raise ValueError(f"OfflineTrainer never reaches the hook stage {dest!r}; it has {', '.join(_STAGES)}.")
         super().register_op(dest, op, **kwargs)
+        if isinstance(op, EvaluationHook):
+            self._evaluation_hooks.append(op)
 
     def _setup_hook(self) -> None:
         super()._setup_hook()
@@ -420,6 +436,9 @@ class OfflineTrainer(Trainer):
 
     def _take(self, evaluations: list[Evaluation], step: int) -> None:
         self.evaluations, self.evaluated_step = evaluations, step
+        for hook in self._evaluation_hooks:
+            hook()
+        # last: by these rows a resumed run tells that nothing of the evaluation is missing
         self._record(step, [{f"eval/{key}": value for key, value in own.metrics.items()} for own in evaluations])
 
     def _repeat_lost_evaluation(self) -> None:
