@@ -4,7 +4,8 @@ python recipes/diagnose.py run=runs/NAME
 python recipes/diagnose.py run=runs/NAME position=2 episodes=100     of the seeds trained together the third
 
 Reads the run's newest checkpoint and its dataset, runs its policy, and leaves tables, figures and ``index.html`` in
-``runs/NAME/diagnosis``, in under a minute. What it finds is printed too.
+``runs/NAME/diagnosis``, of a run of several seeds in ``runs/NAME/diagnosis_seed<seed>``, in under a minute. What it
+finds is printed too.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def main(config: Config) -> None:
     about |= {"normalize": run.normalize, "batch_size": run.batch_size, "threshold": subject.task.threshold}
     about |= {"experts": subject.groups.names[subject.groups.expert], "experts_known": subject.groups.known}
     about |= {"moved": config.moved * subject.task.threshold, "seeds": run.seeds}
-    out = folder / FOLDER
+    out = folder / (FOLDER if run.seeds == 1 else f"{FOLDER}_seed{about['seed']}")
     out.mkdir(exist_ok=True)
     for name in DIAGNOSIS_TABLES:
         # what an earlier diagnosis has left and this one does not have would be read as its own

@@ -268,12 +268,12 @@ def test_weights_on_few_rows_are_found_and_said_on_the_terminal_and_on_the_page(
     assert done.status == 0, done.stderr
     assert "Warning" not in done.stderr
     assert "PointReach, smore, in_sample, update 2" in done.stdout
-    effective = json.loads((run / "diagnosis" / "diagnosis.json").read_text())["numbers"]["effective"]
+    effective = json.loads((run / "diagnosis_seed1" / "diagnosis.json").read_text())["numbers"]["effective"]
     assert effective < 0.2
     said = f"The weights leave {effective:.0%} of the rows to the regression"
     assert f"! {said}" in done.stdout
     assert "Try: weight_clip=1" in done.stdout
-    out = run / "diagnosis"
+    out = run / "diagnosis_seed1"
     page = (out / "index.html").read_text()
     assert page.index(said) < page.index("<nav>")
     assert "at least 20% of the rows" in page
@@ -285,6 +285,15 @@ def test_weights_on_few_rows_are_found_and_said_on_the_terminal_and_on_the_page(
     assert len(read(out / "episodes.csv")) == 3
     assert len(read(out / "distances.csv")) == 3 * 51
     assert json.loads((out / "diagnosis.json").read_text())["about"]["seed"] == 1
+
+    # that of another seed has a folder of its own
+    done = recipe("diagnose.py", f"run=runs/{run.name}", *FEW, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert sorted(path.name for path in run.glob("diagnosis*")) == ["diagnosis_seed0", "diagnosis_seed1"]
+    found = [json.loads((run / f"diagnosis_seed{seed}" / "diagnosis.json").read_text()) for seed in (0, 1)]
+    assert [each["about"]["seed"] for each in found] == [0, 1]
+    assert found[1]["numbers"]["effective"] == effective != found[0]["numbers"]["effective"]
+    assert (out / "index.html").read_text() == page
 
     for options, said in (
         ([], "give the run folder as run=runs/NAME"),
