@@ -353,3 +353,12 @@ def test_what_counts_no_steps_is_refused():
     for _ in range(2):
         with pytest.raises(ValueError, match=r"is smaller in the row of the goal .* in 2 of 3 samples"):
             transform(rows)
+
+
+def test_goals_of_two_dtypes_are_refused_where_both_are_used():
+    rows = four_rows(5)
+    rows["desired_goal"] = rows["desired_goal"].double()
+    said = r"'desired_goal' and .*'achieved_goal'.* one dtype, got torch.float64 and torch.float32"
+    with pytest.raises(ValueError, match=said):
+        HindsightGoalTransform(0.5)(rows)
+    assert HindsightGoalTransform(1.0)(rows)["desired_goal"].dtype == torch.float32

@@ -452,6 +452,33 @@ def test_other_precisions_are_kept_and_agree(case, dtype, build, batch_for, tota
     assert all(p.grad is None or p.grad.dtype == dtype for p in loss.parameters())
 
 
+def test_entries_of_another_dtype_than_the_networks_are_named(case, build, batch_for):
+    loss = build(case)
+    batch = batch_for(loss)
+    batch["observation"] = batch["observation"].double()
+    said = rf"^{type(loss).__name__}: expected torch.float32, .* found 'observation' of torch.float64: .*\.float\(\)"
+    for call in (lambda: loss(batch), lambda: loss(**arguments(batch))):
+        with pytest.raises(RuntimeError, match=said) as caught:
+            call()
+        # torch's own words stay
+        assert str(caught.value.__cause__) in str(caught.value)
+
+
+def test_an_error_of_something_else_is_left_as_it_is(case, build, batch_for, monkeypatch):
+    loss = build(case)
+    batch = batch_for(loss)
+    batch["observation"] = batch["observation"].double()
+    error = RuntimeError("no memory is left")
+
+    def fail(rows):
+        raise error
+
+    monkeypatch.setattr(loss, "_rows", fail)
+    with pytest.raises(RuntimeError) as caught:
+        loss(batch)
+    assert caught.value is error
+
+
 def test_schedulable_coefficients_are_buffers_changed_in_place(case, build, batch_for):
     loss = build(case)
     batch = batch_for(loss)

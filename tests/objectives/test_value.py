@@ -40,6 +40,11 @@ def test_the_value_loss_and_its_gradient_match_numbers_worked_by_hand():
     assert out["value"].item() == 0.0
 
 
+def test_a_network_may_read_another_dtype_than_its_own():
+    batch = TensorDict({"observation": torch.zeros(3, 1).double(), "target_score": torch.ones(3, 1)}, [3])
+    assert value_loss(expectile=0.5)(batch)["loss_value"].item() == 0.5
+
+
 @pytest.mark.parametrize("expectile", [0.0, 1.0, math.nan])
 def test_a_bad_expectile_is_refused(expectile):
     with pytest.raises(ValueError, match=r"expectile must lie in \(0, 1\), got"):

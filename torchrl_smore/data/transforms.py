@@ -90,9 +90,10 @@ class HindsightGoalTransform(Transform):
         """See the class.
 
         Raises:
-            ValueError: if the batch is not ``[B, 4]`` to ``[B, 6]``, stored and achieved goals differ in shape, or the
-                first batch shows that the unit has another ``reached`` rule, or that ``step_key`` counts no steps.
-            KeyError: if it lacks the goals, or what ``step_key`` or, of five rows, ``observation_key`` names.
+            ValueError: if the batch is not ``[B, 4]`` to ``[B, 6]``, stored and achieved goals differ in shape or
+                dtype, or the first batch shows that the unit has another ``reached`` rule, or that ``step_key`` counts
+                no steps.
+            KeyError: if it lacks the goals, or what ``step_key`` or, of five rows and more, ``observation_key`` names.
         """
         if tensordict.ndim != 2 or tensordict.shape[1] not in (4, 5, 6):
             raise ValueError(
@@ -111,6 +112,12 @@ class HindsightGoalTransform(Transform):
             raise ValueError(
                 f"expected {name!r} and {unravel_key(other)!r} of one shape, got {list(stored.shape[2:])} and "
                 f"{list(entered.shape[2:])} in each row."
+            )
+        if self.her_ratio < 1.0 and stored.dtype != entered.dtype:
+            # one goal is chosen from both: torch would promote it, and name neither in a network's error
+            name, other = self.desired_goal_key, ("next", self.achieved_goal_key)
+            raise ValueError(
+                f"expected {name!r} and {unravel_key(other)!r} of one dtype, got {stored.dtype} and {entered.dtype}."
             )
         goal, q_goal = entered[:, 1], entered[:, 2]
         actor_goal = entered[:, 5] if tensordict.shape[1] == 6 else None

@@ -85,6 +85,42 @@ class OfflineLoss(Networks):
         self.deactivate_vmap = deactivate_vmap
         self.scalar_output_mode = scalar_output_mode
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls :meth:`forward`.
+
+        Raises:
+            RuntimeError: what it raises; of a batch whose floating-point entries have another dtype than the networks,
+                with their names.
+        """
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            # only then, as a network may well convert what it reads
+            found = self._other_dtypes(args[0] if args else kwargs)
+            if not found or not any(word in str(error) for word in ("dtype", "scalar type")):
+                raise
+            raise RuntimeError(
+                f"{type(self).__name__}: expected {self._dtype()}, as its networks have, and found "
+                f"{', '.join(found)}: convert them where the data come from, as in "
+                f"data['observation'] = data['observation'].float(). ({error})"
+            ) from error
+
+    def _dtype(self) -> torch.dtype | None:
+        """That of the first floating-point parameter; ``None`` without one."""
+        return next((each.dtype for each in self.parameters() if each.is_floating_point()), None)
+
+    def _other_dtypes(self, batch: Any) -> list[str]:
+        """Floating-point entries that are read and have another dtype than the networks, of a batch or by argument."""
+        if isinstance(batch, TensorDictBase):
+            batch = {key: batch.get(key, None) for key in self.in_keys}
+        return [
+            f"{key!r} of {entry.dtype}"
+            for key, entry in (batch.items() if isinstance(batch, dict) else ())
+            if isinstance(entry, Tensor) and entry.is_floating_point() and entry.dtype != self._dtype()
+        ]
+
     @abstractmethod
     def _read_keys(self) -> Iterable[NestedKey]:
         """Every key that :meth:`forward` reads; repetitions do not matter."""
