@@ -21,7 +21,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 # other packages' names: their inventories would have to be downloaded
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|contextlib|gymnasium|logging|numpy|os|pathlib|tensordict|torch|torchrl|types)(\..*)?"),
+    ("py:.*", r"(abc|collections|contextlib|gymnasium|logging|numpy|os|pathlib|tensordict|torch|torchrl|types)(\..*)?"),
     ("py:.*", r"(Figure|Path|Tensor|optional)"),
     # types in signatures and base classes that are nobody's to import
     ("py:class", r"torchrl_smore\.(.*\._.*|.*\.Array|reports\..*markup\.Row)"),

@@ -217,7 +217,7 @@ def test_a_loss_is_shown_with_the_options_of_its_constructor_and_a_protocol_with
 
     anything = "(*args, **kwargs)"
     shown, _ = public_api.constructor_signature(None, "class", "AWRActorLoss", AWRActorLoss, None, anything, None)
-    assert shown.startswith("(actor_network, *, temperature=3.0, weight_clip=")
+    assert shown.startswith("(actor_network, *, temperature=3.0, advantage_unit='score', gamma=None, weight_clip=")
     assert public_api.constructor_signature(None, "class", "Painter", Painter, None, anything, None) == ("", None)
     assert public_api.constructor_signature(None, "class", "A", AWRActorLoss, None, "(a)", None) is None
     assert public_api.constructor_signature(None, "function", "f", len, None, anything, None) is None

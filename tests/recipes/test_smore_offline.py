@@ -778,9 +778,10 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_no_broken_checkpoint(recipe,
     assert done.status == 2, done.stdout + done.stderr
     (error,) = done.stderr.splitlines()
     assert error.startswith("error: ")
-    assert "checkpoint/step_" in error
+    assert "best/seed_0/step_" in error  # the first networks that are written, after the only evaluation
     assert "a checkpoint needs about" in error
     assert not list(only_run(tmp_path).glob("checkpoint/*"))
+    assert not list(only_run(tmp_path).glob("best/*/*"))
 
 
 def test_a_disk_full_from_the_start_leaves_nothing(recipe, tmp_path, store_path):

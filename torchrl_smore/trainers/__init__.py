@@ -23,7 +23,7 @@ from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator
 from torchrl_smore.trainers.fused import FusedUpdate
 from torchrl_smore.trainers.logging import MetricsFile
 from torchrl_smore.trainers.modes import in_mode
-from torchrl_smore.trainers.offline import DivergedError, OfflineTrainer
+from torchrl_smore.trainers.offline import DivergedError, EvaluationHook, OfflineTrainer
 from torchrl_smore.trainers.policies import TrainedPolicy, TrainedValue, load_policy, load_value, run_seeds
 from torchrl_smore.trainers.policy_file import record_policy
 from torchrl_smore.trainers.run_record import RunRecord
@@ -37,6 +37,7 @@ __all__ = [
     "Compile",
     "DivergedError",
     "Evaluation",
+    "EvaluationHook",
     "Evaluator",
     "FusedUpdate",
     "KeepBest",
