@@ -605,6 +605,32 @@ def test_any_of_the_three_flags_ends_a_trajectory(flag):
     assert table._stop.tolist() == [3, 3, 3, 7, 7, 7, 7]
 
 
+@pytest.mark.parametrize("unit_options", [{"strategy": "away"}, {"strategy": "future", "actor_strategy": "away"}])
+def test_goals_away_from_rows_among_each_other_are_those_of_rows_in_order(unit_options):
+    # one rests and then jumps, the other moves all the time: where goals lie away differs from row to row
+    paths = (np.array([0, 0, 0, 0, 5, 5, 5.0]), np.array([100, 103, 106, 109, 112, 115, 118.0]))
+    episodes = [
+        {"observation": path[:, None], "achieved_goal": path[:, None], "desired_goal": path[-1:], "reward": np.zeros(6)}
+        for path in paths
+    ]
+    for j, episode in enumerate(episodes):
+        episode["action"] = np.arange(6 * j, 6 * j + 6)[:, None]
+    data = TrajectoryStore.from_episodes(episodes).data
+    key = "actor_goal" if "actor_strategy" in unit_options else "desired_goal"
+
+    def pairs(batch):
+        return set(zip(row(batch).tolist(), batch[key].squeeze(-1).tolist()))
+
+    expected = pairs(packed(data, 4000, her_ratio=1.0, threshold=1.0, **unit_options)())
+    # by hand: a row of the first that rests has the goals of later rows that are at 5; those at the end keep their own
+    assert {pair for pair in expected if pair[0] < 6} == {(number, 5.0) for number in range(6)}
+    data["traj"] = torch.arange(2).repeat_interleave(6)
+    mixed = data[torch.arange(12).reshape(2, 6).T.flatten()]
+    way = WAYS["unit in TensorDictReplayBuffer"]
+    batch = way(mixed, 4000, her_ratio=1.0, threshold=1.0, trajectory_key="traj", **unit_options)()
+    assert pairs(batch) == expected
+
+
 def test_interleaved_trajectories_are_told_apart_by_their_key():
     # two environments stepped in turn: even rows belong to one, odd rows to the other
     data = labelled((8,))
