@@ -4,7 +4,7 @@
 
 SMORe weighs the likelihood of dataset actions by an advantage that it has learnt. Here the weight is
 ``exp(-sharpness d)``, with d the squared distance from the action that the network expert of the task would take for
-the relabelled goal: it knows what no critic can know better. Beside it stands the same regression without weights,
+the relabelled goal: it knows what a critic would have to learn. Beside it stands the same regression without weights,
 ``method=hindsight_bc``. Networks, batches and rates are those of ``preset=quick``. For tasks whose expert is a network
 of this package.
 
@@ -35,8 +35,12 @@ from torchrl_smore.envs.experts import Actor, read_actor
 from torchrl_smore.objectives import GCSLLoss
 from torchrl_smore.trainers import Evaluator, OfflineTrainer, adam
 
-COLUMNS = ("task", "weights", "sharpness", "steps", "seed", "effective_batch", "success", "return")
-LEARNING_RATE, BATCH_SIZE, CONTAMINATION = 1e-3, 256, 0.2
+# the first six say which run a row is of
+COLUMNS = (
+    *("task", "dataset", "sharpness", "steps", "episodes", "seed"),
+    *("weights", "effective_batch", "success", "return"),
+)
+LEARNING_RATE, BATCH_SIZE, CONTAMINATION = 1e-3, 256, 0.2  # of preset=quick
 
 
 class ExpertWeighted:
@@ -64,7 +68,10 @@ class ExpertWeighted:
 
 
 def expert_actions(expert: Actor, observation: Tensor, goal: Tensor) -> Tensor:
-    """Actions ``[B, A]`` of a network with hidden ReLU that sees observation and goal."""
+    """Actions ``[B, A]`` of a network with hidden ReLU that sees observation and goal.
+
+    ``ActorExpert`` computes row by row, so that its bits do not depend on the batch; training takes too long with that.
+    """
     x = torch.cat([observation, goal], -1)
     if expert.mean is not None and expert.std is not None:
         x = ((x - torch.from_numpy(expert.mean)) / torch.from_numpy(expert.std)).clamp(-expert.clip, expert.clip)
@@ -102,10 +109,12 @@ def run(args: argparse.Namespace, store: TrajectoryStore, expert: Actor, sharpne
         metrics = trainer.evaluations[0].metrics
     return {
         "task": task.name,
-        "weights": "expert" if sharpness else "none",
+        "dataset": store.sha256[:8],
         "sharpness": sharpness,
         "steps": args.steps,
+        "episodes": args.episodes,
         "seed": seed,
+        "weights": "expert" if sharpness else "none",
         "effective_batch": f"{np.mean(batches.shares):.3f}",
         "success": f"{metrics['success_last']:.2f}",
         "return": f"{metrics['discounted_return_0.99']:.2f}",
@@ -144,11 +153,13 @@ def main() -> None:
     file = Path(args.out)
     file.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
-    done = {(row["task"], float(row["sharpness"]), int(row["steps"]), int(row["seed"])) for row in rows}
+    done = {tuple(str(row[name]) for name in COLUMNS[:6]) for row in rows}
+    asked = {"task": task.name, "dataset": store.sha256[:8], "steps": args.steps, "episodes": args.episodes}
     print(machine(1), flush=True)
     for sharpness in (0.0, args.sharpness):
         for seed in args.seeds:
-            if (task.name, sharpness, args.steps, seed) in done:
+            own = {**asked, "sharpness": sharpness, "seed": seed}
+            if tuple(str(own[name]) for name in COLUMNS[:6]) in done:
                 continue
             rows.append(run(args, store, expert, sharpness, seed))
             with pages.replacing(file) as beside, beside.open("w", newline="") as handle:
@@ -156,7 +167,7 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(rows)
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    print("\n" + table([row for row in rows if row["task"] == task.name and int(row["steps"]) == args.steps]))
+    print("\n" + table([row for row in rows if all(str(row[name]) == str(value) for name, value in asked.items())]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from tensordict import TensorDict
 
 from torchrl_smore.envs import collect, get_task
@@ -63,6 +64,21 @@ def test_runs_are_kept_and_not_repeated(bench, monkeypatch, tmp_path, capsys):
     rows = list(csv.DictReader(out.open(newline="")))
     assert rows[:2] == first
     assert [row["seed"] for row in rows] == ["4", "4", "5", "5"]
+    # what was found with other episodes, or on other data, is not this
+    monkeypatch.setattr(sys, "argv", [*command, "4", "--episodes=1"])
+    bench.main()
+    rows = list(csv.DictReader(out.open(newline="")))
+    assert [row["episodes"] for row in rows] == ["2"] * 4 + ["1"] * 2
+    assert len({row["dataset"] for row in rows}) == 1
+
+
+def test_its_constants_are_those_of_the_recipe(bench):
+    configs = Path(__file__).parents[2] / "recipes" / "configs"
+    preset, method = (
+        yaml.safe_load((configs / name).read_text()) for name in ("preset/quick.yaml", "method/hindsight_bc.yaml")
+    )
+    assert (preset["batch_size"], preset["contamination"]) == (bench.BATCH_SIZE, bench.CONTAMINATION)
+    assert (method["learning_rate"], method["her_ratio"]) == (bench.LEARNING_RATE, 1.0)
 
 
 def test_a_task_without_a_network_expert_is_refused(bench, monkeypatch, tmp_path, capsys):

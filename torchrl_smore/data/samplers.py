@@ -535,7 +535,7 @@ class GoalTransitionSampler(RandomSampler):
         """Uniform anchors, expanded by ``unit``; see :meth:`torchrl.data.replay_buffers.Sampler.sample`.
 
         Returns:
-            An index, int64 ``[batch_size, 4]`` (or 5, see there), and what the sampler says beside it.
+            An index, int64 ``[batch_size, 4]`` (or 5 or 6, see there), and what the sampler says beside it.
         """
         index, info = super().sample(storage, batch_size)
         return self.unit.expand(index, info, storage)
