@@ -79,6 +79,7 @@ def test_ours_stand_beside_the_papers_and_the_control(page):
     below = lines[next(i for i, line in enumerate(lines) if line.startswith("| FetchReach | return")) + 1]
     # Table 1 prints 35.08 ± 0.54
     assert below == "|  |  | paper | 0.888 ± 0.014 | – |  |  |"
+    assert cells(page, "| control (hindsight BC) |")[3:5] == ["1 task", "FetchReach"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -128,7 +129,7 @@ def test_what_is_missing_is_named_and_left_out(page):
     assert "**Incomplete**: 3 of 132 cells have runs." in text
     assert "No run yet of GoFAR, WGCSL, GCSL, CRL, AM, GC-IQL, GC-SQL, GC-EQL, GC-XQL." in text
     assert "No run yet on Reacher, SawyerReach, SawyerDoor, FetchPick," in text
-    assert "Seeds to come: CheetahTgtVel-m-e, SMORe (2 of 3)." in text
+    assert "Seeds so far: 2 of 3: SMORe on CheetahTgtVel-m-e." in text
     assert "| Reacher |" not in text
     assert "PointReach" not in text
 
@@ -137,7 +138,7 @@ def test_what_is_missing_is_named_and_left_out(page):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ((("expert=0.1", 10), ("expert=0.05", 3)), " FetchReach, SMORe (5 of 10)."),
+        ((("expert=0.1", 10), ("expert=0.05", 3)), " 5 of 10 in each cell."),
         ((("expert=0.1", 5), ("expert=0.05", 10)), ""),
     ],
 )
@@ -148,7 +149,26 @@ def test_seeds_that_another_setting_asks_for_are_not_the_tables(make_result, tmp
     cells = [{**shared, "setting": setting, "seeds": list(range(count))} for setting, count in asked[::turn]]
     page = write_table_page(Source(tuple(rows), grid={"cells": cells}), tmp_path / "a.md", command="", resamples=5)
     (extent,) = [line for line in page.read_text().splitlines() if line.startswith("**Incomplete**")]
-    assert extent.partition("Seeds to come:")[2] == told
+    assert extent.partition("Seeds so far:")[2] == told
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_cells_with_few_seeds_are_named_by_their_number_and_method(make_result, tmp_path):
+    counts = {
+        **{("FetchReach", "SMORe"): 2, ("FetchPush", "SMORe"): 2, ("FetchPush", "GCSL"): 2},
+        **{("FetchPick", "hindsight_bc"): 1, ("FetchReach", "GCSL"): 3},
+    }
+    rows = [
+        make_result(task=task, method=method, seed=seed) for (task, method), n in counts.items() for seed in range(n)
+    ]
+    cells = [{"task": task, "method": method, "setting": "expert=0.1", "seeds": [0, 1, 2]} for task, method in counts]
+    page = write_table_page(Source(tuple(rows), grid={"cells": cells}), tmp_path / "a.md", command="", resamples=5)
+    (extent,) = [line for line in page.read_text().splitlines() if line.startswith("**Incomplete**")]
+    said = extent.partition("Seeds so far: ")[2]
+    assert sorted(said.removesuffix(".").split(". ")) == [
+        "1 of 3: control (hindsight BC) on FetchPick",
+        "2 of 3: SMORe on FetchReach, FetchPush; GCSL on FetchPush",
+    ]
 
 
 @pytest.mark.usefixtures("undrawn")

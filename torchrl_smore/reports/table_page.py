@@ -212,19 +212,29 @@ def _extent(lines: Sequence[_Line], source: Source) -> list[str]:
     whole = len(HORIZONS) * len(columns)
     tasks = [task for task in HORIZONS if task not in shown]
     methods = [method for method in columns if not any(method in line.ours for line in lines)]
-    few = [
-        f"{line.task}, {method_label(method)} ({sample.num_seeds} of {asked[line.task, method]})"
-        for line in lines
-        for method, sample in line.ours.items()
-        if sample.num_seeds < asked.get((line.task, method), 0)
-    ]
+    few: dict[tuple[int, int], dict[str, list[str]]] = {}
+    for line in lines:
+        for method, sample in line.ours.items():
+            if sample.num_seeds < (of := asked.get((line.task, method), 0)):
+                few.setdefault((sample.num_seeds, of), {}).setdefault(method, []).append(line.task)
     if filled == whole and not few:
         return [f"All {whole} cells of {len(HORIZONS)} tasks and {len(columns)} methods have their runs."]
     told = [f"**Incomplete**: {filled} of {whole} cells have runs."]
     told += [f"No run yet of {', '.join(map(method_label, methods))}."] if methods else []
     told += [f"No run yet on {', '.join(tasks)}."] if tasks else []
-    told += [f"Seeds to come: {'; '.join(few)}."] if few else []
+    told += [f"Seeds so far: {_so_far(few, filled)}."] if few else []
     return [" ".join(map(escape_markdown, told)).replace(r"\*\*", "**")]
+
+
+def _so_far(few: Mapping[tuple[int, int], Mapping[str, Sequence[str]]], filled: int) -> str:
+    """Which of the ``filled`` cells have how many of the seeds that were asked for, by numbers, then by method."""
+    told = []
+    for (count, of), tasks in few.items():
+        if sum(map(len, tasks.values())) == filled:
+            return f"{count} of {of} in each cell"
+        names = "; ".join(f"{method_label(method)} on {', '.join(on)}" for method, on in tasks.items())
+        told.append(f"{count} of {of}: {names}")
+    return ". ".join(told)
 
 
 def _short(lines: Sequence[_Line]) -> list[str]:

@@ -13,6 +13,7 @@ from torchrl_smore.reports.numbers import (
     estimate_improvement,
     estimate_iqm,
     estimate_profile,
+    method_label,
 )
 from torchrl_smore.reports.paper.markup import escape_markdown
 from torchrl_smore.reports.paper.scores import Scores, data_words, groups_of, main_scores, shared_tasks
@@ -91,7 +92,7 @@ def summary_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
         seeds = sorted({len(values) for values in line.values()})
         rows.append(
             [
-                method,
+                method_label(method),
                 _interval(summary.iqm.get(method)),
                 _interval(summary.improvement.get(method)),
                 _number_of_tasks(len(summary.rival_tasks[method])) if method in summary.improvement else "–",
