@@ -1,4 +1,4 @@
-"""gymnasium-robotics' environments, whose models are compiled once a process."""
+"""gymnasium-robotics' environments, whose models are compiled once a process and whose joints are read at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import copy
 import dataclasses
 import functools
 import io
+from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from torchrl_smore.envs._gym import Env, gymnasium
 
@@ -17,7 +20,8 @@ def make_robotics_env(env_id: str) -> Env:
     """Builds a gymnasium-robotics environment without the wrappers of ``gymnasium.make``.
 
     Reading the meshes of a robot takes a tenth of a second, and an evaluation of 50 episodes builds 50 robots: they are
-    read once a process.
+    read once a process. What a robot says of its joints it asks by name, one by one, which is a fifth of a step of
+    Fetch and two fifths of one of the hand; here it is two reads, of the same numbers.
 
     Raises:
         ImportError: if gymnasium-robotics or mujoco is missing; says what to install.
@@ -39,6 +43,7 @@ def make_robotics_env(env_id: str) -> Env:
     # built, it is what gymnasium.make builds: to pickle, to isinstance and to whoever reads its spec
     env.__class__ = robot
     env.spec.entry_point = spec.entry_point
+    env._utils = _JointsAtOnce(env._utils, env.model, env._model_names.joint_names)
     return env
 
 
@@ -77,3 +82,20 @@ def _compiled(path: str) -> Any:
     import mujoco
 
     return mujoco.MjModel.from_xml_path(path)
+
+
+class _JointsAtOnce:
+    """gymnasium-robotics' ``mujoco_utils``, as seen by one robot, whose joints are hinges and slides."""
+
+    def __init__(self, utils: ModuleType, model: Any, joints: Sequence[str]) -> None:
+        self._utils = utils
+        own = [model.joint(name) for name in joints if name.startswith("robot")]
+        self._positions = np.concatenate([joint.qposadr for joint in own])
+        self._velocities = np.concatenate([joint.dofadr for joint in own])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._utils, name)
+
+    def robot_get_obs(self, model: Any, data: Any, joint_names: Sequence[str]) -> tuple[Any, Any]:
+        """Positions and velocities of the robot's joints, ``[joints]`` each, copied."""
+        return data.qpos[self._positions], data.qvel[self._velocities]
