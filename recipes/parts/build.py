@@ -138,7 +138,7 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
         lr=config.learning_rate,
         total_steps=config.steps,
         cosine=("actor_network",) if decays else (),
-        actor_weight_decay=config.actor_weight_decay,
+        actor_weight_decay=config.actor_weight_decay or 0.0,
         tau=config.target_rate if method.target_network else None,
         kernels=config.kernels,  # type: ignore[arg-type]
         compile=mode,

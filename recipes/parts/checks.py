@@ -60,7 +60,7 @@ def check(config: Config) -> None:
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
         "learning_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
-        "actor_weight_decay": ("in [0, 1000]", lambda value: 0 <= value <= 1000),
+        "actor_weight_decay": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
         "ensemble": ("in [1, 100]", lambda value: value is None or 1 <= value <= 100),
     }
     for name, (expected, holds) in ranges.items():

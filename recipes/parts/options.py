@@ -169,7 +169,9 @@ class Config:
     input_clip: float = option(5.0, "largest standardised input, in standard deviations; 0: no bound")
     learning_rate: float | None = option(None, "of Adam; default: the method's (1e-3 SMORe)")
     schedule: str | None = option(None, f"of the actor's learning rate: {', '.join(SCHEDULES)}; default: the method's")
-    actor_weight_decay: float = option(0.0, "decoupled weight decay of the actor, as AdamW's, at least 0")
+    actor_weight_decay: float | None = option(
+        None, "decoupled weight decay of the actor, as AdamW's, at least 0; default: 0"
+    )
     target_rate: float | None = option(
         None, "Polyak rate of the target networks, in (0, 1]; default: the method's (0.005 SMORe)"
     )

@@ -415,6 +415,13 @@ def test_the_manifest_of_table_1_holds_what_it_says(planning, tmp_path):
     }
     assert len({job.folder for job in every}) == len(every)
     assert {table for job in every for table in job.cell.tables} >= {"1", "2", "9", "12", "13", "14", "16", "figure 2"}
+    # what the page shows is what would be run: a cell goes by its options, and another default is another cell
+    page = ROOT / "docs" / "results" / "table1"
+    ran = {(row.task, row.method, row.setting) for row in read_results(page / "results.csv")}
+    cells = json.loads((page / "grid.json").read_text())["cells"]
+    shown = {cell["id"] for cell in cells if (cell["task"], cell["method"], cell["setting"]) in ran}
+    assert len(shown) == len(ran)
+    assert shown <= {job.cell_folder.name for job in every}
 
 
 def test_a_dataset_of_a_task_as_it_was_fails_the_runs_that_would_read_it(benchmark, planning, tmp_path):
