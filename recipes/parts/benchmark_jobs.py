@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 # those of the discounts that the task reports
 METRICS = (
     *("discounted_return_0.98", "discounted_return_0.99", "discounted_return_0.999", "return_over_max"),
@@ -134,6 +136,16 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 def _begun(folder: Path) -> list[Path]:
     """The run folder that a job has, if it has come as far as one."""
     return [path for path in sorted((folder / "run").glob("*")) if (path / "config.yaml").is_file()]
+
+
+def begun_options(cell_folder: Path) -> dict[str, Any]:
+    """The options of a cell's first run, or nothing where no run of it is kept."""
+    for folder in sorted(cell_folder.glob("seed*")):
+        for run in _begun(folder)[:1]:
+            with contextlib.suppress(OSError, yaml.YAMLError):
+                options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+                return options if isinstance(options, dict) else {}
+    return {}
 
 
 def _trained(folder: Path) -> dict[str, Any] | None:

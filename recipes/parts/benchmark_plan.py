@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parts import grid
-from parts.benchmark_jobs import begun_groups, folder_name
+from parts.benchmark_jobs import begun_groups, begun_options, folder_name
 from parts.checks import MOST, check
 from parts.cli import check_range, nearest, option
 from parts.datasets import dataset_folder, digest
@@ -439,13 +439,19 @@ def check_folder(out: Path, jobs: Sequence[Job]) -> None:
             raise ValueError(
                 f"{error} It is made of the runs below {out / 'cells'}: remove it, and the same command writes it anew."
             ) from error
-    own = {job.cell_folder for job in jobs if job.own_data is not None}
-    for folder in sorted({job.cell_folder for job in jobs}):
+    for folder, job in sorted({job.cell_folder: job for job in jobs}.items()):
         stem = folder.name.rpartition("_")[0]
         others = [path for path in (out / "cells").glob(f"{stem}_????????") if path != folder]
         if others:
+            known = begun_options(others[0])
+            differing = [
+                f"{name} {known[name]}, now {value}"
+                for name, value in job.options.items()
+                if name not in _NOT_IDENTITY and name in known and known[name] != value
+            ]
+            what = "steps or options, or another dataset," if job.own_data is not None else "steps or options"
+            told = f" ({'; '.join(differing[:3])})" if differing else ""
             raise ValueError(
-                f"{out} holds {others[0].name} with other steps or options"
-                f"{', or another dataset,' if folder in own else ''} than are asked for now: "
+                f"{out} holds {others[0].name} with other {what} than are asked for now{told}: "
                 "give the same options as before, or another out=."
             )

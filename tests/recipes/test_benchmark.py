@@ -407,7 +407,7 @@ def test_a_bad_request_is_refused_in_one_line_before_anything_is_written(recipe,
 def test_a_folder_with_other_results_is_refused_and_left_alone(recipe, copy):
     before = files(copy)
     done = recipe("benchmark.py", *[o for o in QUICK if not o.startswith("steps=")], "steps=8", cwd=copy)
-    assert_refused(done, copy, before, "other steps or options", "another out=")
+    assert_refused(done, copy, before, "other steps or options", "(steps 12, now 8", "another out=")
     table = copy / "out" / "results.csv"
     table.write_text(table.read_text().replace("\n1,", "\n2,"))
     before = files(copy)
