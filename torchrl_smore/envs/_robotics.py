@@ -85,13 +85,13 @@ def _compiled(path: str) -> Any:
 
 
 class _JointsAtOnce:
-    """gymnasium-robotics' ``mujoco_utils``, as seen by one robot, whose joints are hinges and slides."""
+    """gymnasium-robotics' ``mujoco_utils``, as seen by one robot, whose joints it has looked for once."""
 
     def __init__(self, utils: ModuleType, model: Any, joints: Sequence[str]) -> None:
         self._utils = utils
-        own = [model.joint(name) for name in joints if name.startswith("robot")]
-        self._positions = np.concatenate([joint.qposadr for joint in own])
-        self._velocities = np.concatenate([joint.dofadr for joint in own])
+        # where each place holds its own index, what is read is where it is
+        places = SimpleNamespace(qpos=np.arange(model.nq), qvel=np.arange(model.nv))
+        self._positions, self._velocities = utils.robot_get_obs(model, places, joints)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._utils, name)
