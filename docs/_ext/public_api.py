@@ -110,6 +110,17 @@ def homes() -> dict[str, str]:
 
 
 @cache
+def _homes_by_ending() -> dict[str, set[str]]:
+    """Homes by each text that one of their names is, or ends with after a dot."""
+    found: dict[str, set[str]] = {}
+    for name, home in homes().items():
+        parts = name.split(".")
+        for start in range(len(parts)):
+            found.setdefault(".".join(parts[start:]), set()).add(home)
+    return found
+
+
+@cache
 def _attribute_docs(module_name: str) -> dict[tuple[str, str], list[str]]:
     return ModuleAnalyzer.for_module(module_name).find_attr_docs()
 
@@ -196,9 +207,9 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: no
     if node.get("refdomain") != "py":
         return None
     target = node["reftarget"]
-    candidates = {home for name, home in homes().items() if name == target or name.endswith(f".{target}")}
     owner, _, member = target.rpartition(".")
-    candidates |= {f"{home}.{member}" for name, home in homes().items() if name == owner or name.endswith(f".{owner}")}
+    members = {f"{home}.{member}" for home in _homes_by_ending().get(owner, ())}
+    candidates = _homes_by_ending().get(target, set()) | members
     domain = env.domains.python_domain
     known = sorted(candidate for candidate in candidates if candidate in domain.objects)
     if not known and node["reftype"] == "meth":
@@ -212,7 +223,7 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: no
 
 def _inherited(owner: str, member: str) -> list[str]:
     """Where a class of that name may have the member from, nearest first: the places of its bases."""
-    classes = {home for name, home in homes().items() if owner and (name == owner or name.endswith(f".{owner}"))}
+    classes = _homes_by_ending().get(owner, ())
     kinds = [getattr(importlib.import_module(home.rpartition(".")[0]), home.rpartition(".")[2]) for home in classes]
     bases = [f"{base.__module__}.{base.__qualname__}" for kind in kinds for base in kind.__mro__]
     return [f"{homes()[base]}.{member}" for base in bases if base in homes()]
@@ -221,11 +232,10 @@ def _inherited(owner: str, member: str) -> list[str]:
 def _class_with_field(owner: str, field: str) -> list[str]:
     """Where the class of that name is documented, if it has the field: fields have no place of their own."""
     found = set()
-    for name, home in homes().items():
+    for home in _homes_by_ending().get(owner, ()):
         module_name, _, class_name = home.rpartition(".")
-        if owner and (name == owner or name.endswith(f".{owner}")):
-            kind = getattr(importlib.import_module(module_name), class_name)
-            found |= {home} if any(field in vars(base).get("__annotations__", {}) for base in kind.__mro__) else set()
+        kind = getattr(importlib.import_module(module_name), class_name)
+        found |= {home} if any(field in vars(base).get("__annotations__", {}) for base in kind.__mro__) else set()
     return sorted(found)
 
 
