@@ -180,9 +180,10 @@ def test_a_folder_that_others_write_is_refused(make_update, tmp_path):
     assert checked_folder(tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
-#: A fresh process that trains 20 updates of two seeds and writes losses, parameters and what Dynamo has traced.
+#: A process that trains 20 updates of two seeds and writes losses, parameters and what Dynamo has traced; if asked,
+#: then the same of an update that is compiled without a folder.
 RUN = """
-import sys, torch, numpy as np, logging
+import sys, torch, logging
 logging.basicConfig(level=logging.INFO)
 sys.path.insert(0, sys.argv[3])
 from conftest import ACTION, GOAL, OBSERVATION, data
@@ -190,29 +191,26 @@ from torchrl_smore.data import GoalBatchSampler
 from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.objectives import SMORELoss
 from torchrl_smore.trainers import FusedUpdate
+rows = data.__wrapped__() if hasattr(data, "__wrapped__") else data.__pytest_wrapped__.obj()
 def make(seed):
     torch.manual_seed(seed)
     networks = make_networks(*goal_specs(OBSERVATION, GOAL, ACTION), hidden=(8,))
     return SMORELoss(networks.actor, networks.score, networks.value, deactivate_vmap=True)
-sampler = GoalBatchSampler(data.__wrapped__() if hasattr(data, "__wrapped__") else data.__pytest_wrapped__.obj(), 16)
-update = FusedUpdate([make(0), make(1)], sampler, seeds=(0, 1), tau=0.05, total_steps=15, compile="default",
-                     compile_cache=None if sys.argv[2] == "none" else sys.argv[2])
-outs = []
-for _ in range(10):
-    outs.append({name: value.clone() for name, value in update().items()})
-update.load_state_dict(update.state_dict())
-for _ in range(10):
-    outs.append({name: value.clone() for name, value in update().items()})
-traced = dict(torch._dynamo.utils.counters["stats"])
-torch.save({"outs": outs, "state": update.state_dict(), "traced": traced}, sys.argv[1])
+def train(folder):
+    torch._dynamo.utils.counters.clear()
+    update = FusedUpdate([make(0), make(1)], GoalBatchSampler(rows, 16), seeds=(0, 1), tau=0.05, total_steps=15,
+                         compile="default", compile_cache=folder)
+    outs = []
+    for _ in range(10):
+        outs.append({name: value.clone() for name, value in update().items()})
+    update.load_state_dict(update.state_dict())
+    for _ in range(10):
+        outs.append({name: value.clone() for name, value in update().items()})
+    traced = dict(torch._dynamo.utils.counters["stats"])
+    return {"outs": outs, "state": update.state_dict(), "traced": traced}
+trained = [train(folder) for folder in ([sys.argv[2], None] if sys.argv[4:] == ["plain"] else [sys.argv[2]])]
+torch.save(trained, sys.argv[1])
 """
-
-
-def in_a_process(out, folder):
-    command = [sys.executable, "-c", RUN, str(out), str(folder), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return torch.load(out, weights_only=True), done.stderr
 
 
 def assert_same_bits(found, expected):
@@ -234,13 +232,21 @@ def assert_same_bits(found, expected):
 @posix
 @pytest.mark.slow
 def test_a_second_process_traces_nothing_and_gets_the_same_bits(tmp_path):
-    plain, _ = in_a_process(tmp_path / "plain.pt", "none")
-    first, log = in_a_process(tmp_path / "first.pt", tmp_path / "kept")
+    def run(
+        *options,
+    ):  # interpreters of their own: forks would have the hash seed in common, and a key must not need it
+        command = [sys.executable, "-c", RUN, tmp_path / "out.pt", tmp_path / "kept", Path(__file__).parent, *options]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return torch.load(tmp_path / "out.pt", weights_only=True), done.stderr
+
+    (first,), log = run()
     assert "is kept in" in log
     assert first["traced"]["unique_graphs"] == 1
-    second, log = in_a_process(tmp_path / "second.pt", tmp_path / "kept")
+    (second, plain), log = run("plain")
     assert "was found in" in log
     assert second["traced"] == {}
+    assert plain["traced"]["unique_graphs"] == 1
     for found in (first, second):
         assert_same_bits(found["outs"], plain["outs"])
         assert_same_bits(found["state"], plain["state"])
