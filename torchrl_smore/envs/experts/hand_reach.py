@@ -175,11 +175,12 @@ class _Hand:
         self._mujoco.mj_collision(model, data)
         rows = np.empty((data.ncon, model.nv))
         first, second = np.empty((2, 3, model.nv))
-        for row, contact in zip(rows, data.contact, strict=True):
-            for jacobian, geom in zip((first, second), contact.geom, strict=True):
-                self._mujoco.mj_jac(model, data, jacobian, None, contact.pos, model.geom_bodyid[geom])
-            row[:] = contact.frame[:3] @ (second - first)  # the frame's first axis points to the second surface
-        return data.contact.dist.copy(), rows @ self._coupling
+        contact = data.contact
+        for row, bodies, place, frame in zip(rows, model.geom_bodyid[contact.geom], contact.pos, contact.frame):
+            for jacobian, body in zip((first, second), bodies):
+                self._mujoco.mj_jac(model, data, jacobian, None, place, body)
+            row[:] = frame[:3] @ (second - first)  # the frame's first axis points to the second surface
+        return contact.dist.copy(), rows @ self._coupling
 
     def weight(self) -> Array:
         """Torques of the actuators that hold the hand still against gravity, in N m, ``[20]``."""
