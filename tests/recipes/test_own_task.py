@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,20 @@ MyTask = register_task("MyTask", "MountainCarContinuous-v0", make_expert=make_ex
 """
 
 
+FEW = (TASK, "num_trajectories=4", "expert_fraction=0.5", "rollout=false")
+
+
+@pytest.fixture(scope="module")
+def collected(recipe, tmp_path_factory):
+    """A working directory with a module of a task, and with data that a run has collected for it."""
+    folder = tmp_path_factory.mktemp("changed")
+    (folder / "my_module.py").write_text(CHANGED)
+    done = recipe("smore_offline.py", *FEW, *TINY, cwd=folder)
+    assert done.status == 0, done.stderr
+    assert "was collected" not in done.stdout + done.stderr
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -135,15 +150,12 @@ MyTask = register_task("MyTask", "MountainCarContinuous-v0", make_expert=make_ex
         ("{}", None),
     ],
 )
-def test_a_dataset_of_a_task_that_has_changed_is_not_taken_for_its_own(recipe, tmp_path, change, message):
-    module, options = tmp_path / "my_module.py", (TASK, "num_trajectories=4", "expert_fraction=0.5", "rollout=false")
-    module.write_text(CHANGED)
-    done = recipe("smore_offline.py", *options, *TINY, cwd=tmp_path)
-    assert done.status == 0, done.stderr
-    assert "was collected" not in done.stdout + done.stderr
-    (out,) = (tmp_path / "datasets").iterdir()
-    module.write_text(CHANGED.replace("**{}", f"**{change}").replace("0.5, np", "-0.5, np"))
-    done = recipe("smore_offline.py", *options, *TINY, cwd=tmp_path)
+def test_a_dataset_of_a_task_that_has_changed_is_not_taken_for_its_own(recipe, collected, tmp_path, change, message):
+    cwd = tmp_path / "cwd"
+    shutil.copytree(collected, cwd)
+    (out,) = (cwd / "datasets").iterdir()
+    (cwd / "my_module.py").write_text(CHANGED.replace("**{}", f"**{change}").replace("0.5, np", "-0.5, np"))
+    done = recipe("smore_offline.py", *FEW, *TINY, cwd=cwd)
     said = f"datasets/{out.name} was collected "
     if message is None:
         assert done.status == 0, done.stderr
@@ -152,4 +164,4 @@ def test_a_dataset_of_a_task_that_has_changed_is_not_taken_for_its_own(recipe, t
     assert (done.status, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert said + message in done.stderr
     given = (TASK, f"dataset={out}", "rollout=false")
-    assert recipe("smore_offline.py", *given, *TINY, cwd=tmp_path).status == 0
+    assert recipe("smore_offline.py", *given, *TINY, cwd=cwd).status == 0
