@@ -142,7 +142,7 @@ def begun_options(cell_folder: Path) -> dict[str, Any]:
     """The options of a cell's first run, or nothing where no run of it is kept."""
     for folder in sorted(cell_folder.glob("seed*")):
         for run in _begun(folder)[:1]:
-            with contextlib.suppress(OSError, yaml.YAMLError):
+            with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
                 options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
                 return options if isinstance(options, dict) else {}
     return {}
