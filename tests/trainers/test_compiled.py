@@ -232,9 +232,8 @@ def assert_same_bits(found, expected):
 @posix
 @pytest.mark.slow
 def test_a_second_process_traces_nothing_and_gets_the_same_bits(tmp_path):
-    def run(
-        *options,
-    ):  # interpreters of their own: forks would have the hash seed in common, and a key must not need it
+    # interpreters of their own: forks would have the hash seed in common, and a key must not need it
+    def run(*options):
         command = [sys.executable, "-c", RUN, tmp_path / "out.pt", tmp_path / "kept", Path(__file__).parent, *options]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
