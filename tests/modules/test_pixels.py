@@ -192,3 +192,18 @@ def test_group_norm_is_torchs_and_can_be_mapped():
     expected = torch.stack([theirs(batch) for batch in pictures])
     torch.testing.assert_close(ours(pictures), expected)
     torch.testing.assert_close(torch.vmap(ours)(pictures), expected)
+
+
+def test_group_norm_of_bfloat16_is_that_of_float32_but_for_its_rounding():
+    torch.manual_seed(0)
+    ours, theirs = MappedGroupNorm(2, 8), torch.nn.GroupNorm(2, 8)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    # channels last in memory, as convolutions of stored pictures give them
+    pictures = torch.randn(5, 8, 4, 6).bfloat16().contiguous(memory_format=torch.channels_last)
+    found = ours(pictures)
+    assert found.dtype == torch.bfloat16
+    # eight bits of mantissa: input, weight and bias are exact or rounded once, the result is rounded once
+    torch.testing.assert_close(found.float(), theirs(pictures.float()), rtol=2**-7, atol=2**-6)
