@@ -123,10 +123,10 @@ class Config:
     goals: str | None = option(
         None,
         f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; default: "
-        "the method's (away SMORe)",
+        "the method's, or future",
     )
     actor_goals: str | None = option(
-        None, "the same for the actor; default: the method's (future SMORe), or those of score and value"
+        None, "the same for the actor; default: the method's, or those of score and value"
     )
     mapped: str | None = option(None, "folder for a file of the rows, where they are too many for memory")
     resident: int | None = option(
