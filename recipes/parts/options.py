@@ -125,9 +125,7 @@ class Config:
         f"hindsight goals of score and value: {', '.join(STRATEGIES)}, or shares such as future:0.5+away:0.5; default: "
         "the method's, or future",
     )
-    actor_goals: str | None = option(
-        None, "the same for the actor; default: the method's, or those of score and value"
-    )
+    actor_goals: str | None = option(None, "the same for the actor; default: the method's, or those of score and value")
     mapped: str | None = option(None, "folder for a file of the rows, where they are too many for memory")
     resident: int | None = option(
         None,
