@@ -181,13 +181,18 @@ def test_a_separate_encoder_is_trained_by_its_actor():
     assert all(p.grad is not None for p in actor.module[0].module.encoder.parameters())
 
 
-def test_group_norm_is_torchs_and_can_be_mapped():
+def group_norms():
     torch.manual_seed(0)
     ours, theirs = MappedGroupNorm(2, 8), torch.nn.GroupNorm(2, 8)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.normal_()
     theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def test_group_norm_is_torchs_and_can_be_mapped():
+    ours, theirs = group_norms()
     pictures = torch.randn(3, 5, 8, 4, 6)
     expected = torch.stack([theirs(batch) for batch in pictures])
     torch.testing.assert_close(ours(pictures), expected)
@@ -195,12 +200,7 @@ def test_group_norm_is_torchs_and_can_be_mapped():
 
 
 def test_group_norm_of_bfloat16_is_that_of_float32_but_for_its_rounding():
-    torch.manual_seed(0)
-    ours, theirs = MappedGroupNorm(2, 8), torch.nn.GroupNorm(2, 8)
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.normal_()
-    theirs.load_state_dict(ours.state_dict())
+    ours, theirs = group_norms()
     # channels last in memory, as convolutions of stored pictures give them
     pictures = torch.randn(5, 8, 4, 6).bfloat16().contiguous(memory_format=torch.channels_last)
     found = ours(pictures)
