@@ -205,5 +205,7 @@ def test_group_norm_of_bfloat16_is_that_of_float32_but_for_its_rounding():
     pictures = torch.randn(5, 8, 4, 6).bfloat16().contiguous(memory_format=torch.channels_last)
     found = ours(pictures)
     assert found.dtype == torch.bfloat16
+    assert found.is_contiguous()  # channels first, which is faster
+    assert not ours(pictures.float()).is_contiguous()
     # eight bits of mantissa: input, weight and bias are exact or rounded once, the result is rounded once
     torch.testing.assert_close(found.float(), theirs(pictures.float()), rtol=2**-7, atol=2**-6)
