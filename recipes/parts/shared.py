@@ -212,7 +212,8 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
         advice: message of that.
 
     Raises:
-        Stopped: at its end, if a signal came too late for anything to be stopped.
+        Stopped: at its end, if a signal came too late for anything to be stopped; and from an error that came after a
+            signal, which is told: one for a whole group of processes also ends a compiler that is waited for.
     """
     stopped: Stopped | None = None
 
@@ -233,6 +234,12 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
             before[each] = signal.signal(each, note)
     try:
         yield
+    except Exception as error:
+        if stopped is None:
+            raise
+        first_line = next(iter(str(error).splitlines()), "")
+        print(f"stopped before its checkpoint by {type(error).__name__}: {first_line}", file=sys.stderr)
+        raise stopped from error
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

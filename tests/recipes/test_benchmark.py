@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -477,6 +478,9 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing_and_count_nothing_twic
         os.kill(int(line.split()[1]), signal.SIGKILL)
         wait_for(lambda: len(dict(starts())[folder]) == 2)
         os.kill(driver.pid, signal.SIGKILL)
+        # Ray ends the orphan within a second or two, in which a fast machine finishes the run
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(dict(starts())[folder][1].split()[1]), signal.SIGKILL)
         assert driver.wait(60).status == -signal.SIGKILL
     done = recipe("benchmark.py", *options, "jobs=0", cwd=rough)
     assert done.status == 0, done.stderr

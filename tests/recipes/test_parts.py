@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,22 @@ def test_the_command_that_repeats_a_run_has_what_was_chosen_and_not_where_it_ran
     found = repeat_command("a.py", config, "task", steps=7, model=None, resume=None)
     assert found == "python recipes/a.py task=FetchPush steps=7"
     assert config.resume == "runs/NAME"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_error_after_a_signal_is_a_stop_and_one_without_it_is_an_error(import_recipe, capsys, signum):
+    shared = import_recipe("parts.shared")
+    before = signal.getsignal(signum)
+    with pytest.raises(shared.Stopped, match="go on so") as raised:  # noqa: PT012, SIM117
+        with shared.stopping_on_signals(lambda _: None, "go on so"):
+            signal.raise_signal(signum)
+            raise RuntimeError("the compiler was killed\nby a signal")
+    assert raised.value.signum == signum
+    assert "RuntimeError: the compiler was killed\n" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="of its own"):  # noqa: SIM117
+        with shared.stopping_on_signals(lambda _: None, "go on so"):
+            raise RuntimeError("of its own")
+    assert signal.getsignal(signum) is before
 
 
 def test_layers_of_a_network_are_copied_in_their_order(import_recipe):
