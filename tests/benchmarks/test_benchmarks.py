@@ -38,6 +38,7 @@ CASES = {
     "bench_scaling": {"1", "2", "4"},
     "bench_collect": {"bare simulator", "collection", "evaluation, one process, batched"},
     "bench_trace": {"SMORELoss", "SMORe by hand"},
+    "bench_pictures": {"SMORe, bf16", "cloning, float32", "floor: SMORe's encoders alone, bf16"},
     "bench_data": {"read buffer.pkl", "load, with checksums", "save"},
 }
 
