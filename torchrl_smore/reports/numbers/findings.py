@@ -16,7 +16,7 @@ OUTSIDE = 0.01  # of the rows
 PREFERENCE = 0.6
 #: Smallest mean cosine of the policy's action and the expert's.
 COSINE = 0.8
-NOISE = 0.4  # of the expert's actions
+NOISE = 0.3  # of the expert's actions
 IDLE = 0.5  # of the rows
 BEYOND = 0.005  # of the rows
 #: Largest standardised input, in standard deviations.
@@ -228,8 +228,8 @@ def _phases(d: Diagnosis) -> list[Finding]:
                 f"The actor's likelihood takes {share:.0%} of the expert's actions {place} for noise, and does not "
                 "learn from them.",
                 share > NOISE,
-                "min_std=0.1: the likelihood has become narrower than what is still to be learnt; fewer updates or a "
-                "smaller learning_rate, a smaller contamination",
+                "contamination=0, if these experts do not act at random; min_std=0.1, if the likelihood has become "
+                "narrower than what is still to be learnt; fewer updates or a smaller learning_rate",
             )
         )
     for row in away:
