@@ -28,6 +28,7 @@ from torchrl_smore.trainers import FusedUpdate
 PIXELS, LENGTH = 48, 60
 #: Distinct pictures in SMORe's batch: state and goal of both kinds of row, which are trained on, and what follows.
 TRAINED, CONSTANT = 4, 1
+SEEN_BY_ACTOR = 2  # at once, by its own encoder
 FLOOR = "floor: SMORe's encoders alone"
 
 
@@ -63,8 +64,9 @@ def make_update(store: TrajectoryStore, batch_size: int, precision: Precision, *
 
 def encoders_alone(batch_size: int, precision: Precision) -> Callable[[], None]:
     """Forward and backward of all pictures that an update of SMORe encodes."""
-    shared, own = (PixelEncoder(number, pixels=PIXELS, precision=precision) for number in (1, 2))
-    pictures = torch.randint(0, 256, (6, batch_size, PIXELS, PIXELS, 3), dtype=torch.uint8)
+    shared, own = (PixelEncoder(number, pixels=PIXELS, precision=precision) for number in (1, SEEN_BY_ACTOR))
+    shape = (TRAINED + SEEN_BY_ACTOR, batch_size, PIXELS, PIXELS, 3)
+    pictures = torch.randint(0, 256, shape, dtype=torch.uint8)
     trained, constant = pictures[:TRAINED].flatten(0, 1), pictures[:CONSTANT].flatten(0, 1)
 
     def encode() -> None:
@@ -102,12 +104,16 @@ def main() -> None:
         calls |= variants(store, args.batch_size, precision)
     blocks = {name: harness.rate(call, args.updates, time.process_time) for name, call in calls.items()}
     found = harness.interleave(blocks, args.blocks)
+    floors = {f"SMORe, {precision}": found[f"{FLOOR}, {precision}"] for precision in args.precision}
     cells = [
-        [name, harness.spread(rates), harness.ratio(found[f"{FLOOR}, {name.rpartition(', ')[2]}"], rates)]
+        [name, harness.spread(rates), harness.ratio(floors[name], rates) if name in floors else ""]
         for name, rates in found.items()
     ]
-    print("\n" + harness.markdown(["update", "a second of CPU time, median [min, max]", "times SMORe's floor"], cells))
-    harness.write_csv(Path(args.out + ".csv"), harness.long_rows(found, "1/s", batch_size=args.batch_size))
+    print("\n" + harness.markdown(["update", "a second of CPU time, median [min, max]", "times the floor"], cells))
+    harness.write_csv(
+        Path(args.out + ".csv"),
+        harness.long_rows(found, "1/s of CPU time", batch_size=args.batch_size, threads=args.threads),
+    )
     harness.plot_bars(Path(args.out + ".png"), found, harness.machine(args.threads), "updates per second of CPU time")
     print(f"\n{args.out}.csv, {args.out}.png")
 

@@ -115,12 +115,12 @@ def train(config: Config) -> dict[str, Any]:
         if not trainer.progress_bar:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
         advice = f"Resume with: python recipes/smore_offline.py resume={run_dir}"
-        try:
-            with stopping_on_signals(trainer.stop_with, advice):
+        with stopping_on_signals(trainer.stop_with, advice):
+            try:
                 trainer.train()
-        except DivergedError as error:
-            write_summary(config, run_dir, trainer, time.perf_counter() - started, error)
-            raise
+            except DivergedError as error:
+                write_summary(config, run_dir, trainer, time.perf_counter() - started, error)
+                raise
         return report(config, task, run_dir, trainer, time.perf_counter() - started)
 
 

@@ -105,7 +105,7 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
             # a traceback helps nobody who mistyped a name; HYDRA_FULL_ERROR=1 shows it
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            _exit(_one_line(error))
+            _exit(one_line(error))
 
     # Hydra knows interpolations that OmegaConf does not
     if any(argument.startswith("-") or "hydra" in argument or _INTERPOLATION in argument for argument in sys.argv[1:]):
@@ -312,7 +312,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Kind and message of an error, of a message of several lines the first and the last."""
     lines = str(error).strip().splitlines() or ["no message"]
     # of a worker's traceback the first line says who failed, the last one why
     text = lines[0] if len(lines) == 1 else f"{lines[0]} [...] {lines[-1].strip()}"

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import torchrl_smore
+from parts.cli import one_line
 from torchrl_smore.modules.linear import has_bf16_products
 from torchrl_smore.trainers import (
     OfflineTrainer,
@@ -194,7 +195,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended a run, whose checkpoint is saved; ``signum`` says which."""
+    """A signal has ended a run, which goes on from its last checkpoint; ``signum`` says which."""
 
     def __init__(self, advice: str, signum: int) -> None:
         super().__init__(advice)
@@ -212,8 +213,8 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
         advice: message of that.
 
     Raises:
-        Stopped: at its end, if a signal came too late for anything to be stopped; and from an error that came after a
-            signal, which is told: one for a whole group of processes also ends a compiler that is waited for.
+        Stopped: at its end, if a signal came too late for anything to be stopped; and from an error that comes after a
+            signal, which is told: a signal to a whole group of processes also ends a compiler that is waited for.
     """
     stopped: Stopped | None = None
 
@@ -234,11 +235,11 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
             before[each] = signal.signal(each, note)
     try:
         yield
-    except Exception as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if stopped is None:
             raise
-        first_line = next(iter(str(error).splitlines()), "")
-        print(f"stopped before its checkpoint by {type(error).__name__}: {first_line}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # as above
+            print(f"after the signal: {one_line(error)}", file=sys.stderr)
         raise stopped from error
     finally:
         for each, handler in before.items():

@@ -55,6 +55,24 @@ def test_a_benchmark_leaves_positive_numbers_of_every_variant_and_a_plot(name, l
     assert "torch 2." in capsys.readouterr().out
 
 
+def test_the_floor_of_pictures_encodes_as_many_as_an_update_of_smore(load, monkeypatch):
+    bench = load("bench_pictures")
+    calls, forward = [], bench.PixelEncoder.forward
+
+    def counted(self, *pictures):
+        calls.append((len(pictures), pictures[0].shape[:-3].numel()))
+        return forward(self, *pictures)
+
+    monkeypatch.setattr(bench.PixelEncoder, "forward", counted)
+    update = bench.make_update(bench.picture_store(2), 3, "float32", cloning=False)
+    calls.clear()
+    update()
+    of_update = sorted(calls)
+    calls.clear()
+    bench.encoders_alone(3, "float32")()
+    assert sorted(calls) == of_update == [(1, 3), (1, 12), (2, 3)]
+
+
 def test_rows_of_several_blocks_are_read_as_they_were_written(load, monkeypatch, tmp_path):
     bench, harness = load("bench_scale"), load("harness")
     monkeypatch.setattr(bench, "BLOCK", 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -112,17 +114,51 @@ def test_the_command_that_repeats_a_run_has_what_was_chosen_and_not_where_it_ran
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_error_after_a_signal_is_a_stop_and_one_without_it_is_an_error(import_recipe, capsys, signum):
     shared = import_recipe("parts.shared")
-    before = signal.getsignal(signum)
-    with pytest.raises(shared.Stopped, match="go on so") as raised:  # noqa: PT012, SIM117
-        with shared.stopping_on_signals(lambda _: None, "go on so"):
-            signal.raise_signal(signum)
-            raise RuntimeError("the compiler was killed\nby a signal")
-    assert raised.value.signum == signum
-    assert "RuntimeError: the compiler was killed\n" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="of its own"):  # noqa: SIM117
-        with shared.stopping_on_signals(lambda _: None, "go on so"):
-            raise RuntimeError("of its own")
-    assert signal.getsignal(signum) is before
+    # what a session without a terminal may have otherwise
+    usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(signum, usual)
+    try:
+        error = RuntimeError("the compiler was killed\n  by a signal")
+        with pytest.raises(shared.Stopped, match="go on so") as raised:  # noqa: PT012, SIM117
+            with shared.stopping_on_signals(lambda _: None, "go on so"):
+                signal.raise_signal(signum)
+                raise error
+        assert (raised.value.signum, raised.value.__cause__) == (signum, error)
+        assert "RuntimeError: the compiler was killed [...] by a signal\n" in capsys.readouterr().err
+        with pytest.raises(RuntimeError, match="of its own"):  # noqa: SIM117
+            with shared.stopping_on_signals(lambda _: None, "go on so"):
+                raise RuntimeError("of its own")
+        assert signal.getsignal(signum) is usual
+    finally:
+        signal.signal(signum, before)
+
+
+def test_a_stopped_run_is_the_last_of_a_benchmark_and_a_failed_one_is_not(import_recipe, monkeypatch):
+    benchmark, shared = import_recipe("benchmark"), import_recipe("parts.shared")
+    begun = []
+
+    def run_job(job):
+        begun.append(job)
+        raise job
+
+    monkeypatch.setattr(benchmark, "run_job", run_job)
+    failed, stopped, next_one = RuntimeError("failed"), shared.Stopped("go on so", signal.SIGTERM), ValueError()
+    with pytest.raises(shared.Stopped):
+        list(benchmark.run_here([failed, stopped, next_one]))
+    assert begun == [failed, stopped]
+
+
+def test_an_error_after_a_signal_is_a_stop_also_where_the_terminal_is_gone(import_recipe, monkeypatch):
+    shared = import_recipe("parts.shared")
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(shared.Stopped):  # noqa: PT012, SIM117
+        with shared.stopping_on_signals(lambda _: monkeypatch.setattr(sys, "stderr", Gone()), "go on so"):
+            signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("the compiler was killed")
 
 
 def test_layers_of_a_network_are_copied_in_their_order(import_recipe):

@@ -228,8 +228,9 @@ def _phases(d: Diagnosis) -> list[Finding]:
                 f"The actor's likelihood takes {share:.0%} of the expert's actions {place} for noise, and does not "
                 "learn from them.",
                 share > NOISE,
-                "contamination=0, if these experts do not act at random; min_std=0.1, if the likelihood has become "
-                "narrower than what is still to be learnt; fewer updates or a smaller learning_rate",
+                "compare with contamination=0, which helps on some tasks and harms on others; min_std=0.1, if the "
+                "likelihood has become narrower than what is still to be learnt; fewer updates; a smaller "
+                "learning_rate",
             )
         )
     for row in away:
