@@ -6,7 +6,8 @@ import pytest
 
 from torchrl_smore.reports import Source, read_benchmark, write_table_page
 from torchrl_smore.reports.numbers import ResultsError, RunSet
-from torchrl_smore.reports.paper import summarize
+from torchrl_smore.reports.paper import max_return, summarize
+from torchrl_smore.reports.paper.summary import summary_notes
 
 COMMAND = "python recipes/report.py benchmark=x page=table1.md"
 MIXED = "expert=30_episodes;mix=m-e"
@@ -214,6 +215,32 @@ def test_improvement_on_a_locomotion_task_is_by_the_return_of_its_line(make_resu
     # of the four pairs SMORe wins two, loses one, and ties one
     assert summary.improvement["hindsight_bc"].value == pytest.approx(0.625)
     assert summary.rival_tasks == {"hindsight_bc": ["CheetahTgtVel-m-e"]}
+
+
+def test_a_method_just_begun_does_not_leave_one_task_for_the_interquartile_means(make_result):
+    """Means by hand: of two tasks with 20 and 10 of 39.5 each, the half in the middle is 15 of 39.5."""
+    returns = {
+        ("SMORe", "FetchReach"): 20.0,
+        ("SMORe", "FetchPush"): 10.0,
+        ("SMORe", "FetchPick"): 5.0,
+        ("hindsight_bc", "FetchReach"): 10.0,
+        ("hindsight_bc", "FetchPush"): 20.0,
+        ("GoFAR", "FetchPick"): 30.0,
+    }
+    rows = [
+        make_result(method=method, task=task, seed=seed, setting="expert=0.1", value=value)
+        for (method, task), value in returns.items()
+        for seed in range(4)
+    ]
+    summary = summarize(RunSet(rows), resamples=5)
+    assert sorted(summary.tasks) == ["FetchPush", "FetchReach"]
+    assert {name: each.value for name, each in summary.iqm.items()} == {
+        "SMORe": pytest.approx(15.0 / max_return("FetchPush", 0.99)),
+        "hindsight_bc": pytest.approx(15.0 / max_return("FetchPush", 0.99)),
+    }
+    (note, *_) = summary_notes(summary, min_seeds=1)
+    assert "every method has run, but for GoFAR with fewer than half of the tasks (" in note
+    assert summary.rival_tasks["GoFAR"] == ["FetchPick"]
 
 
 def test_the_folder_beside_it_gives_the_same_page_and_tells_no_place(page, tmp_path):

@@ -158,6 +158,15 @@ def test_success_rates_come_from_the_last_step_and_are_aggregated(make_result):
     assert "interval over FetchReach, FetchPush: SMORe 0.750 [0.750, 0.750]." in text
 
 
+def test_a_method_with_one_of_three_tasks_does_not_leave_that_task_alone_to_be_aggregated(make_result):
+    tasks = ("FetchReach", "FetchPush", "FetchPick")
+    runs = [make_result(task=task, metric="success_last", value=value) for task, value in zip(tasks, (1.0, 0.5, 0.6))]
+    runs.append(make_result(task="FetchPick", metric="success_last", method="GC-IQL", value=0.9))
+    text = to_markdown(build_table(10, runs, command=COMMAND))
+    # of three runs none is left out: (1 + 0.5 + 0.6) / 3
+    assert "interval over FetchReach, FetchPick, FetchPush: SMORe 0.700 [0.700, 0.700]. " in text
+
+
 def test_tasks_can_be_chosen_and_where_the_runs_come_from_is_said(two_methods):
     text = to_markdown(build_table(1, two_methods(2), command=COMMAND, tasks=["FetchReach"]))
     assert "FetchPush" not in text

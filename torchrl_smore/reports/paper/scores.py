@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from torchrl_smore.reports.paper.published import HORIZONS, Paper, max_return
 
 View = Literal["discounted_return_0.98", "discounted_return_0.99", "return_over_max", "success_rate", "final_distance"]
 Scores = dict[str, dict[str, np.ndarray]]
+Method = TypeVar("Method", bound=Hashable)
 
 #: The setting that most of the paper's tables have: a tenth of the data are an expert's.
 BASE_SETTING = "expert=0.1"
@@ -138,6 +139,15 @@ def shared_tasks(scores: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
         for task in task_order(t for line in scores.values() for t in line)
         if all(task in line for line in scores.values())
     ]
+
+
+def widely_run(tasks_of: Mapping[Method, Collection[Any]]) -> list[Method]:
+    """Those methods that have at least half as many tasks as the one that has most, in their order.
+
+    A comparison over the tasks that all of these have says more than one over the single task of a method just begun.
+    """
+    most = max(map(len, tasks_of.values()), default=0)
+    return [method for method, tasks in tasks_of.items() if 2 * len(tasks) >= most]
 
 
 def groups_of(scores: Mapping[str, Mapping[str, np.ndarray]], method: str, tasks: Sequence[str]) -> list[np.ndarray]:

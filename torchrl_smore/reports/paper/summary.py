@@ -16,7 +16,7 @@ from torchrl_smore.reports.numbers import (
     method_label,
 )
 from torchrl_smore.reports.paper.markup import escape_markdown
-from torchrl_smore.reports.paper.scores import Scores, data_words, groups_of, main_scores, shared_tasks
+from torchrl_smore.reports.paper.scores import Scores, data_words, groups_of, main_scores, shared_tasks, widely_run
 
 #: The method that a summary is about.
 METHOD = "SMORe"
@@ -30,8 +30,8 @@ class Summary:
 
     Attributes:
         scores: what they are of: method to task to values.
-        tasks: that every method has; interquartile means and profiles are over these.
-        iqm: interquartile means.
+        tasks: that every method of ``iqm`` has; interquartile means and profiles are over these.
+        iqm: interquartile means, of the methods that are :func:`~torchrl_smore.reports.paper.scores.widely_run`.
         profiles: at :data:`THRESHOLDS`.
         improvement: probability that SMORe is above a rival, over the tasks that both have; of locomotion by the return
             at 0.999.
@@ -65,8 +65,9 @@ def summarize(runs: RunSet, *, resamples: int = RESAMPLES) -> Summary:
         resamples: of each bootstrap.
     """
     scores = main_scores(runs)
-    tasks = shared_tasks(scores)
-    groups = {method: groups_of(scores, method, tasks) for method in scores if tasks}
+    compared = {method: scores[method] for method in widely_run(scores)}
+    tasks = shared_tasks(compared)
+    groups = {method: groups_of(scores, method, tasks) for method in compared if tasks}
     judged, improvement, rival_tasks = main_scores(runs, judged=True), {}, {}
     for rival in judged if METHOD in judged else ():
         common = [] if rival == METHOD else shared_tasks({name: judged[name] for name in (METHOD, rival)})
@@ -114,10 +115,12 @@ def summary_notes(summary: Summary, min_seeds: int) -> list[str]:
         return ["No runs on the data of Table 1."]
     every = [task for line in summary.scores.values() for task in line]
     tasks = ", ".join(summary.tasks) or "none: no task was run by every method"
+    begun = [method_label(method) for method in summary.scores if summary.tasks and method not in summary.iqm]
+    but = f", but for {', '.join(begun)} with fewer than half of the tasks" if begun else ""
     notes = [
         f"Return over the largest possible one at discount 0.99, on the {data_words(every)}. Interquartile means and "
-        f"profiles are over the tasks that every method has run ({tasks}); the probability of improvement over those "
-        "that both methods have, of locomotion by the return at 0.999.",
+        f"profiles are over the tasks that every method has run{but} ({tasks}); the probability of improvement over "
+        "those that both methods have, of locomotion by the return at 0.999.",
         "Intervals: 95%, percentiles of a stratified bootstrap that draws seeds within each task (arXiv:2108.13264). "
         f"Computed by {'; '.join(summary.sources) or 'nobody: nothing to compute'}.",
     ]

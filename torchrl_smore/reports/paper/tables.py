@@ -19,7 +19,7 @@ from torchrl_smore.reports.numbers import (
 )
 from torchrl_smore.reports.paper.markup import Entry, Row, Table, to_html, to_latex, to_markdown
 from torchrl_smore.reports.paper.published import HORIZONS, Paper, PaperCell
-from torchrl_smore.reports.paper.scores import BASE_SETTING, View, our_sample, task_order
+from torchrl_smore.reports.paper.scores import BASE_SETTING, View, our_sample, task_order, widely_run
 
 Markup = Literal["markdown", "latex", "html"]
 
@@ -257,9 +257,10 @@ def _mark_notes(rows: Sequence[Row], view: View) -> list[str]:
 
 
 def _aggregates(rows: Sequence[Row], columns: Sequence[str], resamples: int) -> list[str]:
-    """Interquartile means of our runs, over the tasks that every method with runs has run."""
+    """Interquartile means of our runs, of the columns that are widely run, over the tasks that all of these have."""
     ours = [row for row in rows if row.source == "ours"]
-    places = [i for i in range(len(columns)) if any(row.entries[i] is not None for row in ours)]
+    run = {i: [row for row in ours if row.entries[i] is not None] for i in range(len(columns))}
+    places = widely_run({i: line for i, line in run.items() if line})
     shared = [row for row in ours if all(row.entries[i] is not None for i in places)]
     if not places or not shared:
         return []
