@@ -7,6 +7,7 @@ python recipes/collect_dataset.py task=CheetahTgtVel-m-e num_trajectories=1030 e
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from parts.cli import check_range, option, run_recipe
 from parts.datasets import dataset_folder
+from parts.defaults import of_every_preset
 
 from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
 
@@ -25,7 +27,8 @@ class Config:
     task: str = option("FetchReach", f"{', '.join(task_names())}, or one of your own as MODULE:NAME")
     mixture: str | None = option(
         None,
-        f"share of experts, by name: {', '.join(MIXTURES)}; default: expert10, or 30 experts for locomotion",
+        f"share of experts, by name: {', '.join(MIXTURES)}; default: expert10, or as in training 30 experts for "
+        "locomotion and experts alone for Tabletop",
     )
     size: str = option("small", "small: 4,000 trajectories; paper: 40,000 (hard Fetch tasks and HandReach)")
     num_trajectories: int | None = option(None, "trajectories in all, instead of a size")
@@ -47,6 +50,13 @@ class Config:
     overwrite: bool = option(False, "replace a store that is there")
 
 
+def _with_defaults(config: Config) -> Config:
+    """With what the training recipe would collect, where nothing is asked for."""
+    of_task = of_every_preset(config.task, ("expert_noise",) if config.mixture else ("expert_fraction", "expert_noise"))
+    missing = {name: value for name, value in of_task.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
 def _composition(task: Task, config: Config) -> dict[str, Any]:
     """Number of trajectories and share of the experts, as options of :meth:`Task.composition`."""
     check_range("num_trajectories", config.num_trajectories, 1, 10**7)
@@ -64,6 +74,7 @@ def _composition(task: Task, config: Config) -> dict[str, Any]:
 def main(config: Config) -> None:
     """Runs the recipe."""
     task = get_task(config.task)
+    config = _with_defaults(config)
     composition = _composition(task, config)
     names = ("expert_policy", "medium_policy", "expert_noise", "expert_random_prob", "action_noise")
     given: dict[str, Any] = {name: getattr(config, name) for name in names}

@@ -9,7 +9,7 @@ dataclass of the recipe, which alone decides what options there are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ def read_defaults(recipe: type, kind: str, name: str) -> dict[str, Any]:
         raise ValueError(f"{path} must hold options by name, found {type(content).__name__}.")
     _check_sections(recipe, content, _SECTIONS[kind], str(path))
     return dict(content)
+
+
+def of_every_preset(task: str, names: Iterable[str]) -> dict[str, Any]:
+    """What the file of a task says of some options whatever the preset, for recipes that have none; not checked."""
+    path = CONFIGS / "task" / f"{task}.yaml"
+    content = (_parsed(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return {name: content[name] for name in names if name in content}
 
 
 @cache

@@ -30,6 +30,18 @@ def test_a_mixture_of_the_paper_sets_the_share_of_experts(recipe, tmp_path):
     assert TrajectoryStore.load(tmp_path / "store").meta["expert_fraction"] == 0.025
 
 
+def test_where_nothing_is_asked_for_it_collects_what_training_would(recipe, tmp_path):
+    done = recipe("collect_dataset.py", "task=Tabletop-drawer", "num_trajectories=3", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    # the folder that smore_offline.py looks for
+    store = TrajectoryStore.load(tmp_path / "datasets" / "Tabletop_expert3_random0_seed0_expertnoise0.1")
+    assert [(part["behaviour"], part["noise"]) for part in store.meta["composition"]] == [("expert", 0.1)]
+    options = ("task=Tabletop", "num_trajectories=4", "expert_fraction=0.5", "expert_noise=0", "out=store")
+    assert recipe("collect_dataset.py", *options, cwd=tmp_path).status == 0
+    expert, other = TrajectoryStore.load(tmp_path / "store").meta["composition"]
+    assert (expert["num_trajectories"], expert["noise"], other["num_trajectories"]) == (2, 0.0, 2)
+
+
 def test_noise_of_expert_and_environment_and_the_folder_can_be_chosen(recipe, tmp_path):
     options = ("task=PointReach", "num_trajectories=4", "expert_noise=0.2", "action_noise=0.5", "out=here/noisy")
     done = recipe("collect_dataset.py", *options, cwd=tmp_path)
