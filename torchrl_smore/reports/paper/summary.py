@@ -31,7 +31,7 @@ class Summary:
     Attributes:
         scores: what they are of: method to task to values.
         tasks: that every method of ``iqm`` has; interquartile means and profiles are over these.
-        iqm: interquartile means, of the methods that are :func:`~torchrl_smore.reports.paper.scores.widely_run`.
+        iqm: interquartile means, of the methods that have at least half as many tasks as the one that has most.
         profiles: at :data:`THRESHOLDS`.
         improvement: probability that SMORe is above a rival, over the tasks that both have; of locomotion by the return
             at 0.999.
