@@ -51,7 +51,7 @@ class Config:
 
 
 def _with_defaults(config: Config) -> Config:
-    """With what the training recipe would collect, where nothing is asked for."""
+    """With what training collects of the task whatever its preset, where nothing is asked for."""
     of_task = of_every_preset(config.task, ("expert_noise",) if config.mixture else ("expert_fraction", "expert_noise"))
     missing = {name: value for name, value in of_task.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
