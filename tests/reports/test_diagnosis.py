@@ -94,7 +94,7 @@ def problems(findings):
 def test_numbers_at_their_thresholds_are_no_problem_and_the_page_states_each_threshold(diagnose, tmp_path):
     findings, page = diagnose()
     assert problems(findings) == []
-    assert len(findings) == 11
+    assert len(findings) == 12
     assert "Nothing out of the ordinary was found." in page
     for finding in findings:
         for text in (finding.name, finding.rule):
@@ -113,6 +113,7 @@ def test_numbers_at_their_thresholds_are_no_problem_and_the_page_states_each_thr
         ({"numbers": {"idle_rows": 0.51}}, "rows at their goal that have not moved", "51% of the rows"),
         ({"numbers": {"effective": 0.19}}, "effective sample size of the weights", "19% of the rows"),
         ({"numbers": {"expert_weight": 0.09}}, "weight of the experts", "(0.90 times)"),
+        ({"numbers": {"effective": 0.86, "expert_rows": 0.49, "expert_weight": 0.5}}, "work of the weights", "86%"),
         ({"numbers": {"value_slope": 0.9}}, "worth of a step", "raises the value by 0.9"),
         ({"numbers": {"score_rank_correlation": 0.69}}, "score along expert trajectories", "correlation of 0.69"),
         ({"numbers": {"outside": 0.02}}, "range of the score", "range is [-2, 200]; 2.0% are outside"),
@@ -148,6 +149,22 @@ def test_a_number_beyond_its_threshold_is_a_problem_with_advice_on_top_of_the_pa
     assert said in finding.said
     assert finding.advice
     assert page.index("Try: ") < page.index("<nav>")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("numbers", "about"),
+    [
+        ({"effective": 0.85, "expert_rows": 0.49}, {}),
+        ({"effective": 1.0, "expert_rows": 0.5}, {}),
+        ({"effective": 1.0, "expert_rows": 0.0}, {"experts_known": False}),
+    ],
+)
+def test_weights_that_leave_all_rows_are_no_problem_where_experts_have_half_of_them_or_are_not_known(
+    diagnose, numbers, about
+):
+    findings, _ = diagnose(numbers={"expert_weight": 0.5, **numbers}, about=about)
+    assert problems(findings) == []
 
 
 @pytest.mark.usefixtures("undrawn")

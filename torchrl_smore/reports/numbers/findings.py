@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 EFFECTIVE = 0.2  # of the rows
+IDLE_WEIGHTS = 0.85  # of the rows
+MOSTLY_EXPERTS = 0.5  # of the rows
 STEP = 0.5  # gain of the value with a step over the standard deviation of the advantage
 RANK = 0.7
 GROWTH = 0.1  # of what the score has changed in all
@@ -144,6 +146,17 @@ def _weights(d: Diagnosis) -> list[Finding]:
                 lift < 1.0,
                 "the upper tail of the advantage is other rows, so it is noise: weight_clip=1, a smaller gamma, "
                 "anchors=arriving",
+            )
+        )
+    if d.about["experts_known"]:
+        found.append(
+            Finding(
+                "work of the weights",
+                f"at most {IDLE_WEIGHTS:.0%} of the rows left where fewer than {MOSTLY_EXPERTS:.0%} are experts'",
+                f"{rows:.0%} of the rows are experts', and the weights leave {effective:.0%} of all.",
+                rows < MOSTLY_EXPERTS and effective > IDLE_WEIGHTS,
+                "the regression is mostly on what experts would not do, and the weights hardly tell it apart: a "
+                "temperature three times as large, a larger weight_clip or expectile; anchors=arriving",
             )
         )
     return found
