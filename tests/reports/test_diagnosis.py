@@ -157,14 +157,21 @@ def test_a_number_beyond_its_threshold_is_a_problem_with_advice_on_top_of_the_pa
     [
         ({"effective": 0.85, "expert_rows": 0.49}, {}),
         ({"effective": 1.0, "expert_rows": 0.5}, {}),
-        ({"effective": 1.0, "expert_rows": 0.0}, {"experts_known": False}),
+        ({"effective": 1.0, "expert_rows": 0.0}, {}),
+        ({"effective": 1.0, "expert_rows": 0.49}, {"experts_known": False}),
     ],
 )
-def test_weights_that_leave_all_rows_are_no_problem_where_experts_have_half_of_them_or_are_not_known(
+def test_weights_that_leave_all_rows_are_no_problem_where_experts_have_half_or_none_of_them_or_are_not_known(
     diagnose, numbers, about
 ):
     findings, _ = diagnose(numbers={"expert_weight": 0.5, **numbers}, about=about)
     assert problems(findings) == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_weights_that_lean_away_from_the_experts_are_not_to_be_sharper(diagnose):
+    findings, _ = diagnose(numbers={"effective": 1.0, "expert_rows": 0.4, "expert_weight": 0.39})
+    assert problems(findings) == ["weight of the experts"]
 
 
 @pytest.mark.usefixtures("undrawn")

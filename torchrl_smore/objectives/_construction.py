@@ -62,7 +62,7 @@ def scale_of(unit: AdvantageUnit, gamma: float) -> float:
     """What an advantage is multiplied by to be measured in a unit; raises ``ValueError`` for another unit.
 
     The range of scores grows with the horizon, and with it the noise in them, so a temperature that is right at one
-    discount ruins the regression at another; in horizons one temperature serves all.
+    discount ruins the regression at another; in horizons the range is the same at all.
     """
     check_choice(advantage_unit=(unit, AdvantageUnit))
     return 1.0 - gamma if unit == "horizon" else 1.0

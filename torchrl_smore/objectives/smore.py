@@ -54,7 +54,7 @@ class SMORELoss(OfflineLoss):
         num_score_nets: size of the score ensemble.
         weight_clip: largest weight of the regression.
         advantage_unit: that the temperature multiplies: ``"score"`` (the paper's) or ``"horizon"``,
-            ``1 / (1 - gamma)`` of it, in which one temperature serves every discount.
+            ``1 / (1 - gamma)`` of it, in which the range of scores does not depend on it.
         score_bounds: ``"auto"``, ``None`` or ``(lower, upper)``; see :class:`ScoreLoss`.
         actor: ``"awr"`` (Eq. 11), or ``"score"``: ascent of the smallest score at the policy's own action, our reading
             of Table 16's "without AWR"; it has no ``temperature`` and no ``weight_clip``.

@@ -41,15 +41,26 @@ def test_the_standard_deviation_divides_by_n_minus_one_and_is_unknown_for_one_se
 
 def test_the_interquartile_mean_leaves_out_the_outer_quarters_of_all_tasks_together():
     # 1 2 | 3 4 5 6 | 7 100
-    assert interquartile_mean([[100.0, 1.0, 3.0], [2.0, 7.0, 6.0, 5.0, 4.0]]) == 4.5
+    assert interquartile_mean([[100.0, 1.0, 3.0, 5.0], [2.0, 7.0, 6.0, 4.0]]) == 4.5
     # of 5 runs floor(5 / 4) = 1 is left out at each end
     assert interquartile_mean([[9.0, 0.0, 1.0, 2.0, 3.0]]) == 2.0
 
 
+def test_every_task_counts_alike_in_the_interquartile_mean_however_many_its_runs():
+    # of weight 1/6 each 0 0 0, of 1/4 each 1 2: the first quarter is half of the zeros, the last is the 2
+    assert interquartile_mean([[0.0, 0.0, 0.0], [1.0, 2.0]]) == pytest.approx((0.25 * 0.0 + 0.25 * 1.0) / 0.5)
+    few, many = [[0.0, 0.2], [0.6, 0.9], [1.0, 1.0]], [[0.0, 0.2], [0.6, 0.9], [1.0] * 50]
+    assert interquartile_mean(many) == pytest.approx(interquartile_mean([*few[:2], few[2] * 2]), abs=1e-12)
+
+
 @given(st.lists(samples, min_size=1, max_size=4))
-def test_the_interquartile_mean_is_scipys_trimmed_mean(groups):
-    expected = stats.trim_mean(np.concatenate(groups), 0.25)
-    np.testing.assert_allclose(interquartile_mean(groups), expected, atol=1e-9)
+def test_the_interquartile_mean_is_scipys_trimmed_mean_of_as_many_runs_of_each_task(groups):
+    # each run as often as makes all tasks equally long, and a quarter of all whole
+    length = 4 * math.lcm(*map(len, groups))
+    alike = [np.repeat(group, length // len(group)) for group in groups]
+    np.testing.assert_allclose(interquartile_mean(alike), stats.trim_mean(np.concatenate(alike), 0.25), atol=1e-9)
+    if len(set(map(len, groups))) > 1:
+        np.testing.assert_allclose(interquartile_mean(groups), interquartile_mean(alike), atol=1e-9)
 
 
 @given(samples, finite)

@@ -148,15 +148,16 @@ def _weights(d: Diagnosis) -> list[Finding]:
                 "anchors=arriving",
             )
         )
-    if d.about["experts_known"]:
+    if 0.0 < rows <= weight and d.about["experts_known"]:
         found.append(
             Finding(
                 "work of the weights",
                 f"at most {IDLE_WEIGHTS:.0%} of the rows left where fewer than {MOSTLY_EXPERTS:.0%} are experts'",
                 f"{rows:.0%} of the rows are experts', and the weights leave {effective:.0%} of all.",
                 rows < MOSTLY_EXPERTS and effective > IDLE_WEIGHTS,
-                "the regression is mostly on what experts would not do, and the weights hardly tell it apart: a "
-                "temperature three times as large, a larger weight_clip or expectile; anchors=arriving",
+                "the weights lean to the experts and do little: compare with method=hindsight_bc, the same regression "
+                "without any, and if that is below the experts try sharper ones, by a larger weight_clip, an expectile "
+                "of 0.9 or, where the method has one, a temperature three times as large",
             )
         )
     return found

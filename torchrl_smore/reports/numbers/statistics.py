@@ -80,14 +80,25 @@ def interquartile_mean(groups: Sequence[ArrayLike]) -> np.ndarray:
     """Mean of the middle half of all runs of all tasks together, shape ``[*B]``.
 
     The lowest and highest ``floor(N / 4)`` of the ``N`` runs are left out. Source: Agarwal et al. (2021),
-    arXiv:2108.13264, Sec. 4.3; ``aggregate_iqm`` of rliable.
+    arXiv:2108.13264, Sec. 4.3; ``aggregate_iqm`` of rliable, which takes as many runs of every task. Where their
+    numbers differ every task counts alike: a run weighs ``1 / n_k``, and the lowest and highest quarter of the weight
+    are left out, the runs at its edges in part. So more runs of a task on which a method is good do not raise it.
 
     Args:
         groups: one array ``[*B, n_k]`` for each task, in one unit for all (return / max, say).
     """
-    values = np.sort(np.concatenate(_groups(groups), axis=-1), axis=-1)
-    cut = values.shape[-1] // 4
-    return values[..., cut : values.shape[-1] - cut].mean(-1)
+    arrays = _groups(groups)
+    values = np.concatenate(arrays, axis=-1)
+    sizes = [array.shape[-1] for array in arrays]
+    if len(set(sizes)) == 1:
+        values, cut = np.sort(values, axis=-1), values.shape[-1] // 4
+        return values[..., cut : values.shape[-1] - cut].mean(-1)
+    order = np.argsort(values, axis=-1)
+    weight = np.repeat([1.0 / size for size in sizes], sizes)[order] / len(sizes)
+    above = np.cumsum(weight, axis=-1)
+    kept = np.clip(np.minimum(above, 0.75) - np.maximum(above - weight, 0.25), 0.0, None)
+    inner: np.ndarray = (kept * np.take_along_axis(values, order, axis=-1)).sum(-1) / kept.sum(-1)
+    return inner
 
 
 def probability_of_improvement(groups: Sequence[ArrayLike], rivals: Sequence[ArrayLike]) -> np.ndarray:
