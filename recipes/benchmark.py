@@ -34,6 +34,7 @@ from parts.datasets import check_collected, collect_or_load, dataset_folder
 from parts.earlier import read_earlier
 from parts.grid import Plan, paper_name
 from parts.manifest import Manifest
+from parts.metrics import RETURN, shown_return
 from parts.shared import PACKAGES, commit_of_library, versions_of, write_json
 from parts.status import describe_status, status_of
 from tqdm import tqdm
@@ -308,7 +309,7 @@ def run(
                 write_tables(out, everything, results)
                 lost = outcome["starts"].count(session) - 1
                 again = f", begun again {lost} times after a lost worker" if lost else ""
-                text = f"return at 0.99 {mean_return(outcome):.2f}{again}"
+                text = f"{mean_return(outcome)}{again}"
             left = (time.perf_counter() - started) / count * (len(jobs) - count)
             rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
             tqdm.write(f"[{count} of {len(jobs)}] {job.words}: {text} ({rest})")
@@ -353,10 +354,11 @@ def write_tables(out: Path, jobs: Sequence[Job], results: dict[Path, dict[str, A
         write(out / f"{kind}.csv", rows)
 
 
-def mean_return(result: dict[str, Any]) -> float:
-    """Discounted return at 0.99, mean over the seeds of a run."""
-    values = [row["value"] for row in result["results"] if row["metric"] == "discounted_return_0.99"]
-    return sum(values) / len(values)
+def mean_return(result: dict[str, Any]) -> str:
+    """Discounted return, mean over the seeds of a run, in words."""
+    name = shown_return(row["metric"] for row in result["results"])
+    values = [row["value"] for row in result["results"] if row["metric"] == name]
+    return f"return at {name[len(RETURN) :]} {sum(values) / len(values):.2f}"
 
 
 def summarise(

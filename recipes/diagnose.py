@@ -210,7 +210,8 @@ def measure_batch(
 ) -> None:
     """Rows as training draws them: what they are of, their weights, and the range of their score."""
     run, task, loss, groups, data = subject.run, subject.task, subject.loss, subject.groups, subject.store.data
-    drawing = dataclasses.replace(run, batch_size=config.rows, seed=config.seed)
+    # from all rows, which are in memory here, however much of them training had there at a time
+    drawing = dataclasses.replace(run, batch_size=config.rows, seed=config.seed, mapped=None, resident=None)
     batch = make_sampler(drawing, task, subject.store, torch.device("cpu"), extras=("row",))()
     row = batch["row"].squeeze(-1)
     goal = batch.get("actor_goal", batch["desired_goal"])

@@ -21,11 +21,8 @@ from typing import Any
 
 import yaml
 
-# those of the discounts that the task reports
-METRICS = (
-    *("discounted_return_0.98", "discounted_return_0.99", "discounted_return_0.999", "return_over_max"),
-    *("success_last", "success_any", "final_distance"),
-)
+from parts.metrics import is_kept
+
 _RESULT, _STARTS = "result.json", "starts.txt"
 _UNKNOWN = "unknown"  # a commit outside a repository
 
@@ -185,8 +182,8 @@ def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any
     results = [
         {**common, "seed": run["seed"], "metric": metric, "value": run["eval"][metric], "steps": summary["steps"]}
         for run in summary["runs"]
-        for metric in METRICS
-        if metric in run["eval"]
+        for metric in run["eval"]
+        if is_kept(metric)
     ]
     curves = []
     with (Path(summary["run_dir"]) / "metrics.csv").open(newline="") as file:
@@ -194,8 +191,8 @@ def _write_result(folder: Path, identity: dict[str, Any], summary: dict[str, Any
             seed = int(row.get("seed") or summary["seeds"][0])
             curves += [
                 {**common, "seed": seed, "metric": metric, "value": float(text), "steps": int(row["step"])}
-                for metric in METRICS
-                if (text := row.get(f"eval/{metric}"))
+                for name, text in row.items()
+                if text and name.startswith("eval/") and is_kept(metric := name.removeprefix("eval/"))
             ]
     keep_result(folder, results, curves)
 

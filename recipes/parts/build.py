@@ -21,6 +21,9 @@ from torchrl_smore.functional.goals import check_strategy
 from torchrl_smore.modules import MIN_STD
 from torchrl_smore.trainers import ActorPolicy, FusedUpdate
 
+#: Of geometric goals where none is given, whatever that of the objective.
+GOAL_GAMMA = 0.99
+
 
 def make_dataset(config: Config, task: Task) -> TrajectoryStore:
     """Loads ``dataset=``, or collects one."""
@@ -129,7 +132,8 @@ def make_update(config: Config, task: Task, store: TrajectoryStore, device: torc
     for seed in seeds:
         torch.manual_seed(seed)
         losses.append(make_loss(config, task, store, device))
-    mode = resolve_compile(config.compile, device, len(seeds) * config.steps, pictures=config.pixels > 0)
+    of_loss = {"pictures": config.pixels > 0, "writes_buffers": getattr(losses[0], "writes_buffers", False)}
+    mode = resolve_compile(config.compile, device, len(seeds) * config.steps, **of_loss)
     note_precision(config.precision, device)
     return FusedUpdate(
         losses,
@@ -168,6 +172,7 @@ def make_sampler(
         "strategy": goals,
         "actor_strategy": actor_goals,
         "anchors": make_anchors(config, task, store),
+        "gamma": GOAL_GAMMA if config.goal_gamma is None else config.goal_gamma,
         "threshold": task.threshold,
         "success": task.reached if rewards is not None else None,
         "reward_values": rewards or (0.0, 1.0),

@@ -32,7 +32,9 @@ ON_DIVERGENCE = ("stop", "continue")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
 MOST = {
     **dict.fromkeys(("steps", "eval_interval", "log_interval", "save_interval"), 10**9),
-    **dict.fromkeys(("batch_size", "eval_episodes"), 10**6),
+    "batch_size": 10**6,
+    # episode e of a training is that of seed 10,000 + e, and those of evaluate.py begin at 20,000
+    "eval_episodes": 10_000,
     **dict.fromkeys(("seeds", "env_workers"), 1000),
     "num_trajectories": 10**7,
     "seed": 2**31 - 1001,
@@ -58,6 +60,7 @@ def check(config: Config) -> None:
         "min_std": ("in (0, 7]", lambda value: value is None or 0 < value <= 7),
         "expert_noise": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
+        "goal_gamma": ("in (0, 1)", lambda value: value is None or 0 < value < 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
         "learning_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
         "actor_weight_decay": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
@@ -107,4 +110,9 @@ def check(config: Config) -> None:
     if config.device != "auto":
         resolve_device(config.device)
     # built and thrown away: the loss refuses what it cannot take
-    make_loss(config, get_task(config.task), None, torch.device("cpu"))
+    loss = make_loss(config, get_task(config.task), None, torch.device("cpu"))
+    if config.compile not in ("auto", "off") and getattr(loss, "writes_buffers", False):
+        raise ValueError(
+            f"compile={config.compile}: method={config.method} writes buffers of its own in each update, which cannot "
+            "be compiled; compile=off trains it."
+        )

@@ -126,6 +126,9 @@ class Config:
         "the method's, or future",
     )
     actor_goals: str | None = option(None, "the same for the actor; default: the method's, or those of score and value")
+    goal_gamma: float | None = option(
+        None, "a geometric goal lies 1/(1 - goal_gamma) steps ahead on average, in (0, 1); default: 0.99"
+    )
     mapped: str | None = option(None, "folder for a file of the rows, where they are too many for memory")
     resident: int | None = option(
         None,
@@ -202,8 +205,8 @@ def with_defaults(config: Config) -> Config:
     """The options with the defaults of preset, method and task in place of those not given.
 
     Raises:
-        ValueError: for an unknown method or preset, options of a collection beside a dataset, or of an actor's
-            likelihood that the method does not have.
+        ValueError: for an unknown method or preset, options of a collection beside a dataset, options of an actor's
+            likelihood that the method does not have, or two kinds of goals for a method that has one.
     """
     get_task(config.task)
     idle = [name for name in OF_COLLECTION if getattr(config, name) is not None]
@@ -214,9 +217,19 @@ def with_defaults(config: Config) -> Config:
     likelihood = [name for name in ("contamination", "min_std") if getattr(config, name) is not None]
     if likelihood and not (config.pixels or METHODS[config.method].likelihood):
         raise ValueError(f"method={config.method} has an actor of constant deviation, so no {' or '.join(likelihood)}.")
+    one_kind = not METHODS[config.method].actor_goals
+    if one_kind and None not in (config.goals, config.actor_goals):
+        raise ValueError(
+            f"method={config.method} has one kind of goals: give goals= or actor_goals=, not both, got "
+            f"goals={config.goals} and actor_goals={config.actor_goals}."
+        )
+    goals_given = config.goals is not None
     if config.pixels and config.her_ratio is None:
         config = dataclasses.replace(config, her_ratio=1.0)  # goals are pictures of the data
     config = resolve(config)
+    if one_kind and goals_given:
+        # what a task says of the actor's goals is a default, and comes after what was given
+        config = dataclasses.replace(config, actor_goals=None)
     if config.eval_interval is None and config.steps is not None:
         config = dataclasses.replace(config, eval_interval=max(1, config.steps // 8))
     return config

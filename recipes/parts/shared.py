@@ -22,6 +22,7 @@ import torch
 
 import torchrl_smore
 from parts.cli import one_line
+from parts.metrics import shown_return
 from torchrl_smore.modules.linear import has_bf16_products
 from torchrl_smore.trainers import (
     OfflineTrainer,
@@ -102,7 +103,9 @@ def use_threads(threads: int | None, *, pictures: bool = False) -> None:
         torch.set_num_threads(threads)
 
 
-def resolve_compile(mode: str, device: torch.device, updates: int, *, pictures: bool = False) -> str:
+def resolve_compile(
+    mode: str, device: torch.device, updates: int, *, pictures: bool = False, writes_buffers: bool = False
+) -> str:
     """How to compile the update; ``"auto"`` chooses and says why.
 
     Args:
@@ -110,12 +113,15 @@ def resolve_compile(mode: str, device: torch.device, updates: int, *, pictures: 
         device: to train on.
         updates: of all seeds.
         pictures: whether networks see pictures.
+        writes_buffers: whether the loss does, in each update, which cannot be compiled.
     """
     if mode != "auto":
         return mode
     chosen = "off"
     if device.type != "cpu":
         reason = "compilation has been timed on CPUs alone"
+    elif writes_buffers:
+        reason = "the loss writes buffers of its own in each update"
     elif pictures:
         reason = "compilation has not been timed where networks see pictures"
     elif updates < UPDATES_WORTH_COMPILING:
@@ -261,8 +267,8 @@ class ProgressLines:
         if trainer.evaluations is self.last:
             return
         self.last = trainer.evaluations
-        shown = ("success_last", "discounted_return_0.99", "final_distance")
         means = mean_metrics(trainer.evaluations)
+        shown = ("success_last", shown_return(means), "final_distance")
         metrics = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
         step, steps, rate = trainer.evaluated_step, trainer.total_frames, trainer.updates_per_second
         print(f"update {step:,} of {steps:,}: {metrics} ({rate:.0f}/s)", flush=True)

@@ -212,6 +212,8 @@ def test_a_module_that_fails_says_what_it_lacks_itself(tmp_path, monkeypatch):
         (Cart, {"threshold": 0.0}, "threshold must be positive, got 0"),
         (Cart, {"threshold": float("nan")}, "threshold must be positive"),
         (Cart, {"horizon": 1}, "horizon must be at least 2, got 1"),
+        (Cart, {"gammas": ()}, r"gammas must be one or more discounts in \(0, 1\], got \(\)"),
+        (Cart, {"gammas": (0.9, 1.5)}, r"gammas must be .* got \(0\.9, 1\.5\)"),
         (Cart, {"name": "my task"}, "expected a name of letters"),
         (Cart, {"name": "FetchReach"}, "there is a task 'FetchReach' already"),
         (Cart, {"goals": None}, "has no goals: give goal_columns and goals"),

@@ -169,6 +169,9 @@ def test_a_variant_is_reached_by_options_and_trains(recipe, tmp_path, store_path
         (["value_target=policy"], "needs actor='score'"),
         (["preset=quik"], "Did you mean quick?"),
         (["schedule=linear"], "unknown schedule 'linear'"),
+        (["method=gcsl", "goals=away", "actor_goals=final"], "method=gcsl has one kind of goals: give goals= or"),
+        (["goal_gamma=1"], "goal_gamma must be in (0, 1), got 1.0"),
+        (["method=wgcsl_original", "compile=default"], "compile=default: method=wgcsl_original writes buffers"),
         (["method=gc_xql", "alpha=-1"], "alpha must be positive, got -1.0"),
         (["method=gofar", "regression=mae"], "'mae'"),
     ],
@@ -214,13 +217,45 @@ def test_the_schedule_is_the_methods_unless_it_is_chosen(recipes, store_path, me
 
 @pytest.mark.parametrize("method", ["gc_iql", "gc_sql", "gc_eql", "gc_xql", "smore", "crl", "hindsight_bc"])
 def test_an_actor_has_goals_of_its_own_where_its_loss_reads_them(recipes, store_path, method):
-    options = {"dataset": str(store_path), "goals": "away", "actor_goals": "final", "device": "cpu", "batch_size": 32}
+    own = {"goals": "away"} if method not in ("crl", "hindsight_bc") else {}
+    options = {"dataset": str(store_path), "actor_goals": "final", "device": "cpu", "batch_size": 32, **own}
     config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", method=method, **options))
     store = TrajectoryStore.load(store_path)
     task, cpu = get_task("PointReach"), torch.device("cpu")
     loss, batch = (make(config, task, store, cpu) for make in (recipes.build.make_loss, recipes.build.make_sampler))
     keys = set(batch().keys())
     assert ("actor_goal" in loss.in_keys) == ("actor_goal" in keys) == (method not in ("crl", "hindsight_bc"))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "drawn"),
+    [
+        # of the task, whose actor has goals of its own
+        ("smore", {}, ("future", "final")),
+        ("smore", {"goals": "geometric"}, ("geometric", "final")),
+        ("gcsl", {}, ("final", None)),
+        ("gcsl", {"goals": "geometric"}, ("geometric", None)),
+        ("crl", {"goals": "away"}, ("away", None)),
+        ("gcsl", {"actor_goals": "away"}, ("away", None)),
+    ],
+)
+def test_goals_that_were_given_come_before_those_that_a_task_gives_the_actor(recipes, store_path, method, given, drawn):
+    Config, read = recipes.options.Config, recipes.defaults.read_defaults(recipes.options.Config, "task", "FetchSlide")
+    assert read["presets"]["quick"]["actor_goals"] == "final"
+    options = {"dataset": str(store_path), "device": "cpu", "batch_size": 8}
+    config = recipes.options.with_defaults(Config(task="FetchSlide", method=method, **options, **given))
+    store, task = TrajectoryStore.load(store_path), get_task("PointReach")
+    sampler = recipes.build.make_sampler(config, task, store, torch.device("cpu"))
+    assert (sampler.strategy, sampler.actor_strategy) == drawn
+
+
+@pytest.mark.parametrize(("given", "gamma"), [({}, 0.99), ({"goal_gamma": 0.8}, 0.8)])
+def test_geometric_goals_have_a_discount_of_their_own(recipes, store_path, given, gamma):
+    options = {"dataset": str(store_path), "device": "cpu", "batch_size": 8, "goals": "geometric", "gamma": 0.9}
+    config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", **options, **given))
+    store = TrajectoryStore.load(store_path)
+    sampler = recipes.build.make_sampler(config, get_task("PointReach"), store, torch.device("cpu"))
+    assert (sampler.strategy, sampler.gamma) == ("geometric", gamma)
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,18 @@ def test_of_every_method_is_shown_what_applies(recipe, tmp_path, store_path, met
     assert (numbers.get("lower"), numbers.get("upper")) == ((pytest.approx(-20.0), 0.0) if scored else (None, None))
 
 
+def test_a_run_whose_rows_were_never_all_in_memory_is_diagnosed_as_one_whose_were(recipe, tmp_path, store_path):
+    (tmp_path / "rows").mkdir()
+    found = []
+    for own in ((), (f"mapped={tmp_path / 'rows'}", "resident=400")):
+        run = trained(recipe, tmp_path, f"dataset={store_path}", "steps=2", *own)
+        done = recipe("diagnose.py", f"run=runs/{run.name}", *FEW, cwd=tmp_path)
+        assert done.status == 0, done.stderr
+        found.append(json.loads((run / "diagnosis" / "diagnosis.json").read_text())["numbers"]["expert_rows"])
+    # which rows are drawn does not depend on the networks
+    assert found[0] == found[1] > 0
+
+
 def test_best_trajectories_stand_in_for_experts_and_another_dataset_is_refused(recipe, tmp_path, store_path):
     store = TrajectoryStore.load(store_path)
     place = tmp_path / "unnamed"

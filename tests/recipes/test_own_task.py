@@ -23,6 +23,8 @@ def cwd(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (code,) = re.findall(r"```python\n(# my_module.py.*?)```", PAGE.read_text(), re.DOTALL)
     (folder / "my_module.py").write_text(code)
+    own = code.replace("MyTask", "Discounted").replace("horizon=150,", "horizon=150, gammas=(0.9, 0.95),")
+    (folder / "discounted.py").write_text(own)
     options = ("num_trajectories=20", "expert_fraction=0.5", "workers=2", "out=data")
     done = recipe("collect_dataset.py", TASK, *options, cwd=folder)
     assert done.status == 0, done.stderr
@@ -72,12 +74,17 @@ def test_a_benchmark_takes_a_task_of_ones_own_with_data_of_ones_own(recipe, cwd)
         assert [part[key] for part in parts] == pytest.approx([part[key] for part in told], rel=1e-5)
 
 
-def test_a_benchmark_collects_for_a_task_of_ones_own(recipe, cwd):
+def test_a_benchmark_collects_for_a_task_of_ones_own_and_keeps_the_returns_at_its_discounts(recipe, cwd):
     options = ("methods=[gcsl]", "seeds=1", "steps=3", "batch_size=8", "eval_episodes=2", "num_trajectories=20")
-    done = recipe("benchmark.py", f"tasks=[{TASK[5:]}]", *options, "jobs=0", "out=collected", cwd=cwd)
+    done = recipe("benchmark.py", "tasks=[discounted:Discounted]", *options, "jobs=0", "out=collected", cwd=cwd)
     assert done.status == 0, done.stderr
+    assert "return at 0.95 " in done.stdout
     rows = read_results(cwd / "collected" / "results.csv")
-    assert {(row.task, row.setting) for row in rows} == {("my_module:MyTask", "expert=0.1")}
+    assert {(row.task, row.setting) for row in rows} == {("discounted:Discounted", "expert=0.1")}
+    returns = {row.metric for row in rows if row.metric.startswith("discounted_return")}
+    assert returns == {"discounted_return_0.9", "discounted_return_0.95"}
+    done = recipe("report.py", "benchmark=collected", "out=report", cwd=cwd)
+    assert done.status == 0, done.stderr
 
 
 @pytest.mark.parametrize(

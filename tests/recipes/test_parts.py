@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchrl_smore import TrajectoryStore
+from torchrl_smore.envs import get_task
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMANDS = sorted(path for path in RECIPES.glob("*.py") if path.name != "torchrl_trainer.py")
 
@@ -303,3 +306,30 @@ def test_auto_does_not_compile_where_networks_see_pictures(import_recipe, monkey
     assert "has not been timed where networks see pictures" in caplog.text
     assert resolve("auto", torch.device("cpu"), 10**6) == "default"
     assert resolve("default", torch.device("cpu"), 10**6, pictures=True) == "default"
+
+
+def test_auto_does_not_compile_a_loss_that_keeps_a_memory(import_recipe, monkeypatch, caplog, store_path):
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    options, build = import_recipe("parts.options"), import_recipe("parts.build")
+    given = {"dataset": str(store_path), "device": "cpu", "batch_size": 8, "steps": 10_000}
+    config = options.with_defaults(options.Config(task="PointReach", method="wgcsl_original", **given))
+    with caplog.at_level("INFO", logger="torchrl_smore.recipes"):
+        update = build.make_update(
+            config, get_task("PointReach"), TrajectoryStore.load(store_path), torch.device("cpu")
+        )
+    assert "compile=auto chose off: the loss writes buffers of its own" in caplog.text
+    for _ in range(2):
+        update()
+    (loss,) = update.losses
+    assert int(loss.num_updates) == 2
+    assert int(loss.advantage_memory.isfinite().sum()) == 16
+
+
+def test_the_return_that_people_see_is_that_at_099_or_at_the_tasks_largest_discount(import_recipe):
+    metrics = import_recipe("parts.metrics")
+    names = ["success_last", "discounted_return_0.98", "discounted_return_0.99", "discounted_return_0.999"]
+    assert metrics.shown_return(names) == "discounted_return_0.99"
+    assert metrics.shown_return(["discounted_return_0.5", "success_last", "discounted_return_1"]) == (
+        "discounted_return_1"
+    )
+    assert [name for name in (*names, "episodes", "intervals") if metrics.is_kept(name)] == names

@@ -171,6 +171,10 @@ def test_wilson_intervals_equal_published_ones(successes, trials, low, high):
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_what_is_not_known_has_no_interval():
+    assert np.isnan(wilson_interval(float("nan"), 50)).all()
+
+
 def test_wilson_intervals_mirror_each_other_and_stay_in_range():
     for trials in (1, 7, 50):
         for successes in range(trials + 1):

@@ -232,6 +232,8 @@ def make_baseline(name, seed=0):
         return GCSLLoss(networks.actor)
     if name == "wgcsl":
         return WGCSLLoss(networks.actor, networks.score[0])
+    if name == "wgcsl_original":
+        return WGCSLLoss(networks.actor, networks.score[0], threshold="percentile", memory_size=32)
     if name == "gofar":
         return GoFARLoss(networks.actor, networks.value, make_discriminator(SPECS[0]))
     if name == "am":
@@ -246,8 +248,8 @@ def make_baseline(name, seed=0):
 
 KINDS = ("gc_iql", "gcsl", "wgcsl", "crl", "no_target", "dual")
 CASES = [(name, map_seeds) for name in KINDS for map_seeds in ("loop", "vmap")]
-# those that draw random numbers themselves get them in another order from vmap
-CASES += [("gofar", "loop"), ("am", "loop")]
+# those that draw random numbers themselves get them in another order from vmap, and a memory is no function's
+CASES += [("gofar", "loop"), ("am", "loop"), ("wgcsl_original", "loop")]
 
 
 @pytest.mark.parametrize(("name", "map_seeds"), CASES)
@@ -268,6 +270,33 @@ def test_every_kind_of_loss_trains_as_in_the_plain_update(data, success, name, m
     _, (end,) = run(update, 3)
     assert_close(end, reference, rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(end[n], v) for n, v in make_baseline(name).state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"map_seeds": "vmap"}, {"compile": "default"}], ids=str)
+def test_a_loss_with_a_memory_is_neither_mapped_nor_compiled(data, success, options):
+    sampler = GoalBatchSampler(data, 16, success=success, extras=("goal_offset",))
+    with pytest.raises(ValueError, match=r"WGCSLLoss writes buffers of its own .*compile='off' and map_seeds='loop'"):
+        FusedUpdate(make_baseline("wgcsl_original"), sampler, **options)
+    # nor does auto map its seeds, as it does those of others on a GPU
+    for name, mapped in (("wgcsl", True), ("wgcsl_original", False)):
+        update = FusedUpdate([make_baseline(name, seed) for seed in (0, 1)], sampler, seeds=(0, 1))
+        update.device = torch.device("cuda")
+        assert update._choose_vmap("auto") is mapped
+
+
+def test_what_fails_in_a_loss_is_told_as_in_the_plain_update(data):
+    narrow = make_networks(*goal_specs(4, 2, 2), hidden=(8,))
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        FusedUpdate(GCSLLoss(narrow.actor), GoalBatchSampler(data, 16))()
+
+    class Doubles(GoalBatchSampler):
+        def gather(self, uniform):
+            return super().gather(uniform).double()
+
+    with pytest.raises(
+        RuntimeError, match=r"GCSLLoss: expected torch\.float32.* found 'observation' of torch\.float64"
+    ):
+        FusedUpdate(make_baseline("gcsl"), Doubles(data, 16))()
 
 
 class RewardSampler(GoalBatchSampler):

@@ -70,6 +70,34 @@ def test_the_policy_acts_in_evaluation_mode_changes_nothing_and_gives_the_mode_b
     assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
 
 
+class Encoder(nn.Module):
+    """From pictures ``[n, 4, 4, 3]`` to vectors ``[n, 3]``."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(48, 8), layer, nn.Linear(8, 3)
+
+    def forward(self, pictures):
+        return self.last(self.layer(self.first(pictures.flatten(1).float() / 255)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_does_the_encoder_that_it_shares(kind):
+    torch.manual_seed(0)
+    encoder = Encoder(KINDS[kind]())
+    actor = TensorDictModule(nn.Linear(3, 2), ["observation"], ["action"])
+    loss = GCSLLoss(actor)
+    loss.share_encoder(TensorDictModule(encoder, ["picture"], ["vector"]), actor="trained")
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
+    policy = ActorPolicy(loss)
+    together = policy({"observation": pictures})
+    alone = [policy({"observation": pictures[row : row + 1]})[0] for row in range(6)]
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    assert all(module.training for module in encoder.modules())
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+
+
 def test_each_module_gets_its_own_mode_back(make):
     loss, body = make("dropout")
     body.last.eval()

@@ -68,7 +68,7 @@ def register_task(
         observation_names: meaning and unit of each column; numbers by default.
         goal_names: likewise; by default those of ``goal_columns``, or numbers.
         action_names: likewise.
-        gammas: discounts whose returns an evaluation reports.
+        gammas: discounts whose returns an evaluation reports, at least one, in ``(0, 1]``.
         description: one sentence for people.
 
     Returns:
@@ -89,6 +89,9 @@ def register_task(
     horizon = check_whole("horizon", horizon)
     if horizon < 2:
         raise ValueError(f"horizon must be at least 2, got {horizon}.")
+    gammas = _floats(gammas)
+    if not gammas or not all(0 < gamma <= 1 for gamma in gammas):
+        raise ValueError(f"gammas must be one or more discounts in (0, 1], got {gammas}.")
     columns = None if goal_columns is None else tuple(goal_columns)
     make_base_env = partial(_own_env, env, columns, goals, has_fallen)
     with contextlib.closing(make_base_env()) as built:
@@ -113,7 +116,7 @@ def register_task(
         paper_note=f"{source}; not a task of the paper.",
         horizon=horizon,
         has_fallen=has_fallen,
-        gammas=_floats(gammas),
+        gammas=gammas,
         goal_range=None if goals is None or callable(goals) else (_floats(goals[0]), _floats(goals[1])),
     )
     try:

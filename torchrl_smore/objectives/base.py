@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, cast, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictParams
 from tensordict.utils import unravel_key
 from torch import Tensor
 
@@ -107,9 +107,17 @@ class OfflineLoss(Networks):
                 f"data['observation'] = data['observation'].float(). ({error})"
             ) from error
 
+    @property
+    def writes_buffers(self) -> bool:
+        """Whether a call in training mode writes to buffers of the loss itself, which a function of tensors cannot."""
+        return False
+
     def _dtype(self) -> torch.dtype | None:
-        """That of the first floating-point parameter; ``None`` without one."""
-        return next((each.dtype for each in self.parameters() if each.is_floating_point()), None)
+        """That of the first floating-point parameter of a network; ``None`` without one."""
+        # not parameters(): FusedUpdate lends the loss plain TensorDicts, which are no modules, in their place
+        networks = [each for each in self._modules.values() if isinstance(each, (TensorDictParams, TensorDictBase))]
+        entries = (entry for network in networks for entry in network.values(True, True))
+        return next((entry.dtype for entry in entries if entry.is_floating_point()), None)
 
     def _other_dtypes(self, batch: Any) -> list[str]:
         """Floating-point entries that are read and have another dtype than the networks, of a batch or by argument."""

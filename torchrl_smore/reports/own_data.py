@@ -11,7 +11,7 @@ from torchrl_smore.reports.paper.markup import Entry, Row
 from torchrl_smore.reports.paper.scores import BASE_SETTING, OWN_DATA, View, is_own
 
 _VIEWS: dict[View, str] = {
-    "return_over_max": "discounted return at 0.99 / largest possible",
+    "return_over_max": "discounted return / largest possible, at the task's largest discount",
     "discounted_return_0.99": "discounted return at 0.99",
     "success_rate": "success after the last step",
     "final_distance": "final distance",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torchrl_smore._worker import HAS_WORKERS, Worker
-from torchrl_smore.trainers.evaluation import GAMMAS, Evaluation, Evaluator, Policy, Pool, check_counts
+from torchrl_smore.trainers.evaluation import GAMMAS, Evaluation, Evaluator, Policy, Pool, check_plan
 
 _TIMEOUT_S = 86_400.0
 
@@ -36,7 +36,7 @@ class BackgroundEvaluator:
         timeout_s: seconds, positive, within which an evaluation must be done; a day by default.
 
     Raises:
-        ValueError: if ``episodes``, ``horizon`` or ``timeout_s`` is not positive.
+        ValueError: if ``episodes``, ``horizon`` or ``timeout_s`` is not positive, or ``gammas`` is empty.
         TypeError: if ``make_pool`` cannot be pickled.
         NotImplementedError: on a system without ``select.poll``, which is Windows; see :attr:`SUPPORTED`.
     """
@@ -54,11 +54,11 @@ class BackgroundEvaluator:
         gammas: Sequence[float] = GAMMAS,
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
-        check_counts(episodes, horizon)
         self.episodes = episodes
         self.horizon = horizon
         self.first_seed = first_seed
         self.gammas = tuple(gammas)
+        check_plan(episodes, horizon, self.gammas)
         request = _pickled(make_pool, "the function that makes environments for an evaluation process")
         options = {"episodes": episodes, "horizon": horizon, "first_seed": first_seed, "gammas": self.gammas}
         self._worker = Worker("the evaluation process", timeout_s)

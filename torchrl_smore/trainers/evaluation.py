@@ -84,14 +84,16 @@ class ActorPolicy:
             dtype = np.uint8 if rows_of_key.dtype == np.uint8 else np.float32
             batch.set(key, torch.as_tensor(np.ascontiguousarray(rows_of_key, dtype=dtype)))
         batch = batch.to(device)
-        if getattr(self.loss, "encoder_network", None) is not None and self.loss.actor_sight != "own":
-            batch = self.loss.encoded(batch)
+        # an encoder that the actor shares with other networks; one of its own is within it
+        encoder = None if getattr(self.loss, "actor_sight", "own") == "own" else self.loss.encoder_network
         with (
-            in_mode(False, network),
-            params.to_module(network, preserve_module_state=False),
+            in_mode(False, network, *([] if encoder is None else [encoder])),
             set_exploration_type(ExplorationType.DETERMINISTIC),
         ):
-            action = network(batch.to(device)).get(self.action_key)
+            if encoder is not None:
+                batch = self.loss.encoded(batch)
+            with params.to_module(network, preserve_module_state=False):
+                action = network(batch).get(self.action_key)
         low, high = (torch.as_tensor(bound, dtype=action.dtype, device=device) for bound in self.action_range)
         return action.clamp(low, high).cpu().numpy()
 
@@ -152,10 +154,10 @@ class Evaluator:
         episodes: number of episodes, positive.
         horizon: steps of an episode, positive.
         first_seed: episode e is reset with ``first_seed + e``.
-        gammas: discounts to report.
+        gammas: discounts to report, at least one.
 
     Raises:
-        ValueError: if ``episodes`` or ``horizon`` is not positive.
+        ValueError: if ``episodes`` or ``horizon`` is not positive, or ``gammas`` is empty.
     """
 
     def __init__(
@@ -167,12 +169,12 @@ class Evaluator:
         first_seed: int = 10_000,
         gammas: Sequence[float] = GAMMAS,
     ) -> None:
-        check_counts(episodes, horizon)
         self.pool = pool
         self.episodes = episodes
         self.horizon = horizon
         self.first_seed = first_seed
         self.gammas = tuple(gammas)
+        check_plan(episodes, horizon, self.gammas)
 
     def run(self, policy: Policy) -> Evaluation:
         """Evaluates ``policy``: a function of a batch of observations that returns actions in ``[-1, 1]``."""
@@ -238,18 +240,21 @@ class Evaluator:
         return Evaluation(metrics, intervals, len(distance), per_episode)
 
 
-def check_counts(episodes: int, horizon: int) -> None:
-    """Refuses counts of an evaluator that are not positive.
+def check_plan(episodes: int, horizon: int, gammas: Sequence[float]) -> None:
+    """Refuses what an evaluator cannot do.
 
     Args:
         episodes: of each policy.
         horizon: steps of an episode.
+        gammas: discounts of the returns.
 
     Raises:
-        ValueError: if one is not positive.
+        ValueError: if a count is not positive, or there is no discount.
     """
     if episodes < 1 or horizon < 1:
         raise ValueError(f"episodes and horizon must be positive, got {episodes} and {horizon}.")
+    if not gammas:
+        raise ValueError("gammas must be one or more discounts, got none.")
 
 
 def mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
@@ -261,13 +266,16 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple
     """Wilson score interval of a rate (Wilson 1927); stays inside ``[0, 1]``.
 
     Args:
-        successes: how many trials succeeded, in ``[0, trials]``.
+        successes: how many trials succeeded, in ``[0, trials]``; or NaN, where that is not known of all.
         trials: positive.
         z: quantile of the standard normal; by default that of a 95% interval.
 
     Returns:
-        Lower and upper end.
+        Lower and upper end; NaN for NaN.
     """
+    if math.isnan(successes):
+        # max() and min() would drop it
+        return math.nan, math.nan
     rate, z2 = successes / trials, z * z
     centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))

@@ -78,7 +78,8 @@ class FusedUpdate:
             ``"auto"``; see ``kernels/README.md``. Losses have an option of their own.
         compile: ``"off"``, ``"default"`` or ``"max"`` (Inductor's autotuning).
         map_seeds: ``"loop"`` runs one seed after the other through the same (compiled) function, ``"vmap"`` all as one
-            batch; ``"auto"`` loops on a CPU, where batched matrix products are slow, and logs its choice.
+            batch; ``"auto"`` loops on a CPU, where batched matrix products are slow, and for a loss that writes
+            buffers, and logs its choice.
         cuda_graph: capture the step as a CUDA graph, see :class:`~torchrl_smore.trainers.step_graph.StepGraph`;
             ``"auto"``: on CUDA devices.
         compile_cache: a folder in which the compiled function is kept and found again by a later process whose losses,
@@ -88,9 +89,9 @@ class FusedUpdate:
 
     Raises:
         PermissionError: if ``compile_cache`` belongs to, or can be written by, somebody else.
-        ValueError: for an unknown name, networks that write their buffers while they compute (batch or spectral norm)
-            under ``compile`` or ``"vmap"``, a number of seeds other than that of losses, a rate, length or decay that
-            :func:`adam` refuses, ``tau`` outside ``(0, 1]``, or losses that
+        ValueError: for an unknown name, what writes its buffers while it computes (batch or spectral norm in a network,
+            ``writes_buffers`` of a loss) under ``compile`` or ``"vmap"``, a number of seeds other than that of losses,
+            a rate, length or decay that :func:`adam` refuses, ``tau`` outside ``(0, 1]``, or losses that
             :class:`~torchrl_smore.trainers.stacked.StackedLosses` refuses.
         TypeError: for a sampler that does not come in two parts or cannot be had under other seeds.
         RuntimeError: if a CUDA graph or a kernel is asked for where it cannot run, or ``tau`` for a loss without target
@@ -174,7 +175,7 @@ class FusedUpdate:
     def _choose_vmap(self, map_seeds: MapSeeds) -> bool:
         if map_seeds != "auto":
             return map_seeds == "vmap"
-        chosen = self.device.type != "cpu" and len(self.losses) > 1
+        chosen = self.device.type != "cpu" and len(self.losses) > 1 and not _writes_buffers(self.losses[0])
         if len(self.losses) > 1:
             how = "as one batch (vmap)" if chosen else "one after the other (loop)"
             _logger.info("map_seeds='auto' trains %d seeds %s on %s.", len(self.losses), how, self.device)
@@ -304,13 +305,17 @@ class FusedUpdate:
             sampler.load_state_dict(fitting_generators(own, sampler.state_dict(), seed))
 
 
+def _writes_buffers(loss: LossModule) -> bool:
+    return bool(getattr(loss, "writes_buffers", False))
+
+
 def _check_functional(loss: LossModule) -> None:
-    """Refuses networks that write to their own tensors when they are called, which a function of tensors cannot."""
+    """Refuses what writes to its own tensors when it is called, which a function of tensors cannot."""
+    instead = "Update can train it, and so can FusedUpdate with compile='off' and map_seeds='loop'."
+    if _writes_buffers(loss):
+        raise ValueError(f"{type(loss).__name__} writes buffers of its own in every call: {instead}")
     for network in networks_of(loss):
         for name, module in network.named_modules():
             counts = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
             if counts or isinstance(module, _SpectralNorm):
-                raise ValueError(
-                    f"{name} is a {type(module).__name__}, which writes buffers in every call: Update can train it, "
-                    "and so can FusedUpdate with compile='off' and map_seeds='loop'."
-                )
+                raise ValueError(f"{name} is a {type(module).__name__}, which writes buffers in every call: {instead}")

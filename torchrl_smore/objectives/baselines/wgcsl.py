@@ -147,6 +147,11 @@ class WGCSLLoss(OfflineLoss):
             self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self._ready([*self.out_keys, "action_error" if regression == "mse" else "log_prob"])
 
+    @property
+    def writes_buffers(self) -> bool:
+        """Whether a call in training mode writes to the memory of advantages: with ``threshold="percentile"``."""
+        return self.threshold == "percentile"
+
     def _read_keys(self) -> Iterable[NestedKey]:
         keys, inputs = self.tensor_keys, [*self.qvalue_network.in_keys, *self.actor_network.in_keys]
         offset = [keys.goal_offset] if self.discount_offset else []
