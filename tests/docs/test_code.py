@@ -55,7 +55,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
 
 @contextmanager
 def _trained_run():
-    """A run of the seeds 0 and 3 at ``runs/NAME``, its trainer and data, two rows of inputs, and the task in TorchRL."""
+    """A run of the seeds 0 and 3 at ``runs/NAME``, its trainer and data, two rows of inputs, the task in TorchRL."""
     from torchrl.envs import GymWrapper
 
     store = collect("PointReach", expert_episodes=2, random_episodes=4, seed=0, progress=False)
