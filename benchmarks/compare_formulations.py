@@ -15,6 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,14 @@ METRICS = ("success_last", "discounted_return_0.98", "discounted_return_0.99", "
 DIAGNOSTICS = ("score", "q_score", "value", "residual", "mean_advantage", "weight_clipped", "score_outside")
 
 
-COLUMNS = ("task", "variant", "seed", "steps", "batch_size", "step", *METRICS, *DIAGNOSTICS, "updates_per_second")
+#: What tells a run from another, as the CSV has it.
+RUN = ("task", "dataset", "variant", "seed", "steps", "batch_size", "episodes", "eval_interval")
+COLUMNS = (*RUN, "step", *METRICS, *DIAGNOSTICS, "updates_per_second")
+
+
+def key(job: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a run from another, of one that is to be made or of a row; a row of an older file is none of these."""
+    return tuple(str(job.get(name)) for name in RUN)
 
 
 def run(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -83,7 +91,7 @@ def run(job: dict[str, Any]) -> list[dict[str, Any]]:
         **{name: name for name in (*DIAGNOSTICS, "updates_per_second")},
     }
     values = {short: dict(zip(*columns[name])) for name, short in wanted.items()}
-    given = {"task": task.name, **{key: job[key] for key in ("variant", "seed", "steps", "batch_size")}}
+    given = {name: job[name] for name in RUN}
     return [
         {**given, "step": int(step), **{name: f"{column[step]:.5g}" for name, column in values.items()}}
         for step in evaluated
@@ -150,14 +158,12 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.with_suffix(".csv")
     rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
-    done = {(row["variant"], int(row["seed"]), int(row["steps"])) for row in rows}
-    common = {key: getattr(args, key) for key in ("dataset", "steps", "batch_size", "episodes", "eval_interval")}
-    jobs = [
-        {**common, "variant": variant, "seed": seed}
-        for seed in args.seeds
-        for variant in args.variants
-        if (variant, seed, args.steps) not in done
+    done = {key(row) for row in rows}
+    common = {name: getattr(args, name) for name in ("dataset", "steps", "batch_size", "episodes", "eval_interval")}
+    asked = [
+        {**common, "task": task, "variant": variant, "seed": seed} for seed in args.seeds for variant in args.variants
     ]
+    jobs = [job for job in asked if key(job) not in done]
     started = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for number, new in enumerate(pool.imap_unordered(run, jobs), 1):
@@ -172,7 +178,8 @@ def main() -> None:
                 f"return {last['discounted_return_0.99']}, success {last['success_last']}",
                 flush=True,
             )
-    rows = [row for name in args.variants for row in rows if row["variant"] == name and int(row["steps"]) == args.steps]
+    wanted = set(map(key, asked))
+    rows = [row for name in args.variants for row in rows if row["variant"] == name and key(row) in wanted]
     plot(rows, out.with_suffix(".png"), f"{task}, {args.steps} updates of {args.batch_size}, seeds' mean and range")
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchrl", "mujoco"))
     print(f"\n{platform.processor() or platform.machine()}, {packages}\n\n{table(rows)}")

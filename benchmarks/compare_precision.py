@@ -103,9 +103,10 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.with_name(out.name + ".csv")
     rows: Rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
-    done = {(row["task"], row["variant"], int(row["seed"]), int(row["steps"])) for row in rows}
-    jobs = [
+    done = set(map(compare_formulations.key, rows))
+    asked: Rows = [
         {
+            "task": task,
             "dataset": str(dataset(task, args.trajectories, out.parent)),
             "variant": variant,
             "seed": seed,
@@ -117,13 +118,16 @@ def main() -> None:
         for task in args.tasks
         for seed in args.seeds
         for variant in VARIANTS.values()
-        if (task, variant, seed, args.steps) not in done
     ]
+    jobs = [job for job in asked if compare_formulations.key(job) not in done]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for new in tqdm(pool.imap_unordered(compare_formulations.run, jobs), total=len(jobs), desc="runs"):
             rows += new
-            harness.write_csv(file, [{name: row[name] for name in compare_formulations.COLUMNS} for row in rows])
-    rows = [row for row in rows if int(row["steps"]) == args.steps]
+            harness.write_csv(
+                file, [{name: row.get(name, "") for name in compare_formulations.COLUMNS} for row in rows]
+            )
+    wanted = set(map(compare_formulations.key, asked))
+    rows = [row for row in rows if compare_formulations.key(row) in wanted]
     title = f"{harness.machine(1)}\n{args.steps} updates of {args.batch_size}, {len(args.seeds)} seeds: mean and range"
     plot(rows, args.tasks, out.with_name(out.name + ".png"), title)
     header = ["task", METRIC, *VARIANTS, "bf16 - float32", "verdict"]

@@ -62,9 +62,8 @@ def main(config: Config) -> None:
     if config.page is not None:
         if config.out is not None or config.tasks is not None:
             raise ValueError("page= is a file of its own with every task of Table 1: give it without out= and tasks=.")
-        page = write_table_page(
-            source, config.page, command=command, min_seeds=config.min_seeds, resamples=config.resamples
-        )
+        options = {"test": test, "min_seeds": config.min_seeds, "resamples": config.resamples}
+        page = write_table_page(source, config.page, command=command, **options)  # type: ignore[arg-type]
         print(f"page: {page}")
         return
     page = write_report(

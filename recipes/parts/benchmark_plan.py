@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from parts import grid
 from parts.benchmark_jobs import begun_groups, begun_options, folder_name
 from parts.checks import MOST, check
@@ -330,16 +332,20 @@ def make_jobs(
     configs = {task: dataclasses.replace(config, **options) for task, options in (of_tasks or {}).items()}
     for cell in plan.cells:
         own = configs.get(cell.task, config)
-        together = own.seeds_together or (1 if own.device == "cpu" else config.seeds)
+        together = own.seeds_together or (1 if on_cpu(own) else config.seeds)
         own_data = None
         if own.dataset is not None:
             if cell.task not in data:
                 data[cell.task] = _look_at(own, cell.task, (of_tasks or {}).get(cell.task, {}))
             own_data = data[cell.task]
         run_config = run_options(own, cell)
-        if (cell.method, cell.options, own_data) not in checked:
+        # what a check depends on: one for each task would take 30 ms a cell
+        of_task = json.dumps((of_tasks or {}).get(cell.task, {}), sort_keys=True, default=str)
+        pictures = get_task(cell.task).make_painter is not None
+        checking = (cell.method, cell.options, own_data, of_task, pictures)
+        if checking not in checked:
             check(run_config)
-            checked.add((cell.method, cell.options, own_data))
+            checked.add(checking)
         dataset = {} if own_data is not None else _collected(own, cell, run_config)
         options = dataclasses.asdict(run_config)
         # without what is not given: an option that comes with a later version leaves the folders of older cells
@@ -403,6 +409,12 @@ def split(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
     return groups
 
 
+def on_cpu(config: Config) -> bool:
+    """Whether runs train on a CPU; ``auto`` on a cluster counts as GPUs."""
+    none_here = config.device == "auto" and config.address is None and not torch.cuda.is_available()
+    return config.device == "cpu" or none_here
+
+
 def run_options(config: Config, cell: GridCell) -> RunConfig:
     """The options of ``smore_offline.py`` for a cell, defaults filled in."""
     sizes = ("steps", "batch_size", "num_trajectories", "eval_episodes")
@@ -414,7 +426,7 @@ def run_options(config: Config, cell: GridCell) -> RunConfig:
         device=config.device,
         compile=config.compile,
         precision=config.precision,
-        threads=1 if config.device == "cpu" else 0,
+        threads=1 if on_cpu(config) else 0,
         evaluation="here",  # the other cores have runs of their own
         rollout=False,
         **given,

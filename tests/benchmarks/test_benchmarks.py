@@ -254,6 +254,18 @@ def test_precisions_differ_where_their_means_are_further_apart_than_the_seeds(lo
     assert (last[-1], mean[-1]) == ("agree", "DIFFER")
 
 
+def test_a_run_is_done_again_where_anything_that_decides_it_is_another(load):
+    key = load("compare_formulations").key
+    run = {"task": "T", "dataset": "d", "variant": "dual", "seed": 0, "steps": 10, "batch_size": 8}
+    run |= {"episodes": 5, "eval_interval": 2}
+    row = {name: str(value) for name, value in run.items()} | {"step": "2", "score": "0.1"}
+    assert key(row) == key(run)
+    for name in run:
+        assert key(row) != key({**run, name: "other"})
+        # a row of an older file does not say
+        assert key({other: value for other, value in row.items() if other != name}) != key(run)
+
+
 def test_a_peer_answers_and_its_failure_is_reported(load, monkeypatch, tmp_path):
     harness = load("harness")
     (tmp_path / "peer.py").write_text(

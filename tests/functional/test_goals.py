@@ -334,6 +334,19 @@ def test_shares_of_strategies_are_drawn_as_often_as_they_say_and_each_as_it_woul
     torch.testing.assert_close(counts, expected, atol=2e-4, rtol=0.0)
 
 
+def test_the_largest_number_of_a_share_stays_in_the_trajectory_in_single_precision():
+    # 0.05 is where the second share ends: in float32 the number below it is stretched to 1
+    just_below = torch.nextafter(torch.tensor([0.05]), torch.tensor([0.0]))
+    zero, stop = torch.tensor([0]), torch.tensor([10])
+    for second in ("future", "geometric"):
+        shares = {"current": 0.01, second: 0.04, "final": 0.95}
+        assert 0 <= goal_row(shares, zero, stop, just_below, 1000).item() < 10
+    below_one = torch.nextafter(torch.ones(1), torch.zeros(1))
+    for percent in range(1, 100):
+        shares = {"current": percent / 100, "random": 1 - percent / 100}
+        assert 0 <= goal_row(shares, zero, stop, below_one, 1000).item() < 1000
+
+
 @pytest.mark.parametrize(
     ("shares", "message"),
     [

@@ -305,6 +305,17 @@ def test_the_printed_action_free_bracket_is_the_capped_conjugate(name):
     torch.testing.assert_close(q, 0.25 * divergence.conjugate(4.0 * y, max_ratio=100.0))
 
 
+@pytest.mark.parametrize(("name", "supremum"), [("squared_hellinger", 1.0), ("total_variation", 0.5)])
+def test_without_a_largest_ratio_the_action_free_bracket_is_infinite_beyond_the_conjugates_range(name, supremum):
+    y = t(supremum - 0.25, supremum + 1.0)
+    divergence = get_divergence(name)
+    constants = {"beta": 1.0, "gamma": 0.9, "residual_coef": 0.25, "max_ratio": math.inf}
+    _, q = action_free_objective(y, y, y, divergence=divergence, **constants)
+    torch.testing.assert_close(q, divergence.conjugate(y))
+    assert q[0].isfinite()
+    assert q[1] == math.inf
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

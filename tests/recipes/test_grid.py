@@ -219,6 +219,37 @@ def test_an_option_that_comes_later_leaves_the_folders_of_cells_that_have_no_use
     assert folder("given") != job.folder
 
 
+def test_what_one_task_cannot_have_is_refused_beside_one_that_can(grid, import_recipe):
+    planning = import_recipe("parts.benchmark_plan")
+    config = planning.Config(preset="quick", seeds=1, steps=4, eval_episodes=1)
+    cells = [grid.GridCell(task, "smore", "images", options=(("pixels", 48),)) for task in ("FetchReach", "FetchPush")]
+    assert len(planning.make_jobs(config, grid.Plan((cells[0],)), Path("out"))) == 1
+    with pytest.raises(ValueError, match="pixels=48: FetchPush has no pictures"):
+        planning.make_jobs(config, grid.Plan(tuple(cells)), Path("out"))
+    plain = grid.Plan(tuple(grid.GridCell(task, "smore", "default") for task in ("FetchReach", "FetchPush")))
+    with pytest.raises(ValueError, match="unknown device 'cdua'"):
+        planning.make_jobs(config, plain, Path("out"), {"FetchPush": {"device": "cdua"}})
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "address", "cpu"),
+    [
+        ("cpu", True, None, True),
+        ("auto", False, None, True),
+        ("auto", True, None, False),
+        ("auto", False, "a.cluster", False),
+        ("cuda", True, None, False),
+    ],
+)
+def test_seeds_are_trained_together_where_there_is_a_gpu(grid, import_recipe, monkeypatch, device, gpu, address, cpu):
+    planning = import_recipe("parts.benchmark_plan")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    config = planning.Config(preset="quick", device=device, address=address, seeds=3, steps=4, eval_episodes=1)
+    jobs = planning.make_jobs(config, grid.Plan((grid.GridCell("PointReach", "gcsl", "default"),)), Path("out"))
+    assert [job.seeds for job in jobs] == ([(0,), (1,), (2,)] if cpu else [(0, 1, 2)])
+    assert {job.options["threads"] for job in jobs} == {1 if cpu else 0}
+
+
 def test_a_dataset_of_other_parts_or_returns_is_told_from_the_same_one(import_recipe):
     changed = import_recipe("parts.grid").changed_datasets
 

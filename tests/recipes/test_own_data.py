@@ -44,7 +44,7 @@ def test_a_file_that_does_not_say_who_acted_has_one_part_with_what_it_returns(lo
     assert part["return_over_max"] == pytest.approx(returns.mean() / ((1 - 0.99**50) / 0.01), rel=1e-5)
 
 
-def test_what_it_is_known_by_is_its_content_and_how_it_is_read(look, buffer, tmp_path):
+def test_what_it_is_known_by_is_its_content_and_how_it_is_read(own_data, config_of, look, buffer, tmp_path):
     def written(name, arrays):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -55,6 +55,10 @@ def test_what_it_is_known_by_is_its_content_and_how_it_is_read(look, buffer, tmp
     moved = look(written("there/buffer.pkl", buffer))
     assert (first.identity, first.name) == (moved.identity, moved.name)
     assert first.path != moved.path
+    # what it returns is another number for each task
+    rooms = own_data.read_own_data(config_of(dataset=first.path), "PointRooms")
+    assert (rooms.identity, rooms.name.rpartition("_")[0]) == (first.identity, "buffer.pkl")
+    assert rooms.name != first.name
     other = look(written("other/buffer.pkl", {**buffer, "u": -buffer["u"]}))
     assert first.identity != other.identity
     assert first.name != other.name

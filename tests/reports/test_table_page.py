@@ -68,6 +68,17 @@ def cells(page, start):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_claims_are_judged_by_the_test_that_is_asked_for(source, tmp_path, monkeypatch):
+    from torchrl_smore.reports import SignificanceTest, table_page
+
+    asked, evaluate = [], table_page.evaluate_claims
+    monkeypatch.setattr(table_page, "evaluate_claims", lambda *runs, **how: asked.append(how) or evaluate(*runs, **how))
+    test = SignificanceTest("greater", "none", 0.1)
+    write_table_page(source, tmp_path / "table1.md", command=COMMAND, test=test, min_seeds=2, resamples=20)
+    assert asked == [{"tasks": None, "min_seeds": 2, "test": test}]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_ours_stand_beside_the_papers_and_the_control(page):
     assert cells(page, "| task | unit |") == [
         *("task", "unit", "", "SMORe", "control (hindsight BC)", "the data: expert, all", "differs from the paper in")

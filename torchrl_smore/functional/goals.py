@@ -177,6 +177,8 @@ def goal_row(
     Raises:
         ValueError: see :func:`check_strategy`, or for ``"away"`` without ``away``.
     """
+    # float32 has no number between a share's largest and 1, at which a row would be that after the last
+    uniform = uniform.double()
     shares = check_strategy(strategy)
     if "away" in shares and away is None:
         raise ValueError("the goal strategy 'away' needs the first row away of each row.")

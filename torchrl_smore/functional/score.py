@@ -406,7 +406,10 @@ def action_free_objective(
         w = divergence.maximiser(y.detach() / kappa, max_ratio=max_ratio)
         if density_ratio is not None:
             w = torch.maximum(w, (1.0 - beta) * density_ratio)
-        return w * y - kappa * divergence.f(w)
+        # beyond the range of f', w* is max_ratio, which may be infinite: so is the maximum then, and not inf - inf
+        infinite = w.isinf()
+        w = w.masked_fill(infinite, 0.0)
+        return (w * y - kappa * divergence.f(w)).masked_fill(infinite, math.inf)
 
     rho_term = beta * (1.0 - gamma) * value + (1.0 - beta) * (bracket(residual, ratio) - residual)
     return rho_term, beta * bracket(q_residual, q_ratio)

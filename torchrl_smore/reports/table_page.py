@@ -17,6 +17,7 @@ from torchrl_smore.reports.numbers import (
     Cell,
     RunSet,
     Sample,
+    SignificanceTest,
     Source,
     method_label,
     method_order,
@@ -69,7 +70,13 @@ class _Line:
 
 
 def write_table_page(
-    source: Source, path: str | Path, *, command: str, min_seeds: int = 5, resamples: int = RESAMPLES
+    source: Source,
+    path: str | Path,
+    *,
+    command: str,
+    test: SignificanceTest | None = None,
+    min_seeds: int = 5,
+    resamples: int = RESAMPLES,
 ) -> Path:
     """Writes the page, and beside it a folder of its name with its figures and the results that it is made of.
 
@@ -81,6 +88,7 @@ def write_table_page(
         source: any results; those on other data than Table 1's are left out.
         path: of the page, ``.md``.
         command: the line that makes the page again.
+        test: of significance, for the claims; ``None``: :class:`~torchrl_smore.reports.SignificanceTest` as it is.
         min_seeds: of every cell that a claim is judged by.
         resamples: of each bootstrap.
 
@@ -100,7 +108,7 @@ def write_table_page(
     runs = RunSet(source.results)
     lines = [_line(task, runs, source) for task in task_order(row.task for row in source.results)]
     summary = summarize(runs, resamples=resamples)
-    claims = evaluate_claims(runs, tasks=None, min_seeds=min_seeds)
+    claims = evaluate_claims(runs, tasks=None, min_seeds=min_seeds, test=test)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     figures = []

@@ -112,6 +112,20 @@ def test_c1_tests_significance_on_runs(paper_as_results):
     assert "Reacher: too few seeds for significance" in few.missing
 
 
+def test_c1_judges_locomotion_by_the_return_that_its_tables_show(paper_as_results, make_result):
+    # at 0.99 SMORe is the worst on every task of locomotion
+    runs = paper_as_results("1")
+    at_099 = [
+        make_result(
+            **{"table": "1", "task": run.task, "method": run.method, "setting": run.setting, "seed": run.seed},
+            value=1.0 if run.method == "SMORe" else 40.0,
+        )
+        for run in runs
+        if "TgtVel" in run.task
+    ]
+    assert evaluate_claim("C1", [*runs, *at_099]).numbers["not best"] == "AntTgtVel-m-e"
+
+
 def test_a_missing_seed_is_asked_for(paper_as_results):
     runs = [r for r in paper_as_results("14", seeds=5) if (r.task, r.method, r.seed) != ("FetchPush", "GoFAR", 4)]
     outcome = evaluate_claim("C10", runs)
