@@ -30,7 +30,9 @@ class Config:
         f"share of experts, by name: {', '.join(MIXTURES)}; default: expert10, or as in training 30 experts for "
         "locomotion and experts alone for Tabletop",
     )
-    size: str = option("small", "small: 4,000 trajectories; paper: 40,000 (hard Fetch tasks and HandReach)")
+    size: str | None = option(
+        None, "small: 4,000 trajectories; paper: 40,000 (hard Fetch tasks and HandReach); default: small"
+    )
     num_trajectories: int | None = option(None, "trajectories in all, instead of a size")
     expert_fraction: float | None = option(None, "share of expert trajectories, in [0, 1], instead of a mixture")
     expert_policy: str | None = option(
@@ -64,10 +66,14 @@ def _composition(task: Task, config: Config) -> dict[str, Any]:
     check_range("workers", config.workers, 0, 1000)
     if config.expert_fraction is not None and not 0.0 <= config.expert_fraction <= 1.0:
         raise ValueError(f"expert_fraction must lie in [0, 1], got {config.expert_fraction}.")
-    named = mixture_counts(task, config.mixture or "expert10", config.size)
-    fraction = config.expert_fraction
-    if fraction is None and config.mixture is not None:
-        fraction = MIXTURES[config.mixture]
+    given = [name for name in ("mixture", "expert_fraction") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ValueError("mixture and expert_fraction both say how many are an expert's: give one of them.")
+    given = [name for name in ("size", "num_trajectories") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ValueError("size and num_trajectories both say how many trajectories: give one of them.")
+    named = mixture_counts(task, config.mixture or "expert10", config.size or "small")
+    fraction = MIXTURES[config.mixture] if config.mixture is not None else config.expert_fraction
     return {"num_trajectories": config.num_trajectories or sum(named), "expert_fraction": fraction}
 
 

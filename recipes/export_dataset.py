@@ -4,7 +4,9 @@ python recipes/export_dataset.py dataset=datasets/NAME format=minari
 python recipes/export_dataset.py dataset=buffer.pkl task=FetchPush format=ogbench out=shared
 MINARI_DATASETS_PATH=exports python -c "import minari; minari.load_dataset('FetchReach/smore-v0')"
 
-Every number is that of the dataset. minari, ogbench and wgcsl hold sequences of states; d4rl holds any rows.
+Every number is that of the dataset, but for rewards, which follow the task's rule, and for two columns of Reacher's
+published files, which are 0 here (docs/tasks.md). minari, ogbench and wgcsl hold sequences of states; d4rl holds any
+rows.
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ def check(config: Config) -> None:
 
     counts = ("steps", "num_envs", "hidden", "batch_size", "eval_episodes", "measure_episodes")
     counts += ("eval_interval", "log_interval", "save_interval", "random_steps", "capacity")
-    most = {"steps": 10**9, "seed": 2**31 - 1001, "num_envs": 1000, "threads": 1000, "hidden": 10**5}
+    # a row is drawn by a number of float32, which has 2^24 of them
+    most = {"steps": 10**9, "capacity": 2**24, "seed": 2**31 - 1001, "num_envs": 1000, "threads": 1000, "hidden": 10**5}
     for names, least in ((counts, 1), (("seed", "threads"), 0)):
         for name in names:
             check_range(name, value(name), least, most.get(name, 10**8))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from parts import OPENGL
-from torchrl_smore.envs import EnvPool, RenderError, Task, render_episode
+from torchrl_smore.envs import EnvPool, Task, render_episode
 from torchrl_smore.envs.wrappers import disturb, noise_generator
 from torchrl_smore.reports import write_gif
 
@@ -62,7 +62,7 @@ def film_episode(
             goal_beside=goal_beside,
         )
         write_gif(film, out)
-    except (RenderError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         return f"no {out.name}: {error}"
     return f"rollout: {out}"
 

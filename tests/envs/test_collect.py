@@ -137,10 +137,21 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(reference, tmp_path,
 
 def test_an_unfinished_collection_of_something_else_is_refused(tmp_path, monkeypatch):
     out = tmp_path / "store"
-    with monkeypatch.context() as broken:
-        broken.setattr(collect_module, "_run_chunks", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            point(out=out)
+    run_chunks = collect_module._run_chunks
+
+    def interrupted(*args, chunks):
+        done = run_chunks(*args)
+        for _ in range(chunks):
+            yield next(done)
+        raise KeyboardInterrupt
+
+    for chunks in (0, 1):
+        with monkeypatch.context() as broken:
+            broken.setattr(collect_module, "_run_chunks", partial(interrupted, chunks=chunks))
+            with pytest.raises(KeyboardInterrupt):
+                point(out=out, seed=5 * (1 - chunks) + 3 * chunks)
+        # before its first unit of work is done there is nothing to go on with
+        assert (tmp_path / "store.partial").exists() == (chunks > 0)
     with pytest.raises(ValueError, match=r"unfinished collection of something else \(seed: 3 there, 4 now\)"):
         point(out=out, seed=4)
     assert point(out=out).num_trajectories == 120
@@ -384,6 +395,22 @@ def test_a_worker_that_fails_is_named():
     broken = dataclasses.replace(TASKS["FetchReach"], name="Broken", make_base_env=dict)
     with pytest.raises(RuntimeError, match=r"(?s)collection worker \d of Broken failed.*Expected env to be a"):
         collect(broken, expert_episodes=0, random_episodes=30, seed=0, workers=2, progress=False)
+
+
+FAILING = """
+import dataclasses
+from torchrl_smore.envs import collect
+from torchrl_smore.envs.tasks import TASKS
+broken = dataclasses.replace(TASKS["PointReach"], name="Broken", make_batch=None, make_base_env=dict)
+collect(broken, expert_episodes=0, random_episodes=200, seed=0, workers=2, progress=False)
+"""
+
+
+def test_a_process_whose_workers_fail_ends():
+    # ten units of work: more than two workers have taken when the first fails
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "of Broken failed" in done.stderr
 
 
 @pytest.mark.parametrize(

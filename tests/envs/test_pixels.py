@@ -58,6 +58,16 @@ def test_the_cube_is_seen_where_it_is(table):
     assert far[0] < right[0] - 8  # away is up
 
 
+def test_a_painter_that_is_closed_takes_nothing_from_another(table):
+    state = draw_episode("pick", np.random.default_rng(0))[0].state[None]
+    before = table.states(state)
+    other = get_task("Tabletop-drawer").painter(48)
+    other.states(state)
+    table.states(state)
+    other.close()
+    np.testing.assert_array_equal(table.states(state), before)
+
+
 def test_drawer_can_and_gripper_are_seen(table):
     state = draw_episode("drawer", np.random.default_rng(0))[0].state
     states = np.stack([state] * 4)

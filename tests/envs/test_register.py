@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from torchrl_smore.envs import TASKS, EnvPool, collect, get_task, register_task
+from torchrl_smore.envs.tasks._source import source_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -337,6 +338,62 @@ def test_another_environment_of_the_same_words_is_another_source():
     second = register_task("B", "FetchPickAndPlace-v4", threshold=0.05, horizon=4)
     assert first.definition == second.definition
     assert first.source_sha256 != second.source_sha256
+
+
+class Tuned(Cart):
+    """A cart that comes with values."""
+
+    def __init__(self, *values, **named):
+        super().__init__()
+        self.values = values, named
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    gain: float
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (partial(Tuned, {"gain": 1.0}), partial(Tuned, {"gain": 0.1})),
+        (partial(Tuned, gravity=1.0), partial(Tuned, wind=1.0)),
+        (partial(Tuned, np.ones(2)), partial(Tuned, np.zeros(2))),
+        (partial(Tuned, np.float32(1)), partial(Tuned, np.float32(2))),
+        (partial(Tuned, {"a", "b"}), partial(Tuned, {"a", "c"})),
+        (partial(Tuned, Tuning(1.0)), partial(Tuned, Tuning(2.0))),
+    ],
+)
+def test_an_environment_is_known_by_the_values_that_it_is_made_with(one, other):
+    first, second, again = (source_sha256([made]) for made in (one, other, pickle.loads(pickle.dumps(one))))
+    assert first == again
+    assert first != second
+
+
+def test_an_environment_of_gymnasiums_registry_is_known_by_its_arguments():
+    digests = []
+    try:
+        for gain in (1.0, 2.0, 1.0):
+            gymnasium.register("Tuned-v0", entry_point=f"{__name__}:Tuned", kwargs={"gain": gain})
+            digests.append(source_sha256(["Tuned-v0", Cart]))
+            gymnasium.registry.pop("Tuned-v0")
+    finally:
+        gymnasium.registry.pop("Tuned-v0", None)
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_task_may_have_the_name_of_its_class(tmp_path, monkeypatch):
+    (tmp_path / "named_module.py").write_text(
+        "import gymnasium\n"
+        "from torchrl_smore.envs import register_task\n"
+        "class Maze(gymnasium.Wrapper):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(gymnasium.make('MountainCarContinuous-v0').unwrapped)\n"
+        "register_task('Maze', Maze, goal_columns=[0], goals=([-1.0], [0.4]), threshold=0.05, horizon=5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get_task("named_module:Maze") is get_task("Maze")
+    monkeypatch.delitem(sys.modules, "named_module")
 
 
 def test_tasks_of_the_package_have_versions_and_no_source():

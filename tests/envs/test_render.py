@@ -226,6 +226,11 @@ def test_a_crash_of_the_filming_process_is_an_error_of_ours(monkeypatch):
 _die = exit
 
 
+def test_an_environment_that_fails_in_a_process_of_its_own_says_why():
+    with pytest.raises(RuntimeError, match=r"PointReach could not be filmed: Error: Seed must be greater .* value: -1"):
+        render_episode("PointReach", -1, np.zeros((1, 2)), own_process=True)
+
+
 def test_a_long_film_has_more_time_than_a_short_one(monkeypatch):
     from torchrl_smore.envs import render
 

@@ -68,7 +68,8 @@ def test_a_store_that_is_there_is_replaced_only_on_demand(recipe, tmp_path):
         (["num_trajectories=0"], ["num_trajectories", "0"]),
         (["expert_fraction=2"], ["expert_fraction", "[0, 1]"]),
         (["mixture=expert20"], ["mixture", "'expert20'", "expert10"]),
-        (["task=PointReach", "size=paper"], ["PointReach", "num_trajectories"]),
+        (["size=small"], ["size and num_trajectories", "one of them"]),
+        (["mixture=expert1", "expert_fraction=0.5"], ["mixture and expert_fraction", "one of them"]),
         (["action_noise=-1"], ["action_noise", "-1"]),
         (["action_noise=nan"], ["action_noise", "nan"]),
         (["seed=-1"], ["seed", "-1"]),
@@ -85,6 +86,12 @@ def test_a_bad_option_is_refused_in_one_line_before_anything_is_written(recipe, 
     assert error.startswith("error: ")
     assert all(text in error for text in said), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_that_is_not_known_is_refused(recipe, tmp_path):
+    done = recipe("collect_dataset.py", "task=PointReach", "size=paper", cwd=tmp_path)
+    assert done.status == 2
+    assert "got PointReach; give num_trajectories" in done.stderr
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_no_store(recipe, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -525,6 +526,27 @@ def test_an_export_that_fails_leaves_what_it_was_to_replace(import_recipe, train
     monkeypatch.setattr(export, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         export.main(export.Config(**options, overwrite=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_export_whose_file_does_not_come_leaves_the_description_of_the_one_that_is_there(
+    import_recipe, trained, tmp_path, monkeypatch
+):
+    export = import_recipe("export")
+    options = {"run": str(trained[1]), "format": "npz", "out": str(tmp_path / "policy.npz")}
+    export.main(export.Config(**options, seed=0))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith("policy.npz"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torchrl_smore._files.os.replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            export.main(export.Config(**options, seed=1, overwrite=True))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

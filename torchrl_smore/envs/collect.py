@@ -168,7 +168,7 @@ def collect(
         ImportError: if a package of the ``envs`` extra is missing.
         RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
         NotImplementedError: for several workers on a system without ``select.poll``, which is Windows.
-        OSError: if the disk is full. Finished chunks are kept.
+        OSError: if the disk is full (with several workers a RuntimeError that says so). Finished chunks are kept.
     """
     task = get_task(task).data_source
     behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
@@ -310,7 +310,7 @@ def _partial_folder(target: Path | None, request: _Request) -> Iterator[PartialF
         partial = PartialFolder(target.with_name(target.name + ".partial"), request.fingerprint())
         try:
             yield partial
-        except Exception:
+        except BaseException:
             partial.remove_if_empty()
             raise
         return
@@ -357,9 +357,12 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
 
     def run(number: int) -> int:
         worker = idle.get()
-        worker.send(_run_chunk, request, folder, number)
-        worker.receive()
-        idle.put(worker)
+        try:
+            worker.send(_run_chunk, request, folder, number)
+            worker.receive()
+        finally:
+            # also one that is dead, which then says so: a thread that waits here for ever keeps the process alive
+            idle.put(worker)
         return number
 
     threads = ThreadPoolExecutor(num_workers)

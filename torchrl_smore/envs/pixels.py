@@ -128,6 +128,7 @@ class _ScenePainter:
 
     def close(self) -> None:
         """Releases the OpenGL context."""
+        self._window.make_current()  # or what another window has under the same numbers would be freed
         self._context.free()
         self._window.free()
 

@@ -57,7 +57,8 @@ def render_episode(
         they are ``2 * size + 4`` wide.
 
     Raises:
-        RenderError: if the task needs OpenGL and it cannot be had.
+        RenderError: if the task needs OpenGL and it cannot be had, or a process of its own dies.
+        RuntimeError: if the environment fails in a process of its own.
         ValueError: for an unknown task or library, a wrong shape, actions that are not finite, an environment that
             cannot be drawn, or a task that has no pictures, beside which the goal cannot be shown.
         ImportError: if a package the simulator needs is missing.
@@ -91,6 +92,9 @@ def _film_apart(_: Any, *args: Any) -> Frame | Exception:
         return _film(*args)
     except (RenderError, ValueError, ImportError) as error:
         return error
+    except Exception as error:
+        # of the environment; it may be of a class that cannot be sent
+        return RuntimeError(f"{args[0].name} could not be filmed: {type(error).__name__}: {error}")
 
 
 def _film(task: Task, seed: int, actions: NDArray[Any], size: int, backend: str, goal_beside: bool) -> Frame:
@@ -192,6 +196,7 @@ class _MujocoCamera:
 
     def close(self) -> None:
         """Releases the OpenGL context."""
+        self._window.make_current()  # or what another window has under the same numbers would be freed
         self._context.free()
         self._window.free()
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import Goals, _rows, d4rl
@@ -526,6 +527,14 @@ def test_goals_that_were_written_before_the_step_stay_where_they_are(write, capl
     assert (store.meta["goal_offset"], store.meta["dropped_rows"]) == (0, 2)
     np.testing.assert_array_equal(store.data["achieved_goal"], store.data["observation"][:, :1])
     assert not caplog.messages
+
+
+def test_an_array_of_goals_of_one_number_in_each_row_is_a_column(write):
+    arrays = maze(ends="timeouts")
+    column = d4rl.read(write(arrays), reached=at_three, goals=Goals(0, desired=3.0, array="infos/qpos"))
+    arrays["infos/qpos"] = arrays["infos/qpos"][:, 0].astype(np.float64)
+    single = d4rl.read(write(arrays), reached=at_three, goals=Goals(slice(None), desired=3.0, array="infos/qpos"))
+    assert torch.equal(single.data["achieved_goal"], column.data["achieved_goal"])
 
 
 def test_episodes_that_end_rows_too_late_are_noticed_by_their_jumps(write, caplog):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers._goals import Fallen, Goals, Reached, Rows, rewards, without_falls
-from torchrl_smore.data.readers._rows import Column, Progress, RowArray, check_numbers, gather
+from torchrl_smore.data.readers._rows import Column, Progress, RowArray, check_numbers, gather, is_single
 from torchrl_smore.data.trajectories import TrajectoryStore
 
 _logger = logging.getLogger("torchrl_smore")
@@ -149,9 +149,10 @@ def offset_of(label: str, arrays: Callable[[str], RowArray], goals: Goals, end: 
 
 
 def _first_rows(array: RowArray) -> np.ndarray:
-    check_numbers(array, 2)
+    check_numbers(array, 1 if is_single(array) else 2)
     for block in array.blocks():
-        return block[:_COMPARED_ROWS].astype(np.float64)
+        rows = block[:_COMPARED_ROWS].astype(np.float64)
+        return rows.reshape(len(rows), -1)
     return np.empty((0, 1))
 
 

@@ -310,8 +310,11 @@ def _task_of_module(module: str, name: str) -> Task:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise ValueError(f"task {full!r}: there is no module {error.name!r} in {here} or on sys.path.") from error
-    found = getattr(imported, name, TASKS.get(name))
+    found = getattr(imported, name, None)
     if not isinstance(found, Task):
+        # what has that name there may be the environment's class
+        found = TASKS.get(name)
+    if found is None:
         known = [key for key, value in vars(imported).items() if isinstance(value, Task)]
         raise unknown_name(f"task of {module}", name, known)
     return found

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 # by what register_task has made of a user's environment, it is told from the package's own
 _OF_USERS = "torchrl_smore.envs.register"
@@ -44,11 +47,23 @@ def source_sha256(parts: Iterable[Any]) -> str | None:
 def _look_at(part: Any, words: list[str], modules: set[str]) -> None:
     """Adds the name of a part, or its value, and the modules in which it and its bases are defined."""
     if isinstance(part, functools.partial):
-        for inner in (part.func, *part.args, *(part.keywords[key] for key in sorted(part.keywords))):
+        for inner in (part.func, *part.args):
             _look_at(inner, words, modules)
+        _look_at(part.keywords, words, modules)
     elif isinstance(part, (tuple, list)):
         for inner in part:
             _look_at(inner, words, modules)
+    elif isinstance(part, Mapping):
+        for key, inner in sorted(part.items(), key=lambda item: str(item[0])):
+            words.append(f"{key}=")
+            _look_at(inner, words, modules)
+    elif isinstance(part, (set, frozenset)):
+        words.extend(sorted(map(repr, part)))
+    elif isinstance(part, (np.ndarray, np.generic)):
+        words.append(f"{part.dtype} {part.shape} {part.tolist()}")
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        _look_at(type(part), words, modules)
+        _look_at({field.name: getattr(part, field.name) for field in dataclasses.fields(part)}, words, modules)
     elif part is None or isinstance(part, (bool, int, float, str)):
         words.append(repr(part))
         # not imported: where gymnasium knows the id, it is there
@@ -56,6 +71,7 @@ def _look_at(part: Any, words: list[str], modules: set[str]) -> None:
         if spec is not None:
             entry = spec.entry_point
             modules.update([entry.partition(":")[0]] if isinstance(entry, str) else _modules(entry))
+            _look_at(spec.kwargs, words, modules)
     else:
         named = part if hasattr(part, "__qualname__") else type(part)
         words.append(f"{named.__module__}.{named.__qualname__}")
