@@ -52,14 +52,27 @@ COLUMNS = (*RUN, "step", *METRICS, *DIAGNOSTICS, "updates_per_second")
 
 
 def key(job: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tells a run from another, of one that is to be made or of a row; a row of an older file is none of these."""
+    """What tells a run from another, of one that is to be made or of a row."""
     return tuple(str(job.get(name)) for name in RUN)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of earlier runs; none where there is no file.
+
+    Raises:
+        ValueError: if it does not say what its runs were of.
+    """
+    rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
+    if rows and not set(RUN) <= rows[0].keys():
+        missing = ", ".join(name for name in RUN if name not in rows[0])
+        raise ValueError(f"{file} does not say {missing} of its runs: give another --out, or remove it.")
+    return rows
 
 
 def run(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Trains one variant with one seed; returns a row for each evaluation."""
     torch.set_num_threads(1)
-    store = TrajectoryStore.load(job["dataset"], verify=False)
+    store = TrajectoryStore.load(job["folder"], verify=False)
     task = get_task(store.meta["task"])
     options = dict(VARIANTS[job["variant"]])
     scales = standardization(store.data) if options.pop("normalize", True) else None
@@ -144,7 +157,9 @@ def main() -> None:
     """Runs what is missing, then draws and prints everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
-    parser.add_argument("--out", default=None, help="path without suffix; default docs/results/formulations_<task>")
+    parser.add_argument(
+        "--out", default=None, help="path without suffix; default outputs/benchmarks/formulations_<task>"
+    )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
@@ -153,13 +168,15 @@ def main() -> None:
     parser.add_argument("--eval-interval", type=int, default=250)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     args = parser.parse_args()
-    task = TrajectoryStore.load(args.dataset).meta["task"]
-    out = Path(args.out or f"docs/results/formulations_{task}")
+    store = TrajectoryStore.load(args.dataset)
+    task = store.meta["task"]
+    out = Path(args.out or f"outputs/benchmarks/formulations_{task}")
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.with_suffix(".csv")
-    rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
+    rows = read_rows(file)
     done = {key(row) for row in rows}
-    common = {name: getattr(args, name) for name in ("dataset", "steps", "batch_size", "episodes", "eval_interval")}
+    common = {name: getattr(args, name) for name in ("steps", "batch_size", "episodes", "eval_interval")}
+    common |= {"folder": args.dataset, "dataset": store.sha256[:8]}
     asked = [
         {**common, "task": task, "variant": variant, "seed": seed} for seed in args.seeds for variant in args.variants
     ]

@@ -11,7 +11,6 @@ that the CSV already holds are not repeated.
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import statistics
 from pathlib import Path
@@ -21,6 +20,7 @@ import compare_formulations
 import harness
 from tqdm import tqdm
 
+from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import collect
 
 VARIANTS = {"float32": "in_sample", "bf16": "in_sample bf16"}
@@ -102,12 +102,14 @@ def main() -> None:
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.with_name(out.name + ".csv")
-    rows: Rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
+    rows: Rows = compare_formulations.read_rows(file)
     done = set(map(compare_formulations.key, rows))
+    folders = {task: dataset(task, args.trajectories, out.parent) for task in args.tasks}
     asked: Rows = [
         {
             "task": task,
-            "dataset": str(dataset(task, args.trajectories, out.parent)),
+            "folder": str(folders[task]),
+            "dataset": TrajectoryStore.load(folders[task], verify=False).sha256[:8],
             "variant": variant,
             "seed": seed,
             "steps": args.steps,
@@ -123,9 +125,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for new in tqdm(pool.imap_unordered(compare_formulations.run, jobs), total=len(jobs), desc="runs"):
             rows += new
-            harness.write_csv(
-                file, [{name: row.get(name, "") for name in compare_formulations.COLUMNS} for row in rows]
-            )
+            harness.write_csv(file, [{name: row[name] for name in compare_formulations.COLUMNS} for row in rows])
     wanted = set(map(compare_formulations.key, asked))
     rows = [row for row in rows if compare_formulations.key(row) in wanted]
     title = f"{harness.machine(1)}\n{args.steps} updates of {args.batch_size}, {len(args.seeds)} seeds: mean and range"

@@ -34,7 +34,7 @@ from parts.datasets import check_collected, collect_or_load, dataset_folder
 from parts.earlier import read_earlier
 from parts.grid import Plan, paper_name
 from parts.manifest import Manifest
-from parts.metrics import RETURN, shown_return
+from parts.metrics import RETURN
 from parts.shared import PACKAGES, commit_of_library, versions_of, write_json
 from parts.status import describe_status, status_of
 from tqdm import tqdm
@@ -43,6 +43,7 @@ from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import get_task, task_names
 from torchrl_smore.reports import Result, write_curves, write_results
 from torchrl_smore.trainers import locked, remove_leftovers
+from torchrl_smore.trainers.evaluation import shown_return
 
 DIFFERENT_DATA = (
     "one seed gives other trajectories on another processor. Run their cells again, or say so on the page (differs:)."
@@ -87,8 +88,12 @@ def main(config: Config) -> None:
                 print(f"stage {stage.name}: {len(todo)} of {len(stage.jobs)} runs to do", flush=True)
             failures |= make_datasets(config, todo)
             told = describe_datasets(config, stage.jobs)
-            own = [job for job in todo if job.folder not in failures]
-            told |= {job.own_data.name: job.own_data.parts for job in own if job.own_data is not None}
+            for job in stage.jobs:
+                # also of finished runs whose data grid.json does not tell: an earlier version called them otherwise
+                if job.own_data is None or job.folder in failures:
+                    continue
+                if job in todo or job.own_data.name not in record["datasets"]:
+                    told[job.own_data.name] = job.own_data.parts
             for name in grid.changed_datasets(record["datasets"], told):
                 print(
                     f"warning: {name} is not what the runs that are finished learned from: {DIFFERENT_DATA}", flush=True
@@ -357,6 +362,8 @@ def write_tables(out: Path, jobs: Sequence[Job], results: dict[Path, dict[str, A
 def mean_return(result: dict[str, Any]) -> str:
     """Discounted return, mean over the seeds of a run, in words."""
     name = shown_return(row["metric"] for row in result["results"])
+    if name is None:
+        return "no return kept"  # by an earlier version, of a task whose discounts it did not know
     values = [row["value"] for row in result["results"] if row["metric"] == name]
     return f"return at {name[len(RETURN) :]} {sum(values) / len(values):.2f}"
 

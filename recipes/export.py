@@ -33,7 +33,7 @@ from torch import nn
 from torchrl_smore import load_policy
 from torchrl_smore.envs.experts import Actor, ActorExpert, write_actor
 from torchrl_smore.modules import GELUMLP, ConcatMLP, GaussianHead, Standardize
-from torchrl_smore.trainers import RunRecord, TrainedPolicy, replacing, write_text
+from torchrl_smore.trainers import RunRecord, TrainedPolicy, replacing
 
 TOLERANCE = 1e-5  # largest difference of an action component from the run's
 ROWS = 1000  # that are compared
@@ -78,7 +78,8 @@ def main(config: Config) -> None:
         if path.exists() and not config.overwrite and not (path == sidecar and not out.exists() and is_ours(path)):
             raise FileExistsError(f"{path} exists; overwrite=true replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    before = sidecar.read_text() if out.exists() and sidecar.exists() else None
+    before = sidecar.read_bytes() if out.exists() and sidecar.exists() else None
+    described_anew = False
     try:
         with replacing(out) as beside:
             run = write(policy, beside)
@@ -86,18 +87,16 @@ def main(config: Config) -> None:
             # first what describes: a file without its sidecar would look finished
             held = {"sha256": hashlib.sha256(beside.read_bytes()).hexdigest()}
             write_json(sidecar, described(policy, config.format, difference) | held)
+            described_anew = True
     except BaseException:
-        if not out.exists():
+        if not out.exists() or (described_anew and before is None):
             sidecar.unlink(missing_ok=True)
-        elif before is not None and not describes(sidecar, out):
-            write_text(sidecar, before)
+        elif described_anew and before is not None:
+            # of the file that is still there
+            with replacing(sidecar) as beside:
+                beside.write_bytes(before)
         raise
     print(f"{out}: differs by at most {difference:.1e} from the run on {ROWS:,} rows\n{sidecar}: shapes, units, ranges")
-
-
-def describes(sidecar: Path, out: Path) -> bool:
-    """Whether a description is that of a file as it is."""
-    return bool(json.loads(sidecar.read_text())["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest())
 
 
 def is_ours(path: Path) -> bool:

@@ -339,7 +339,7 @@ def make_jobs(
                 data[cell.task] = _look_at(own, cell.task, (of_tasks or {}).get(cell.task, {}))
             own_data = data[cell.task]
         run_config = run_options(own, cell)
-        # what a check depends on: one for each task would take 30 ms a cell
+        # tasks share a check, of 30 ms, unless their options in a manifest, or having pictures, differ
         of_task = json.dumps((of_tasks or {}).get(cell.task, {}), sort_keys=True, default=str)
         pictures = get_task(cell.task).make_painter is not None
         checking = (cell.method, cell.options, own_data, of_task, pictures)

@@ -163,11 +163,7 @@ def make_sampler(
     """The batches that the chosen method reads, with further entries for other readers."""
     method = METHODS[config.method]
     rewards = (-1.0, 0.0) if config.reward == "binary" else method.rewards
-    goals = parse_strategy(config.goals or method.strategy)
-    actor_goals = None if config.actor_goals is None else parse_strategy(config.actor_goals)
-    if not method.actor_goals:
-        # one network, one kind of goal: the actor's
-        goals, actor_goals = actor_goals or goals, None
+    goals, actor_goals = (*map(parse_strategy, kinds_of_goals(config)), None)[:2]
     options: dict[str, Any] = {
         "strategy": goals,
         "actor_strategy": actor_goals,
@@ -194,6 +190,16 @@ def make_anchors(config: Config, task: Task, store: TrajectoryStore) -> torch.Te
     rule = "arriving" if auto else config.anchors
     # a rule that was asked for and chooses nothing is an error; "auto" says what it does
     return anchor_weights(rule, store.data, threshold=task.threshold, share=config.anchor_share, or_uniform=auto)
+
+
+def kinds_of_goals(config: Config) -> list[str]:
+    """The goals of score and value, and those of the actor if they are others."""
+    method = METHODS[config.method]
+    goals = config.goals or method.strategy
+    if config.actor_goals is None:
+        return [goals]
+    # one network, one kind of goal: the actor's
+    return [goals, config.actor_goals] if method.actor_goals else [config.actor_goals]
 
 
 def parse_strategy(text: str) -> str | dict[str, float]:

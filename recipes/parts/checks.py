@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from parts.build import make_goals, make_loss, parse_strategy
+from parts.build import kinds_of_goals, make_goals, make_loss, parse_strategy
 from parts.cli import check_range
 from parts.datasets import recognise_dataset
 from parts.evaluators import EVALUATION
@@ -19,6 +19,7 @@ from parts.shared import resolve_device
 from torchrl_smore.data import check_anchor_rule
 from torchrl_smore.data.readers import FORMATS
 from torchrl_smore.envs import get_task
+from torchrl_smore.functional.goals import check_strategy
 from torchrl_smore.modules import CHANNELS
 from torchrl_smore.trainers import Compile
 
@@ -76,9 +77,9 @@ def check(config: Config) -> None:
         check_name(config, name, list(valid))
     if config.anchors != AUTO_ANCHORS:
         check_anchor_rule(config.anchors)
-    for goals in (config.goals, config.actor_goals):
-        if goals is not None:
-            parse_strategy(goals)
+    strategies = {name for goals in kinds_of_goals(config) for name in check_strategy(parse_strategy(goals))}
+    if config.goal_gamma is not None and "geometric" not in strategies:
+        raise ValueError(f"goal_gamma: of no use without geometric goals, got {', '.join(sorted(strategies))}.")
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
     names_of_datasets = ("dataset_format", "goal_columns", "desired_goal", "columns", "clip_actions")

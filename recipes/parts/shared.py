@@ -22,7 +22,6 @@ import torch
 
 import torchrl_smore
 from parts.cli import one_line
-from parts.metrics import shown_return
 from torchrl_smore.modules.linear import has_bf16_products
 from torchrl_smore.trainers import (
     OfflineTrainer,
@@ -32,6 +31,7 @@ from torchrl_smore.trainers import (
     remove_leftovers,
     write_text,
 )
+from torchrl_smore.trainers.evaluation import shown_return
 
 log = logging.getLogger("torchrl_smore.recipes")
 
@@ -269,7 +269,7 @@ class ProgressLines:
         self.last = trainer.evaluations
         means = mean_metrics(trainer.evaluations)
         shown = ("success_last", shown_return(means), "final_distance")
-        metrics = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
+        metrics = ", ".join(f"{name} {means[name]:.3f}" for name in shown if name is not None)
         step, steps, rate = trainer.evaluated_step, trainer.total_frames, trainer.updates_per_second
         print(f"update {step:,} of {steps:,}: {metrics} ({rate:.0f}/s)", flush=True)
 

@@ -262,8 +262,16 @@ def test_a_run_is_done_again_where_anything_that_decides_it_is_another(load):
     assert key(row) == key(run)
     for name in run:
         assert key(row) != key({**run, name: "other"})
-        # a row of an older file does not say
         assert key({other: value for other, value in row.items() if other != name}) != key(run)
+
+
+def test_a_file_that_does_not_say_what_its_runs_are_of_is_refused(load, tmp_path):
+    read = load("compare_formulations").read_rows
+    assert read(tmp_path / "none.csv") == []
+    path = tmp_path / "older.csv"
+    path.write_text("task,variant,seed,steps,batch_size,step\nT,dual,0,10,8,2\n")
+    with pytest.raises(ValueError, match=r"older.csv does not say dataset, episodes, eval_interval of its runs"):
+        read(path)
 
 
 def test_a_peer_answers_and_its_failure_is_reported(load, monkeypatch, tmp_path):

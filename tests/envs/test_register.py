@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import pickle
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -352,6 +355,14 @@ class Tuned(Cart):
 class Tuning:
     gain: float
 
+    def made(self):
+        return Tuned(self.gain)
+
+
+class Mode(enum.Enum):
+    SLOW = 1
+    FAST = 2
+
 
 @pytest.mark.parametrize(
     ("one", "other"),
@@ -361,6 +372,11 @@ class Tuning:
         (partial(Tuned, np.ones(2)), partial(Tuned, np.zeros(2))),
         (partial(Tuned, np.float32(1)), partial(Tuned, np.float32(2))),
         (partial(Tuned, {"a", "b"}), partial(Tuned, {"a", "c"})),
+        (partial(Tuned, {1: {"a": (2, 3)}}), partial(Tuned, {1: {"a": (2, 4)}})),
+        (partial(Tuned, Mode.SLOW), partial(Tuned, Mode.FAST)),
+        (partial(Tuned, Path("a")), partial(Tuned, Path("b"))),
+        (partial(Tuned, b"a", 1j, slice(2)), partial(Tuned, b"a", 1j, slice(3))),
+        (Tuning(1.0).made, Tuning(2.0).made),
         (partial(Tuned, Tuning(1.0)), partial(Tuned, Tuning(2.0))),
     ],
 )
@@ -370,11 +386,24 @@ def test_an_environment_is_known_by_the_values_that_it_is_made_with(one, other):
     assert first != second
 
 
+def test_functions_in_a_set_are_known_by_their_names_in_every_process():
+    code = (
+        "import os, shutil; from torchrl_smore.envs.register import register_task; "
+        "from torchrl_smore.envs.tasks._source import source_sha256; "
+        "print(source_sha256([register_task, {shutil.copy, os.walk, shutil.move}, {shutil.copy: 1, os.walk: 2}]))"
+    )
+    said = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(said) == 1
+    assert len(said.pop().strip()) == 64
+
+
 def test_an_environment_of_gymnasiums_registry_is_known_by_its_arguments():
     digests = []
     try:
         for gain in (1.0, 2.0, 1.0):
-            gymnasium.register("Tuned-v0", entry_point=f"{__name__}:Tuned", kwargs={"gain": gain})
+            # an id may be among its own arguments
+            kwargs = {"gain": gain, "base": "Tuned-v0"}
+            gymnasium.register("Tuned-v0", entry_point=f"{__name__}:Tuned", kwargs=kwargs)
             digests.append(source_sha256(["Tuned-v0", Cart]))
             gymnasium.registry.pop("Tuned-v0")
     finally:

@@ -171,6 +171,8 @@ def test_a_variant_is_reached_by_options_and_trains(recipe, tmp_path, store_path
         (["schedule=linear"], "unknown schedule 'linear'"),
         (["method=gcsl", "goals=away", "actor_goals=final"], "method=gcsl has one kind of goals: give goals= or"),
         (["goal_gamma=1"], "goal_gamma must be in (0, 1), got 1.0"),
+        (["goal_gamma=0.9"], "goal_gamma: of no use without geometric goals, got future"),
+        (["method=crl", "goals=away", "goal_gamma=0.9"], "of no use without geometric goals, got away"),
         (["method=wgcsl_original", "compile=default"], "compile=default: method=wgcsl_original writes buffers"),
         (["method=gc_xql", "alpha=-1"], "alpha must be positive, got -1.0"),
         (["method=gofar", "regression=mae"], "'mae'"),

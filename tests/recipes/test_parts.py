@@ -18,6 +18,7 @@ import torch
 
 from torchrl_smore import TrajectoryStore
 from torchrl_smore.envs import get_task
+from torchrl_smore.trainers.evaluation import shown_return
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMANDS = sorted(path for path in RECIPES.glob("*.py") if path.name != "torchrl_trainer.py")
@@ -326,10 +327,11 @@ def test_auto_does_not_compile_a_loss_that_keeps_a_memory(import_recipe, monkeyp
 
 
 def test_the_return_that_people_see_is_that_at_099_or_at_the_tasks_largest_discount(import_recipe):
-    metrics = import_recipe("parts.metrics")
+    is_kept = import_recipe("parts.metrics").is_kept
     names = ["success_last", "discounted_return_0.98", "discounted_return_0.99", "discounted_return_0.999"]
-    assert metrics.shown_return(names) == "discounted_return_0.99"
-    assert metrics.shown_return(["discounted_return_0.5", "success_last", "discounted_return_1"]) == (
-        "discounted_return_1"
+    assert shown_return(names) == "discounted_return_0.99"
+    assert shown_return(["eval/discounted_return_0.5", "success_last", "eval/discounted_return_1"]) == (
+        "eval/discounted_return_1"
     )
-    assert [name for name in (*names, "episodes", "intervals") if metrics.is_kept(name)] == names
+    assert shown_return(["success_last"]) is None
+    assert [name for name in (*names, "episodes", "intervals") if is_kept(name)] == names

@@ -543,11 +543,15 @@ def test_an_export_whose_file_does_not_come_leaves_the_description_of_the_one_th
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("torchrl_smore._files.os.replace", full)
-        with pytest.raises(OSError, match="No space left"):
-            export.main(export.Config(**options, seed=1, overwrite=True))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    sidecar = tmp_path / "policy.npz.json"
+    for description in (None, b"of somebody else", before[sidecar.name]):
+        sidecar.unlink() if description is None else sidecar.write_bytes(description)
+        with monkeypatch.context() as patch:
+            patch.setattr("torchrl_smore._files.os.replace", full)
+            with pytest.raises(OSError, match="No space left"):
+                export.main(export.Config(**options, seed=1, overwrite=True))
+        assert (tmp_path / "policy.npz").read_bytes() == before["policy.npz"]
+        assert (sidecar.read_bytes() if sidecar.exists() else None) == description
 
 
 def test_an_export_that_does_not_act_as_the_run_is_not_written(import_recipe, trained, tmp_path, monkeypatch):

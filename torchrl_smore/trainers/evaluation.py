@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -260,6 +260,12 @@ def check_plan(episodes: int, horizon: int, gammas: Sequence[float]) -> None:
 def mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     """Mean of each metric over evaluations, of which there is at least one; they have the same metrics."""
     return {key: float(np.mean([own.metrics[key] for own in evaluations])) for key in evaluations[0].metrics}
+
+
+def shown_return(metrics: Iterable[str]) -> str | None:
+    """Which of some metrics is the return that people are shown: at 0.99, or else at the largest discount there is."""
+    returns = {name.rpartition("_")[2]: name for name in metrics if "discounted_return_" in name}
+    return returns.get("0.99") or max(returns.items(), key=lambda item: float(item[0]), default=(None, None))[1]
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from torchrl_smore.trainers.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, Policy
+from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, Policy, shown_return
 from torchrl_smore.trainers.logging import MetricsFile
 from torchrl_smore.trainers.modes import in_mode
 from torchrl_smore.trainers.policies import BEST_FOLDER
@@ -501,7 +501,7 @@ class OfflineTrainer(Trainer):
         """Writes the values of each seed to the file, and their means to progress bar and logger."""
         rows = [{key: float(value) for key, value in row.items()} for row in rows]
         means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-        shown = [key for key in means if key.startswith(("loss_", "eval/success_last", "eval/discounted_return_0.99"))]
+        shown = [key for key in means if key.startswith(("loss_", "eval/success_last")) or key == shown_return(means)]
         # TorchRL's logging knows no other update than that which the trainer is at
         now = self.step
         self.collected_frames = step

@@ -75,6 +75,28 @@ def test_the_range_over_seeds_is_shaded(tmp_path, monkeypatch):
     assert not bands
 
 
+@pytest.mark.parametrize(
+    ("discounts", "shown", "largest"),
+    [
+        ((0.98, 0.99), ["0.99", "0.98"], (1 - 0.99**50) / 0.01),
+        ((0.9, 0.95, 1), ["0.9", "0.95", "1"], (1 - 0.9**50) / 0.1),
+        ((1,), ["1"], 50.0),
+    ],
+)
+def test_returns_are_drawn_at_whatever_discounts_a_run_has(tmp_path, monkeypatch, discounts, shown, largest):
+    from matplotlib.axes import Axes
+
+    drawn, lines = [], []
+    monkeypatch.setattr(Axes, "legend", lambda self, **how: drawn.append(self.get_legend_handles_labels()[1]))
+    monkeypatch.setattr(Axes, "axhline", lambda self, height, **how: lines.append(height))
+    path = tmp_path / "metrics.csv"
+    names = [f"eval/discounted_return_{discount}" for discount in discounts]
+    path.write_text("\n".join([",".join(["step", *names]), ",".join("1" for _ in ["step", *names]), ""]))
+    plot_curves(path, tmp_path / "curves.png")
+    assert drawn == [[f"discount {discount}" for discount in shown]]
+    assert lines == [pytest.approx(largest)]
+
+
 def test_curves_are_a_picture_with_something_on_it(metrics, tmp_path):
     out = plot_curves(metrics, tmp_path / "curves.png", title="a run")
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

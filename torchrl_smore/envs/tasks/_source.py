@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import functools
 import hashlib
 import json
 import sys
+import types
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ def source_sha256(parts: Iterable[Any]) -> str | None:
     """SHA-256 of the files that define functions and classes, and of the names and plain values that they come with.
 
     Args:
-        parts: functions, classes and instances, also inside :func:`functools.partial`; ``None`` is nothing.
+        parts: functions, classes, instances and values, also inside :func:`functools.partial`; ``None`` is nothing. Of
+            instances but those of dataclasses the class alone counts.
 
     Returns:
         The digest; ``None`` where all are of this package.
@@ -44,38 +47,51 @@ def source_sha256(parts: Iterable[Any]) -> str | None:
     return digest.hexdigest()
 
 
-def _look_at(part: Any, words: list[str], modules: set[str]) -> None:
-    """Adds the name of a part, or its value, and the modules in which it and its bases are defined."""
+def _look_at(part: Any, words: list[str], modules: set[str], ids: frozenset[str] = frozenset()) -> None:
+    """Adds the name of a part, or its value, and the modules in which it and its bases are defined.
+
+    ``ids`` are those of gymnasium's registry that are being looked at: one may be among its own arguments.
+    """
     if isinstance(part, functools.partial):
-        for inner in (part.func, *part.args):
-            _look_at(inner, words, modules)
-        _look_at(part.keywords, words, modules)
+        for inner in (part.func, *part.args, part.keywords):
+            _look_at(inner, words, modules, ids)
     elif isinstance(part, (tuple, list)):
         for inner in part:
-            _look_at(inner, words, modules)
+            _look_at(inner, words, modules, ids)
     elif isinstance(part, Mapping):
-        for key, inner in sorted(part.items(), key=lambda item: str(item[0])):
-            words.append(f"{key}=")
-            _look_at(inner, words, modules)
+        _look_at_unordered(part.items(), words, modules, ids)
     elif isinstance(part, (set, frozenset)):
-        words.extend(sorted(map(repr, part)))
+        _look_at_unordered(part, words, modules, ids)
+    elif isinstance(part, enum.Enum):
+        _look_at((type(part), part.name), words, modules, ids)
     elif isinstance(part, (np.ndarray, np.generic)):
-        words.append(f"{part.dtype} {part.shape} {part.tolist()}")
+        _look_at((str(part.dtype), part.shape, part.tolist()), words, modules, ids)
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-        _look_at(type(part), words, modules)
-        _look_at({field.name: getattr(part, field.name) for field in dataclasses.fields(part)}, words, modules)
-    elif part is None or isinstance(part, (bool, int, float, str)):
+        _look_at((type(part), [(f.name, getattr(part, f.name)) for f in dataclasses.fields(part)]), words, modules, ids)
+    elif part is None or isinstance(part, (bool, int, float, complex, bytes, range, slice, PurePath, str)):
         words.append(repr(part))
         # not imported: where gymnasium knows the id, it is there
         spec = getattr(sys.modules.get("gymnasium"), "registry", {}).get(str(part).rpartition(":")[2])
-        if spec is not None:
+        if spec is not None and spec.id not in ids:
             entry = spec.entry_point
             modules.update([entry.partition(":")[0]] if isinstance(entry, str) else _modules(entry))
-            _look_at(spec.kwargs, words, modules)
+            _look_at(spec.kwargs, words, modules, ids | {spec.id})
     else:
+        if isinstance(part, types.MethodType):
+            _look_at(part.__self__, words, modules, ids)
         named = part if hasattr(part, "__qualname__") else type(part)
         words.append(f"{named.__module__}.{named.__qualname__}")
         modules.update(_modules(named))
+
+
+def _look_at_unordered(parts: Iterable[Any], words: list[str], modules: set[str], ids: frozenset[str]) -> None:
+    """The same of parts that have no order, in one that depends on them alone."""
+    found: list[list[str]] = []
+    for part in parts:
+        own: list[str] = []
+        _look_at(part, own, modules, ids)
+        found.append(own)
+    words.extend(word for own in sorted(found) for word in own)
 
 
 def _modules(named: Any) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,9 @@ from torchrl_smore.reports.figures.style import goal_unit, needing_plots
 #: Goals of more columns are places of many parts, which two axes do not show.
 MAX_COLUMNS = 3
 _DISTANCE = "final distance"
+_RETURN = "eval/discounted_return_"
 # panel title -> columns of metrics.csv and their labels
 _PANELS: dict[str, dict[str, str]] = {
-    "return": {
-        "eval/discounted_return_0.99": "discount 0.99",
-        "eval/discounted_return_0.98": "discount 0.98",
-        "eval/discounted_return_0.999": "discount 0.999",
-    },
     "success": {"eval/success_last": "at the last step", "eval/success_any": "at any step"},
     _DISTANCE: {"eval/final_distance": "after the last step"},
     "score loss": {"loss_score": "loss_score"},
@@ -81,7 +77,7 @@ def plot_curves(
     title: str = "",
     horizon: int = 50,
     goal_columns: Sequence[str] = (),
-    panels: Mapping[str, Mapping[str, str]] = _PANELS,
+    panels: Mapping[str, Mapping[str, str]] | None = None,
     unit: str = "updates",
 ) -> Path:
     """Draws a run's returns, losses, and scale of scores and residuals; of several seeds the mean, and their range.
@@ -92,7 +88,8 @@ def plot_curves(
         title: above the figure.
         horizon: steps of an episode, for the line at the largest possible return.
         goal_columns: meaning and unit of each column of the goal, such as ``"x [m]"``, for the unit of the distance.
-        panels: columns of ``metrics`` and their labels, by the title of the panel that shows them.
+        panels: columns of ``metrics`` and their labels, by the title of the panel that shows them; ``None``: those of
+            runs of ``OfflineTrainer``, with the returns at every discount that there is.
         unit: what ``metrics`` counts in its column ``step``.
 
     Returns:
@@ -106,6 +103,8 @@ def plot_curves(
         from matplotlib.figure import Figure
 
     columns = _read_spread(metrics)
+    if panels is None:
+        panels = {"return": _returns(columns), **_PANELS}
     panels = {name: lines for name, lines in panels.items() if any(column in columns for column in lines)}
     if not panels:
         raise ValueError(f"{metrics} has none of the columns that curves are drawn from.")
@@ -125,9 +124,10 @@ def plot_curves(
                     axis.fill_between(
                         steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0
                     )
-        if name == "return":
-            largest = (1 - 0.99**horizon) / (1 - 0.99)
-            axis.axhline(largest, color="0.6", linewidth=1, linestyle="--", label="maximum at 0.99")
+        if name == "return" and (first := next(iter(lines))).startswith(_RETURN):
+            discount = first[len(_RETURN) :]
+            largest = (float(discount) ** np.arange(horizon)).sum()
+            axis.axhline(largest, color="0.6", linewidth=1, linestyle="--", label=f"maximum at {discount}")
         axis.set_title(f"{name} [{goal_unit(goal_columns)}]" if name == _DISTANCE else name, fontsize=10)
         axis.set_xlabel(unit, fontsize=8)
         axis.locator_params(axis="x", nbins=5, integer=True)
@@ -139,6 +139,13 @@ def plot_curves(
     with replacing(out) as beside:
         figure.savefig(beside, dpi=110, format="png")
     return Path(out)
+
+
+def _returns(columns: Iterable[str]) -> dict[str, str]:
+    """The columns of returns with their labels, the one at 0.99 first."""
+    found = sorted((name for name in columns if name.startswith(_RETURN)), key=lambda name: float(name[len(_RETURN) :]))
+    found.sort(key=lambda name: name != f"{_RETURN}0.99")
+    return {name: f"discount {name[len(_RETURN) :]}" for name in found}
 
 
 def write_gif(frames: np.ndarray, out: str | Path, *, fps: int = 12) -> Path:
