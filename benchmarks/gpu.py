@@ -44,9 +44,10 @@ MODULES = {
 }
 #: Never installed: a second one beside the machine's would be the wrong one.
 OF_THE_MACHINE = ("torch", "triton", "nvidia", "cuda", "jax", "jaxlib")
-#: Seconds: for the first item of a process, above its own limit; between asking a process to stop and ending it; and
-#: kept free before the time is up, for tables and figures.
+#: Seconds: for the first item of a process, above its own limit, for what is imported; between asking a process to stop
+#: and ending it; and kept free before the time is up, for that, tables and a figure.
 START, GRACE, RESERVE = 120.0, 25.0, 45.0
+#: Seconds that a figure may take, where there are so many.
 FIGURE = 120.0
 #: A process that ends this often in a row without one row more is not started again.
 ATTEMPTS = 3
@@ -82,7 +83,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Runs what is asked for and not yet done; the exit status: 0, 1 if an item failed, 2 if it cannot start."""
     args = parse(arguments)
-    deadline = time.monotonic() + 60 * args.minutes - RESERVE if args.minutes else float("inf")
+    end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     options = Options(
         tasks=tuple(args.tasks),
         seeds=args.seeds,
@@ -106,17 +107,18 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    runner = Runner(args, environment, device, deadline)
+    runner = Runner(args, environment, device, end - RESERVE)
     for stage in (stage for stage in STAGES if stage in args.stages):
         own = [item for item in items if item.stage == stage]
+        before = gpu_rows.size(args.out)
         try:
             runner.run(stage, own)
         finally:
-            # what came before the time was up, or Ctrl-C
-            if runner.entered:
-                if stage == "learn":
-                    pack_learning(args.out, Path(options.folder))
-                conclude(args.out, environment, stage)
+            # what came before the time was up, or Ctrl-C; of a training that was cut off, how far it came
+            if stage == "learn":
+                pack_learning(args.out, Path(options.folder))
+            if gpu_rows.size(args.out) > before:
+                conclude(args.out, environment, stage, min(FIGURE, max(5.0, end - time.monotonic())))
     rows = gpu_rows.read(args.out)
     left = [item for item in items if item.key not in rows]
     failed = [item for item in items if item.key in rows and rows[item.key]["status"] in gpu_rows.FAILED]
@@ -161,7 +163,7 @@ def install(stages: Sequence[str], wheels: Path, site: Path, environment: dict[s
     Raises:
         RuntimeError: if something is missing afterwards.
     """
-    wanted = [wheel for wheel in sorted(wheels.glob("*.whl")) if distribution(wheel) not in OF_THE_MACHINE]
+    wanted = [wheel for wheel in sorted(wheels.glob("*.whl")) if not of_the_machine(distribution(wheel))]
     present = ask(environment, "installed", [distribution(wheel) for wheel in wanted])
     chosen = [wheel for wheel in wanted if distribution(wheel) not in present]
     if chosen:
@@ -184,7 +186,17 @@ def install(stages: Sequence[str], wheels: Path, site: Path, environment: dict[s
 
 def distribution(wheel: Path) -> str:
     """Name of a wheel's package, normalised."""
-    return re.sub(r"[-_.]+", "-", wheel.name.partition("-")[0]).lower()
+    return normalised(wheel.name.partition("-")[0])
+
+
+def normalised(name: str) -> str:
+    """A package's name as indices compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def of_the_machine(name: str) -> bool:
+    """Whether a package, or one of its parts such as ``nvidia-cublas``, must be the machine's own."""
+    return any(f"{normalised(name)}-".startswith(f"{own}-") for own in OF_THE_MACHINE)
 
 
 _QUESTIONS = {
@@ -226,24 +238,23 @@ class Runner:
     def __init__(self, args: argparse.Namespace, environment: dict[str, str], device: str, deadline: float) -> None:
         self.args, self.environment, self.device, self.deadline = args, environment, device, deadline
         self.log = args.out / "log.txt"
-        self.entered = 0
 
     def run(self, stage: str, items: Sequence[Item]) -> None:
         """Runs the items of a stage that have no row yet."""
         before = gpu_rows.read(self.args.out)
         repeated = {"none": (), "failed": gpu_rows.FAILED, "all": gpu_rows.STATUSES}[self.args.again]
+        # a training that was longer than its limit has a checkpoint, from which it goes on
+        repeated = (*repeated, "timeout") if stage == "learn" else repeated
         todo = {i.key: i for i in items if i.key not in before or before[i.key]["status"] in repeated}
         print(f"\n{stage}: {len(items)} items, {len(items) - len(todo)} of them done before", flush=True)
-        barren = self.entered = 0
+        barren = 0
         while todo and time.monotonic() < self.deadline:
             done = self._run_process(todo)
-            self.entered += len(done)
             for key in done:
                 del todo[key]
             barren = 0 if done else barren + 1
             if barren == ATTEMPTS:
                 key = next(iter(todo))
-                self.entered += 1
                 self._enter(todo.pop(key), "crashed", 0.0, f"no process came as far as this: {last_line(self.log)}")
                 return
 
@@ -267,7 +278,7 @@ class Runner:
             try:
                 cause = self._watch(process, progress, todo, written)
             finally:
-                stop(process, gently=cause == "time")
+                stop(process, gently=cause == "time" or next(iter(todo.values())).stage == "learn")
             written.show()
             current = read_progress(progress)
             key = current.get("key")
@@ -285,7 +296,8 @@ class Runner:
         while process.poll() is None:
             written.show()
             current = read_progress(progress)
-            limit = todo[current["key"]].limit if current else START
+            limit = todo[current["key"]].limit if current else 0.0
+            limit += 0.0 if written.keys else START
             if time.monotonic() >= self.deadline:
                 return "time"
             if time.time() - current.get("started", started) > limit:
@@ -362,8 +374,8 @@ def line_of(row: gpu_rows.Row) -> str:
     return f"  {row['status']:<8} {row['seconds']:7.1f} s  {row['key']}{'  ' + rest if rest else ''}"
 
 
-def conclude(out: Path, environment: dict[str, str], stage: str) -> None:
-    """Leaves a stage's CSV and PNG, and prints how its items ended by group."""
+def conclude(out: Path, environment: dict[str, str], stage: str, seconds: float) -> None:
+    """Leaves a stage's CSV and PNG, for which there are so many seconds, and prints how its items ended by group."""
     rows = gpu_rows.of_stage(gpu_rows.read(out).values(), stage)
     if not rows:
         return
@@ -379,11 +391,11 @@ def conclude(out: Path, environment: dict[str, str], stage: str) -> None:
     print("\n" + gpu_rows.table([stage, *statuses], cells), flush=True)
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_report.py"), str(out), "--figure", stage]
     try:
-        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=FIGURE, check=True)
+        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=True)
     except subprocess.CalledProcessError as error:
         print(f"no figure: {(error.stderr.strip().splitlines() or ['it said nothing'])[-1]}", flush=True)
     except subprocess.TimeoutExpired:
-        print(f"no figure within {FIGURE:.0f} s; gpu_report.py draws it later", flush=True)
+        print(f"no figure within {seconds:.0f} s; gpu_report.py draws it later", flush=True)
 
 
 def pack_learning(out: Path, folder: Path) -> None:

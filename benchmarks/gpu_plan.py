@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STAGES = ("check", "bench", "learn")
+#: Seconds of a training: a million updates at 50 a second, and what hangs is given up.
+LEARN_LIMIT = 6 * 3600.0
 STATE_TASKS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
 #: Those of Figure 3, which are learnt from pictures, and the methods that do, SMORe and its control first.
 PICTURE_TASKS = ("Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open")
@@ -226,9 +228,9 @@ def learn_items(options: Options, dry_run: bool) -> Iterator[Item]:
         if task not in PICTURE_TASKS:
             params = {"task": task, **common, "seeds": options.seeds}
             yield Item(f"learn/{task}/data", "gpu_learn.data", params, 540.0)
-            yield Item(f"learn/{task}/{options.seeds}_seeds", "gpu_learn.learn", params, 3600.0)
+            yield Item(f"learn/{task}/{options.seeds}_seeds", "gpu_learn.learn", params, LEARN_LIMIT)
     methods, seeds = (PICTURE_METHODS[:1], 1) if dry_run else (PICTURE_METHODS, options.seeds)
     pictured = [task for task in options.tasks if task in PICTURE_TASKS]
     for method, task, seed in itertools.product(methods, pictured, range(seeds)):
         params = {"task": task, "method": method, "seed": seed, **common}
-        yield Item(f"learn/{task}/{method}/seed{seed}", "gpu_learn.learn_pictures", params, 6 * 3600.0)
+        yield Item(f"learn/{task}/{method}/seed{seed}", "gpu_learn.learn_pictures", params, LEARN_LIMIT)

@@ -49,6 +49,12 @@ def append(folder: Path, row: Row) -> None:
         os.close(handle)
 
 
+def size(folder: Path) -> int:
+    """Bytes of all rows, which grow with each."""
+    path = folder / ROWS
+    return path.stat().st_size if path.is_file() else 0
+
+
 def read(folder: Path) -> dict[str, Row]:
     """The last row of every key, in the order in which keys came first; lines cut off are left out."""
     path = folder / ROWS

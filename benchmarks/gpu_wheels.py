@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu import OF_THE_MACHINE, ROOT
+from gpu import ROOT, distribution, normalised, of_the_machine
 
 #: TorchRL and what it needs, MuJoCo and the tasks, the recipes' command line, the test runner.
 PACKAGES = (
@@ -76,6 +76,15 @@ def gather(name: str, version: str | None, folder: Path, python: str) -> None:
             raise RuntimeError(f"no wheel of {request} for Python {python}: {done.stderr.strip()[-300:]}")
 
 
+def remove_others(name: str, version: str | None, folder: Path) -> None:
+    """Removes wheels of other versions, of which pip would refuse to install two: those gathered before."""
+    own = [path for path in folder.glob("*.whl") if distribution(path) == normalised(name)]
+    newest = max(own, key=lambda path: path.stat().st_mtime, default=None)
+    for path in own:
+        if path != newest if version is None else path.name.split("-")[1] != version:
+            path.unlink()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Gathers what is not there; the exit status: 0, or 1 if something is missing or too much."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,16 +96,17 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     names = [name for name in dict.fromkeys([*PACKAGES, *args.more]) if name not in args.without]
-    refused = sorted(set(names) & set(OF_THE_MACHINE))
+    refused = sorted(filter(of_the_machine, names))
     if refused:
         print(f"error: {', '.join(refused)} must be the machine's own.", file=sys.stderr)
         return 1
     versions = pinned((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     failures = []
     for number, name in enumerate(names, 1):
-        print(f"{number} of {len(names)}: {name} {versions.get(name, '')}", flush=True)
+        print(f"{number} of {len(names)}: {name} {versions.get(normalised(name), '')}", flush=True)
         try:
-            gather(name, versions.get(name), args.out, args.python)
+            gather(name, versions.get(normalised(name)), args.out, args.python)
+            remove_others(name, versions.get(normalised(name)), args.out)
         except RuntimeError as error:
             failures.append(str(error))
     wheels = sorted(args.out.glob("*.whl"))

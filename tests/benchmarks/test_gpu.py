@@ -144,6 +144,17 @@ def dies(device):
     print("last words", flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
 
+def slow(device):
+    time.sleep(1.0)
+    return {}
+
+def trains(device):
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print("left a checkpoint", flush=True)
+        raise
+
 def hangs(device):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     time.sleep(600)
@@ -159,16 +170,16 @@ def run_items(load, monkeypatch, tmp_path):
     work.mkdir()
     out.mkdir()
 
-    def run(names, *options, limits=None, seconds=60.0):
+    def run(names, *options, limits=None, seconds=60.0, stage="check"):
         limits = limits or {}
         items = [
-            gpu_plan.Item(f"check/{at}/{name}", f"faulty.{name}", {}, limits.get(name, 30.0))
+            gpu_plan.Item(f"{stage}/{at}/{name}", f"faulty.{name}", {}, limits.get(name, 30.0))
             for at, name in enumerate(names)
         ]
         args = gpu.parse(["--dry-run", f"--out={out}", f"--work={work}", *options])
         environment = gpu.environment_of(args)
         environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
-        gpu.Runner(args, environment, "a card", time.monotonic() + seconds).run("check", items)
+        gpu.Runner(args, environment, "a card", time.monotonic() + seconds).run(stage, items)
         return {key.rpartition("/")[2]: row for key, row in gpu_rows.read(out).items()}
 
     run.out = out
@@ -208,6 +219,48 @@ def test_when_the_time_is_up_the_rest_is_left_without_a_row(run_items, load, mon
     monkeypatch.setattr(load("gpu"), "GRACE", 0.5)
     assert set(run_items(["fine", "hangs", "fine"], seconds=3.0)) == {"fine"}
     assert len((run_items.out / "rows.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_first_item_of_a_process_has_time_for_imports_above_its_own(run_items, load, monkeypatch):
+    monkeypatch.setattr(load("gpu"), "START", 60.0)
+    assert run_items(["slow", "fine"], limits={"slow": 0.1})["slow"]["status"] == "ok"
+    # and the second has not
+    assert run_items(["fine", "slow"], "--again=all", limits={"slow": 0.1})["slow"]["status"] == "timeout"
+
+
+def test_a_training_over_its_limit_is_stopped_gently_and_goes_on_with_the_next_call(run_items, load, monkeypatch):
+    monkeypatch.setattr(load("gpu"), "START", 20.0)
+    monkeypatch.setattr(load("gpu"), "GRACE", 20.0)
+    for words in ("interrupted", "interrupted again"):
+        rows = run_items(["fine", "trains"], limits={"trains": 1.0}, stage="learn")
+        assert rows["trains"]["status"] == "timeout"
+        assert (run_items.out / "log.txt").read_text().count("left a checkpoint") == len(words.split())
+    assert len((run_items.out / "rows.jsonl").read_text().splitlines()) == 3
+
+
+def test_what_came_before_an_interrupt_is_packed_and_drawn(load, monkeypatch, tmp_path):
+    gpu, gpu_rows = load("gpu"), load("gpu_rows")
+    concluded = []
+
+    def interrupted(self, stage, items):
+        if stage == "check":
+            row = {"key": "check/machine", "status": "ok", "dry_run": True, "values": {}}
+            gpu_rows.append(self.args.out, {**dict.fromkeys(gpu_rows.COLUMNS, ""), **row})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu.Runner, "run", interrupted)
+    monkeypatch.setattr(gpu, "install", lambda *asked: None)
+    monkeypatch.setattr(gpu, "conclude", lambda *asked: concluded.append(asked[2]))
+    for stage in ("check", "learn"):
+        run = tmp_path / stage / "learn_dry_run" / "FetchReach" / "run" / "a"
+        run.mkdir(parents=True)
+        (run / "metrics.csv").write_text("step\n1\n")
+        with pytest.raises(KeyboardInterrupt):
+            gpu.main(["--dry-run", f"--out={tmp_path / 'out'}", f"--work={tmp_path / stage}", "--stages", stage])
+    # of the training that was cut off there is no row, and how far it came
+    assert concluded == ["check"]
+    with tarfile.open(tmp_path / "out" / "learn.tar.gz") as archive:
+        assert archive.getnames() == ["FetchReach/run/a/metrics.csv"]
 
 
 def test_a_process_that_never_begins_is_given_up_with_what_it_said(run_items, load, monkeypatch, tmp_path):
@@ -363,8 +416,9 @@ def test_wheels_of_what_is_missing_are_installed_and_nothing_is_replaced(load, m
     gpu = load("gpu")
     wheels, site = tmp_path / "wheels", tmp_path / "work" / "site"
     wheels.mkdir()
-    for name, module in (("gpu_lacks_this", "gpu_lacks_this"), ("numpy", "numpy"), ("torch", "torch")):
-        wheel(wheels, name, module)
+    brought = ("gpu_lacks_this", "numpy", "torch", "nvidia_cublas_cu13", "cuda_bindings", "jax_cuda13_plugin")
+    for name in brought:
+        wheel(wheels, name, name)
     args = gpu.parse(["--dry-run", f"--work={tmp_path / 'work'}"])
     environment = gpu.environment_of(args)
     monkeypatch.setattr(gpu, "MODULES", {"check": ("gpu_lacks_this",)})
@@ -395,8 +449,26 @@ def test_the_versions_of_the_wheels_are_those_tested_together(load):
     assert versions == {"torchrl": "0.14.1", "numpy": "2.4.6", "a-b": "1"}
     pinned = gpu_wheels.pinned((ROOT / "constraints.txt").read_text())
     assert [name for name in gpu_wheels.PACKAGES if name not in pinned] == []
-    assert not set(gpu_wheels.PACKAGES) & set(load("gpu").OF_THE_MACHINE)
-    assert gpu_wheels.main(["--with", "torch"]) == 1
+    assert not any(map(load("gpu").of_the_machine, gpu_wheels.PACKAGES))
+    for name in ("torch", "nvidia-cublas", "NVIDIA_cudnn.cu13"):
+        assert gpu_wheels.main(["--with", name]) == 1
+
+
+def test_of_a_package_one_wheel_is_left(load, tmp_path):
+    gpu_wheels = load("gpu_wheels")
+    names = ("a_b-1.0-py3-none-any.whl", "a_b-2.0-py3-none-any.whl", "a_b_c-1.0-py3-none-any.whl")
+    for age, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+
+    def left():
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    gpu_wheels.remove_others("A.b", None, tmp_path)  # the newest, where no version is pinned
+    assert left() == [names[0], names[2]]
+    (tmp_path / names[1]).touch()
+    gpu_wheels.remove_others("a-b", "1.0", tmp_path)
+    assert left() == [names[0], names[2]]
 
 
 def card_rows(load, folder):
