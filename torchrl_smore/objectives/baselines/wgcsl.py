@@ -149,7 +149,7 @@ class WGCSLLoss(OfflineLoss):
 
     @property
     def writes_buffers(self) -> bool:
-        """Whether a call in training mode writes to the memory of advantages: with ``threshold="percentile"``."""
+        """Whether there is a memory of advantages, with ``threshold="percentile"``, to which a call in training mode writes."""
         return self.threshold == "percentile"
 
     def _read_keys(self) -> Iterable[NestedKey]:
