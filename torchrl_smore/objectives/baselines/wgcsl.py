@@ -149,7 +149,7 @@ class WGCSLLoss(OfflineLoss):
 
     @property
     def writes_buffers(self) -> bool:
-        """Whether there is a memory of advantages, with ``threshold="percentile"``, to which a call in training mode writes."""
+        """Whether there is a memory of advantages (``threshold="percentile"``), to which a call in training writes."""
         return self.threshold == "percentile"
 
     def _read_keys(self) -> Iterable[NestedKey]:
