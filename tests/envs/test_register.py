@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -387,14 +389,13 @@ def test_an_environment_is_known_by_the_values_that_it_is_made_with(one, other):
 
 
 def test_functions_in_a_set_are_known_by_their_names_in_every_process():
+    parts = "[register_task, {shutil.copy, os.walk, shutil.move}, {shutil.copy: 1, os.walk: 2}]"
     code = (
         "import os, shutil; from torchrl_smore.envs.register import register_task; "
-        "from torchrl_smore.envs.tasks._source import source_sha256; "
-        "print(source_sha256([register_task, {shutil.copy, os.walk, shutil.move}, {shutil.copy: 1, os.walk: 2}]))"
+        f"from torchrl_smore.envs.tasks._source import source_sha256; print(source_sha256({parts}))"
     )
-    said = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
-    assert len(said) == 1
-    assert len(said.pop().strip()) == 64
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == source_sha256(eval(parts))
 
 
 def test_an_environment_of_gymnasiums_registry_is_known_by_its_arguments():
