@@ -156,8 +156,9 @@ def _weights(d: Diagnosis) -> list[Finding]:
                 f"{rows:.0%} of the rows are experts', and the weights leave {effective:.0%} of all.",
                 rows < MOSTLY_EXPERTS and effective > IDLE_WEIGHTS,
                 "the weights lean to the experts and do little: compare with method=hindsight_bc, the same regression "
-                "without any, and if that is below the experts try sharper ones, by a larger weight_clip, an expectile "
-                "of 0.9 or, where the method has one, a temperature three times as large",
+                "without any, and if that is below the experts try contamination=0.4, by which the likelihood leaves "
+                "out more itself, or sharper ones, by a larger weight_clip, an expectile of 0.9 or, where the method "
+                "has one, a temperature three times as large",
             )
         )
     return found
