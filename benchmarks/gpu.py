@@ -243,7 +243,7 @@ class Runner:
         """Runs the items of a stage that have no row yet."""
         before = gpu_rows.read(self.args.out)
         repeated = {"none": (), "failed": gpu_rows.FAILED, "all": gpu_rows.STATUSES}[self.args.again]
-        # a training that was longer than its limit has a checkpoint, from which it goes on
+        # data and trainings that took longer than their limit go on from what they left; one that hangs does so again
         repeated = (*repeated, "timeout") if stage == "learn" else repeated
         todo = {i.key: i for i in items if i.key not in before or before[i.key]["status"] in repeated}
         print(f"\n{stage}: {len(items)} items, {len(items) - len(todo)} of them done before", flush=True)

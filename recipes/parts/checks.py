@@ -77,6 +77,8 @@ def check(config: Config) -> None:
         check_name(config, name, list(valid))
     if config.anchors != AUTO_ANCHORS:
         check_anchor_rule(config.anchors)
+    if config.goals is not None:
+        parse_strategy(config.goals)  # also where a task says of the actor's what counts in its place
     strategies = {name for goals in kinds_of_goals(config) for name in check_strategy(parse_strategy(goals))}
     if config.goal_gamma is not None and "geometric" not in strategies:
         raise ValueError(f"goal_gamma: of no use without geometric goals, got {', '.join(sorted(strategies))}.")

@@ -146,7 +146,7 @@ class Config:
     contamination: float | None = option(
         None,
         "share of dataset actions that the actor's likelihood takes to be uniform noise, in [0, 1); default: the "
-        "preset's and task's (0.2, or 0.4 or 0; 0)",
+        "preset's and task's (quick: 0.2, some tasks 0.4 or 0; paper: 0)",
     )
     min_std: float | None = option(
         None, "smallest standard deviation of the actor, of actions in [-1, 1]; default: the task's, or e^-5 = 0.0067"

@@ -56,11 +56,15 @@ def _look_at(part: Any, words: list[str], modules: set[str], ids: frozenset[str]
         for inner in (part.func, *part.args, part.keywords):
             _look_at(inner, words, modules, ids)
     elif isinstance(part, (tuple, list)):
+        # how much belongs to it: ([1, 2], 3) is not [1, (2, 3)]
+        words.append(f"sequence of {len(part)}")
         for inner in part:
             _look_at(inner, words, modules, ids)
     elif isinstance(part, Mapping):
+        words.append(f"mapping of {len(part)}")
         _look_at_unordered(part.items(), words, modules, ids)
     elif isinstance(part, (set, frozenset)):
+        words.append(f"set of {len(part)}")
         _look_at_unordered(part, words, modules, ids)
     elif isinstance(part, enum.Enum):
         _look_at((type(part), part.name), words, modules, ids)
