@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import math
+import signal
 import sys
 import time
 import traceback
@@ -69,6 +70,8 @@ def main() -> int:
     parser.add_argument("device", help="its name, for the rows")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
+    # a command in the background of a shell is deaf to it, and so is what it starts: this is how a training is stopped
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     device = "cpu" if args.dry_run else "cuda"
     for item in json.loads(args.items.read_text()):
         started = time.time()

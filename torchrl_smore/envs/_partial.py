@@ -93,7 +93,8 @@ class PartialFolder:
 
     def remove_if_empty(self) -> None:
         """Deletes the folder if no chunk is in it, so that whatever is mended can be collected at once."""
-        if not any(self.path.glob("chunk_*.npz")):
+        # an interrupt may have come while it was removed
+        if self.path.is_dir() and not any(self.path.glob("chunk_*.npz")):
             self.remove()
 
     def remove(self) -> None:
