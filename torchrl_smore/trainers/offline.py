@@ -501,7 +501,8 @@ class OfflineTrainer(Trainer):
         """Writes the values of each seed to the file, and their means to progress bar and logger."""
         rows = [{key: float(value) for key, value in row.items()} for row in rows]
         means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-        shown = [key for key in means if key.startswith(("loss_", "eval/success_last")) or key == shown_return(means)]
+        returned = shown_return(means)
+        shown = [key for key in means if key.startswith(("loss_", "eval/success_last")) or key == returned]
         # TorchRL's logging knows no other update than that which the trainer is at
         now = self.step
         self.collected_frames = step
