@@ -61,6 +61,7 @@ def check(config: Config) -> None:
         "min_std": ("in (0, 7]", lambda value: value is None or 0 < value <= 7),
         "expert_noise": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
+        "goal_exchange": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "goal_gamma": ("in (0, 1)", lambda value: value is None or 0 < value < 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
         "learning_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
@@ -82,6 +83,8 @@ def check(config: Config) -> None:
     strategies = {name for goals in kinds_of_goals(config) for name in check_strategy(parse_strategy(goals))}
     if config.goal_gamma is not None and "geometric" not in strategies:
         raise ValueError(f"goal_gamma: of no use without geometric goals, got {', '.join(sorted(strategies))}.")
+    if config.goal_exchange:
+        _check_goal_exchange(config)
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
     names_of_datasets = ("dataset_format", "goal_columns", "desired_goal", "columns", "clip_actions")
@@ -118,4 +121,18 @@ def check(config: Config) -> None:
         raise ValueError(
             f"compile={config.compile}: method={config.method} writes buffers of its own in each update, which cannot "
             "be compiled; compile=off trains it."
+        )
+
+
+def _check_goal_exchange(config: Config) -> None:
+    """Refuses exchanged parts of goals where goals have none, or have to be such as a row enters."""
+    given, task = f"goal_exchange={config.goal_exchange}", get_task(config.task)
+    if len(task.goal_parts) < 2:
+        raise ValueError(f"{given}: a goal of {task.name} is about one thing, and has no parts to exchange.")
+    if config.pixels:
+        raise ValueError(f"{given}: not with pixels=, whose goals are pictures of the data.")
+    if METHODS[config.method].reached_goals:
+        raise ValueError(
+            f"{given}: method={config.method} takes a hindsight goal for one that its trajectory reaches, which one of "
+            "exchanged parts is not."
         )

@@ -172,6 +172,7 @@ class Method:
         extras: further entries that the loss reads.
         pictures: whether it learns from pictures; others read something of a state, or goals that no frame shows.
         likelihood: whether its actor of states has ``contamination`` and ``min_std``.
+        reached_goals: whether its loss takes a hindsight goal for one that its trajectory reaches.
     """
 
     loss: type[LossModule]
@@ -189,6 +190,7 @@ class Method:
     extras: tuple[str, ...] = ()
     pictures: bool = False
     likelihood: bool = True
+    reached_goals: bool = False
 
     @cached_property
     def accepts(self) -> dict[str, Any]:
@@ -282,7 +284,7 @@ METHODS: dict[str, Method] = {
     "hindsight_bc": Method(GCSLLoss, fixed={"regression": "nll"}, **_CLONING, pictures=True),
     # of stored goals
     "gc_bc": Method(GCSLLoss, fixed={"regression": "nll"}, **_CLONING),
-    "wgcsl": Method(WGCSLLoss, ensemble=1, cosine=False, rewards=_SPARSE, extras=("goal_offset",)),
+    "wgcsl": Method(WGCSLLoss, ensemble=1, cosine=False, rewards=_SPARSE, extras=("goal_offset",), reached_goals=True),
     "wgcsl_original": Method(
         WGCSLLoss,
         fixed=_ORIGINAL_WGCSL,
@@ -290,6 +292,7 @@ METHODS: dict[str, Method] = {
         cosine=False,
         rewards=(0.0, 1.0),
         extras=("goal_offset",),
+        reached_goals=True,
     ),
     "gofar": Method(
         GoFARLoss,
@@ -307,6 +310,7 @@ METHODS: dict[str, Method] = {
         strategy="geometric",
         norms=("actor",),
         pictures=True,
+        reached_goals=True,
     ),
     # its actor's deviation is a constant
     "crl_td": Method(
@@ -317,6 +321,7 @@ METHODS: dict[str, Method] = {
         norms=(),
         pictures=True,
         likelihood=False,
+        reached_goals=True,
     ),
     "am": Method(ActionableModelsLoss, ensemble=1, cosine=False, rewards=_SPARSE),
 }

@@ -129,6 +129,11 @@ class Config:
     goal_gamma: float | None = option(
         None, "a geometric goal lies 1/(1 - goal_gamma) steps ahead on average, in (0, 1); default: 0.99"
     )
+    goal_exchange: float | None = option(
+        None,
+        "probability, in [0, 1], with which a thing that a goal leaves where it is is asked to be elsewhere; default: "
+        "0 or the task's; for pictures, WGCSL and contrastive RL 0",
+    )
     mapped: str | None = option(None, "folder for a file of the rows, where they are too many for memory")
     resident: int | None = option(
         None,
@@ -226,6 +231,8 @@ def with_defaults(config: Config) -> Config:
     goals_given = config.goals is not None
     if config.pixels and config.her_ratio is None:
         config = dataclasses.replace(config, her_ratio=1.0)  # goals are pictures of the data
+    if config.goal_exchange is None and (config.pixels or METHODS[config.method].reached_goals):
+        config = dataclasses.replace(config, goal_exchange=0.0)  # a goal is a row of the data
     config = resolve(config)
     if one_kind and goals_given:
         # what a task says of the actor's goals is a default, and comes after what was given

@@ -137,8 +137,9 @@ def test_gather_is_a_pure_function_of_its_uniforms(store):
         {"success": near},
         {"strategy": "geometric"},
         {"strategy": "away", "threshold": 0.1, "actor_strategy": {"final": 0.5, "future": 0.5}},
+        {"exchange": 0.5, "goal_parts": ((0, 1), (1, 2)), "threshold": 0.1},
     ],
-    ids=["plain", "success", "geometric", "of_the_actor_own"],
+    ids=["plain", "success", "geometric", "of_the_actor_own", "exchange"],
 )
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gather_is_one_static_graph_and_equals_eager(store, options, weighted):
@@ -151,6 +152,60 @@ def test_gather_is_one_static_graph_and_equals_eager(store, options, weighted):
         uniform = sampler.draw()
         assert equal(compiled(uniform), sampler.gather(uniform))
     assert counter.frame_count == 1
+
+
+PARTS = {"goal_parts": ((0, 1), (1, 2)), "threshold": 0.1}
+
+
+def two_things(make_store):
+    """Trajectories in each of which one of two things moves, by 1 a step, and the other is where it is in no other."""
+    data = make_store((4, 4, 4)).data
+    for trajectory, moving in enumerate((0, 1, 0)):
+        for step in range(4):
+            row, place = 4 * trajectory + step, 100.0 * (trajectory + 1)
+            data["next", "achieved_goal"][row] = place
+            data["next", "achieved_goal"][row, moving] += step
+    return data
+
+
+def test_an_exchange_asks_for_the_second_thing_too_and_leaves_goal_transitions_alone(make_store):
+    data = two_things(make_store)
+    options = {"her_ratio": 0.7, "success": lambda achieved, goal: (achieved == goal).all(-1), "extras": ["row"]}
+    plain, sampler = (GoalBatchSampler(data, 4000, **options, **more) for more in ({}, {"exchange": 0.5, **PARTS}))
+    assert (plain.num_uniforms, sampler.num_uniforms) == (NUM_UNIFORMS, NUM_UNIFORMS + 2)
+    uniform = sampler.draw()
+    before, after = plain.gather(uniform), sampler.gather(uniform)
+    assert equal(before["q"], after["q"])
+    row, goal = after["row"].squeeze(-1), after["desired_goal"]
+    trajectory, moving = row // 4, torch.tensor([0, 1, 0])[row // 4]
+    stored = (goal == data["desired_goal"][row]).all(-1)
+    assert 0.25 < stored.float().mean() < 0.35  # relabelled with 0.7
+    moved = goal.gather(1, moving[:, None]).squeeze(-1)
+    other = goal.gather(1, 1 - moving[:, None]).squeeze(-1)
+    place = 100.0 * (trajectory + 1)
+    # a goal of the row's own trajectory, as the row would have without an exchange
+    assert torch.equal(moved[~stored], before["desired_goal"].gather(1, moving[:, None]).squeeze(-1)[~stored])
+    ahead = ~stored & (moved - place > row % 4)
+    elsewhere = other != place
+    assert not elsewhere[~stored & ~ahead].any()
+    # half are exchanged, of which about two in nine get the same place back
+    assert 0.25 < elsewhere[ahead].float().mean() < 0.5
+    # what is asked for is not there yet, and the rewards say so
+    assert not after["next", "reward"][ahead].any()
+    assert torch.equal(after["next", "desired_goal"], goal)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exchange": 0.5, "threshold": 0.1}, "two or more of them"),
+        ({"exchange": 0.5, "goal_parts": ((0, 1), (1, 2))}, "need a positive threshold"),
+        ({"exchange": 0.5, "extras": ["goal_offset"], **PARTS}, "one of exchanged parts is no row's: exchange=0.5"),
+    ],
+)
+def test_an_exchange_that_cannot_be_done_is_refused(make_store, options, message):
+    with pytest.raises(ValueError, match=message):
+        GoalBatchSampler(make_store().data, 8, **options)
 
 
 def test_rows_at_their_goal_are_those_of_the_rule_that_is_given(make_store, caplog):

@@ -362,3 +362,46 @@ def test_goals_of_two_dtypes_are_refused_where_both_are_used():
     with pytest.raises(ValueError, match=said):
         HindsightGoalTransform(0.5)(rows)
     assert HindsightGoalTransform(1.0)(rows)["desired_goal"].dtype == torch.float32
+
+
+def two_samples():
+    """A row in which the first of two things moves from 0 to 5 until the goal, and one in which the second does."""
+    entered = torch.tensor(
+        [[[0.0, 1.0], [5.0, 1.0], [7.0, 1.0], [9.0, 1.0]], [[2.0, 0.0], [2.0, 6.0], [2.0, 8.0], [2.0, 9.0]]]
+    )
+    return TensorDict({"observation": entered, "next": {"achieved_goal": entered}}, [2, 4])
+
+
+def test_parts_of_goals_are_exchanged_between_samples():
+    options = {"goal_parts": ((0, 1), (1, 2)), "threshold": 0.5}
+    out = HindsightGoalTransform(1.0, exchange=1.0, **options)(two_samples())
+    assert out["desired_goal"].tolist() == out["next", "desired_goal"].tolist() == [[5.0, 6.0], [5.0, 6.0]]
+    assert out["q", "desired_goal"].tolist() == [[7.0, 1.0], [2.0, 8.0]]
+    out = HindsightGoalTransform(1.0, exchange=0.0, **options)(two_samples())
+    assert out["desired_goal"].tolist() == [[5.0, 1.0], [2.0, 6.0]]
+
+
+def test_the_actors_goals_are_exchanged_too():
+    rows = torch.cat([two_samples(), two_samples()[:, :2]], 1)
+    out = HindsightGoalTransform(1.0, exchange=1.0, goal_parts=((0, 1), (1, 2)), threshold=0.5)(rows)
+    assert out["actor_goal"].tolist() == [[5.0, 6.0], [5.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0.5}, "two or more of them"),
+        ({"goal_parts": ((0, 1), (1, 3)), "threshold": 0.5}, "of the 2 columns"),
+        ({"goal_parts": ((0, 1), (1, 2))}, "need a positive threshold"),
+        ({"step_key": "step_count"}, "step_key='step_count' counts steps to a goal, .* exchange=0.5"),
+    ],
+)
+def test_an_exchange_that_cannot_be_done_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        HindsightGoalTransform(1.0, exchange=0.5, **options)(two_samples())
+
+
+def test_goals_that_are_pictures_have_no_parts():
+    rows = TensorDict({"next": {"achieved_goal": torch.zeros(2, 4, 3, 8, 8)}}, [2, 4])
+    with pytest.raises(ValueError, match=r"parts of goals \[B, G\] are exchanged, got goals of shape \[2, 3, 8, 8\]"):
+        HindsightGoalTransform(1.0, exchange=0.5, goal_parts=((0, 1), (1, 2)), threshold=0.5)(rows)

@@ -9,7 +9,7 @@ from torchrl_smore.envs import TASKS, collect
 from torchrl_smore.envs._rollout import Behaviour, run_episodes
 from torchrl_smore.envs._stages import STAGES
 from torchrl_smore.envs.experts import TabletopExpert
-from torchrl_smore.envs.tabletop import TabletopEnv, blocks_drawer, draw_episode
+from torchrl_smore.envs.tabletop import HANDLE, TabletopEnv, blocks_drawer, draw_episode
 
 KINDS = ("primitives", "drawer", "pick", "pick-close", "push-open")
 NAMES = tuple("Tabletop" if kind == "primitives" else f"Tabletop-{kind}" for kind in KINDS)
@@ -161,6 +161,45 @@ def test_evaluation_goals_are_what_the_tasks_are_called():
     assert both == {False, True}
 
 
+def ends(kind, episodes):
+    """Where starts have the gripper: share above the table with open fingers, of the others the state ``[n, 10]``."""
+    states = np.array([draw_episode(kind, np.random.default_rng(seed))[0].state for seed in range(episodes)])
+    above = (states[:, 2] >= 0.2) & (states[:, FINGERS] == 0.035)
+    return above.mean(), states[~above]
+
+
+def test_three_of_four_episodes_of_the_data_begin_where_a_primitive_ends():
+    share, states = ends("primitives", 800)
+    assert share == pytest.approx(0.25, abs=0.05)
+    beside_can = np.abs(states[:, 1] - states[:, CAN][:, 1]) < 1e-9
+    around_cube = np.abs(states[:, :3] - states[:, CUBE]).max(-1) < 0.003
+    on_handle = np.abs(states[:, :3] - HANDLE + np.outer(states[:, DRAWER], [0, 1, 0])).max(-1) < 1e-9
+    assert (beside_can.astype(int) + around_cube + on_handle == 1).all()
+    for one in (beside_can, around_cube, on_handle):
+        assert one.mean() > 0.25
+    for kind in KINDS[1:]:
+        assert ends(kind, 40)[0] == 1.0
+
+
+def first_there(name, columns, near):
+    """States of an expert's episodes, ``[6, 10]``, when what is named has first come near to where it ends."""
+    states = run(name, 6)["observation"].astype(np.float64)
+    there = np.linalg.norm(states[:, :, columns] - states[:, -1:, columns], axis=-1) < near
+    return states[np.arange(len(states)), there.argmax(1)]
+
+
+def test_primitives_end_where_episodes_of_the_data_begin():
+    _, starts = ends("primitives", 200)
+    drawn = starts[np.abs(starts[:, 1] - starts[:, CAN][:, 1]) < 1e-9][0]
+    pushed = first_there("Tabletop-push-open", CAN, 0.02)
+    gap = np.abs(pushed[:, 0] - pushed[:, CAN][:, 0])
+    np.testing.assert_allclose(gap, abs(drawn[0] - drawn[CAN][0]), atol=0.02)
+    np.testing.assert_allclose(pushed[:, [2, FINGERS]], [drawn[[2, FINGERS]]] * 6, atol=0.015)
+    pulled = first_there("Tabletop-drawer", slice(DRAWER, DRAWER + 1), 0.01)
+    np.testing.assert_allclose(pulled[:, :3] + np.outer(pulled[:, DRAWER], [0, 1, 0]), [HANDLE] * 6, atol=0.01)
+    np.testing.assert_allclose(pulled[:, FINGERS], 0.008, atol=2e-3)
+
+
 def test_data_of_an_evaluation_task_are_episodes_of_primitives():
     stores = [
         collect(name, expert_episodes=2, random_episodes=0, seed=0, expert_noise=0.1, progress=False, workers=1)
@@ -218,6 +257,19 @@ def test_the_expert_ends_with_the_gripper_at_home(env):
         observation, *_ = env.step(action)
     np.testing.assert_allclose(observation["observation"][:4], [0.0, -0.1, 0.24, 0.035], atol=3e-3)
     assert TASKS["Tabletop"].reached(observation["achieved_goal"], observation["desired_goal"])
+
+
+@pytest.mark.parametrize("fingers", [0.018, 0.026, 0.035])
+def test_the_expert_lets_go_of_a_cube_before_it_pushes(env, fingers):
+    cube = (0.1, -0.24, 0.02)
+    env.set_state(scene(gripper=(0.1, -0.24, 0.022), fingers=fingers, cube=cube))
+    goal = np.array([0.0, scene()[CAN][0] - 0.12, scene()[CAN][1], *cube])
+    observation, expert = env._observe() | {"desired_goal": goal}, TabletopExpert()
+    for _ in range(50):
+        action = expert({key: value[None] for key, value in observation.items()})[0]
+        observation = env.step(action)[0] | {"desired_goal": goal}
+    np.testing.assert_allclose(observation["achieved_goal"][3:], cube, atol=0.006)
+    np.testing.assert_allclose(observation["achieved_goal"][1:3], goal[1:3], atol=0.03)
 
 
 def test_the_expert_leaves_a_cube_alone_that_is_shut_in(env):

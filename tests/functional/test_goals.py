@@ -14,8 +14,10 @@ from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     STRATEGIES,
     RowWindow,
+    check_exchange,
     check_strategy,
     cumulative_weights,
+    exchange_goal_parts,
     first_row,
     first_row_away,
     future_goal_row,
@@ -401,3 +403,69 @@ def test_a_window_without_a_row_that_reaches_its_goal_relabels_all_goal_transiti
     having = goal_transition_rows(uniform, stop, reached, her_ratio=0.0, window=window_of(2, 5, reached=(1, 2)))
     assert not having.q_relabel_mask.any()
     assert torch.equal(having.q_index, torch.where(uniform[:, 6] < 0.5, 2, 1))
+
+
+TWO_THINGS = ((0, 1), (1, 3))
+
+
+def exchanged(goal, achieved, coins, prob=0.5, threshold=0.5):
+    goal, achieved, coins = (torch.tensor(numbers, dtype=torch.float64) for numbers in (goal, achieved, coins))
+    return exchange_goal_parts(goal, achieved, coins, TWO_THINGS, prob=prob, threshold=threshold).tolist()
+
+
+def test_a_part_that_stays_is_asked_to_be_where_the_goal_before_has_it_if_another_part_moves():
+    # a door (column 0) and a ball (columns 1 and 2): in the first row the door moves, in the second the ball, in the
+    # third nothing, in the fourth both, in the last the ball by (0.3, 0.3), 0.42, and the threshold is 0.5
+    achieved = [[0.0, 1.0, 1.0], [0.0, 2.0, 2.0], [0.0, 3.0, 3.0], [0.0, 4.0, 4.0], [0.0, 5.0, 5.0]]
+    goal = [[9.0, 1.0, 1.0], [0.0, 7.0, 2.0], [0.1, 3.0, 3.1], [8.0, 4.0, 6.0], [6.0, 5.3, 5.3]]
+    heads = [[0.0, 0.0]] * 5
+    assert exchanged(goal, achieved, heads) == [
+        [9.0, 5.3, 5.3],  # the ball of the last
+        [9.0, 7.0, 2.0],  # the door of the first
+        [0.1, 3.0, 3.1],
+        [8.0, 4.0, 6.0],
+        [6.0, 4.0, 6.0],  # the ball of the fourth
+    ]
+
+
+def test_parts_are_exchanged_with_the_probability_that_is_given():
+    achieved, goal = [[0.0, 0.0, 0.0]] * 3, [[9.0, 0.0, 0.1], [8.0, 0.0, 0.2], [7.0, 0.0, 0.3]]
+    coins = [[0.0, 0.49], [0.0, 0.5], [0.0, 0.51]]
+    assert exchanged(goal, achieved, coins) == [[9.0, 0.0, 0.3], *goal[1:]]
+    assert exchanged(goal, achieved, coins, prob=0.0) == goal
+    assert exchanged(goal, achieved, coins, prob=1.0) == [[9.0, 0.0, 0.3], [8.0, 0.0, 0.1], [7.0, 0.0, 0.2]]
+
+
+def test_exchanged_goals_leave_columns_of_no_part_and_what_was_given_alone():
+    goal = torch.tensor([[9.0, 1.0, 5.0], [8.0, 1.0, 6.0]])
+    given = goal.clone()
+    out = exchange_goal_parts(
+        goal, torch.tensor([[0.0, 1.0, 0.0]] * 2), torch.zeros(2, 2), ((0, 1), (1, 2)), prob=1.0, threshold=0.5
+    )
+    assert torch.equal(goal, given)
+    assert torch.equal(out[:, 2], goal[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prob": 1.5}, r"exchanged parts of goals must lie in \[0, 1\], got 1.5"),
+        ({"prob": math.nan}, "must lie in"),
+        ({"parts": [(0, 3)]}, r"two or more of them, got \[\(0, 3\)\]"),
+        ({"parts": []}, "two or more of them"),
+        ({"parts": [(0, 2), (1, 3)]}, "of the 3 columns of the goal that do not overlap"),
+        ({"parts": [(0, 1), (1, 4)]}, "of the 3 columns"),
+        ({"parts": [(-1, 1), (1, 3)]}, "of the 3 columns"),
+        ({"parts": [(0, 0), (1, 3)]}, "of the 3 columns"),
+        ({"threshold": None}, "need a positive threshold, got None"),
+        ({"threshold": 0.0}, "need a positive threshold, got 0.0"),
+    ],
+)
+def test_an_exchange_that_cannot_be_done_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_exchange(**{"prob": 0.5, "parts": TWO_THINGS, "width": 3, "threshold": 0.1, **change})
+
+
+def test_what_is_not_exchanged_needs_no_parts():
+    check_exchange(0.0, (), 3, None)
+    check_exchange(0.5, [(1, 3), (0, 1)], 3, 0.1)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from tensordict import TensorDict
 
 from torchrl_smore.data import TrajectoryStore
 from torchrl_smore.envs import get_task, task_names
@@ -173,6 +174,11 @@ def test_a_variant_is_reached_by_options_and_trains(recipe, tmp_path, store_path
         (["goal_gamma=1"], "goal_gamma must be in (0, 1), got 1.0"),
         (["goal_gamma=0.9"], "goal_gamma: of no use without geometric goals, got future"),
         (["method=crl", "goals=away", "goal_gamma=0.9"], "of no use without geometric goals, got away"),
+        (["goal_exchange=1.5"], "goal_exchange must be in [0, 1], got 1.5"),
+        (["goal_exchange=0.5"], "goal_exchange=0.5: a goal of PointReach is about one thing"),
+        (["task=Tabletop-pick", "pixels=48", "goal_exchange=0.5"], "whose goals are pictures of the data"),
+        (["task=Tabletop-pick", "method=wgcsl", "goal_exchange=0.5"], "takes a hindsight goal for one that"),
+        (["task=Tabletop-pick", "method=crl", "goal_exchange=0.5"], "takes a hindsight goal for one that"),
         (["method=wgcsl_original", "compile=default"], "compile=default: method=wgcsl_original writes buffers"),
         (["method=gc_xql", "alpha=-1"], "alpha must be positive, got -1.0"),
         (["method=gofar", "regression=mae"], "'mae'"),
@@ -334,3 +340,35 @@ def test_smores_defaults_are_its_losss(recipes):
     accepts = methods.METHODS["smore"].accepts
     for name in ("formulation", "divergence", "beta", "residual_coef"):
         assert getattr(recipes.options.Config(), name) == accepts[name]
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "exchange"),
+    [
+        ("Tabletop-push-open", {}, 0.5),
+        ("Tabletop-push-open", {"method": "gofar"}, 0.5),
+        ("Tabletop-push-open", {"goal_exchange": 0.0}, 0.0),
+        # goals that have to be those of a row
+        ("Tabletop-push-open", {"method": "wgcsl"}, 0.0),
+        ("Tabletop-push-open", {"method": "crl_td"}, 0.0),
+        ("Tabletop-push-open", {"preset": "paper"}, 0.0),
+        ("Tabletop-pick", {}, 0.0),
+        ("Tabletop-pick", {"goal_exchange": 0.25}, 0.25),
+    ],
+)
+def test_parts_of_goals_are_exchanged_where_the_task_or_the_user_says_so(recipes, task, given, exchange):
+    config = recipes.options.with_defaults(recipes.options.Config(task=task, batch_size=8, **given))
+    data = {key: torch.zeros(2, width) for key, width in (("observation", 10), ("action", 4), ("desired_goal", 6))}
+    data |= {"achieved_goal": torch.zeros(2, 6)}
+    after = {"observation": torch.zeros(2, 10), "achieved_goal": torch.zeros(2, 6), "done": torch.ones(2, 1).bool()}
+    store = SimpleNamespace(data=TensorDict({**data, "next": after}, [2]))
+    config = dataclasses.replace(config, anchors="uniform")
+    sampler = recipes.build.make_sampler(config, get_task(task), store, torch.device("cpu"))
+    assert sampler.exchange == exchange
+    assert sampler.goal_parts == ((0, 1), (1, 3), (3, 6))
+    assert sampler.threshold == 0.05
+
+
+def test_pictures_have_no_parts_to_exchange(recipes):
+    config = recipes.options.Config(task="Tabletop-push-open", pixels=48)
+    assert recipes.options.with_defaults(config).goal_exchange == 0.0

@@ -32,9 +32,11 @@ from torchrl_smore.data.samplers import (
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     Strategy,
+    check_exchange,
     check_goal_gamma,
     check_her_ratio,
     check_strategy,
+    exchange_goal_parts,
     first_row,
     goal_offset,
     goal_transition_rows,
@@ -73,7 +75,11 @@ class GoalBatchSampler(SeededBatches):
         gamma: used by the ``"geometric"`` strategy.
         anchors: weight of each row, by which anchors of offline and goal transitions are drawn, not negative, shape
             ``[N]``; see :func:`~torchrl_smore.data.anchor_weights`. ``None``: uniform.
-        threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"``.
+        threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"`` and ``exchange``.
+        exchange: probability with which a part of a hindsight goal that is achieved already is taken from another goal,
+            in ``[0, 1]``; see :func:`~torchrl_smore.functional.goals.exchange_goal_parts`. Goals of goal transitions
+            stay what they are.
+        goal_parts: columns (first, one past the last) of each thing that goals are about; for ``exchange``.
         success: ``success(achieved_goal, goal) -> bool``; when given, 0/1 rewards and ``terminated`` are added, for
             losses that read them. What the data say is terminated stays so under any goal.
         reward_values: see :class:`HindsightGoalTransform`.
@@ -101,9 +107,10 @@ class GoalBatchSampler(SeededBatches):
     Raises:
         OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
-            ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, the last trajectory of the data is open, a column is
-            no vector of numbers in each row, or ``resident`` comes without ``mapped``, is too small for a window, or is
-            no less than the rows that there are.
+            ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, ``exchange`` cannot be done
+            (:func:`~torchrl_smore.functional.goals.check_exchange`) or comes with ``"goal_offset"``, the last
+            trajectory of the data is open, a column is no vector of numbers in each row, or ``resident`` comes without
+            ``mapped``, is too small for a window, or is no less than the rows that there are.
         KeyError: if the data lack a column; names it.
         TypeError: if ``data`` or ``anchors`` are of another type.
     """
@@ -121,6 +128,8 @@ class GoalBatchSampler(SeededBatches):
         gamma: float = 0.99,
         anchors: Tensor | None = None,
         threshold: float | None = None,
+        exchange: float = 0.0,
+        goal_parts: Sequence[tuple[int, int]] = (),
         success: SuccessFn | None = None,
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
@@ -144,6 +153,10 @@ class GoalBatchSampler(SeededBatches):
                 raise unknown_name("extra", name, EXTRAS)
         if "goal_offset" in extras and "random" in check_strategy(strategy):
             raise ValueError("goal_offset counts steps within a trajectory: it needs another strategy than 'random'.")
+        if "goal_offset" in extras and exchange:
+            raise ValueError(
+                f"goal_offset counts steps to a goal, and one of exchanged parts is no row's: {exchange=}."
+            )
         data = _packable(data, *(["achieved_goal"] if "achieved_goal" in extras else []))
         device = torch.device(device or data.get("action").device)
         order = trajectory_order(data, trajectory_key)
@@ -164,6 +177,12 @@ class GoalBatchSampler(SeededBatches):
         self.q = q
         self.extras = tuple(extras)
         self.generator = torch.Generator(device).manual_seed(seed)
+        check_exchange(exchange, goal_parts, data.get("desired_goal").shape[-1], threshold)
+        self.exchange = exchange
+        self.goal_parts = tuple(goal_parts)
+        self.threshold = threshold
+        if exchange:
+            self.num_uniforms = NUM_UNIFORMS + len(goal_parts)
         self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
         columns = [data.get(key) for key in _COLUMNS]
         if success is not None:
@@ -258,7 +277,7 @@ class GoalBatchSampler(SeededBatches):
             ``("next", "reward" | "terminated" | "done")``, and the same under ``"q"``; at the root also the extras.
         """
         rows = goal_transition_rows(
-            uniform,
+            uniform[:, :NUM_UNIFORMS],
             self._stop,
             self._reached,
             her_ratio=self.her_ratio,
@@ -269,9 +288,10 @@ class GoalBatchSampler(SeededBatches):
             away=self._away,
             window=None if self._resident is None else self._resident.window,
         )
-        batch = self._rows(rows.index, self._entered[rows.goal_index], rows.relabel_mask)
+        coins = uniform[:, NUM_UNIFORMS:]
+        batch = self._rows(rows.index, self._goals(rows.index, rows.goal_index, coins), rows.relabel_mask)
         if self.actor_strategy is not None:
-            entered = self._entered[rows.actor_goal_index]
+            entered = self._goals(rows.index, rows.actor_goal_index, coins)
             batch.set("actor_goal", where_rows(rows.relabel_mask, entered, batch["desired_goal"]))
         if self.q:
             batch.set("q", self._rows(rows.q_index, None, rows.q_relabel_mask))
@@ -286,6 +306,15 @@ class GoalBatchSampler(SeededBatches):
             begun = self._slots(first_row(rows.index, self._stop))
             batch.set("initial_observation", self._table[begun, : self._widths[0]])
         return batch
+
+    def _goals(self, index: Tensor, goal_index: Tensor, coins: Tensor) -> Tensor:
+        """Hindsight goals of rows, ``[B, G]``."""
+        goal = self._entered[goal_index]
+        if not self.exchange:
+            return goal
+        assert self.threshold is not None
+        achieved = self._entered[index]
+        return exchange_goal_parts(goal, achieved, coins, self.goal_parts, prob=self.exchange, threshold=self.threshold)
 
     def _slots(self, index: Tensor) -> Tensor:
         """Where rows stand in the table."""

@@ -2,9 +2,10 @@
 
 They stand in for the image tasks of the paper's Fig. 3, whose simulator (PyBullet) and data are not available. Kept is
 what those tasks are about: data of single primitives (open or close the drawer, carry the cube, push the can), and
-evaluation tasks, two of which need two primitives in a row that no trajectory of the data holds together. What differs:
-scene, gripper and lengths are our own, nothing turns, the cube is held by friction, and starts are drawn anew in every
-episode where the original has one for each task.
+evaluation tasks, two of which need two primitives in a row that no trajectory of the data holds together. In three of
+four episodes of the data the gripper is where another primitive has left it, as in the original, which resets its scene
+every four trajectories. What differs: scene, gripper and lengths are our own, nothing turns, the cube is held by
+friction, and starts are drawn anew in every episode where the original has one for each task.
 
 A state is 10 numbers, and nothing else decides what follows but what is left of velocities a tenth of a second after an
 action. The drawer does not move while the can stands before it.
@@ -61,6 +62,9 @@ _JOINTS = (
     *("can_x", "can_y", "cube_x", "cube_y", "cube_z"),
 )
 
+_CONTINUED = 0.75  # share of the data's episodes that begin where a primitive has ended
+_CRADLE, _GRIPPED, _HOLDING = 0.017, 0.008, 0.018  # of the fingers beside the can, on the handle and on the cube
+_BESIDE_CAN = (0.036, 0.035)  # how far from the can's middle and how high a push ends
 # boxes that starts and goals are drawn from
 _GRIPPER_START = ((-0.20, -0.20, 0.20), (0.20, 0.10, 0.28))
 _CAN_LEFT, _CAN_RIGHT = ((-0.22, -0.12), (-0.12, -0.06)), ((0.08, -0.12), (0.25, -0.06))
@@ -82,6 +86,7 @@ class Scene:
         can: position ``[2]`` in the plane.
         place: which of the places the cube is in.
         cube: its position ``[3]``; in the drawer, that with the drawer shut.
+        fingers: distance of each finger from the middle, in metres.
     """
 
     gripper: Array
@@ -89,19 +94,21 @@ class Scene:
     can: Array
     place: str
     cube: Array
+    fingers: float = OPEN_FINGERS
 
     @property
     def state(self) -> Array:
         """The observation, ``[10]``."""
         shift = (0.0, -self.opened if self.place == "drawer" else 0.0, 0.0)
-        return np.concatenate([self.gripper, [OPEN_FINGERS, self.opened], self.can, self.cube + np.array(shift)])
+        return np.concatenate([self.gripper, [self.fingers, self.opened], self.can, self.cube + np.array(shift)])
 
 
 def draw_episode(kind: Kind, rng: np.random.Generator) -> tuple[Scene, Scene]:
     """Start and goal of an episode.
 
     ``"primitives"``: what the data hold, one of opening or shutting the drawer, carrying the cube to another place, and
-    pushing the can to the right or the left, in a third of the episodes each where the scene allows it. ``"drawer"``:
+    pushing the can to the right or the left, in a third of the episodes each where the scene allows it; three of four
+    begin with the gripper where such a primitive ends, the others above the table, as all other kinds do. ``"drawer"``:
     opening or shutting it. ``"pick"``: the cube from the table to the tray or to the top of the cabinet.
     ``"pick-close"``: the cube from the table into the open drawer, which is then shut. ``"push-open"``: the can from
     before the shut drawer to the right, so that the drawer can be opened.
@@ -132,6 +139,7 @@ def _primitive(rng: np.random.Generator) -> tuple[Scene, Scene]:
     place = tuple(_CUBE_PLACES)[rng.choice(4, p=(0.45, 0.15, 0.15, 0.25))]
     can = _uniform(rng, _CAN_LEFT if left else _CAN_RIGHT)
     start = Scene(_uniform(rng, _GRIPPER_START), opened, can, place, _uniform(rng, _CUBE_PLACES[place]))
+    start = _continued(rng, start) if rng.random() < _CONTINUED else start
     possible = ["push"]
     possible += [] if left else ["drawer"]
     # out of the drawer it is not carried
@@ -145,8 +153,25 @@ def _primitive(rng: np.random.Generator) -> tuple[Scene, Scene]:
     return start, _carried(rng, start, targets[rng.integers(len(targets))])
 
 
+def _continued(rng: np.random.Generator, scene: Scene) -> Scene:
+    """A scene with the gripper where a primitive has left it: beside the can, on the handle, or around the cube."""
+    ends = ["can", "handle"]
+    # in the shut drawer no cube was put down
+    ends += [] if scene.place == "drawer" and not scene.opened else ["cube"]
+    end = ends[rng.integers(len(ends))]
+    if end == "can":
+        gap, height = _BESIDE_CAN
+        side = rng.choice((-1.0, 1.0))
+        return replace(scene, gripper=np.array((scene.can[0] + side * gap, scene.can[1], height)), fingers=_CRADLE)
+    if end == "handle":
+        return replace(scene, gripper=np.array(HANDLE) - (0.0, scene.opened, 0.0), fingers=_GRIPPED)
+    # still holding it, or about to leave it
+    fingers = rng.uniform(_HOLDING, OPEN_FINGERS)
+    return replace(scene, gripper=scene.state[CUBE] + (0.0, 0.0, 0.002), fingers=fingers)
+
+
 def _after(start: Scene, **changes: Any) -> Scene:
-    return replace(start, gripper=np.array(HOME), **changes)
+    return replace(start, gripper=np.array(HOME), fingers=OPEN_FINGERS, **changes)
 
 
 def _carried(rng: np.random.Generator, start: Scene, place: str) -> Scene:

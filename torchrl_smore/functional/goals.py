@@ -11,7 +11,7 @@ reads a value back, so it compiles into a static graph and runs the same inside 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -418,6 +418,78 @@ def goal_transition_rows(
         q_relabel_mask = q_relabel_mask | none_here
     q_index = torch.where(q_relabel_mask, entering, reached_index)
     return GoalTransitionRows(index, goal_index, relabel_mask, q_index, q_relabel_mask, reached_index, actor_goal_index)
+
+
+def exchange_goal_parts(
+    goal: Tensor,
+    achieved_goal: Tensor,
+    uniform: Tensor,
+    parts: Sequence[tuple[int, int]],
+    *,
+    prob: float,
+    threshold: float,
+) -> Tensor:
+    """Asks for a second thing: parts of a goal that stay as they are until it are taken from another goal.
+
+    Hindsight goals of trajectories in which one thing changes never ask for two. A goal in which some part is away from
+    what is achieved keeps that part, and each part that is not takes, with probability ``prob``, that of the goal
+    before it in the batch (the first one that of the last), which is one of another sample. A goal all of whose parts
+    are achieved stays what it is: its row shows what is done when nothing is left to be done.
+
+    The idea is that of counterfactual relabelling, by parts (Pitis et al., NeurIPS 2020, arXiv 2007.02863), with goals
+    alone in the place of states.
+
+    Args:
+        goal: hindsight goals of one batch, drawn independently, shape ``[B, G]``.
+        achieved_goal: what is achieved in the rows that are given them, shape ``[B, G]``.
+        uniform: in ``[0, 1)``, shape ``[B, len(parts)]``.
+        parts: columns (first, one past the last) of each thing that goals are about.
+        prob: of exchange, in ``[0, 1]``.
+        threshold: distance over which a part counts as away, in the unit of the goal.
+
+    Returns:
+        Goals ``[B, G]``, which no row need enter.
+    """
+    other, moved, taken = goal.roll(1, 0), [], []
+    for k, (first, stop) in enumerate(parts):
+        columns = slice(first, stop)
+        moved.append((goal[:, columns] - achieved_goal[:, columns]).norm(dim=-1) > threshold)
+        taken.append((uniform[:, k] < prob) & ~moved[-1])
+    some = torch.stack(moved).any(0)
+    goal = goal.clone()
+    for mask, (first, stop) in zip(taken, parts):
+        chosen = (mask & some).unsqueeze(-1)
+        goal[:, first:stop] = torch.where(chosen, other[:, first:stop], goal[:, first:stop])
+    return goal
+
+
+def check_exchange(prob: float, parts: Sequence[tuple[int, int]], width: int, threshold: float | None) -> None:
+    """Checks what :func:`exchange_goal_parts` is given.
+
+    Args:
+        prob: of exchange.
+        parts: columns (first, one past the last).
+        width: of the goal.
+        threshold: distance over which a part counts as away.
+
+    Raises:
+        ValueError: for a probability outside ``[0, 1]``, or, if it is not 0, fewer than two parts, parts that overlap
+            or lie outside the goal, or no positive threshold.
+    """
+    if not 0.0 <= prob <= 1.0:
+        raise ValueError(f"the probability of exchanged parts of goals must lie in [0, 1], got {prob}.")
+    if prob == 0.0:
+        return
+    if len(parts) < 2:
+        raise ValueError(f"parts of goals are exchanged where there are two or more of them, got {list(parts)}.")
+    ends = [column for part in sorted(parts) for column in part]
+    if any(first >= stop for first, stop in parts) or ends != sorted(ends) or ends[0] < 0 or ends[-1] > width:
+        raise ValueError(
+            f"expected parts (first, one past the last) of the {width} columns of the goal that do not overlap, got "
+            f"{list(parts)}."
+        )
+    if threshold is None or threshold <= 0.0:
+        raise ValueError(f"exchanged parts of goals need a positive threshold, got {threshold}.")
 
 
 def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:

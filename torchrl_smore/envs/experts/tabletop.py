@@ -19,6 +19,7 @@ from torchrl_smore.envs.tabletop import (
     HANDLE,
     HOME,
     INSIDE,
+    OPEN_FINGERS,
     STEP,
 )
 
@@ -80,6 +81,10 @@ class TabletopExpert:
         return bool(state[FINGERS] < self.held and offset.max() < 0.8 * CUBE_HALF)
 
     def _push(self, state: Array, goal: Array) -> Array:
+        if np.abs(state[CUBE] - state[GRIPPER]).max() < 2.0 * CUBE_HALF:
+            # what is between the fingers stays where it is
+            let_go = state[FINGERS] > 0.9 * OPEN_FINGERS
+            return self._command(np.array((0.0, 0.0, STEP if let_go else 0.0)), 1.0)
         side = np.sign(goal[0] - state[CAN][0])
         gap, aside, height = side * (state[CAN][0] - state[0]), abs(state[CAN][1] - state[1]), state[2]
         fingers = (self.cradle - state[FINGERS]) / FINGER_STEP
