@@ -95,7 +95,10 @@ def main(config: Config) -> None:
     subject = open_subject(config, run, state["update"]["losses"], meta)
     tables, numbers, missing = measure(subject, config)
     about = {**identity(run), "step": state["step"], "seed": run.seed + config.position, "gamma": run.gamma}
-    about |= {name: getattr(run, name) for name in ("anchors", "goals", "actor_goals", "her_ratio", "input_clip")}
+    about |= {
+        name: getattr(run, name)
+        for name in ("anchors", "goals", "actor_goals", "goal_stitch", "her_ratio", "input_clip")
+    }
     about |= {"normalize": run.normalize, "batch_size": run.batch_size, "threshold": subject.task.threshold}
     about |= {"experts": subject.groups.names[subject.groups.expert], "experts_known": subject.groups.known}
     about |= {"moved": config.moved * subject.task.threshold, "seeds": run.seeds}

@@ -180,7 +180,10 @@ def make_sampler(
     if config.pixels:
         bootstraps = method.target_network
         return PixelBatchSampler(store, config.batch_size, following=bootstraps, crop_prob=config.crop_prob, **options)
-    options |= {"exchange": config.goal_exchange or 0.0, "goal_parts": [(a, b) for _, a, b in task.goal_parts]}
+    options |= {
+        "stitch": config.goal_stitch or 0.0,
+        "goal_parts": [(first, stop) for _, first, stop in task.goal_parts],
+    }
     options |= {"mapped": config.mapped, "resident": config.resident, "extras": (*method.extras, *extras)}
     return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)
 

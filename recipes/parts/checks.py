@@ -61,7 +61,7 @@ def check(config: Config) -> None:
         "min_std": ("in (0, 7]", lambda value: value is None or 0 < value <= 7),
         "expert_noise": ("in [0, 1000]", lambda value: value is None or 0 <= value <= 1000),
         "expert_random_prob": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
-        "goal_exchange": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
+        "goal_stitch": ("in [0, 1]", lambda value: value is None or 0 <= value <= 1),
         "goal_gamma": ("in (0, 1)", lambda value: value is None or 0 < value < 1),
         "target_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
         "learning_rate": ("in (0, 1]", lambda value: value is None or 0 < value <= 1),
@@ -83,8 +83,8 @@ def check(config: Config) -> None:
     strategies = {name for goals in kinds_of_goals(config) for name in check_strategy(parse_strategy(goals))}
     if config.goal_gamma is not None and "geometric" not in strategies:
         raise ValueError(f"goal_gamma: of no use without geometric goals, got {', '.join(sorted(strategies))}.")
-    if config.goal_exchange:
-        _check_goal_exchange(config)
+    if config.goal_stitch:
+        _check_goal_stitch(config)
     if config.logger is not None and importlib.util.find_spec(config.logger) is None:
         raise ImportError(f'logger={config.logger} needs a package: pip install "torchrl-smore[{config.logger}]"')
     names_of_datasets = ("dataset_format", "goal_columns", "desired_goal", "columns", "clip_actions")
@@ -124,15 +124,15 @@ def check(config: Config) -> None:
         )
 
 
-def _check_goal_exchange(config: Config) -> None:
-    """Refuses exchanged parts of goals where goals have none, or have to be such as a row enters."""
-    given, task = f"goal_exchange={config.goal_exchange}", get_task(config.task)
-    if len(task.goal_parts) < 2:
-        raise ValueError(f"{given}: a goal of {task.name} is about one thing, and has no parts to exchange.")
+def _check_goal_stitch(config: Config) -> None:
+    """Refuses stitched goals where there are no hindsight goals, or where these have to be such as a row enters."""
+    given = f"goal_stitch={config.goal_stitch}"
     if config.pixels:
         raise ValueError(f"{given}: not with pixels=, whose goals are pictures of the data.")
     if METHODS[config.method].reached_goals:
         raise ValueError(
-            f"{given}: method={config.method} takes a hindsight goal for one that its trajectory reaches, which one of "
-            "exchanged parts is not."
+            f"{given}: method={config.method} takes a hindsight goal for one that its trajectory reaches, which a "
+            "stitched one is not."
         )
+    if config.her_ratio == 0.0:
+        raise ValueError(f"{given}: of no use with her_ratio=0, which keeps every stored goal.")

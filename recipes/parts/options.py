@@ -129,10 +129,10 @@ class Config:
     goal_gamma: float | None = option(
         None, "a geometric goal lies 1/(1 - goal_gamma) steps ahead on average, in (0, 1); default: 0.99"
     )
-    goal_exchange: float | None = option(
+    goal_stitch: float | None = option(
         None,
-        "probability, in [0, 1], with which a thing that a goal leaves where it is is asked to be elsewhere; default: "
-        "0 or the task's; for pictures, WGCSL and contrastive RL 0",
+        "probability, in [0, 1], with which a hindsight goal goes on as another trajectory does from about there; "
+        "default: 0 or the task's, of states and where goals are relabelled; WGCSL and contrastive RL have none",
     )
     mapped: str | None = option(None, "folder for a file of the rows, where they are too many for memory")
     resident: int | None = option(
@@ -228,12 +228,12 @@ def with_defaults(config: Config) -> Config:
             f"method={config.method} has one kind of goals: give goals= or actor_goals=, not both, got "
             f"goals={config.goals} and actor_goals={config.actor_goals}."
         )
-    goals_given = config.goals is not None
+    goals_given, stitch = config.goals is not None, config.goal_stitch
     if config.pixels and config.her_ratio is None:
         config = dataclasses.replace(config, her_ratio=1.0)  # goals are pictures of the data
-    if config.goal_exchange is None and (config.pixels or METHODS[config.method].reached_goals):
-        config = dataclasses.replace(config, goal_exchange=0.0)  # a goal is a row of the data
     config = resolve(config)
+    if stitch is None and (config.pixels or METHODS[config.method].reached_goals or config.her_ratio == 0.0):
+        config = dataclasses.replace(config, goal_stitch=None)  # what a task says is for those who can have it
     if one_kind and goals_given:
         # what a task says of the actor's goals is a default, and comes after what was given
         config = dataclasses.replace(config, actor_goals=None)

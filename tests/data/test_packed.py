@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from torchrl_smore.data import GoalBatchSampler, packed
-from torchrl_smore.functional.goals import NUM_UNIFORMS
+from torchrl_smore.functional.goals import NUM_STITCH_UNIFORMS, NUM_UNIFORMS
 
 
 def near(achieved_goal, goal):
@@ -137,9 +137,9 @@ def test_gather_is_a_pure_function_of_its_uniforms(store):
         {"success": near},
         {"strategy": "geometric"},
         {"strategy": "away", "threshold": 0.1, "actor_strategy": {"final": 0.5, "future": 0.5}},
-        {"exchange": 0.5, "goal_parts": ((0, 1), (1, 2)), "threshold": 0.1},
+        {"stitch": 0.5, "goal_parts": ((0, 1), (1, 2)), "threshold": 1.0, "actor_strategy": "final"},
     ],
-    ids=["plain", "success", "geometric", "of_the_actor_own", "exchange"],
+    ids=["plain", "success", "geometric", "of_the_actor_own", "stitch"],
 )
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gather_is_one_static_graph_and_equals_eager(store, options, weighted):
@@ -154,56 +154,59 @@ def test_gather_is_one_static_graph_and_equals_eager(store, options, weighted):
     assert counter.frame_count == 1
 
 
-PARTS = {"goal_parts": ((0, 1), (1, 2)), "threshold": 0.1}
-
-
 def two_things(make_store):
-    """Trajectories in each of which one of two things moves, by 1 a step, and the other is where it is in no other."""
-    data = make_store((4, 4, 4)).data
-    for trajectory, moving in enumerate((0, 1, 0)):
-        for step in range(4):
-            row, place = 4 * trajectory + step, 100.0 * (trajectory + 1)
-            data["next", "achieved_goal"][row] = place
-            data["next", "achieved_goal"][row, moving] += step
+    """Three trajectories: the first moves a thing from 0 to 3, the second, from there, another one from 0 to 4.
+
+    What the third does begins elsewhere.
+    """
+    data = make_store((3, 4, 2)).data
+    first = [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
+    second = [[3.0, 1.0], [3.0, 2.0], [3.0, 3.0], [3.0, 4.0]]
+    data["next", "achieved_goal"] = torch.tensor([*first, *second, [9.0, 9.0], [8.0, 9.0]])
+    data["desired_goal"] = torch.full((9, 2), 50.0)
     return data
 
 
-def test_an_exchange_asks_for_the_second_thing_too_and_leaves_goal_transitions_alone(make_store):
+@pytest.mark.parametrize("actor", [False, True])
+def test_a_stitched_goal_asks_for_what_another_trajectory_does_from_there(make_store, actor):
     data = two_things(make_store)
-    options = {"her_ratio": 0.7, "success": lambda achieved, goal: (achieved == goal).all(-1), "extras": ["row"]}
-    plain, sampler = (GoalBatchSampler(data, 4000, **options, **more) for more in ({}, {"exchange": 0.5, **PARTS}))
-    assert (plain.num_uniforms, sampler.num_uniforms) == (NUM_UNIFORMS, NUM_UNIFORMS + 2)
+    options = {"success": lambda achieved, goal: (achieved == goal).all(-1), "extras": ["row"], "her_ratio": 0.7}
+    options |= {"strategy": "current", "actor_strategy": "future"} if actor else {}
+    # the cell of 3 and 0 is that of 3 and 1 as well
+    stitch = {"stitch": 0.5, "threshold": 0.5, "goal_parts": ((0, 1), (1, 2)), "stitch_width": 3.0}
+    plain, sampler = (GoalBatchSampler(data, 20_000, **options, **more) for more in ({}, stitch))
+    assert sampler.num_uniforms == plain.num_uniforms + NUM_STITCH_UNIFORMS
     uniform = sampler.draw()
-    before, after = plain.gather(uniform), sampler.gather(uniform)
+    before, after = plain.gather(uniform[:, :NUM_UNIFORMS]), sampler.gather(uniform)
     assert equal(before["q"], after["q"])
-    row, goal = after["row"].squeeze(-1), after["desired_goal"]
-    trajectory, moving = row // 4, torch.tensor([0, 1, 0])[row // 4]
-    stored = (goal == data["desired_goal"][row]).all(-1)
-    assert 0.25 < stored.float().mean() < 0.35  # relabelled with 0.7
-    moved = goal.gather(1, moving[:, None]).squeeze(-1)
-    other = goal.gather(1, 1 - moving[:, None]).squeeze(-1)
-    place = 100.0 * (trajectory + 1)
-    # a goal of the row's own trajectory, as the row would have without an exchange
-    assert torch.equal(moved[~stored], before["desired_goal"].gather(1, moving[:, None]).squeeze(-1)[~stored])
-    ahead = ~stored & (moved - place > row % 4)
-    elsewhere = other != place
-    assert not elsewhere[~stored & ~ahead].any()
-    # half are exchanged, of which about two in nine get the same place back
-    assert 0.25 < elsewhere[ahead].float().mean() < 0.5
-    # what is asked for is not there yet, and the rewards say so
-    assert not after["next", "reward"][ahead].any()
-    assert torch.equal(after["next", "desired_goal"], goal)
+    row, goal, own = after["row"].squeeze(-1), *(b["actor_goal" if actor else "desired_goal"] for b in (after, before))
+    found = {tuple(pair) for pair in torch.cat([row.unsqueeze(-1).float(), goal], -1)[goal[:, 0] < 50].tolist()}
+    entered = data["next", "achieved_goal"]
+    within = {(i, *entered[k].tolist()) for i in range(9) for k in range(i, (3, 3, 3, 7, 7, 7, 7, 9, 9)[i])}
+    # rows that move the first thing, which stays where they have it, are asked for the second in each of its places
+    # over the threshold from where it may be met, at 0 or 1: (2, 0), (3, 0) and (3, 1) are of one cell
+    stitched = {(i, x, y) for i in (0, 1) for x in (2.0, 3.0) for y in (2.0, 3.0, 4.0) if not (i == 1 and x == 2.0)}
+    assert found == within | stitched
+    if actor:
+        assert torch.equal(after["desired_goal"], before["desired_goal"])
+    else:
+        assert torch.equal(after["next", "reward"].squeeze(-1) > 0, (entered[row] == goal).all(-1))
+        assert torch.equal(after["next", "desired_goal"], goal)
+    changed = (goal != own).any(-1)[(row < 2) & (own[:, 0] < 50)]
+    assert 0.0 < changed.float().mean() < 0.5
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exchange": 0.5, "threshold": 0.1}, "two or more of them"),
-        ({"exchange": 0.5, "goal_parts": ((0, 1), (1, 2))}, "need a positive threshold"),
-        ({"exchange": 0.5, "extras": ["goal_offset"], **PARTS}, "one of exchanged parts is no row's: exchange=0.5"),
+        ({"stitch": 1.5, "threshold": 0.1}, "must lie in"),
+        ({"stitch": 0.5}, "need a positive threshold, got None"),
+        ({"stitch": 0.5, "threshold": 0.1, "goal_parts": ((0, 3),)}, "of the 2 columns"),
+        ({"stitch": 0.5, "threshold": 0.1, "stitch_width": 0.0}, "must be positive and finite, got 0.0"),
+        ({"stitch": 0.5, "threshold": 0.1, "extras": ["goal_offset"]}, "not with stitched goals, got stitch=0.5"),
     ],
 )
-def test_an_exchange_that_cannot_be_done_is_refused(make_store, options, message):
+def test_a_stitch_that_cannot_be_done_is_refused(make_store, options, message):
     with pytest.raises(ValueError, match=message):
         GoalBatchSampler(make_store().data, 8, **options)
 
@@ -396,6 +399,7 @@ def test_interleaved_trajectories_are_told_apart_by_a_key_of_ones_own(make_store
         {"q": False, "her_ratio": 1.0},
         {"success": near, "actor_strategy": "geometric", "strategy": {"future": 0.5, "away": 0.5}, "threshold": 0.1},
         {"extras": ("achieved_goal", "goal_offset", "initial_observation", "row")},
+        {"stitch": 0.5, "threshold": 1.0, "stitch_width": 20.0},
     ],
     ids=lambda options: "-".join(options) or "default",
 )

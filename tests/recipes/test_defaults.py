@@ -174,11 +174,11 @@ def test_a_variant_is_reached_by_options_and_trains(recipe, tmp_path, store_path
         (["goal_gamma=1"], "goal_gamma must be in (0, 1), got 1.0"),
         (["goal_gamma=0.9"], "goal_gamma: of no use without geometric goals, got future"),
         (["method=crl", "goals=away", "goal_gamma=0.9"], "of no use without geometric goals, got away"),
-        (["goal_exchange=1.5"], "goal_exchange must be in [0, 1], got 1.5"),
-        (["goal_exchange=0.5"], "goal_exchange=0.5: a goal of PointReach is about one thing"),
-        (["task=Tabletop-pick", "pixels=48", "goal_exchange=0.5"], "whose goals are pictures of the data"),
-        (["task=Tabletop-pick", "method=wgcsl", "goal_exchange=0.5"], "takes a hindsight goal for one that"),
-        (["task=Tabletop-pick", "method=crl", "goal_exchange=0.5"], "takes a hindsight goal for one that"),
+        (["goal_stitch=1.5"], "goal_stitch must be in [0, 1], got 1.5"),
+        (["pixels=48", "goal_stitch=0.5"], "whose goals are pictures of the data"),
+        (["method=wgcsl", "goal_stitch=0.5"], "takes a hindsight goal for one that its trajectory reaches"),
+        (["method=crl", "goal_stitch=0.5"], "takes a hindsight goal for one that its trajectory reaches"),
+        (["method=gc_bc", "goal_stitch=0.5", "her_ratio=0"], "of no use with her_ratio=0"),
         (["method=wgcsl_original", "compile=default"], "compile=default: method=wgcsl_original writes buffers"),
         (["method=gc_xql", "alpha=-1"], "alpha must be positive, got -1.0"),
         (["method=gofar", "regression=mae"], "'mae'"),
@@ -343,32 +343,30 @@ def test_smores_defaults_are_its_losss(recipes):
 
 
 @pytest.mark.parametrize(
-    ("task", "given", "exchange"),
+    ("task", "given", "stitch"),
     [
-        ("Tabletop-push-open", {}, 0.5),
-        ("Tabletop-push-open", {"method": "gofar"}, 0.5),
-        ("Tabletop-push-open", {"goal_exchange": 0.0}, 0.0),
-        # goals that have to be those of a row
-        ("Tabletop-push-open", {"method": "wgcsl"}, 0.0),
-        ("Tabletop-push-open", {"method": "crl_td"}, 0.0),
-        ("Tabletop-push-open", {"preset": "paper"}, 0.0),
-        ("Tabletop-pick", {}, 0.0),
-        ("Tabletop-pick", {"goal_exchange": 0.25}, 0.25),
+        ("Tabletop-push-open", {}, 0.7),
+        ("Tabletop-pick-close", {"method": "gcsl"}, 0.7),
+        ("Tabletop-push-open", {"goal_stitch": 0.0}, 0.0),
+        ("Tabletop-pick", {}, None),
+        ("Tabletop-pick", {"goal_stitch": 0.25}, 0.25),
+        ("Tabletop-push-open", {"preset": "paper"}, None),
+        # none can have it: as if the task said nothing, also in the identity of a cell
+        ("Tabletop-push-open", {"method": "wgcsl"}, None),
+        ("Tabletop-push-open", {"method": "crl_td"}, None),
+        ("Tabletop-push-open", {"method": "gofar"}, None),
+        ("Tabletop-push-open", {"pixels": 48}, None),
     ],
 )
-def test_parts_of_goals_are_exchanged_where_the_task_or_the_user_says_so(recipes, task, given, exchange):
+def test_goals_are_stitched_where_the_task_or_the_user_says_so(recipes, task, given, stitch):
     config = recipes.options.with_defaults(recipes.options.Config(task=task, batch_size=8, **given))
+    assert config.goal_stitch == stitch
+    if config.pixels:
+        return
     data = {key: torch.zeros(2, width) for key, width in (("observation", 10), ("action", 4), ("desired_goal", 6))}
-    data |= {"achieved_goal": torch.zeros(2, 6)}
     after = {"observation": torch.zeros(2, 10), "achieved_goal": torch.zeros(2, 6), "done": torch.ones(2, 1).bool()}
-    store = SimpleNamespace(data=TensorDict({**data, "next": after}, [2]))
+    store = SimpleNamespace(data=TensorDict({**data, "achieved_goal": torch.zeros(2, 6), "next": after}, [2]))
     config = dataclasses.replace(config, anchors="uniform")
     sampler = recipes.build.make_sampler(config, get_task(task), store, torch.device("cpu"))
-    assert sampler.exchange == exchange
+    assert (sampler.stitch, sampler.threshold) == (stitch or 0.0, 0.05)
     assert sampler.goal_parts == ((0, 1), (1, 3), (3, 6))
-    assert sampler.threshold == 0.05
-
-
-def test_pictures_have_no_parts_to_exchange(recipes):
-    config = recipes.options.Config(task="Tabletop-push-open", pixels=48)
-    assert recipes.options.with_defaults(config).goal_exchange == 0.0

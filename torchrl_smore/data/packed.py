@@ -30,16 +30,19 @@ from torchrl_smore.data.samplers import (
     with_ends,
 )
 from torchrl_smore.functional.goals import (
+    NUM_STITCH_UNIFORMS,
     NUM_UNIFORMS,
+    GoalCells,
     Strategy,
-    check_exchange,
     check_goal_gamma,
     check_her_ratio,
+    check_stitch,
     check_strategy,
-    exchange_goal_parts,
     first_row,
     goal_offset,
     goal_transition_rows,
+    stitched_goal,
+    stitched_rows,
 )
 
 _logger = logging.getLogger("torchrl_smore")
@@ -75,11 +78,15 @@ class GoalBatchSampler(SeededBatches):
         gamma: used by the ``"geometric"`` strategy.
         anchors: weight of each row, by which anchors of offline and goal transitions are drawn, not negative, shape
             ``[N]``; see :func:`~torchrl_smore.data.anchor_weights`. ``None``: uniform.
-        threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"`` and ``exchange``.
-        exchange: probability with which a part of a hindsight goal that is achieved already is taken from another goal,
-            in ``[0, 1]``; see :func:`~torchrl_smore.functional.goals.exchange_goal_parts`. Goals of goal transitions
-            stay what they are.
-        goal_parts: columns (first, one past the last) of each thing that goals are about; for ``exchange``.
+        threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"`` and ``stitch``.
+        stitch: probability, in ``[0, 1]``, with which a hindsight goal to which something changes goes on as another
+            trajectory does that achieves about the same, see :func:`~torchrl_smore.functional.goals.stitched_goal`;
+            goals of the actor's own in the same way, with the same numbers. Goals of goal transitions stay what they
+            are: what a stitched goal is worth is learnt by bootstrapping alone. It takes 24 bytes a row.
+        goal_parts: columns (first, one past the last) of each thing that goals are about, for ``stitch``; none: all
+            columns are one thing.
+        stitch_width: how far goals may differ that are about the same, along each column, in the unit of the goal;
+            ``None``: three thresholds.
         success: ``success(achieved_goal, goal) -> bool``; when given, 0/1 rewards and ``terminated`` are added, for
             losses that read them. What the data say is terminated stays so under any goal.
         reward_values: see :class:`HindsightGoalTransform`.
@@ -107,10 +114,10 @@ class GoalBatchSampler(SeededBatches):
     Raises:
         OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
-            ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, ``exchange`` cannot be done
-            (:func:`~torchrl_smore.functional.goals.check_exchange`) or comes with ``"goal_offset"``, the last
-            trajectory of the data is open, a column is no vector of numbers in each row, or ``resident`` comes without
-            ``mapped``, is too small for a window, or is no less than the rows that there are.
+            ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, ``stitch`` cannot be done
+            (:func:`~torchrl_smore.functional.goals.check_stitch`) or comes with ``"goal_offset"``, the last trajectory
+            of the data is open, a column is no vector of numbers in each row, or ``resident`` comes without ``mapped``,
+            is too small for a window, or is no less than the rows that there are.
         KeyError: if the data lack a column; names it.
         TypeError: if ``data`` or ``anchors`` are of another type.
     """
@@ -128,8 +135,9 @@ class GoalBatchSampler(SeededBatches):
         gamma: float = 0.99,
         anchors: Tensor | None = None,
         threshold: float | None = None,
-        exchange: float = 0.0,
+        stitch: float = 0.0,
         goal_parts: Sequence[tuple[int, int]] = (),
+        stitch_width: float | None = None,
         success: SuccessFn | None = None,
         reward_values: tuple[float, float] = (0.0, 1.0),
         terminate_at_goal: bool = False,
@@ -153,10 +161,8 @@ class GoalBatchSampler(SeededBatches):
                 raise unknown_name("extra", name, EXTRAS)
         if "goal_offset" in extras and "random" in check_strategy(strategy):
             raise ValueError("goal_offset counts steps within a trajectory: it needs another strategy than 'random'.")
-        if "goal_offset" in extras and exchange:
-            raise ValueError(
-                f"goal_offset counts steps to a goal, and one of exchanged parts is no row's: {exchange=}."
-            )
+        if "goal_offset" in extras and stitch:
+            raise ValueError(f"goal_offset counts steps within a trajectory: not with stitched goals, got {stitch=}.")
         data = _packable(data, *(["achieved_goal"] if "achieved_goal" in extras else []))
         device = torch.device(device or data.get("action").device)
         order = trajectory_order(data, trajectory_key)
@@ -177,12 +183,10 @@ class GoalBatchSampler(SeededBatches):
         self.q = q
         self.extras = tuple(extras)
         self.generator = torch.Generator(device).manual_seed(seed)
-        check_exchange(exchange, goal_parts, data.get("desired_goal").shape[-1], threshold)
-        self.exchange = exchange
+        check_stitch(stitch, goal_parts, data.get("desired_goal").shape[-1], threshold)
+        self.stitch = stitch
         self.goal_parts = tuple(goal_parts)
         self.threshold = threshold
-        if exchange:
-            self.num_uniforms = NUM_UNIFORMS + len(goal_parts)
         self._widths = [data.get(key).shape[-1] for key in _COLUMNS]
         columns = [data.get(key) for key in _COLUMNS]
         if success is not None:
@@ -232,6 +236,11 @@ class GoalBatchSampler(SeededBatches):
         else:
             self._table = _mapped(columns, mapped) if self._resident is None else self._resident.table
             self._entered = data.get(("next", "achieved_goal")).clone()
+        self._cells: GoalCells | None = None
+        if stitch:
+            assert threshold is not None
+            self._cells = GoalCells.of(self._entered, 3.0 * threshold if stitch_width is None else stitch_width)
+            self.num_uniforms = NUM_UNIFORMS + NUM_STITCH_UNIFORMS
         self._achieved = data.get("achieved_goal").contiguous().to(device) if "achieved_goal" in self.extras else None
         if q and her_ratio < 1.0 and self._reached.numel() == 0:
             _logger.warning("no transition reaches its stored goal: every goal transition is a relabelled one")
@@ -288,10 +297,10 @@ class GoalBatchSampler(SeededBatches):
             away=self._away,
             window=None if self._resident is None else self._resident.window,
         )
-        coins = uniform[:, NUM_UNIFORMS:]
-        batch = self._rows(rows.index, self._goals(rows.index, rows.goal_index, coins), rows.relabel_mask)
+        further = uniform[:, NUM_UNIFORMS:]
+        batch = self._rows(rows.index, self._goals(rows.index, rows.goal_index, further), rows.relabel_mask)
         if self.actor_strategy is not None:
-            entered = self._goals(rows.index, rows.actor_goal_index, coins)
+            entered = self._goals(rows.index, rows.actor_goal_index, further)
             batch.set("actor_goal", where_rows(rows.relabel_mask, entered, batch["desired_goal"]))
         if self.q:
             batch.set("q", self._rows(rows.q_index, None, rows.q_relabel_mask))
@@ -307,14 +316,17 @@ class GoalBatchSampler(SeededBatches):
             batch.set("initial_observation", self._table[begun, : self._widths[0]])
         return batch
 
-    def _goals(self, index: Tensor, goal_index: Tensor, coins: Tensor) -> Tensor:
+    def _goals(self, index: Tensor, goal_index: Tensor, uniform: Tensor) -> Tensor:
         """Hindsight goals of rows, ``[B, G]``."""
         goal = self._entered[goal_index]
-        if not self.exchange:
+        if self._cells is None:
             return goal
         assert self.threshold is not None
-        achieved = self._entered[index]
-        return exchange_goal_parts(goal, achieved, coins, self.goal_parts, prob=self.exchange, threshold=self.threshold)
+        met, reached = (
+            self._entered[row] for row in stitched_rows(goal_index, self._cells, self._stop, uniform[:, 1:])
+        )
+        options: dict[str, Any] = {"threshold": self.threshold, "parts": self.goal_parts}
+        return stitched_goal(goal, self._entered[index], met, reached, uniform[:, 0] < self.stitch, **options)
 
     def _slots(self, index: Tensor) -> Tensor:
         """Where rows stand in the table."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torchrl.envs.transforms import Transform
 
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
 from torchrl_smore.data.samplers import ReachedFn, checked_reached, positive, stored_goal_reached
-from torchrl_smore.functional.goals import check_exchange, check_her_ratio, exchange_goal_parts, goal_offset
+from torchrl_smore.functional.goals import check_her_ratio, goal_offset
 
 
 class HindsightGoalTransform(Transform):
@@ -48,16 +47,9 @@ class HindsightGoalTransform(Transform):
             ``"step_count"`` of TorchRL's ``StepCounter`` and of :meth:`~torchrl_smore.data.TrajectoryStore.to_storage`;
             ``None``: no ``"goal_offset"`` is written. Goals of the strategy ``"random"`` have none.
         observation_key: key of the observation.
-        exchange: probability with which a part of a hindsight goal ``[B, G]`` of rho, or of the actor, that is achieved
-            already is taken from another goal, in ``[0, 1]``; see
-            :func:`~torchrl_smore.functional.goals.exchange_goal_parts`.
-        goal_parts: columns (first, one past the last) of each thing that goals are about; for ``exchange``.
-        threshold: distance over which a part counts as away, in the unit of the goal; for ``exchange``.
 
     Raises:
-        ValueError: if ``her_ratio`` lies outside ``[0, 1]``, ``exchange`` comes with ``step_key``, since its goals are
-            no row's, or with the first batch, if it cannot be done
-            (:func:`~torchrl_smore.functional.goals.check_exchange`).
+        ValueError: if ``her_ratio`` lies outside ``[0, 1]``.
     """
 
     def __init__(
@@ -75,15 +67,8 @@ class HindsightGoalTransform(Transform):
         stale: Sequence[NestedKey] = ("is_success", "success"),
         step_key: NestedKey | None = None,
         observation_key: NestedKey = "observation",
-        exchange: float = 0.0,
-        goal_parts: Sequence[tuple[int, int]] = (),
-        threshold: float | None = None,
     ) -> None:
         check_her_ratio(her_ratio)
-        if exchange and step_key is not None:
-            raise ValueError(
-                f"step_key={step_key!r} counts steps to a goal, and one of exchanged parts is no row's: {exchange=}."
-            )
         super().__init__(in_keys=[achieved_goal_key, desired_goal_key], out_keys=[desired_goal_key, q_key])
         self.her_ratio = her_ratio
         self.success = success
@@ -96,13 +81,10 @@ class HindsightGoalTransform(Transform):
         self.stale = tuple(stale)
         self.step_key = step_key
         self.observation_key = observation_key
-        self.exchange = exchange
-        self.goal_parts = tuple(goal_parts)
-        self.threshold = threshold
         ends = () if success is not None else ("done", "terminated", "truncated")
         dependent = [self.desired_goal_key, *(("next", name) for name in (*self.stale, "reward", *ends))]
         self._dependent = [unravel_key(key) for key in (*dependent, ("next", self.desired_goal_key))]
-        self._checked = self._counted = self._parted = False
+        self._checked = self._counted = False
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """See the class.
@@ -139,8 +121,6 @@ class HindsightGoalTransform(Transform):
             )
         goal, q_goal = entered[:, 1], entered[:, 2]
         actor_goal = entered[:, 5] if tensordict.shape[1] == 6 else None
-        if self.exchange:
-            goal, actor_goal = self._exchanged(entered[:, 0], goal, actor_goal)
         # what follows from the goal is made anew, so none of it need be carried along
         kept = tensordict.exclude(*self._dependent)
         offline = kept[:, 0]
@@ -165,26 +145,6 @@ class HindsightGoalTransform(Transform):
 
     def _entered(self, rows: TensorDictBase) -> Tensor:
         return rows.get(("next", self.achieved_goal_key))
-
-    def _exchanged(self, achieved: Tensor, goal: Tensor, actor_goal: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Goals, and the actor's, ``[B, G]`` each, with parts exchanged."""
-        if goal.ndim != 2:
-            raise ValueError(f"parts of goals [B, G] are exchanged, got goals of shape {list(goal.shape)}.")
-        if not self._parted:
-            check_exchange(self.exchange, self.goal_parts, goal.shape[1], self.threshold)
-            self._parted = True
-        assert self.threshold is not None
-        size = (goal.shape[0], len(self.goal_parts))
-        uniform = torch.rand(size, device=goal.device, generator=self.generator)
-        exchange = partial(
-            exchange_goal_parts,
-            achieved_goal=achieved,
-            uniform=uniform,
-            parts=self.goal_parts,
-            prob=self.exchange,
-            threshold=self.threshold,
-        )
-        return exchange(goal), None if actor_goal is None else exchange(actor_goal)
 
     def _stored_masks(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Rows that keep their stored goal, in rho and in q; bool ``[B]`` each."""

@@ -43,6 +43,8 @@ HOME = (0.0, -0.10, 0.24)
 """Where the gripper is at the end of an episode, in metres: of the experts', and in goal images."""
 INSIDE = ((-0.28, 0.08), (-0.06, 0.31))
 """Corners in the plane of the inside of the shut drawer, in metres."""
+LIP = 0.08
+"""Height under which what is there is in the drawer and not on the cabinet, in metres."""
 CUBE_HALF = 0.02
 """Half of the cube's edge, in metres."""
 CAN_HEIGHT = 0.092
@@ -63,7 +65,7 @@ _JOINTS = (
 )
 
 _CONTINUED = 0.75  # share of the data's episodes that begin where a primitive has ended
-_CRADLE, _GRIPPED, _HOLDING = 0.017, 0.008, 0.018  # of the fingers beside the can, on the handle and on the cube
+_CRADLE, _GRIPPED, _HOLDING = 0.017, 0.008, 0.016  # of the fingers beside the can, on the handle and on the cube
 _BESIDE_CAN = (0.036, 0.035)  # how far from the can's middle and how high a push ends
 # boxes that starts and goals are drawn from
 _GRIPPER_START = ((-0.20, -0.20, 0.20), (0.20, 0.10, 0.28))
@@ -155,13 +157,16 @@ def _primitive(rng: np.random.Generator) -> tuple[Scene, Scene]:
 
 def _continued(rng: np.random.Generator, scene: Scene) -> Scene:
     """A scene with the gripper where a primitive has left it: beside the can, on the handle, or around the cube."""
-    ends = ["can", "handle"]
+    before_drawer = bool(blocks_drawer(scene.can))
+    ends = ["can"]
+    ends += [] if before_drawer else ["handle"]
     # in the shut drawer no cube was put down
     ends += [] if scene.place == "drawer" and not scene.opened else ["cube"]
     end = ends[rng.integers(len(ends))]
     if end == "can":
         gap, height = _BESIDE_CAN
-        side = rng.choice((-1.0, 1.0))
+        # to before the drawer it was pushed from the right
+        side = 1.0 if before_drawer else rng.choice((-1.0, 1.0))
         return replace(scene, gripper=np.array((scene.can[0] + side * gap, scene.can[1], height)), fingers=_CRADLE)
     if end == "handle":
         return replace(scene, gripper=np.array(HANDLE) - (0.0, scene.opened, 0.0), fingers=_GRIPPED)
@@ -200,7 +205,8 @@ class TabletopEnv(Env):
     """The table; see :func:`draw_episode` for what is to be done on it.
 
     The observation is the state: gripper ``[3]``, distance of each finger from the middle, how far the drawer is out,
-    can ``[2]``, cube ``[3]``, in metres; the achieved goal is that without the gripper and its fingers.
+    can ``[2]``, cube ``[3]``, in metres; the achieved goal is that without the gripper and its fingers, see
+    :func:`goal_of`.
 
     Args:
         kind: which episodes.
@@ -277,9 +283,23 @@ class TabletopEnv(Env):
         state = self.state
         return {
             "observation": state,
-            "achieved_goal": state[_GOAL].copy(),
-            "desired_goal": self.goal_state[_GOAL].copy(),
+            "achieved_goal": goal_of(state),
+            "desired_goal": goal_of(self.goal_state),
         }
+
+
+def goal_of(state: Array) -> Array:
+    """What is achieved in states ``[*, 10]``: drawer, can and cube, ``[*, 6]``, in metres.
+
+    A cube that lies in the drawer goes along with it, and is where it would be with the drawer shut: what one primitive
+    does to the goal does not depend on what others do.
+    """
+    goal = state[..., _GOAL].copy()
+    x, y, z = np.moveaxis(state[..., CUBE], -1, 0)
+    inside = y + state[..., DRAWER]
+    lies_in = (x > INSIDE[0][0]) & (x < INSIDE[1][0]) & (inside > INSIDE[0][1]) & (inside < INSIDE[1][1]) & (z < LIP)
+    goal[..., 4] = np.where(lies_in, inside, y)
+    return goal
 
 
 def blocks_drawer(can: Array) -> Array:

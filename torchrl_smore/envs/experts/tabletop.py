@@ -19,6 +19,7 @@ from torchrl_smore.envs.tabletop import (
     HANDLE,
     HOME,
     INSIDE,
+    LIP,
     OPEN_FINGERS,
     STEP,
 )
@@ -28,7 +29,8 @@ from torchrl_smore.envs.tabletop import (
 class TabletopExpert:
     """Pushes the can, then carries the cube, then moves the drawer, each if it is away from its goal; then goes home.
 
-    Everything is read off the state. Lengths in metres.
+    Everything is read off the state; a cube that it does not have to carry is let go of before the can is pushed.
+    Lengths in metres.
 
     Attributes:
         hover: height of the gripper on its way, above everything, and with the cube in hand.
@@ -67,14 +69,14 @@ class TabletopExpert:
 
     def _cube_goal(self, state: Array, goal: Array) -> Array:
         """Where the cube has to be now, ``[3]``: a goal in the drawer goes along with it."""
-        place = goal[3:] + np.array((0.0, goal[0], 0.0))
-        in_drawer = bool((place[:2] > INSIDE[0]).all() and (place[:2] < INSIDE[1]).all()) and place[2] < 0.08
-        return place - (0.0, state[DRAWER], 0.0) if in_drawer else goal[3:]
+        place = goal[3:]
+        in_drawer = bool((place[:2] > INSIDE[0]).all() and (place[:2] < INSIDE[1]).all()) and place[2] < LIP
+        return place - (0.0, state[DRAWER], 0.0) if in_drawer else place
 
     def _shut_in(self, state: Array) -> bool:
         """Whether the cube is under the top of the cabinet, where the gripper does not get."""
         x, y, z = state[CUBE]
-        return bool(INSIDE[0][0] < x < INSIDE[1][0] and y > INSIDE[0][1] and z < 0.08)
+        return bool(INSIDE[0][0] < x < INSIDE[1][0] and y > INSIDE[0][1] and z < LIP)
 
     def _holds(self, state: Array) -> bool:
         offset = np.abs(state[CUBE] - state[GRIPPER])

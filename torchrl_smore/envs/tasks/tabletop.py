@@ -10,7 +10,9 @@ from torchrl_smore.envs.tabletop import Kind, TabletopEnv
 from torchrl_smore.envs.tasks._base import Task
 from torchrl_smore.envs.tasks._columns import GRIPPER, axes
 
-_GOAL = ("drawer opening [m]", *axes("can position", "m", "xy"), *axes("cube position", "m"))
+_DRAWER_AND_CAN = ("drawer opening [m]", *axes("can position", "m", "xy"))
+_THINGS = (*_DRAWER_AND_CAN, *axes("cube position", "m"))
+_GOAL = (*_DRAWER_AND_CAN, *axes("cube position with the drawer shut", "m"))
 _NOTE = (
     "The paper's image tasks (Fig. 3, {original}) are those of stable contrastive RL in PyBullet; this is a scene of "
     "our own with the same kinds of primitives, see torchrl_smore.envs.tabletop. Tolerances there: 0.065 and 0.08 m in "
@@ -21,7 +23,7 @@ _NOTE = (
 def _tabletop(name: str, kind: Kind, original: str, description: str, horizon: int = 400) -> Task:
     return Task(
         name=name,
-        observation_columns=(*GRIPPER, "distance of each finger from the middle [m]", *_GOAL),
+        observation_columns=(*GRIPPER, "distance of each finger from the middle [m]", *_THINGS),
         goal_columns=_GOAL,
         action_columns=(*axes("gripper displacement", "0.04 m"), "finger opening [0.03 m each]"),
         threshold=0.05,
