@@ -109,8 +109,9 @@ def draw_episode(kind: Kind, rng: np.random.Generator) -> tuple[Scene, Scene]:
     """Start and goal of an episode.
 
     ``"primitives"``: what the data hold, one of opening or shutting the drawer, carrying the cube to another place, and
-    pushing the can to the right or the left, in a third of the episodes each where the scene allows it; three of four
-    begin with the gripper where such a primitive ends, the others above the table, as all other kinds do. ``"drawer"``:
+    pushing the can to the right or the left, as often as each other where the scene allows it, but the cube twice
+    as often where the drawer is open, half of the times into it; three of four begin with the gripper where such a
+    primitive ends, the others above the table, as all other kinds do. ``"drawer"``:
     opening or shutting it. ``"pick"``: the cube from the table to the tray or to the top of the cabinet.
     ``"pick-close"``: the cube from the table into the open drawer, which is then shut. ``"push-open"``: the can from
     before the shut drawer to the right, so that the drawer can be opened.
@@ -145,13 +146,16 @@ def _primitive(rng: np.random.Generator) -> tuple[Scene, Scene]:
     possible = ["push"]
     possible += [] if left else ["drawer"]
     # out of the drawer it is not carried
-    possible += [] if place == "drawer" else ["pick"]
+    possible += [] if place == "drawer" else ["pick"] * (2 if opened else 1)
     primitive = possible[rng.integers(len(possible))]
     if primitive == "drawer":
         return start, _after(start, opened=0.0 if opened else OPEN_DRAWER)
     if primitive == "push":
         return start, _after(start, can=_pushed(rng, start))
-    targets = [name for name in _CUBE_PLACES if name != place and (name != "drawer" or opened)]
+    # into an open drawer as often as to all other places
+    if opened and rng.random() < 0.5:
+        return start, _carried(rng, start, "drawer")
+    targets = [name for name in _CUBE_PLACES if name not in (place, "drawer")]
     return start, _carried(rng, start, targets[rng.integers(len(targets))])
 
 
