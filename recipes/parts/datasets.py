@@ -7,7 +7,7 @@ import hashlib
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,14 @@ def load_dataset(
         raise DatasetError(f"dataset={path}: {error}") from error
     if store.meta.get("task", task.name) not in (task.name, task.data_source.name):
         raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {task.name}.")
+    changed = _differing(store, task.data_source, ("observation_columns", "goal_columns", "action_columns"))
+    if changed and "task" in store.meta:
+        log.warning(
+            "dataset=%s was collected when %s had %s: collect it anew, unless these are other names for the same",
+            path,
+            store.meta["task"],
+            changed,
+        )
     if format != "store":
         for key in ("observation", ("next", "observation")):
             store.data[key][:, list(task.blank_columns)] = 0.0
@@ -220,16 +228,11 @@ def check_collected(store: TrajectoryStore, task: Task, out: Path) -> None:
     Raises:
         ValueError: naming what the task had, and what it has.
     """
-    now = task.definition
-    if store.meta.get("threshold", now["threshold"]) != now["threshold"]:
-        del now["success_rule"]  # which names the threshold
-    differing = [name for name, value in now.items() if name in store.meta and store.meta[name] != value]
-    if differing:
-        had = " and ".join(f"{name} {store.meta[name]!r}" for name in differing)
-        has = " and ".join(repr(now[name]) for name in differing)
-        raise ValueError(
-            f"{out} was collected when {task.name} had {had}, it now has {has}: delete it, or pass it as dataset=."
-        )
+    names = list(task.definition)
+    if store.meta.get("threshold", task.threshold) != task.threshold:
+        names.remove("success_rule")  # which names the threshold
+    if changed := _differing(store, task, names):
+        raise ValueError(f"{out} was collected when {task.name} had {changed}: delete it, or pass it as dataset=.")
     try:
         store.check_task(
             observation_dim=task.observation_dim, goal_dim=task.goal_dim, action_dim=task.action_dim, name=task.name
@@ -244,6 +247,14 @@ def check_collected(store: TrajectoryStore, task: Task, out: Path) -> None:
             out,
             task.name,
         )
+
+
+def _differing(store: TrajectoryStore, task: Task, names: Sequence[str]) -> str:
+    """What of a task was other when a store was collected, as far as that says, and what it is now; or nothing."""
+    now = task.definition
+    names = [name for name in names if name in store.meta and store.meta[name] != now[name]]
+    had = " and ".join(f"{name} {store.meta[name]!r}" for name in names)
+    return f"{had}, it now has {' and '.join(repr(now[name]) for name in names)}" if names else ""
 
 
 def _collecting(out: Path) -> contextlib.AbstractContextManager[None]:

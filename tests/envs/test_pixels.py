@@ -8,7 +8,7 @@ from torchrl_smore.data import DatasetError
 from torchrl_smore.envs import PixelPolicy, RenderError, collect, get_task, paint
 from torchrl_smore.envs.pixels import PointPainter
 from torchrl_smore.envs.point import FOUR_ROOMS, PointWorld
-from torchrl_smore.envs.tabletop import draw_episode
+from torchrl_smore.envs.tabletop import draw_episode, goal_of
 
 RED, GREEN, BLUE = np.eye(3, dtype=bool)
 
@@ -80,9 +80,12 @@ def test_drawer_can_and_gripper_are_seen(table):
     np.testing.assert_array_equal(table.states(states[:1])[0], first)
 
 
-def test_a_goal_is_drawn_with_the_gripper_at_home(table):
-    _, goal = draw_episode("push-open", np.random.default_rng(1))
-    np.testing.assert_array_equal(table.goals(goal.state[None, 4:]), table.states(goal.state[None]))
+def test_a_goal_is_drawn_with_the_gripper_at_home_and_the_cube_in_its_drawer(table):
+    goals = [draw_episode("primitives", np.random.default_rng(seed))[1] for seed in range(40)]
+    # in an open drawer, in a shut one, and elsewhere
+    for opened, in_it in ((True, True), (False, True), (True, False)):
+        state = next(goal.state for goal in goals if (goal.opened > 0, goal.place == "drawer") == (opened, in_it))
+        np.testing.assert_array_equal(table.goals(goal_of(state)[None]), table.states(state[None]))
 
 
 def test_the_gripper_of_fetch_reach_and_its_shadow_are_seen_where_they_are():

@@ -46,6 +46,22 @@ def test_a_store_of_the_task_as_it_was_is_refused_and_stays(datasets, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+def test_a_store_whose_columns_have_other_names_by_now_is_read_with_a_warning(datasets, tmp_path, caplog):
+    task = get_task("PointReach")
+    store = datasets.collect_or_load(task, str(tmp_path), **FEW)
+    (out,) = tmp_path.iterdir()
+    caplog.clear()
+    assert datasets.load_dataset(str(out), task, None).sha256 == store.sha256
+    assert not caplog.records
+    other = dataclasses.replace(task, goal_columns=("a", "b"))
+    assert datasets.load_dataset(str(out), other, None).sha256 == store.sha256
+    (said,) = caplog.messages
+    assert said == (
+        f"dataset={out} was collected when PointReach had goal_columns {list(task.goal_columns)}, it now has "
+        "['a', 'b']: collect it anew, unless these are other names for the same"
+    )
+
+
 def test_a_store_that_says_less_is_judged_by_what_it_says_and_by_its_widths(datasets, tmp_path, caplog):
     task = get_task("PointReach")
     out = datasets.dataset_folder(str(tmp_path), task, **FEW)

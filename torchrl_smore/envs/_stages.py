@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore.envs.sawyer import handle_point
-from torchrl_smore.envs.tabletop import CAN_HEIGHT, HANDLE
+from torchrl_smore.envs.tabletop import CAN_HEIGHT, HANDLE, cube_of_goal
 
 Array = NDArray[Any]
 
@@ -36,7 +36,7 @@ def _above_the_handle(goal: Array) -> Array:
 
 def _handle_can_and_cube(goal: Array) -> Array:
     handle = np.array(HANDLE) - (0.0, goal[0], 0.0)
-    return np.stack([handle, [*goal[1:3], CAN_HEIGHT], goal[3:6]])
+    return np.stack([handle, [*goal[1:3], CAN_HEIGHT], cube_of_goal(goal, goal[0])])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torchrl_smore.envs._opengl import OpenGL, default_opengl, open_gl
 from torchrl_smore.envs._scene import load_model
 from torchrl_smore.envs.point import HALF_WIDTH, PointWorld
-from torchrl_smore.envs.tabletop import HOME, OPEN_FINGERS, placer
+from torchrl_smore.envs.tabletop import HOME, OPEN_FINGERS, cube_of_goal, placer
 
 if TYPE_CHECKING:
     from torchrl_smore.data.trajectories import TrajectoryStore
@@ -157,7 +157,7 @@ class TabletopPainter(_ScenePainter):
     def goals(self, goal: Array) -> Frames:
         """Frames of goals ``[n, 6]``: everything is where it should be, and the open gripper at home."""
         gripper = np.broadcast_to([*HOME, OPEN_FINGERS], (len(goal), 4))
-        return self._draw(np.concatenate([gripper, goal], axis=-1))
+        return self._draw(np.concatenate([gripper, goal[:, :3], cube_of_goal(goal, goal[:, 0])], axis=-1))
 
 
 class FetchReachPainter(_ScenePainter):

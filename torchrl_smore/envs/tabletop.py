@@ -296,14 +296,26 @@ def goal_of(state: Array) -> Array:
     """What is achieved in states ``[*, 10]``: drawer, can and cube, ``[*, 6]``, in metres.
 
     A cube that lies in the drawer goes along with it, and is where it would be with the drawer shut: what one primitive
-    does to the goal does not depend on what others do.
+    does to the goal does not depend on what others do. So a goal jumps by as much as the drawer is out where the cube
+    is let down into it, below :data:`LIP`, or taken out.
     """
     goal = state[..., _GOAL].copy()
-    x, y, z = np.moveaxis(state[..., CUBE], -1, 0)
-    inside = y + state[..., DRAWER]
-    lies_in = (x > INSIDE[0][0]) & (x < INSIDE[1][0]) & (inside > INSIDE[0][1]) & (inside < INSIDE[1][1]) & (z < LIP)
-    goal[..., 4] = np.where(lies_in, inside, y)
+    shut = goal[..., 3:] + np.array((0.0, 1.0, 0.0)) * goal[..., :1]
+    goal[..., 4] = np.where(_in_drawer(shut), shut[..., 1], goal[..., 4])
     return goal
+
+
+def cube_of_goal(goal: Array, opened: Array) -> Array:
+    """Where the cube of a goal ``[*, 6]`` is, ``[*, 3]``, while the drawer is out by ``opened`` ``[*]``, in metres."""
+    cube = goal[..., 3:].copy()
+    cube[..., 1] -= np.where(_in_drawer(cube), opened, 0.0)
+    return cube
+
+
+def _in_drawer(cube: Array) -> Array:
+    """Whether a cube ``[*, 3]``, as if the drawer were shut, lies in it, ``[*]``."""
+    low, high = INSIDE
+    return np.asarray(((cube[..., :2] > low) & (cube[..., :2] < high)).all(-1) & (cube[..., 2] < LIP))
 
 
 def blocks_drawer(can: Array) -> Array:

@@ -22,6 +22,7 @@ from torchrl_smore.envs.tabletop import (
     LIP,
     OPEN_FINGERS,
     STEP,
+    cube_of_goal,
 )
 
 
@@ -57,7 +58,7 @@ class TabletopExpert:
         return np.stack([self._act(*row) for row in zip(state, goal)]).astype(np.float32)
 
     def _act(self, state: Array, goal: Array) -> Array:
-        can, cube, drawer = goal[1:3], self._cube_goal(state, goal), goal[0]
+        can, cube, drawer = goal[1:3], cube_of_goal(goal, state[DRAWER]), goal[0]
         if length(state[CAN] - can) > self.near:
             return self._push(state, can)
         away = length(state[CUBE] - cube) > self.near and not self._shut_in(state)
@@ -66,12 +67,6 @@ class TabletopExpert:
         if abs(state[DRAWER] - drawer) > 0.01:
             return self._slide(state, drawer)
         return self._go_home(state)
-
-    def _cube_goal(self, state: Array, goal: Array) -> Array:
-        """Where the cube has to be now, ``[3]``: a goal in the drawer goes along with it."""
-        place = goal[3:]
-        in_drawer = bool((place[:2] > INSIDE[0]).all() and (place[:2] < INSIDE[1]).all()) and place[2] < LIP
-        return place - (0.0, state[DRAWER], 0.0) if in_drawer else place
 
     def _shut_in(self, state: Array) -> bool:
         """Whether the cube is under the top of the cabinet, where the gripper does not get."""
