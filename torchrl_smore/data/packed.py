@@ -82,9 +82,10 @@ class GoalBatchSampler(SeededBatches):
         stitch: probability, in ``[0, 1]``, with which a hindsight goal to which something changes goes on as another
             trajectory does that achieves about the same, see :func:`~torchrl_smore.functional.goals.stitched_goal`;
             goals of the actor's own in the same way, with the same numbers. Goals of goal transitions stay what they
-            are: what a stitched goal is worth is learnt by bootstrapping alone. It takes 24 bytes a row.
-        goal_parts: columns (first, one past the last) of each thing that goals are about, for ``stitch``; none: all
-            columns are one thing.
+            are: what a stitched goal is worth is learnt by bootstrapping alone. It takes 24 bytes per row in memory,
+            also with ``mapped``, and while the sampler is made about 14 times what the goals take.
+        goal_parts: columns (first, one past the last) of each thing that goals are about, for ``stitch``; empty if all
+            columns are one.
         stitch_width: how far goals may differ that are about the same, along each column, in the unit of the goal;
             ``None``: three thresholds.
         success: ``success(achieved_goal, goal) -> bool``; when given, 0/1 rewards and ``terminated`` are added, for

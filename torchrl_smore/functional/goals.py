@@ -495,7 +495,7 @@ def stitched_goal(
         reached: achieved to where that is followed, shape ``[B, G]``.
         mask: which goals are to go on, bool, shape ``[B]``.
         threshold: distance over which a part counts as changed, in the unit of the goal.
-        parts: columns (first, one past the last) of each thing that goals are about; none: all columns are one.
+        parts: columns (first, one past the last) of each thing that goals are about; empty if all columns are one.
 
     Returns:
         Goals ``[B, G]``, which no row need enter.
