@@ -15,7 +15,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from torchrl_smore.data import GoalBatchSampler, packed
-from torchrl_smore.functional.goals import NUM_STITCH_UNIFORMS, NUM_UNIFORMS
+from torchrl_smore.functional.goals import NUM_UNIFORMS
+from torchrl_smore.functional.stitching import NUM_STITCH_UNIFORMS
 
 
 def near(achieved_goal, goal):

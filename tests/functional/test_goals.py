@@ -13,9 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     STRATEGIES,
-    GoalCells,
     RowWindow,
-    check_stitch,
     check_strategy,
     cumulative_weights,
     first_row,
@@ -25,8 +23,6 @@ from torchrl_smore.functional.goals import (
     goal_offset,
     goal_row,
     goal_transition_rows,
-    stitched_goal,
-    stitched_rows,
     trajectory_stop,
     uniform_index,
     weighted_index,
@@ -405,91 +401,3 @@ def test_a_window_without_a_row_that_reaches_its_goal_relabels_all_goal_transiti
     having = goal_transition_rows(uniform, stop, reached, her_ratio=0.0, window=window_of(2, 5, reached=(1, 2)))
     assert not having.q_relabel_mask.any()
     assert torch.equal(having.q_index, torch.where(uniform[:, 6] < 0.5, 2, 1))
-
-
-def test_cells_hold_the_rows_that_achieve_about_the_same():
-    # a cell of width 0.5 is [-0.25, 0.25) and so on: the first two rows, the third and fifth, and the fourth
-    achieved = torch.tensor([[0.2, 1.0], [-0.2, 0.8], [0.3, 1.0], [0.2, 2.0], [0.7, 1.2]])
-    cells = GoalCells.of(achieved, 0.5)
-    assert cells.size.tolist() == [2, 2, 2, 1, 2]
-    held = [cells.rows[first : first + size].tolist() for first, size in zip(cells.first, cells.size)]
-    assert held == [[0, 1], [0, 1], [2, 4], [3], [2, 4]]
-
-
-@pytest.mark.parametrize("width", [0.0, -1.0, math.nan, math.inf])
-def test_a_width_of_cells_that_makes_none_is_refused(width):
-    with pytest.raises(ValueError, match=f"must be positive and finite, got {width}"):
-        GoalCells.of(torch.zeros(2, 1), width)
-
-
-def test_a_stitch_goes_on_from_any_row_of_the_cell_to_any_of_its_future():
-    # two trajectories of three rows, which meet in the rows 2 and 3
-    _, stop = bounds([3, 3])
-    cells = GoalCells.of(torch.tensor([[0.0], [1.0], [2.0], [2.0], [3.0], [4.0]]), 0.5)
-    uniform = torch.rand(6000, 2, dtype=torch.float64)
-    met, reached = stitched_rows(torch.full((6000,), 2), cells, stop, uniform)
-    counts = torch.zeros(6, 6).index_put_((met, reached), torch.ones(6000), accumulate=True) / 6000
-    # half stay in row 2, the last of its trajectory; the others go on evenly
-    expected = torch.zeros(6, 6)
-    expected[2, 2], expected[3, 3:] = 1 / 2, 1 / 6
-    torch.testing.assert_close(counts, expected, atol=0.03, rtol=0.0)
-    alone = stitched_rows(
-        torch.tensor([0, 5]), cells, stop, torch.full((2, 2), math.nextafter(1.0, 0.0), dtype=torch.float64)
-    )
-    assert [rows.tolist() for rows in alone] == [[0, 5], [2, 5]]
-
-
-STITCH = {
-    # a door (column 0) and a ball (columns 1 and 2): what is achieved, the goal, where another trajectory is met and to
-    # where it leads
-    "the second moves the ball": ([0, 1, 1], [9, 1, 1], [9.3, 1.2, 1.2], [9.3, 7, 7], [9, 7, 7]),
-    "the second moves the door": ([0, 1, 1], [0, 5, 1], [0.3, 5.2, 1], [9, 5.2, 1], [9, 5, 1]),
-    "the second moves both": ([0, 1, 1], [9, 1, 1], [9, 1, 1], [0, 4, 1], [0, 4, 1]),
-    "the second moves nothing": ([0, 1, 1], [9, 1, 1], [9.3, 1.2, 1.2], [9.3, 1.5, 1.5], [9, 1, 1]),
-    "the first moves nothing": ([0, 1, 1], [0.4, 1.3, 1.3], [0, 1, 1], [9, 7, 7], [0.4, 1.3, 1.3]),
-    "the first moves by the threshold": ([0, 1, 1], [0.5, 1, 1], [0, 1, 1], [9, 7, 7], [0.5, 1, 1]),
-}
-
-
-@pytest.mark.parametrize("case", STITCH)
-def test_what_the_second_trajectory_moves_is_asked_for_too(case):
-    *given, expected = (torch.tensor([row], dtype=torch.float64) for row in STITCH[case])
-    achieved, goal, met, reached = given
-    options = {"threshold": 0.5, "parts": ((0, 1), (1, 3))}
-    before = goal.clone()
-    assert torch.equal(stitched_goal(goal, achieved, met, reached, torch.tensor([True]), **options), expected)
-    assert torch.equal(stitched_goal(goal, achieved, met, reached, torch.tensor([False]), **options), goal)
-    assert torch.equal(goal, before)
-
-
-def test_a_goal_about_one_thing_is_stitched_as_a_whole_and_what_is_of_no_part_stays():
-    rows = torch.tensor([[[0.0, 0.0]], [[3.0, 0.0]], [[3.1, 0.1]], [[3.1, 5.0]]])
-    achieved, goal, met, reached = rows
-    mask = torch.tensor([True])
-    assert torch.equal(stitched_goal(goal, achieved, met, reached, mask, threshold=0.5), reached)
-    assert torch.equal(stitched_goal(goal, achieved, met, reached, mask, threshold=0.5, parts=((0, 1),)), goal)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prob": 1.5}, r"stitched goals must lie in \[0, 1\], got 1.5"),
-        ({"prob": math.nan}, "must lie in"),
-        ({"parts": [(0, 2), (1, 3)]}, "of the 3 columns of the goal that do not overlap"),
-        ({"parts": [(0, 1), (1, 4)]}, "of the 3 columns"),
-        ({"parts": [(-1, 1), (1, 3)]}, "of the 3 columns"),
-        ({"parts": [(0, 0), (1, 3)]}, "of the 3 columns"),
-        ({"threshold": None}, "need a positive threshold, got None"),
-        ({"threshold": 0.0}, "need a positive threshold, got 0.0"),
-        ({"threshold": math.nan}, "need a positive threshold, got nan"),
-    ],
-)
-def test_a_stitch_that_cannot_be_done_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        check_stitch(**{"prob": 0.5, "parts": ((0, 1), (1, 3)), "width": 3, "threshold": 0.1, **change})
-
-
-def test_what_is_not_stitched_needs_no_threshold():
-    check_stitch(0.0, ((0, 9),), 3, None)
-    check_stitch(0.5, [(1, 3), (0, 1)], 3, 0.1)
-    check_stitch(0.5, (), 3, 0.1)

@@ -30,17 +30,19 @@ from torchrl_smore.data.samplers import (
     with_ends,
 )
 from torchrl_smore.functional.goals import (
-    NUM_STITCH_UNIFORMS,
     NUM_UNIFORMS,
-    GoalCells,
     Strategy,
     check_goal_gamma,
     check_her_ratio,
-    check_stitch,
     check_strategy,
     first_row,
     goal_offset,
     goal_transition_rows,
+)
+from torchrl_smore.functional.stitching import (
+    NUM_STITCH_UNIFORMS,
+    GoalCells,
+    check_stitch,
     stitched_goal,
     stitched_rows,
 )
@@ -80,7 +82,7 @@ class GoalBatchSampler(SeededBatches):
             ``[N]``; see :func:`~torchrl_smore.data.anchor_weights`. ``None``: uniform.
         threshold: distance that counts as away, in the unit of the goal; for the strategy ``"away"`` and ``stitch``.
         stitch: probability, in ``[0, 1]``, with which a hindsight goal to which something changes goes on as another
-            trajectory does that achieves about the same, see :func:`~torchrl_smore.functional.goals.stitched_goal`;
+            trajectory does that achieves about the same, see :func:`~torchrl_smore.functional.stitching.stitched_goal`;
             goals of the actor's own in the same way, with the same numbers. Goals of goal transitions stay what they
             are: what a stitched goal is worth is learnt by bootstrapping alone. It takes 24 bytes per row in memory,
             also with ``mapped``, and while the sampler is made about 14 times what the goals take.
@@ -115,10 +117,10 @@ class GoalBatchSampler(SeededBatches):
     Raises:
         OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
-            ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, ``stitch`` cannot be done
-            (:func:`~torchrl_smore.functional.goals.check_stitch`) or comes with ``"goal_offset"``, the last trajectory
-            of the data is open, a column is no vector of numbers in each row, or ``resident`` comes without ``mapped``,
-            is too small for a window, or is no less than the rows that there are.
+            ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, ``stitch`` comes with ``"goal_offset"`` or cannot be
+            done (:func:`~torchrl_smore.functional.stitching.check_stitch`), the last trajectory of the data is open, a
+            column is no vector of numbers in each row, or ``resident`` comes without ``mapped``, is too small for a
+            window, or is no less than the rows that there are.
         KeyError: if the data lack a column; names it.
         TypeError: if ``data`` or ``anchors`` are of another type.
     """

@@ -11,7 +11,7 @@ reads a value back, so it compiles into a static graph and runs the same inside 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,8 +21,6 @@ from torchrl_smore._errors import unknown_name
 
 #: Uniform numbers that :func:`goal_transition_rows` uses per sampled row.
 NUM_UNIFORMS = 8
-#: Further ones of a goal that may be stitched: whether it is, and those of :func:`stitched_rows`.
-NUM_STITCH_UNIFORMS = 3
 #: A relabelling strategy by name, or shares of several, which add up to 1.
 Strategy = str | Mapping[str, float]
 
@@ -420,123 +418,6 @@ def goal_transition_rows(
         q_relabel_mask = q_relabel_mask | none_here
     q_index = torch.where(q_relabel_mask, entering, reached_index)
     return GoalTransitionRows(index, goal_index, relabel_mask, q_index, q_relabel_mask, reached_index, actor_goal_index)
-
-
-@dataclass(frozen=True, eq=False)
-class GoalCells:
-    """Which rows of a dataset achieve about the same: those that :func:`stitched_rows` goes on from.
-
-    Attributes:
-        rows: all rows, those of one cell side by side, int64, shape ``[N]``.
-        first: place in ``rows`` at which the cell of a row begins, int64, shape ``[N]``.
-        size: rows in the cell of a row, itself among them, int64, shape ``[N]``.
-    """
-
-    rows: Tensor
-    first: Tensor
-    size: Tensor
-
-    @classmethod
-    def of(cls, achieved_goal: Tensor, width: float) -> GoalCells:
-        """Cells of a grid.
-
-        Args:
-            achieved_goal: after the step of each row, shape ``[N, G]``.
-            width: of a cell, whose middle is at a multiple of it, in the unit of the goal.
-
-        Raises:
-            ValueError: if ``width`` is not positive and finite.
-        """
-        if not 0.0 < width < math.inf:
-            raise ValueError(f"the width of goal cells must be positive and finite, got {width}.")
-        places = (achieved_goal / width).round().long()
-        _, cell, count = torch.unique(places, dim=0, return_inverse=True, return_counts=True)
-        return cls(cell.argsort(stable=True), (count.cumsum(0) - count)[cell], count[cell])
-
-
-def stitched_rows(goal_index: Tensor, cells: GoalCells, stop: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """From where each goal is gone on, and to where: a row of the same cell, and one of its future.
-
-    Args:
-        goal_index: rows whose goals are gone on from, int64, shape ``[B]``.
-        cells: of the dataset.
-        stop: end of the trajectory of every row of the dataset, int64, shape ``[N]``.
-        uniform: in ``[0, 1)``, shape ``[B, 2]``.
-
-    Returns:
-        Row numbers, int64, shape ``[B]`` each.
-    """
-    first, size = cells.first[goal_index], cells.size[goal_index]
-    met = cells.rows[uniform_index(uniform[:, 0], first, first + size)]
-    return met, future_goal_row(met, stop[met], uniform[:, 1])
-
-
-def stitched_goal(
-    goal: Tensor,
-    achieved_goal: Tensor,
-    met: Tensor,
-    reached: Tensor,
-    mask: Tensor,
-    *,
-    threshold: float,
-    parts: Sequence[tuple[int, int]] = (),
-) -> Tensor:
-    """Goals of one trajectory that goes on as another: what the second changes is asked for too.
-
-    Temporal data augmentation (Ghugare et al., ICLR 2024, arXiv 2401.11237): the goal of a row becomes one that another
-    trajectory reaches from about where the first has its goal, so that what no single trajectory does is asked for, in
-    an order in which it can be done. Here by parts: what the second leaves alone stays where the first has brought it.
-    Rows whose own trajectory changes nothing until its goal keep that: what they do is no beginning of anything.
-
-    Args:
-        goal: hindsight goals, shape ``[B, G]``.
-        achieved_goal: after the steps that are given them, shape ``[B, G]``.
-        met: achieved where the second trajectory is met, shape ``[B, G]``; see :func:`stitched_rows`.
-        reached: achieved to where that is followed, shape ``[B, G]``.
-        mask: which goals are to go on, bool, shape ``[B]``.
-        threshold: distance over which a part counts as changed, in the unit of the goal.
-        parts: columns (first, one past the last) of each thing that goals are about; empty if all columns are one.
-
-    Returns:
-        Goals ``[B, G]``, which no row need enter.
-    """
-    parts = parts or ((0, goal.shape[1]),)
-
-    def changed(before: Tensor, after: Tensor) -> list[Tensor]:
-        return [(after[:, first:stop] - before[:, first:stop]).norm(dim=-1) > threshold for first, stop in parts]
-
-    mask = mask & torch.stack(changed(achieved_goal, goal)).any(0)
-    goal = goal.clone()
-    for further, (first, stop) in zip(changed(met, reached), parts):
-        goal[:, first:stop] = torch.where((mask & further).unsqueeze(-1), reached[:, first:stop], goal[:, first:stop])
-    return goal
-
-
-def check_stitch(prob: float, parts: Sequence[tuple[int, int]], width: int, threshold: float | None) -> None:
-    """Checks what :func:`stitched_goal` is given.
-
-    Args:
-        prob: of a goal that goes on.
-        parts: columns (first, one past the last).
-        width: of the goal.
-        threshold: distance over which a part counts as changed.
-
-    Raises:
-        ValueError: for a probability outside ``[0, 1]``, or, if it is not 0, parts that overlap or lie outside the
-            goal, or no positive threshold.
-    """
-    if not 0.0 <= prob <= 1.0:
-        raise ValueError(f"the probability of stitched goals must lie in [0, 1], got {prob}.")
-    if prob == 0.0:
-        return
-    ends = [0, *(column for part in sorted(parts) for column in part), width]
-    if any(first >= stop for first, stop in parts) or ends != sorted(ends):
-        raise ValueError(
-            f"expected parts (first, one past the last) of the {width} columns of the goal that do not overlap, got "
-            f"{list(parts)}."
-        )
-    if threshold is None or not threshold > 0.0:
-        raise ValueError(f"stitched goals need a positive threshold, got {threshold}.")
 
 
 def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:
