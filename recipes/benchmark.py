@@ -35,7 +35,7 @@ from parts.earlier import read_earlier
 from parts.grid import Plan, paper_name
 from parts.manifest import Manifest
 from parts.metrics import RETURN
-from parts.shared import PACKAGES, commit_of_library, versions_of, write_json
+from parts.shared import PACKAGES, commit_of_library, ending_on_signals, versions_of, write_json
 from parts.status import describe_status, status_of
 from tqdm import tqdm
 
@@ -68,7 +68,8 @@ def main(config: Config) -> None:
     if manifest is not None:
         manifest.check_commit(commit)
     plan = grid.merge([stage.plan for stage in stages])
-    with locked(out / ".lock", f"benchmark folder {out}"):
+    advice = "Finished runs are kept; the same command goes on."
+    with ending_on_signals(advice), locked(out / ".lock", f"benchmark folder {out}"):
         remove_leftovers(out)
         before = known_grid(out)
         if earlier is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -48,7 +49,10 @@ def run_on_ray(
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise ImportError(f'the benchmark needs Ray ({error}): pip install "torchrl-smore[ray]", or jobs=0') from error
+    usual = signal.getsignal(signal.SIGTERM)
     _connect(ray, address, num_jobs)
+    # Ray's own handler aborts, with a trace and without ending its processes
+    signal.signal(signal.SIGTERM, usual)
     try:
         remote = ray.remote(run_job).options(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES)
         pending = {remote.remote(job): number for number, job in enumerate(jobs)}

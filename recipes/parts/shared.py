@@ -234,24 +234,57 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
         with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
             print(f"\n{signal.Signals(signum).name}: stopping with a checkpoint; again stops at once", file=sys.stderr)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, note)}
+    with _handling(note):
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            if stopped is None:
+                raise
+            with contextlib.suppress(OSError):  # as above
+                print(f"after the signal: {one_line(error)}", file=sys.stderr)
+            raise stopped from error
+    if stopped is not None:
+        raise stopped
+
+
+@contextlib.contextmanager
+def ending_on_signals(advice: str) -> Iterator[None]:
+    """Within it, SIGINT (Ctrl-C), SIGTERM and SIGHUP raise :class:`Stopped`, so that what is open is closed on the way.
+
+    For what loses nothing by ending anywhere. SIGTERM and SIGHUP as in :func:`stopping_on_signals`.
+
+    Args:
+        advice: its message.
+    """
+    stopped: Stopped | None = None
+
+    def end(signum: int, _: object) -> None:
+        nonlocal stopped
+        stopped = Stopped(advice, signum)
+        raise stopped
+
+    with _handling(end):
+        try:
+            yield
+        except KeyboardInterrupt:
+            if stopped is None:
+                raise
+            # Ray raises an interrupt of its own in place of what the handler has raised
+            raise stopped from None
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, object], None]) -> Iterator[None]:
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, handler)}
     ends = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
     for each in filter(None, ends):
         if signal.getsignal(each) is signal.SIG_DFL:
-            before[each] = signal.signal(each, note)
+            before[each] = signal.signal(each, handler)
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:
-        if stopped is None:
-            raise
-        with contextlib.suppress(OSError):  # as above
-            print(f"after the signal: {one_line(error)}", file=sys.stderr)
-        raise stopped from error
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    if stopped is not None:
-        raise stopped
+        for each, usual in before.items():
+            signal.signal(each, usual)
 
 
 class ProgressLines:

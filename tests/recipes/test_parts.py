@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import errno
 import io
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,6 +137,65 @@ def test_an_error_after_a_signal_is_a_stop_and_one_without_it_is_an_error(import
         assert signal.getsignal(signum) is usual
     finally:
         signal.signal(signum, before)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_loses_nothing_at_once_and_closes_what_is_open(import_recipe, signum):
+    shared = import_recipe("parts.shared")
+    usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(signum, usual)
+    closed = []
+    try:
+        with pytest.raises(shared.Stopped, match="go on so") as raised:  # noqa: PT012, SIM117
+            with shared.ending_on_signals("go on so"), contextlib.ExitStack() as stack:
+                stack.callback(closed.append, "closed")
+                signal.raise_signal(signum)
+                pytest.fail("went on")
+        assert (raised.value.signum, closed) == (signum, ["closed"])
+        with pytest.raises(shared.Stopped, match="go on so") as raised:  # noqa: PT012, SIM117
+            with shared.ending_on_signals("go on so"):
+                with contextlib.suppress(shared.Stopped):
+                    signal.raise_signal(signum)
+                # as Ray does
+                raise KeyboardInterrupt
+        assert raised.value.signum == signum
+        assert signal.getsignal(signum) is usual
+    finally:
+        signal.signal(signum, before)
+
+
+def test_an_interrupt_without_a_signal_passes(import_recipe):
+    shared = import_recipe("parts.shared")
+    with pytest.raises(KeyboardInterrupt) as raised, shared.ending_on_signals("go on so"):
+        raise KeyboardInterrupt
+    assert type(raised.value) is KeyboardInterrupt
+
+
+def test_ray_leaves_the_signal_that_ends_a_benchmark_to_it(import_recipe, monkeypatch):
+    shared, on_ray = import_recipe("parts.shared"), import_recipe("parts.benchmark_ray")
+    calls = []
+
+    def wait(pending):
+        signal.raise_signal(signal.SIGTERM)
+
+    remote = types.SimpleNamespace(remote=lambda job: job)
+    ray = types.ModuleType("ray")
+    # its own handler, which aborts
+    ray.init = lambda **options: signal.signal(signal.SIGTERM, lambda *_: calls.append("aborted"))
+    ray.remote = lambda function: types.SimpleNamespace(options=lambda **options: remote)
+    ray.wait, ray.shutdown = wait, lambda: calls.append("shut down")
+    exceptions = types.ModuleType("ray.exceptions")
+    exceptions.RayError = exceptions.RayTaskError = RuntimeError
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
+    monkeypatch.setattr(on_ray, "_connect", lambda ray, *_: ray.init())
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(shared.Stopped, match="go on so"), shared.ending_on_signals("go on so"):
+            list(on_ray.run_on_ray(["a job"], address=None, num_jobs=1, gpu_share=0.0))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert calls == ["shut down"]
 
 
 def test_a_stopped_run_is_the_last_of_a_benchmark_and_a_failed_one_is_not(import_recipe, monkeypatch):
