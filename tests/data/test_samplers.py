@@ -281,19 +281,26 @@ def test_steps_to_the_goal_have_their_exact_probabilities(name, her_ratio):
 
 
 @pytest.mark.parametrize(
-    "goals", [{}, {"strategy": "away", "threshold": 1.5, "actor_strategy": {"final": 0.3, "future": 0.7}}]
+    "goals",
+    [
+        {},
+        {"strategy": "away", "threshold": 1.5, "actor_strategy": {"final": 0.3, "future": 0.7}},
+        {"stitch": 0.5, "threshold": 1.5, "stitch_width": 40.0, "actor_strategy": "final"},
+        {"stitch": 1.0, "threshold": 1.0},
+    ],
 )
 def test_the_unit_and_the_packed_sampler_give_one_batch_for_the_same_random_numbers(goals):
     data, weights = counted(labelled((5, 4, 6), (1,))), torch.ones(15)
-    extras = ("goal_offset", "initial_observation")
+    stitched = "stitch" in goals
+    extras = ("initial_observation",) if stitched else ("goal_offset", "initial_observation")
     sampler = GoalBatchSampler(data, 300, her_ratio=1.0, anchors=weights, extras=extras, seed=4, **goals)
     storage = TensorStorage(data)
     storage._rng = torch.Generator().manual_seed(4)
     unit = GoalTransition(anchors=lambda rows: weights, initial=True, **goals)
     index, _ = unit.expand(torch.zeros(300, dtype=torch.int64), {}, storage)
-    batch = HindsightGoalTransform(1.0, step_key="step_count")(storage.get(index))
+    batch = HindsightGoalTransform(1.0, step_key=None if stitched else "step_count")(storage.get(index))
     expected = sampler()
-    assert ("actor_goal" in expected) == bool(goals)
+    assert ("actor_goal" in expected) == ("actor_strategy" in goals)
     for key in expected.keys(True, True):
         assert torch.equal(batch[key], expected[key]), key
 
@@ -631,6 +638,84 @@ def test_goals_away_from_rows_among_each_other_are_those_of_rows_in_order(unit_o
     assert pairs(batch) == expected
 
 
+def crossing():
+    """Rows that enter 1, 2, 3; 13, 14; and 23, 22, say which row they are and, as ``traj``, of which trajectory."""
+    paths = (np.array([0.0, 1, 2, 3]), np.array([12.0, 13, 14]), np.array([24.0, 23, 22]))
+    episodes, first = [], 0
+    for path in paths:
+        steps = len(path) - 1
+        rows = np.arange(first, first + steps, dtype=np.float32)[:, None]
+        states = {name: path.astype(np.float32)[:, None] for name in ("observation", "achieved_goal")}
+        episodes.append({**states, "action": rows, "desired_goal": np.array([-1.0]), "reward": np.zeros(steps)})
+        first += steps
+    data = TrajectoryStore.from_episodes(episodes).data
+    data["traj"] = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    return data
+
+
+# of cells 20 wide 1 to 3 are in that around 0, and 13 to 23 in that around 20: only the last two paths meet
+MET = {"stitch": 0.5, "threshold": 0.5, "stitch_width": 20.0}
+
+
+@pytest.mark.parametrize("actor", [False, True])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [0, 3, 5, 1, 4, 6, 2]], ids=["in order", "among each other"])
+def test_a_stitched_goal_is_that_of_a_row_of_a_path_that_is_met(order, actor):
+    data, options = crossing()[torch.tensor(order)], {"trajectory_key": "traj", **MET}
+    options |= {"strategy": "current", "actor_strategy": "future"} if actor else {}
+    batch = WAYS["unit in TensorDictReplayBuffer"](data, 30_000, her_ratio=1.0, **options)()
+    goals = batch["actor_goal" if actor else "desired_goal"].squeeze(-1)
+    found = Counter(zip(row(batch).tolist(), goals.tolist()))
+    # by hand: half of the goals to which something changes, in a cell of n rows each the one gone on from with 1 / n,
+    # where that changes something in turn, uniformly to a later row or itself
+    within = {0: (1, 2, 3), 1: (2, 3), 2: (3,), 3: (13, 14), 4: (14,), 5: (23, 22), 6: (22,)}
+    further = {1: (1, 2, 3), 2: (2, 3), 3: (3,), 13: (13, 14), 14: (14,), 23: (23, 22), 22: (22,)}
+    entered = dict(enumerate((1, 2, 3, 13, 14, 23, 22)))
+    probs = Counter()
+    for number, own in within.items():
+        cell = [place for place in further if (place < 10) == (entered[number] < 10)]
+        for goal in own:
+            p = 1 / 7 / len(own)
+            if goal == entered[number]:
+                probs[number, goal] += p
+                continue
+            probs[number, goal] += p / 2
+            for met in cell:
+                for reached in further[met]:
+                    probs[number, reached if reached != met else goal] += p / 2 / len(cell) / len(further[met])
+    assert_distributed(found, probs)
+    # q enters what it pursues
+    assert torch.equal(batch["q", "desired_goal"], batch["q", "next", "achieved_goal"])
+
+
+def test_a_storage_that_grows_has_further_paths_to_be_met():
+    data, unit = crossing(), GoalTransition(**MET | {"stitch_width": 100.0})
+    rb = ReplayBuffer(storage=LazyTensorStorage(20), batch_size=4000, sample_unit=unit)
+    rb.extend(data[:3])
+    assert set(row(rb.sample())[:, 1].tolist()) == {0, 1, 2}
+    rb.extend(data[3:])
+    rows = row(rb.sample())
+    assert {4, 6} <= set(rows[rows[:, 0] == 0, 1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stitch": 1.5, "threshold": 0.1}, r"must lie in \[0, 1\], got 1.5"),
+        ({"stitch": 0.5}, "need a positive threshold, got None"),
+    ],
+)
+def test_a_stitch_that_cannot_be_done_is_refused_when_the_unit_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        GoalTransition(**options)
+
+
+def test_goals_of_more_dimensions_are_not_stitched():
+    data = crossing()
+    data["next", "achieved_goal"] = torch.zeros(7, 2, 2)
+    with pytest.raises(ValueError, match=r"need goals of one dimension, got shape \[2, 2\]"):
+        GoalTransition(**MET).expand(torch.zeros(4, dtype=torch.int64), {}, stored(data))
+
+
 def test_interleaved_trajectories_are_told_apart_by_their_key():
     # two environments stepped in turn: even rows belong to one, odd rows to the other
     data = labelled((8,))
@@ -779,5 +864,7 @@ def test_goals_that_are_not_there_are_named_where_a_strategy_or_a_rule_reads_the
     unit = GoalTransition("away", threshold=0.5)
     with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*'away'.*: rename"):
         unit.expand(torch.zeros(4, dtype=torch.int64), {}, stored(data))
+    with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*stitched"):
+        GoalTransition(**MET).expand(torch.zeros(4, dtype=torch.int64), {}, stored(data))
     with pytest.raises(KeyError, match="the anchor rule 'moving'"):
         anchor_weights("moving", data, threshold=0.5)

@@ -25,6 +25,12 @@ from torchrl_smore.functional.goals import (
     goal_transition_rows,
     trajectory_stop,
 )
+from torchrl_smore.functional.stitching import (
+    NUM_STITCH_UNIFORMS,
+    GoalCells,
+    check_stitch,
+    stitched_goal_row,
+)
 
 ReachedFn = Callable[[TensorDictBase], Tensor]
 #: From the stored data, in the order of its trajectories, to a weight for each row, ``[N]``; ``None``: all alike.
@@ -152,9 +158,9 @@ class GoalTransition(SampleUnit):
     Trajectories end where ``("next", done | terminated | truncated)`` says, or where the trajectory named by
     ``trajectory_key`` changes (data without flags: ``traj_stop``). They are read once for each state of the storage;
     between two samples of a storage that is extended once, growing or full, only the new rows are read, unless rows of
-    several trajectories are interleaved, which they may be if that key is there, or ``anchors`` or ``"away"`` look at
-    all of them. A trajectory that still grows, or whose beginning a full storage has overwritten, is relabelled within
-    what is there.
+    several trajectories are interleaved, which they may be if that key is there, or ``anchors``, ``"away"`` or
+    ``stitch`` look at all of them. A trajectory that still grows, or whose beginning a full storage has overwritten, is
+    relabelled within what is there.
 
     One-dimensional storages of tensors only (``LazyTensorStorage``, ``LazyMemmapStorage``, ``TensorStorage``). Any
     other, a ``ListStorage`` for example, is refused at the first sample and not when the buffer is made: TorchRL hands
@@ -178,10 +184,17 @@ class GoalTransition(SampleUnit):
         trajectory_key: says which trajectory a row belongs to; ``None``: ``("collector", "traj_ids")``, if it is there.
         initial: whether a sample has a fifth row, the first that is there of the trajectory of its transition.
         actor_strategy: of goals of the actor's own, for losses with ``set_keys(actor_goal="actor_goal")``.
+        stitch: probability, in ``[0, 1]``, with which the goal of a transition, and of the actor, to which something
+            changes goes on as another trajectory does that achieves about the same, see
+            :func:`~torchrl_smore.functional.stitching.stitched_goal_row`; needs ``threshold`` and goals of one
+            dimension. The row k may then be of another trajectory. Goals about several things are stitched by parts in
+            :class:`GoalBatchSampler` alone.
+        stitch_width: how far goals may differ that are about the same, along each column, in the unit of the goal;
+            ``None``: three thresholds.
 
     Raises:
-        ValueError: for an unknown strategy, ``"away"`` without a threshold, or ``"geometric"`` with a ``gamma`` outside
-            ``(0, 1)``.
+        ValueError: for an unknown strategy, ``"away"`` without a threshold, ``"geometric"`` with a ``gamma`` outside
+            ``(0, 1)``, or a ``stitch`` that is no probability or has no positive threshold.
     """
 
     def __init__(
@@ -195,10 +208,13 @@ class GoalTransition(SampleUnit):
         trajectory_key: NestedKey | None = None,
         initial: bool = False,
         actor_strategy: Strategy | None = None,
+        stitch: float = 0.0,
+        stitch_width: float | None = None,
     ) -> None:
         self._used = {*check_strategy(strategy), *check_strategy(actor_strategy or strategy)}
         check_away(self._used, threshold)
         check_goal_gamma(self._used, gamma)
+        check_stitch(stitch, (), 0, threshold)
         self.strategy = strategy
         self.actor_strategy = actor_strategy
         self.gamma = gamma
@@ -207,6 +223,8 @@ class GoalTransition(SampleUnit):
         self.threshold = threshold
         self.trajectory_key = trajectory_key
         self.initial = initial
+        self.stitch = stitch
+        self.stitch_width = stitch_width
         self._cache: _Cache | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -228,11 +246,12 @@ class GoalTransition(SampleUnit):
             raise NotImplementedError("GoalTransition works on one-dimensional storages with a flat index.")
         known = self._rows(storage)
         index = index.to(known.stop.device)
+        size = NUM_UNIFORMS + (NUM_STITCH_UNIFORMS if self.stitch else 0)
         uniform = torch.rand(
-            index.shape[0], NUM_UNIFORMS, dtype=torch.float64, device=index.device, generator=_generator(storage)
+            index.shape[0], size, dtype=torch.float64, device=index.device, generator=_generator(storage)
         )
         rows = goal_transition_rows(
-            uniform,
+            uniform[:, :NUM_UNIFORMS],
             known.stop,
             known.reached,
             her_ratio=1.0,
@@ -243,12 +262,26 @@ class GoalTransition(SampleUnit):
             anchors=known.anchors,
             away=known.away,
         )
-        columns = [rows.index, rows.goal_index, rows.q_index, rows.reached_index]
+        further = uniform[:, NUM_UNIFORMS:]
+        goal_index = self._stitched(rows.index, rows.goal_index, known, further)
+        columns = [rows.index, goal_index, rows.q_index, rows.reached_index]
         if self.initial or self.actor_strategy is not None:
             columns.append(first_row(rows.index, known.stop))
         if self.actor_strategy is not None:
-            columns.append(rows.actor_goal_index)
+            columns.append(self._stitched(rows.index, rows.actor_goal_index, known, further))
         return known.places(torch.stack(columns, -1)), info
+
+    def _stitched(self, index: Tensor, goal_index: Tensor, known: _Rows, uniform: Tensor) -> Tensor:
+        """Rows whose goals are given to others, ``[B]``."""
+        if known.cells is None:
+            return goal_index
+        assert known.achieved_goal is not None
+        assert self.threshold is not None
+        return stitched_goal_row(
+            *(index, goal_index, known.achieved_goal, known.cells, known.stop, uniform),
+            prob=self.stitch,
+            threshold=self.threshold,
+        )
 
     def _rows(self, storage: Storage) -> _Rows:
         """What sampling needs to know of the stored rows, cached until the storage changes."""
@@ -270,7 +303,7 @@ class GoalTransition(SampleUnit):
     def _append(self, cache: _Cache, storage: TensorStorage, size: int, revision: int) -> bool:
         """Reads the rows that one write has put behind those known; ``False`` if that is not all that happened."""
         rows, number = cache.rows, _num_written(storage, cache.size)
-        if self.anchors is not None or rows.away is not None or rows.order is not None:
+        if self.anchors is not None or rows.away is not None or rows.cells is not None or rows.order is not None:
             return False
         if revision != cache.revision + 1 or number == 0 or cache.last is None:
             return False
@@ -326,7 +359,9 @@ class GoalTransition(SampleUnit):
             place[order] = torch.arange(size, device=order.device)
         stop = stored_stop(with_ends(data, self.trajectory_key), open_end=True)
         reached = reached.roll(-start)
-        if self.anchors is not None or "away" in self._used:
+        if self.anchors is not None or "away" in self._used or self.stitch:
+            if self.anchors is None:
+                stored = stored.select(("next", "achieved_goal"), strict=False)
             if order is not None:
                 stored = stored[order]
             elif start:
@@ -339,10 +374,22 @@ class GoalTransition(SampleUnit):
             weights = self.anchors(stored)
         anchors = None if weights is None else anchor_distribution(weights, size, stop.device)
         away = rows_away(self._used, stored, stop, self.threshold)
-        rows = _Rows(stop, reached.nonzero().squeeze(-1), start, order, place, anchors, away)
+        cells, achieved = self._cells(stored) if self.stitch else (None, None)
+        rows = _Rows(stop, reached.nonzero().squeeze(-1), start, order, place, anchors, away, cells, achieved)
         newest = None if ids is None or ids.reshape(-1)[-1] < ids.max() else int(ids.reshape(-1)[-1])
         grown = (_Growing(rows.stop), _Growing(rows.reached))
         return _Cache(weakref.ref(storage), rows, *grown, last, newest)
+
+    def _cells(self, stored: TensorDictBase) -> tuple[GoalCells, Tensor]:
+        """Which rows achieve about the same, and what."""
+        achieved = achieved_goals(stored)
+        if achieved.ndim != 2:
+            raise ValueError(
+                f"stitched goals need goals of one dimension, got shape {list(achieved.shape[1:])} in each row."
+            )
+        assert self.threshold is not None
+        width = 3.0 * self.threshold if self.stitch_width is None else self.stitch_width
+        return GoalCells.of(achieved, width), achieved
 
 
 def _last_written(storage: TensorStorage) -> int | None:
@@ -395,6 +442,8 @@ class _Rows:
     place: Tensor | None = None
     anchors: Tensor | None = None
     away: Tensor | None = None
+    cells: GoalCells | None = None
+    achieved_goal: Tensor | None = None
 
     def position(self, index: Tensor) -> Tensor:
         """Positions in the order of trajectories of rows of the storage."""
@@ -478,9 +527,10 @@ def achieved_goals(data: TensorDictBase) -> Tensor:
     """
     goals = data.get(("next", "achieved_goal"), None)
     if goals is None:
+        found = ", ".join(sorted(map(str, data.keys(True, True))))
         raise KeyError(
-            "the data have no ('next', 'achieved_goal'), which the goal strategy 'away' and the anchor rule 'moving' "
-            f"read: rename the entry that holds it, one of {', '.join(sorted(map(str, data.keys(True, True))))}."
+            "the data have no ('next', 'achieved_goal'), which the goal strategy 'away', the anchor rule 'moving' and "
+            f"stitched goals read: rename the entry that holds it, one of {found}."
         )
     return goals
 

@@ -45,7 +45,7 @@ class HindsightGoalTransform(Transform):
         stale: entries under ``next`` that depend on the goal and are dropped if they are there.
         step_key: key of the number of a row in its trajectory, integer, ``[N]`` or ``[N, 1]``, such as the
             ``"step_count"`` of TorchRL's ``StepCounter`` and of :meth:`~torchrl_smore.data.TrajectoryStore.to_storage`;
-            ``None``: no ``"goal_offset"`` is written. Goals of the strategy ``"random"`` have none.
+            ``None``: no ``"goal_offset"`` is written. Goals of the strategy ``"random"`` and stitched ones have none.
         observation_key: key of the observation.
 
     Raises:
@@ -183,7 +183,7 @@ class HindsightGoalTransform(Transform):
                 raise ValueError(
                     f"{key!r} (step_key=) is smaller in the row of the goal than in that of the transition in "
                     f"{earlier} of {len(row)} samples: it must count the steps of a trajectory, and goals of the "
-                    "strategy 'random' are no steps away."
+                    "strategy 'random' and stitched ones are no steps away."
                 )
             self._counted = True
         return goal_offset(row, goal_row, torch.ones_like(row, dtype=torch.bool) if keep is None else ~keep)

@@ -110,6 +110,41 @@ def stitched_goal(
     return goal
 
 
+def stitched_goal_row(
+    index: Tensor,
+    goal_index: Tensor,
+    achieved_goal: Tensor,
+    cells: GoalCells,
+    stop: Tensor,
+    uniform: Tensor,
+    *,
+    prob: float,
+    threshold: float,
+) -> Tensor:
+    """The row whose goal :func:`stitched_goal` gives where goals are about one thing: that, or what it was.
+
+    Args:
+        index: rows that are given a goal, int64, shape ``[B]``.
+        goal_index: those whose goals they are given, int64, shape ``[B]``.
+        achieved_goal: after the step of every row of the dataset, shape ``[N, G]``.
+        cells: of the dataset.
+        stop: end of the trajectory of every row of the dataset, int64, shape ``[N]``.
+        uniform: in ``[0, 1)``, shape ``[B, NUM_STITCH_UNIFORMS]``.
+        prob: with which a goal to which something changes goes on, in ``[0, 1]``.
+        threshold: distance over which a goal counts as changed, in its unit.
+
+    Returns:
+        Row numbers, int64, shape ``[B]``.
+    """
+    met, reached = stitched_rows(goal_index, cells, stop, uniform[:, 1:])
+
+    def changed(before: Tensor, after: Tensor) -> Tensor:
+        return (achieved_goal[after] - achieved_goal[before]).norm(dim=-1) > threshold
+
+    goes_on = (uniform[:, 0] < prob) & changed(index, goal_index) & changed(met, reached)
+    return torch.where(goes_on, reached, goal_index)
+
+
 def check_stitch(prob: float, parts: Sequence[tuple[int, int]], width: int, threshold: float | None) -> None:
     """Checks what :func:`stitched_goal` is given.
 
