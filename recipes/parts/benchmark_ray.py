@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,11 +51,9 @@ def run_on_ray(
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise ImportError(f'the benchmark needs Ray ({error}): pip install "torchrl-smore[ray]", or jobs=0') from error
-    usual = signal.getsignal(signal.SIGTERM)
-    _connect(ray, address, num_jobs)
-    # Ray's own handler aborts, with a trace and without ending its processes
-    signal.signal(signal.SIGTERM, usual)
     try:
+        with _keeping_the_handler_of_sigterm():
+            _connect(ray, address, num_jobs)
         remote = ray.remote(run_job).options(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES)
         pending = {remote.remote(job): number for number, job in enumerate(jobs)}
         while pending:
@@ -69,6 +69,17 @@ def run_on_ray(
                     yield number, RuntimeError(lost)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _keeping_the_handler_of_sigterm() -> Iterator[None]:
+    """Ray sets one that aborts, with a trace and without ending its processes; not in a thread, where none is set."""
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if usual is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, usual)
 
 
 def _connect(ray: Any, address: str | None, num_jobs: int) -> None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -251,7 +252,9 @@ def stopping_on_signals(request_stop: Callable[[Stopped], None], advice: str) ->
 def ending_on_signals(advice: str) -> Iterator[None]:
     """Within it, SIGINT (Ctrl-C), SIGTERM and SIGHUP raise :class:`Stopped`, so that what is open is closed on the way.
 
-    For what loses nothing by ending anywhere. SIGTERM and SIGHUP as in :func:`stopping_on_signals`.
+    For what loses nothing by ending anywhere; a :func:`stopping_on_signals` within it takes them over. After the first
+    signal SIGTERM and SIGHUP are passed over, as schedulers and terminals send several; SIGINT raises again. SIGTERM
+    and SIGHUP are left to others as there, and all in a thread that is not the main one.
 
     Args:
         advice: its message.
@@ -260,7 +263,9 @@ def ending_on_signals(advice: str) -> Iterator[None]:
 
     def end(signum: int, _: object) -> None:
         nonlocal stopped
-        stopped = Stopped(advice, signum)
+        if stopped is not None and signum != signal.SIGINT:
+            return
+        stopped = stopped or Stopped(advice, signum)
         raise stopped
 
     with _handling(end):
@@ -275,10 +280,15 @@ def ending_on_signals(advice: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, object], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {signal.SIGINT: signal.signal(signal.SIGINT, handler)}
     ends = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
     for each in filter(None, ends):
-        if signal.getsignal(each) is signal.SIG_DFL:
+        found = signal.getsignal(each)
+        # or one of these here, further out
+        if found is signal.SIG_DFL or getattr(found, "__module__", None) == __name__:
             before[each] = signal.signal(each, handler)
     try:
         yield

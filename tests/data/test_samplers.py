@@ -658,11 +658,18 @@ MET = {"stitch": 0.5, "threshold": 0.5, "stitch_width": 20.0}
 
 
 @pytest.mark.parametrize("actor", [False, True])
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [0, 3, 5, 1, 4, 6, 2]], ids=["in order", "among each other"])
-def test_a_stitched_goal_is_that_of_a_row_of_a_path_that_is_met(order, actor):
-    data, options = crossing()[torch.tensor(order)], {"trajectory_key": "traj", **MET}
+@pytest.mark.parametrize("how", ["in order", "among each other", "in a ring"])
+def test_a_stitched_goal_is_that_of_a_row_of_a_path_that_is_met(how, actor):
+    data, options = crossing(), {"trajectory_key": "traj", **MET}
     options |= {"strategy": "current", "actor_strategy": "future"} if actor else {}
-    batch = WAYS["unit in TensorDictReplayBuffer"](data, 30_000, her_ratio=1.0, **options)()
+    unit, storage = GoalTransition(**options), LazyTensorStorage(7)
+    rb = ReplayBuffer(storage=storage, batch_size=30_000, sample_unit=unit, transform=HindsightGoalTransform(1.0))
+    if how == "in a ring":
+        # which the others then overwrite
+        rb.extend(data[:3])
+    rb.extend(data[torch.tensor([0, 3, 5, 1, 4, 6, 2])] if how == "among each other" else data)
+    assert unit._rows(storage).start == (3 if how == "in a ring" else 0)
+    batch = rb.sample()
     goals = batch["actor_goal" if actor else "desired_goal"].squeeze(-1)
     found = Counter(zip(row(batch).tolist(), goals.tolist()))
     # by hand: half of the goals to which something changes, in a cell of n rows each the one gone on from with 1 / n,
@@ -702,11 +709,20 @@ def test_a_storage_that_grows_has_further_paths_to_be_met():
     [
         ({"stitch": 1.5, "threshold": 0.1}, r"must lie in \[0, 1\], got 1.5"),
         ({"stitch": 0.5}, "need a positive threshold, got None"),
+        ({"stitch": 0.5, "threshold": 0.1, "stitch_width": -1.0}, "width of goal cells must be positive .*, got -1.0"),
     ],
 )
 def test_a_stitch_that_cannot_be_done_is_refused_when_the_unit_is_made(options, message):
     with pytest.raises(ValueError, match=message):
         GoalTransition(**options)
+
+
+def test_goals_of_whole_numbers_are_stitched():
+    data = crossing()
+    for key in ("desired_goal", ("next", "achieved_goal")):
+        data[key] = data[key].long()
+    rows = GoalTransition(**MET).expand(torch.full((4000,), 3), {}, stored(data))[0]
+    assert set(rows[:, 1].tolist()) == {3, 4, 6}
 
 
 def test_goals_of_more_dimensions_are_not_stitched():
@@ -862,9 +878,9 @@ def test_reached_rows_are_those_with_a_positive_reward():
 def test_goals_that_are_not_there_are_named_where_a_strategy_or_a_rule_reads_them():
     data = labelled((3, 4)).exclude(("next", "achieved_goal"))
     unit = GoalTransition("away", threshold=0.5)
-    with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*'away'.*: rename"):
+    with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*'away'.*: rename .* observation"):
         unit.expand(torch.zeros(4, dtype=torch.int64), {}, stored(data))
-    with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*stitched"):
+    with pytest.raises(KeyError, match=r"have no \('next', 'achieved_goal'\), .*stitched .* observation"):
         GoalTransition(**MET).expand(torch.zeros(4, dtype=torch.int64), {}, stored(data))
     with pytest.raises(KeyError, match="the anchor rule 'moving'"):
         anchor_weights("moving", data, threshold=0.5)

@@ -164,6 +164,50 @@ def test_a_signal_ends_what_loses_nothing_at_once_and_closes_what_is_open(import
         signal.signal(signum, before)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_within_a_benchmark_saves_a_checkpoint_first(import_recipe, signum):
+    shared, asked = import_recipe("parts.shared"), []
+    usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(signum, usual)
+    try:
+        with pytest.raises(shared.Stopped, match="resume so"), shared.ending_on_signals("go on so"):  # noqa: PT012
+            with shared.stopping_on_signals(asked.append, "resume so"):
+                signal.raise_signal(signum)
+            pytest.fail("went on")
+        assert [stopped.signum for stopped in asked] == [signum]
+    finally:
+        signal.signal(signum, before)
+
+
+def test_signals_that_follow_leave_the_closing_alone_and_a_second_ctrl_c_ends_it(import_recipe):
+    shared, closed = import_recipe("parts.shared"), []
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(shared.Stopped) as raised, shared.ending_on_signals("go on so"):  # noqa: PT012
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGHUP)
+                closed.append("one")
+                signal.raise_signal(signal.SIGINT)
+                closed.append("two")
+        assert (raised.value.signum, closed) == (signal.SIGTERM, ["one"])
+    finally:
+        for each, usual in before.items():
+            signal.signal(each, usual)
+
+
+def test_a_thread_runs_what_signals_would_end(import_recipe):
+    shared = import_recipe("parts.shared")
+
+    def work():
+        with shared.ending_on_signals("go on so"):
+            return "done"
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == "done"
+
+
 def test_an_interrupt_without_a_signal_passes(import_recipe):
     shared = import_recipe("parts.shared")
     with pytest.raises(KeyboardInterrupt) as raised, shared.ending_on_signals("go on so"):

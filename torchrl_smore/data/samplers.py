@@ -28,6 +28,7 @@ from torchrl_smore.functional.goals import (
 from torchrl_smore.functional.stitching import (
     NUM_STITCH_UNIFORMS,
     GoalCells,
+    check_cell_width,
     check_stitch,
     stitched_goal_row,
 )
@@ -187,14 +188,16 @@ class GoalTransition(SampleUnit):
         stitch: probability, in ``[0, 1]``, with which the goal of a transition, and of the actor, to which something
             changes goes on as another trajectory does that achieves about the same, see
             :func:`~torchrl_smore.functional.stitching.stitched_goal_row`; needs ``threshold`` and goals of one
-            dimension. The row k may then be of another trajectory. Goals about several things are stitched by parts in
-            :class:`GoalBatchSampler` alone.
+            dimension. The row k may then be of another trajectory, so that this is not for WGCSL and contrastive RL,
+            which need goals that the transition's own trajectory reaches; what such a goal is worth others learn by
+            bootstrapping. Goals about several things are stitched by parts in :class:`GoalBatchSampler` alone. All rows
+            are sorted by what they achieve whenever the storage has changed.
         stitch_width: how far goals may differ that are about the same, along each column, in the unit of the goal;
             ``None``: three thresholds.
 
     Raises:
         ValueError: for an unknown strategy, ``"away"`` without a threshold, ``"geometric"`` with a ``gamma`` outside
-            ``(0, 1)``, or a ``stitch`` that is no probability or has no positive threshold.
+            ``(0, 1)``, or a ``stitch`` that is no probability or has no positive threshold or width.
     """
 
     def __init__(
@@ -215,6 +218,8 @@ class GoalTransition(SampleUnit):
         check_away(self._used, threshold)
         check_goal_gamma(self._used, gamma)
         check_stitch(stitch, (), 0, threshold)
+        if stitch_width is not None:
+            check_cell_width(stitch_width)
         self.strategy = strategy
         self.actor_strategy = actor_strategy
         self.gamma = gamma
@@ -361,7 +366,8 @@ class GoalTransition(SampleUnit):
         reached = reached.roll(-start)
         if self.anchors is not None or "away" in self._used or self.stitch:
             if self.anchors is None:
-                stored = stored.select(("next", "achieved_goal"), strict=False)
+                achieved_goals(stored)  # says what is there, where they are not
+                stored = stored.select(("next", "achieved_goal"))
             if order is not None:
                 stored = stored[order]
             elif start:

@@ -45,11 +45,16 @@ class GoalCells:
         Raises:
             ValueError: if ``width`` is not positive and finite.
         """
-        if not 0.0 < width < math.inf:
-            raise ValueError(f"the width of goal cells must be positive and finite, got {width}.")
+        check_cell_width(width)
         places = (achieved_goal / width).round().long()
         _, cell, count = torch.unique(places, dim=0, return_inverse=True, return_counts=True)
         return cls(cell.argsort(stable=True), (count.cumsum(0) - count)[cell], count[cell])
+
+
+def check_cell_width(width: float) -> None:
+    """Raises ``ValueError`` for a width that is not positive and finite."""
+    if not 0.0 < width < math.inf:
+        raise ValueError(f"the width of goal cells must be positive and finite, got {width}.")
 
 
 def stitched_rows(goal_index: Tensor, cells: GoalCells, stop: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +144,8 @@ def stitched_goal_row(
     met, reached = stitched_rows(goal_index, cells, stop, uniform[:, 1:])
 
     def changed(before: Tensor, after: Tensor) -> Tensor:
-        return (achieved_goal[after] - achieved_goal[before]).norm(dim=-1) > threshold
+        # not the norm, which whole numbers do not have
+        return (achieved_goal[after] - achieved_goal[before]).square().sum(-1) > threshold**2
 
     goes_on = (uniform[:, 0] < prob) & changed(index, goal_index) & changed(met, reached)
     return torch.where(goes_on, reached, goal_index)
