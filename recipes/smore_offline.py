@@ -28,7 +28,7 @@ from parts.cli import resumed_config, run_recipe
 from parts.evaluators import resolve_evaluation
 from parts.films import record_rollout
 from parts.model_card import make_loadable, write_model_card
-from parts.options import FREE_OPTIONS, Config, fingerprint, identity, seed_label, with_defaults
+from parts.options import FREE_OPTIONS, Config, check_given, fingerprint, identity, seed_label, with_defaults
 from parts.pixels import with_pictures
 from parts.shared import (
     PACKAGES,
@@ -61,6 +61,8 @@ from torchrl_smore.trainers import (
 
 def main(config: Config) -> None:
     """Runs the recipe."""
+    if config.resume is None:
+        check_given(config)
     train(config)
 
 

@@ -26,9 +26,10 @@ from torchrl_smore.trainers import Compile
 KERNELS = ("auto", "reference", "triton")
 COMPILE = ("auto", *get_args(Compile))
 LOGGERS = ("tensorboard", "wandb")
+NETWORKS = ("paper", "official")
 ENCODERS = ("separate", "shared", "joint", "critics")
 #: Options of networks that see pictures.
-PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold")
+PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold", "crop_prob")
 ON_DIVERGENCE = ("stop", "continue")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
 MOST = {
@@ -73,7 +74,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     names = {"method": METHODS, "compile": COMPILE, "kernels": KERNELS, "logger": (None, *LOGGERS)}
     names |= {"dataset_format": (None, *FORMATS), "on_divergence": ON_DIVERGENCE, "schedule": (None, *SCHEDULES)}
-    names |= {"encoder": ENCODERS, "encoder_size": tuple(CHANNELS), "evaluation": EVALUATION}
+    names |= {"encoder": ENCODERS, "encoder_size": tuple(CHANNELS), "evaluation": EVALUATION, "networks": NETWORKS}
     for name, valid in names.items():
         check_name(config, name, list(valid))
     if config.anchors != AUTO_ANCHORS:
@@ -81,6 +82,11 @@ def check(config: Config) -> None:
     if config.goals is not None:
         parse_strategy(config.goals)  # also where a task says of the actor's what counts in its place
     strategies = {name for goals in kinds_of_goals(config) for name in check_strategy(parse_strategy(goals))}
+    if "random" in strategies and METHODS[config.method].reached_goals:
+        raise ValueError(
+            f"random goals: method={config.method} takes a hindsight goal for one that its trajectory reaches, which a "
+            "random one is not."
+        )
     if config.goal_gamma is not None and "geometric" not in strategies:
         raise ValueError(f"goal_gamma: of no use without geometric goals, got {', '.join(sorted(strategies))}.")
     if config.goal_stitch:

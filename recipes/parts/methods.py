@@ -171,8 +171,10 @@ class Method:
         strategy: hindsight goals where none are chosen.
         extras: further entries that the loss reads.
         pictures: whether it learns from pictures; others read something of a state, or goals that no frame shows.
-        likelihood: whether its actor of states has ``contamination`` and ``min_std``.
+        likelihood: whether its loss reads the likelihood of its actor of states, ``contamination`` and ``min_std``.
         reached_goals: whether its loss takes a hindsight goal for one that its trajectory reaches.
+        preset: whether its networks of states follow ``networks``.
+        idle: options of no use, by an option and the value of it under which they are.
     """
 
     loss: type[LossModule]
@@ -191,6 +193,8 @@ class Method:
     pictures: bool = False
     likelihood: bool = True
     reached_goals: bool = False
+    preset: bool = True
+    idle: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def accepts(self) -> dict[str, Any]:
@@ -270,11 +274,13 @@ def contrastive_td_networks(setting: Setting) -> dict[str, Any]:
 
 
 _SPARSE = (-1.0, 0.0)
+#: What the weights of a regression have.
+_OF_WEIGHTS = ("temperature", "weight_clip", "advantage_unit")
 _CLONING: dict[str, Any] = {"target_network": False, "ensemble": 0, "norms": ("actor",)}
 _ORIGINAL_WGCSL = {"threshold": "percentile", "advantage": "online", "target_bounds": "symmetric"}
 
 METHODS: dict[str, Method] = {
-    "smore": Method(SMORELoss, goal_transitions=True, pictures=True),
+    "smore": Method(SMORELoss, goal_transitions=True, pictures=True, idle={("actor", "score"): _OF_WEIGHTS}),
     "gc_iql": Method(GCIQLLoss, rewards=_SPARSE, terminate_at_goal=True, pictures=True),
     "gc_sql": Method(GCSQLLoss, rewards=_SPARSE, terminate_at_goal=True),
     "gc_eql": Method(GCEQLLoss, rewards=_SPARSE, terminate_at_goal=True),
@@ -301,6 +307,7 @@ METHODS: dict[str, Method] = {
         ensemble=0,
         cosine=False,
         extras=("achieved_goal", "initial_observation"),
+        idle={("actor_weight", "dual"): (*_OF_WEIGHTS, "expectile")},
     ),
     # critics of embeddings have LayerNorm anyway
     "crl": Method(
@@ -311,6 +318,7 @@ METHODS: dict[str, Method] = {
         norms=("actor",),
         pictures=True,
         reached_goals=True,
+        idle={("actor", "ddpgbc"): _OF_WEIGHTS, ("actor", "awr"): ("bc_coef",)},
     ),
     # its actor's deviation is a constant
     "crl_td": Method(
@@ -322,6 +330,8 @@ METHODS: dict[str, Method] = {
         pictures=True,
         likelihood=False,
         reached_goals=True,
+        preset=False,
     ),
-    "am": Method(ActionableModelsLoss, ensemble=1, cosine=False, rewards=_SPARSE),
+    # its loss reads the actor's mean alone
+    "am": Method(ActionableModelsLoss, ensemble=1, cosine=False, rewards=_SPARSE, likelihood=False),
 }

@@ -210,8 +210,8 @@ def with_defaults(config: Config) -> Config:
     """The options with the defaults of preset, method and task in place of those not given.
 
     Raises:
-        ValueError: for an unknown method or preset, options of a collection beside a dataset, options of an actor's
-            likelihood that the method does not have, or two kinds of goals for a method that has one.
+        ValueError: for an unknown method or preset, options of a collection beside a dataset, or two kinds of goals for
+            a method that has one.
     """
     get_task(config.task)
     idle = [name for name in OF_COLLECTION if getattr(config, name) is not None]
@@ -219,9 +219,7 @@ def with_defaults(config: Config) -> Config:
         raise ValueError(f"{', '.join(idle)}: of no use with dataset=, which is read and not collected.")
     for name, valid in (("method", METHODS), ("preset", PRESETS)):
         check_name(config, name, list(valid))
-    likelihood = [name for name in ("contamination", "min_std") if getattr(config, name) is not None]
-    if likelihood and not (config.pixels or METHODS[config.method].likelihood):
-        raise ValueError(f"method={config.method} has an actor of constant deviation, so no {' or '.join(likelihood)}.")
+    own_goals = config.actor_goals is not None
     one_kind = not METHODS[config.method].actor_goals
     if one_kind and None not in (config.goals, config.actor_goals):
         raise ValueError(
@@ -234,12 +232,48 @@ def with_defaults(config: Config) -> Config:
     config = resolve(config)
     if stitch is None and (config.pixels or METHODS[config.method].reached_goals or config.her_ratio == 0.0):
         config = dataclasses.replace(config, goal_stitch=None)  # what a task says is for those who can have it
-    if one_kind and goals_given:
-        # what a task says of the actor's goals is a default, and comes after what was given
+    if one_kind and (goals_given or (METHODS[config.method].strategy != "future" and not own_goals)):
+        # what a task says of the actor's goals is a default, and comes after what was given, and after what is part of
+        # the method: a critic that tells where a policy comes to from where it does not has no goals but those
         config = dataclasses.replace(config, actor_goals=None)
     if config.eval_interval is None and config.steps is not None:
         config = dataclasses.replace(config, eval_interval=max(1, config.steps // 8))
     return config
+
+
+def check_given(config: Config) -> None:
+    """Refuses options that a user has given and that nothing would read, by method and by what else was given.
+
+    Args:
+        config: before :func:`with_defaults`, whose options may be of use to some methods alone.
+
+    Raises:
+        ValueError: for such an option, or an unknown method.
+    """
+    check_name(config, "method", list(METHODS))
+    method = METHODS[config.method]
+    given = {field.name for field in dataclasses.fields(Config) if getattr(config, field.name) != field.default}
+    likelihood = [name for name in ("contamination", "min_std") if name in given]
+    if config.pixels:
+        # there the constant deviation is the method's, and contamination an option of all
+        likelihood = [name for name in likelihood if name == "min_std" and config.method == "crl_td"]
+        reads = False
+    else:
+        chosen = config.regression or method.accepts.get("regression")
+        reads = method.likelihood and chosen in (None, "nll")
+    if likelihood and not reads:
+        raise ValueError(
+            f"method={config.method} does not read the likelihood of its actor"
+            f"{' (regression=nll would)' if 'regression' in method.accepts else ''}, so it has no "
+            f"{' or '.join(likelihood)}."
+        )
+    if "networks" in given and (config.pixels or not method.preset):
+        which = "with pixels=, whose networks have encoder_size" if config.pixels else f"with method={config.method}"
+        raise ValueError(f"networks={config.networks}: of no use {which}.")
+    for (name, value), idle in method.idle.items():
+        found = [each for each in idle if each in given]
+        if found and (getattr(config, name) or method.accepts[name]) == value:
+            raise ValueError(f"{', '.join(found)}: of no use with {name}={value} of method={config.method}.")
 
 
 def check_name(config: Config, name: str, valid: list[str | None]) -> None:

@@ -90,6 +90,22 @@ def test_weights_that_do_not_fit_the_data_are_refused(data, weights, message):
         GoalBatchSampler(data, 4, anchors=weights)
 
 
+@pytest.mark.parametrize("key", [None, "episode"])
+def test_a_rule_looks_at_trajectories_as_they_are_told_apart(data, key):
+    expected = [anchor_weights(rule, data, threshold=0.5, share=1.0) for rule in ("moving", "reaching")]
+    order = torch.tensor([0, 4, 1, 5, 2, 6, 3])
+    mixed = data[order].exclude("traj_start", "traj_stop")
+    ids = torch.tensor([0, 0, 0, 0, 1, 1, 1])[order]
+    mixed[("collector", "traj_ids") if key is None else key] = ids
+    # flags that end the last row alone would make one trajectory of it
+    mixed["next", "done"] = torch.tensor([[False]] * 6 + [[True]])
+    found = [
+        anchor_weights(rule, mixed, threshold=0.5, share=1.0, trajectory_key=key) for rule in ("moving", "reaching")
+    ]
+    for weights, ordered in zip(found, expected):
+        torch.testing.assert_close(weights, ordered[order])
+
+
 def test_weights_follow_their_rows_where_trajectories_are_interleaved(data):
     data["collector", "traj_ids"] = torch.tensor([0, 1, 0, 1, 0, 1, 0])
     weights = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])

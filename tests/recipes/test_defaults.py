@@ -182,6 +182,9 @@ def test_a_variant_is_reached_by_options_and_trains(recipe, tmp_path, store_path
         (["method=wgcsl_original", "compile=default"], "compile=default: method=wgcsl_original writes buffers"),
         (["method=gc_xql", "alpha=-1"], "alpha must be positive, got -1.0"),
         (["method=gofar", "regression=mae"], "'mae'"),
+        (["method=crl", "goals=random"], "random goals: method=crl takes a hindsight goal for one that its trajectory"),
+        (["method=crl", "bc_coef=-1"], "bc_coef must not be negative, got -1"),
+        (["crop_prob=1"], "crop_prob: of no use without pixels="),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -191,6 +194,48 @@ def test_an_option_that_a_method_has_not_is_refused(recipe, tmp_path, options, s
     (error,) = done.stderr.splitlines()
     assert said in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "crl_td", "contamination": 0.1}, "does not read the likelihood of its actor, so it has no contam"),
+        ({"method": "crl_td", "pixels": 48, "min_std": 0.1}, "so it has no min_std"),
+        ({"method": "am", "contamination": 0.4, "min_std": 0.5}, "so it has no contamination or min_std"),
+        ({"method": "gcsl", "contamination": 0.4}, r"\(regression=nll would\), so it has no contamination"),
+        ({"method": "crl_td", "networks": "official"}, "networks=official: of no use with method=crl_td"),
+        ({"pixels": 48, "networks": "official"}, "networks=official: of no use with pixels="),
+        (
+            {"method": "gofar", "temperature": 50.0, "expectile": 0.9},
+            "temperature, expectile: of no use with actor_",
+        ),
+        ({"actor": "score", "weight_clip": 3.0}, "weight_clip: of no use with actor=score of method=smore"),
+        ({"method": "crl", "temperature": 5.0}, "temperature: of no use with actor=ddpgbc of method=crl"),
+        ({"method": "crl", "actor": "awr", "bc_coef": 5.0}, "bc_coef: of no use with actor=awr of method=crl"),
+        ({"method": "smroe"}, "unknown method 'smroe'"),
+    ],
+    ids=str,
+)
+def test_what_nothing_would_read_is_refused_where_it_was_given(recipes, options, said):
+    Config = recipes.options.Config
+    with pytest.raises(ValueError, match=said):
+        recipes.options.check_given(Config(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "gcsl", "regression": "nll", "contamination": 0.4},
+        {"method": "hindsight_bc", "contamination": 0.4},
+        {"method": "crl_td", "pixels": 48, "contamination": 0.1},
+        {"method": "gofar", "actor_weight": "expectile_awr", "temperature": 50.0},
+        {"method": "crl", "actor": "awr", "temperature": 5.0},
+        {"method": "crl", "networks": "official", "bc_coef": 0.3},
+    ],
+    ids=str,
+)
+def test_what_is_read_is_taken(recipes, options):
+    recipes.options.check_given(recipes.options.Config(**options))
 
 
 def test_a_method_has_the_options_of_its_loss_and_no_list_of_them_is_kept(recipes):
@@ -244,6 +289,9 @@ def test_an_actor_has_goals_of_its_own_where_its_loss_reads_them(recipes, store_
         ("gcsl", {}, ("final", None)),
         ("gcsl", {"goals": "geometric"}, ("geometric", None)),
         ("crl", {"goals": "away"}, ("away", None)),
+        # goals of its own kind are part of the method
+        ("crl", {}, ("geometric", None)),
+        ("crl", {"actor_goals": "away"}, ("away", None)),
         ("gcsl", {"actor_goals": "away"}, ("away", None)),
     ],
 )

@@ -566,7 +566,10 @@ def assert_refused(done, cwd, before, *said):
         (["dataset=/tmp/a=b"], ["/tmp/a=b does not exist"]),
         (["dataset=nowhere"], ["dataset=nowhere", "does not exist"]),
         (["dataset=x", "num_trajectories=5", "expert_noise=0.7"], ["num_trajectories, expert_noise", "with dataset="]),
-        (["method=crl_td", "min_std=0.1"], ["method=crl_td", "constant deviation", "min_std"]),
+        (
+            ["method=crl_td", "min_std=0.1"],
+            ["method=crl_td", "read the likelihood of its actor, so it has no min_std"],
+        ),
         (["resume=nowhere"], ["resume=nowhere", "config.yaml"]),
         (["resident=100"], ["resident", "without mapped="]),
         (["mapped=nowhere"], ["mapped=nowhere", "expected an existing folder"]),

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._schema import check_is_tensordict
-from torchrl_smore.data.samplers import achieved_goals, stored_goal_reached, stored_stop
+from torchrl_smore.data.samplers import achieved_goals, stored_goal_reached, stored_stop, trajectory_order, with_ends
 from torchrl_smore.functional.goals import first_row_away, trajectory_start
 
 _logger = logging.getLogger("torchrl_smore")
@@ -97,15 +97,17 @@ def anchor_weights(
     threshold: float | None = None,
     share: float = 0.8,
     or_uniform: bool = False,
+    trajectory_key: NestedKey | None = None,
 ) -> Tensor | None:
     """Weights of rows that give a share of all draws to the rows that a rule chooses, and the rest to all rows.
 
     Args:
         rule: one of :data:`ANCHOR_RULES`, or several joined by ``+``: the rows that all of them choose.
-        data: TED layout, batch size ``[N]``.
+        data: TED layout, batch size ``[N]``; rows of several trajectories may lie among each other.
         threshold: distance that counts as reached, in the unit of the goal; for ``"moving"``.
         share: of the draws, in ``[0, 1]``, which the chosen rows share evenly.
         or_uniform: where the rule chooses no row, warn and draw from all rows, instead of an error.
+        trajectory_key: see :class:`GoalTransition`.
 
     Returns:
         float64, shape ``[N]``, with sum 1; ``None`` for ``"uniform"``.
@@ -124,7 +126,11 @@ def anchor_weights(
     if threshold is None and any(each.needs_threshold for each in rules):
         raise ValueError(f"the anchor rule {rule!r} needs the task's threshold.")
     bound = math.nan if threshold is None else threshold
-    chosen = torch.stack([each.select(data, bound) for each in rules]).all(0)
+    order = trajectory_order(data, trajectory_key)
+    ordered = with_ends(data if order is None else data[order], trajectory_key)
+    chosen = torch.stack([each.select(ordered, bound) for each in rules]).all(0)
+    if order is not None:
+        chosen = torch.empty_like(chosen).scatter_(0, order, chosen)
     count, rows = int(chosen.sum()), chosen.shape[0]
     if count == 0:
         needs = " and ".join(each.needs for each in rules)

@@ -52,6 +52,13 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive, got {value}.")
 
 
+def check_not_negative(**values: float) -> None:
+    """Raises ``ValueError`` for a value that is negative; ``name=value``."""
+    for name, value in values.items():
+        if not value >= 0.0:
+            raise ValueError(f"{name} must not be negative, got {value}.")
+
+
 def check_discount(gamma: float) -> None:
     """Raises ``ValueError`` for a discount outside ``(0, 1)``."""
     if not 0.0 < gamma < 1.0:
@@ -70,6 +77,6 @@ def scale_of(unit: AdvantageUnit, gamma: float) -> float:
 
 def check_bounds(bounds: Bounds | None) -> Bounds | None:
     """Bounds of a target as they are; raises ``ValueError`` if the lower is not below the upper."""
-    if bounds is not None and not bounds[0] < bounds[1]:
-        raise ValueError(f"target_bounds must be (lower, upper) with lower < upper, got {bounds}.")
+    if bounds is not None and (isinstance(bounds, str) or len(bounds) != 2 or not bounds[0] < bounds[1]):
+        raise ValueError(f"target_bounds must be (lower, upper) with lower < upper, got {bounds!r}.")
     return bounds

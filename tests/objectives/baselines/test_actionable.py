@@ -109,12 +109,23 @@ def test_drawn_actions_fill_the_box_of_the_actor():
     assert (action.amax((0, 1)) > high - 0.01 * width).all()
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_gradient_reaches_what_goals_are_made_of_with_any_chaining(ratio):
+    loss, batch = build_loss(networks(), chain_ratio=ratio), random_batch()
+    # as an encoder that networks share makes them
+    batch["desired_goal"] = batch["desired_goal"].clone().requires_grad_()
+    loss.qvalue_loss(batch)[0].backward()
+    assert (batch["desired_goal"].grad != 0.0).any(-1).all()
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"chain_ratio": 1.5}, r"chain_ratio must lie in \[0, 1\], got 1.5"),
         ({"conservative_coef": -1.0}, "conservative_coef must not be negative"),
         ({"num_random_actions": 0}, "num_random_actions must be positive, got 0"),
+        ({"target_bounds": "symmetric"}, "lower < upper, got 'symmetric'"),
+        ({"target_bounds": (0.0, 1.0, 2.0)}, "lower < upper"),
     ],
     ids=str,
 )

@@ -186,6 +186,8 @@ def test_an_embedding_of_one_dimension_is_not_lost(latent):
         ({"actor": "bc"}, "unknown actor"),
         ({"actor": "awr"}, "needs a value_network and 'ddpgbc' none, got none"),
         ({"logsumexp_coef": -0.1}, "logsumexp_coef must not be negative"),
+        ({"bc_coef": -0.1}, "bc_coef must not be negative, got -0.1"),
+        ({"q_coef": -1.0}, "q_coef must not be negative, got -1.0"),
     ],
     ids=str,
 )

@@ -129,6 +129,7 @@ def test_the_discriminator_learns_to_tell_goals_from_achieved_goals():
         ({"divergence": "chi"}, "unknown divergence"),
         ({"reward": "binary"}, "and 'binary' none, got one"),
         ({"gradient_penalty_coef": -1.0}, "gradient_penalty_coef must not be negative"),
+        ({"weight_clip": -1.0}, "weight_clip must be positive, got -1.0"),
         ({"gamma": 0.0}, "gamma must lie"),
         ({"actor_weight": "expectile_awr", "expectile": 1.0}, "expectile must lie"),
     ],

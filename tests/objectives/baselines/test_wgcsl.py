@@ -179,6 +179,11 @@ def test_a_batch_without_offsets_is_told_who_writes_them():
         ({"gamma": 1.0}, "gamma must lie"),
         ({"target_bounds": (0.0, -1.0)}, "lower < upper"),
         ({"target_bounds": "symetric"}, "unknown target_bounds"),
+        ({"weight_clip": 0.0}, "weight_clip must be positive, got 0.0"),
+        ({"memory_size": 0}, "memory_size must be positive, got 0"),
+        ({"low_weight": -1.0}, "low_weight must not be negative, got -1.0"),
+        ({"threshold_step": -3.0}, "threshold_step must not be negative, got -3.0"),
+        ({"threshold_max": 200.0}, r"threshold_max must lie in \[0, 100\], got 200.0"),
     ],
     ids=str,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl_smore.functional.baselines.actionable import chained, softmax_choice
 from torchrl_smore.functional.baselines.iql import return_bounds, td_loss, td_target
 from torchrl_smore.functional.baselines.rows import successor
-from torchrl_smore.objectives._construction import check_bounds, check_discount
+from torchrl_smore.objectives._construction import check_bounds, check_discount, check_not_negative
 from torchrl_smore.objectives._networks import constant, inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.terms import Term
@@ -96,8 +96,7 @@ class ActionableModelsLoss(OfflineLoss):
         check_discount(gamma)
         if not 0.0 <= chain_ratio <= 1.0:
             raise ValueError(f"chain_ratio must lie in [0, 1], got {chain_ratio}.")
-        if not conservative_coef >= 0.0:
-            raise ValueError(f"conservative_coef must not be negative, got {conservative_coef}.")
+        check_not_negative(conservative_coef=conservative_coef)
         if num_random_actions < 1:
             raise ValueError(f"num_random_actions must be positive, got {num_random_actions}.")
         self.chain_ratio, self.conservative_coef = chain_ratio, conservative_coef
@@ -130,7 +129,6 @@ class ActionableModelsLoss(OfflineLoss):
         """Loss of the policy gradient through the current Q, and its metadata."""
         return self._actor_term(self._goals(self._rows(tensordict)))
 
-    @torch.no_grad()
     def _goals(self, rows: TensorDictBase) -> list[TensorDictBase]:
         """The rows and, with chaining, the rows with every goal of the next one and the reward that belongs to it."""
         if self.chain_ratio == 0.0:
@@ -139,7 +137,8 @@ class ActionableModelsLoss(OfflineLoss):
         goal = rows[keys.desired_goal]
         following = successor(self._row_weight(rows, goal).flatten() > 0.0)
         other = rows.copy().set(keys.desired_goal, goal.flatten(0, rows.batch_dims - 1)[following].reshape(goal.shape))
-        reward = self._qvalues(other).amin(0)
+        with torch.no_grad():
+            reward = self._qvalues(other).amin(0)
         return [rows, other.set(keys.reward, reward.unsqueeze(-1))]
 
     def _qvalues(self, inputs: TensorDictBase, params: TensorDictParams | None = None) -> Tensor:

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from torchrl_smore.functional.baselines.contrastive import Contrast, Energy, contrastive_loss, energy_matrix
 from torchrl_smore.functional.losses import actor_weight
-from torchrl_smore.objectives._construction import add_weighted_actor, check_choice, require_stochastic
+from torchrl_smore.objectives._construction import (
+    add_weighted_actor,
+    check_choice,
+    check_not_negative,
+    require_stochastic,
+)
 from torchrl_smore.objectives.base import Reduction, ScalarOutputMode
 from torchrl_smore.objectives.baselines._contrastive import EnergyLoss
 from torchrl_smore.objectives.terms import REGRESSION_KEYS, Term, regression_term
@@ -113,8 +118,7 @@ class ContrastiveRLLoss(EnergyLoss):
         if (value_network is None) != (actor == "ddpgbc"):
             given = "none" if value_network is None else "one"
             raise ValueError(f"actor='awr' needs a value_network and 'ddpgbc' none, got {given}.")
-        if not logsumexp_coef >= 0.0:
-            raise ValueError(f"logsumexp_coef must not be negative, got {logsumexp_coef}.")
+        check_not_negative(logsumexp_coef=logsumexp_coef, bc_coef=bc_coef, q_coef=q_coef)
         self.contrast, self.energy, self.logsumexp_coef, self.actor = contrast, energy, logsumexp_coef, actor
         self.bc_coef, self.q_coef = bc_coef, q_coef
         self.normalize_q, self.sample_action = normalize_q, sample_action

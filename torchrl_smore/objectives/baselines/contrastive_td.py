@@ -13,7 +13,12 @@ from torch import Tensor
 
 from torchrl_smore.functional.baselines.contrastive import Energy, pair_energy, td_nce, td_nce_weight
 from torchrl_smore.functional.baselines.rows import successor
-from torchrl_smore.objectives._construction import check_choice, check_discount, require_stochastic
+from torchrl_smore.objectives._construction import (
+    check_choice,
+    check_discount,
+    check_not_negative,
+    require_stochastic,
+)
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import Reduction, ScalarOutputMode
 from torchrl_smore.objectives.baselines._contrastive import EnergyLoss
@@ -98,6 +103,7 @@ class ContrastiveTDLoss(EnergyLoss):
         super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap, scalar_output_mode=scalar_output_mode)
         check_discount(gamma)
         check_choice(energy=(energy, Energy))
+        check_not_negative(bc_coef=bc_coef, q_coef=q_coef)
         require_stochastic(actor_network)
         self.gamma, self.energy = gamma, energy
         self.bc_coef, self.q_coef = bc_coef, q_coef

@@ -24,6 +24,8 @@ from torchrl_smore.objectives._construction import (
     AdvantageUnit,
     check_choice,
     check_discount,
+    check_not_negative,
+    check_positive,
     require_stochastic,
     scale_of,
 )
@@ -131,8 +133,8 @@ class GoFARLoss(OfflineLoss):
         if (discriminator_network is None) != (reward == "binary"):
             given = "none" if discriminator_network is None else "one"
             raise ValueError(f"reward='discriminator' needs a discriminator_network and 'binary' none, got {given}.")
-        if not gradient_penalty_coef >= 0.0:
-            raise ValueError(f"gradient_penalty_coef must not be negative, got {gradient_penalty_coef}.")
+        check_not_negative(gradient_penalty_coef=gradient_penalty_coef)
+        check_positive(weight_clip=weight_clip)
         check_discount(gamma)
         self.dual = gofar_dual(divergence)
         self.advantage_scale = scale_of(advantage_unit, gamma)

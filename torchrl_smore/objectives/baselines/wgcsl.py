@@ -15,7 +15,14 @@ from torchrl_smore._errors import unknown_name
 from torchrl_smore.functional.baselines.iql import return_bounds, td_target
 from torchrl_smore.functional.baselines.wgcsl import best_advantage_weight, offset_weight, percentile, push
 from torchrl_smore.functional.losses import awr_weight
-from torchrl_smore.objectives._construction import check_bounds, check_choice, check_discount, require_stochastic
+from torchrl_smore.objectives._construction import (
+    check_bounds,
+    check_choice,
+    check_discount,
+    check_not_negative,
+    check_positive,
+    require_stochastic,
+)
 from torchrl_smore.objectives._networks import inputs_after, inputs_of, next_keys
 from torchrl_smore.objectives.base import OfflineLoss, Reduction, ScalarOutputMode
 from torchrl_smore.objectives.baselines._extras import asked_entry
@@ -130,6 +137,10 @@ class WGCSLLoss(OfflineLoss):
         check_choice(threshold=(threshold, Threshold), advantage=(advantage, Advantage))
         check_choice(regression=(regression, Regression))
         check_discount(gamma)
+        check_positive(weight_clip=weight_clip, memory_size=memory_size)
+        check_not_negative(low_weight=low_weight, threshold_step=threshold_step)
+        if not 0.0 <= threshold_max <= 100.0:
+            raise ValueError(f"threshold_max must lie in [0, 100], got {threshold_max}.")
         if regression == "nll":
             require_stochastic(actor_network)
         self.threshold, self.advantage = threshold, advantage
