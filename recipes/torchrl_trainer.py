@@ -15,8 +15,10 @@ from typing import Any
 import hydra
 import torch
 import torchrl.trainers.algorithms.configs  # noqa: F401 - registers TorchRL's groups
+from omegaconf import OmegaConf
 
 import torchrl_smore.trainers.configs  # noqa: F401 - registers ours
+from torchrl_smore.trainers import write_text
 
 
 @hydra.main(version_base="1.3", config_path="configs/torchrl", config_name="smore")
@@ -24,7 +26,12 @@ def main(config: Any) -> None:
     """Trains what the config describes."""
     # before the networks are made
     torch.manual_seed(config.seed)
-    hydra.utils.instantiate(config.trainer).train()
+    trainer = hydra.utils.instantiate(config.trainer)
+    if getattr(trainer, "run_dir", None) is not None:
+        # as training begins: until then the folder may be another run's, which is refused
+        text = OmegaConf.to_yaml(config)
+        trainer.register_op("setup", lambda: write_text(trainer.run_dir / "config.yaml", text))
+    trainer.train()
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class Worker:
         self.name = name
         self.timeout_s = timeout_s
         self._timed_out = False
+        self._come = bytearray()  # of answers not yet received: what interrupts a wait loses nothing of them
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",  # the workers themselves fill the cores
             "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
@@ -109,7 +110,7 @@ class Worker:
             raise self._death() from error
 
     def receive(self) -> Any:
-        """Waits for the result of the oldest :meth:`send` not yet answered.
+        """Waits for the result of the oldest :meth:`send` not yet answered; interrupted, it can be called again.
 
         Raises:
             RuntimeError: if the function raised, with its traceback, if the worker died, with what it last said, or if
@@ -117,8 +118,12 @@ class Worker:
         """
         deadline = time.monotonic() + self.timeout_s
         try:
-            (length,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline))
-            ok, value = pickle.loads(self._read(length, deadline))
+            self._await(_LENGTH.size, deadline)
+            (length,) = _LENGTH.unpack_from(self._come)
+            self._await(_LENGTH.size + length, deadline)
+            answer = bytes(self._come[_LENGTH.size : _LENGTH.size + length])
+            del self._come[: _LENGTH.size + length]
+            ok, value = pickle.loads(answer)
         except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             raise self._death() from error
         if not ok:
@@ -129,18 +134,17 @@ class Worker:
         """Whether :meth:`receive` would not have to wait: an answer has begun to come, or none will come any more."""
         poll = select.poll()
         poll.register(self._process.stdout.fileno(), select.POLLIN)  # type: ignore[union-attr]
-        return bool(poll.poll(0))
+        return bool(self._come or poll.poll(0))
 
-    def _read(self, length: int, deadline: float) -> bytes:
+    def _await(self, length: int, deadline: float) -> None:
+        """Waits until so many bytes of answers have come."""
         pipe = self._process.stdout.fileno()  # type: ignore[union-attr]
-        parts = []
-        while length:
+        while len(self._come) < length:
             self._wait(pipe, select.POLLIN, deadline)
-            parts.append(os.read(pipe, min(length, 1 << 20)))
-            if not parts[-1]:
+            before = len(self._come)
+            self._come += os.read(pipe, 1 << 20)
+            if len(self._come) == before:
                 raise EOFError("the worker's output has ended")
-            length -= len(parts[-1])
-        return b"".join(parts)
 
     def _wait(self, pipe: int, event: int, deadline: float) -> None:
         poll = select.poll()

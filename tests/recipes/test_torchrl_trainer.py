@@ -43,3 +43,12 @@ def test_a_documented_command_trains(recipe, tmp_path, command):
     short = SHORT["own" if "own" in command else "smore"]
     done = recipe("torchrl_trainer.py", *shlex.split(command), *short, cwd=tmp_path)
     assert done.status == 0, done.stderr
+    if "own" in command:
+        return  # without a folder
+    (written,) = (tmp_path / "runs").rglob("config.yaml")
+    before = written.read_text()
+    assert "total_frames" in before
+    again = recipe("torchrl_trainer.py", *shlex.split(command), *short, "+seed_of_data=7", cwd=tmp_path)
+    assert again.status != 0
+    assert "holds a run already" in again.stderr
+    assert written.read_text() == before

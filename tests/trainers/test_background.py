@@ -80,6 +80,19 @@ class Killed(BaseException):
     """Stands for a kill: nothing that catches errors sees it."""
 
 
+def interrupt_once(monkeypatch, worker, after):
+    """The worker's next wait but so many is interrupted, as by Ctrl-C."""
+    wait, calls = worker._wait, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == after + 1:
+            raise KeyboardInterrupt
+        wait(*args)
+
+    monkeypatch.setattr(worker, "_wait", interrupted)
+
+
 @pytest.fixture(scope="module")
 def background():
     """One process for the tests that leave it as it was."""
@@ -362,3 +375,56 @@ def test_what_cannot_be_asked_for_is_refused(background, make_loss):
         BackgroundEvaluator(make_pool, timeout_s=0)
     with pytest.raises(ValueError, match="episodes and horizon must be positive, got 3 and 0"):
         BackgroundEvaluator(make_pool, episodes=3, horizon=0)
+
+
+def test_after_an_interrupt_a_result_is_still_that_of_its_own_policies(background, make_loss, monkeypatch):
+    first, second = ([ThreeColumns(make_loss(seed))] for seed in (3, 8))
+    expected = [background.run_all(policies)[0].metrics for policies in (first, second)]
+    assert expected[0] != expected[1]
+    background.start(first)
+    with monkeypatch.context() as patch:
+        interrupt_once(patch, background._worker, 0)
+        with pytest.raises(KeyboardInterrupt):
+            background.result()
+    with pytest.raises(RuntimeError, match="an evaluation is running; ask for its result first"):
+        background.start(second)
+    assert background.result()[0].metrics == expected[0]
+    assert background.run_all(second)[0].metrics == expected[1]
+
+
+def test_an_answer_of_which_a_part_has_come_is_received_by_the_next_call(background, make_loss, monkeypatch):
+    policies = [ThreeColumns(make_loss(3))]
+    expected = background.run_all(policies)[0].metrics
+    background.start(policies)
+    with monkeypatch.context() as patch:
+        read = os.read
+        patch.setattr(os, "read", lambda pipe, size: read(pipe, 5))
+        interrupt_once(patch, background._worker, 3)
+        with pytest.raises(KeyboardInterrupt):
+            background.result()
+    assert len(background._worker._come) == 15
+    assert background.is_done()
+    assert background.result()[0].metrics == expected
+    assert background.run_all(policies)[0].metrics == expected
+
+
+def test_a_run_that_waits_for_an_evaluation_is_interrupted_and_goes_on(make_run, whole, background, tmp_path, gate):
+    gate.touch()
+    trainer, result = make_run(background, tmp_path / "run"), background.result
+    calls = []
+
+    def interrupted():
+        calls.append(trainer.step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return result()
+
+    background.result = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        trainer.train()
+    finally:
+        del background.result
+    assert trainer.step == STEPS
+    assert_same_run(tmp_path / "run", whole[0])

@@ -18,7 +18,7 @@ from torchrl.objectives import HardUpdate, IQLLoss, SoftUpdate
 from torchrl_smore.data import GoalBatchSampler, GoalTransition, HindsightGoalTransform
 from torchrl_smore.envs import EnvPool
 from torchrl_smore.modules import goal_specs, make_networks
-from torchrl_smore.trainers import Evaluator, FusedUpdate, OfflineTrainer, Update, adam
+from torchrl_smore.trainers import Evaluator, FusedUpdate, OfflineTrainer, Update, adam, latest_checkpoint
 from torchrl_smore.trainers._steps import OfflineSteps
 from torchrl_smore.trainers.offline import _ABSENT_STAGES
 
@@ -278,6 +278,77 @@ def test_training_again_goes_on_in_the_same_file(make_trainer, tmp_path):
     trainer.train()
     assert read_rows(tmp_path) == before
     assert trainer.step == 4
+
+
+@pytest.fixture
+def evaluator():
+    """One that has nothing to find out."""
+    return Evaluator(StillPool(), episodes=2, horizon=1)
+
+
+class InterruptedOnce:
+    """A sampler whose draw of a number is interrupted, once."""
+
+    def __init__(self, sampler, number):
+        self.sampler, self.number, self.draws = sampler, number, 0
+
+    def __call__(self):
+        self.draws += 1
+        if self.draws == self.number:
+            raise KeyboardInterrupt
+        return self.sampler()
+
+
+def test_after_an_interrupt_within_an_interval_the_rest_is_done_and_no_more(make_trainer, data, tmp_path):
+    whole = make_trainer(20, run_dir=tmp_path / "whole", log_interval=8, save_interval=100)
+    whole.train()
+    sampler = InterruptedOnce(GoalBatchSampler(data, 16, seed=0), 14)
+    trainer = make_trainer(20, run_dir=tmp_path / "own", sampler=sampler, log_interval=8, save_interval=100)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.step == 13
+    trainer.train()
+    assert trainer.step == 20
+    assert sampler.draws == 21
+    rows = [[{**row, "updates_per_second": ""} for row in read_rows(tmp_path / name)] for name in ("whole", "own")]
+    assert rows[0] == rows[1]
+    for ours, theirs in zip(trainer.loss_module.parameters(), whole.loss_module.parameters()):
+        assert torch.equal(ours, theirs)
+    assert latest_checkpoint(tmp_path / "own" / "checkpoint").name == "step_000000020"
+
+
+def test_a_run_that_was_stopped_goes_on_in_the_same_process(make_trainer, evaluator, tmp_path):
+    trainer = make_trainer(20, run_dir=tmp_path, evaluator=evaluator, log_interval=8, save_interval=100)
+    trainer.register_op("post_optim", lambda: trainer.step == 5 and trainer.stop_with(KeyError("stop")))
+    with pytest.raises(KeyError, match="stop"):
+        trainer.train()
+    assert trainer.step == 5
+    trainer.train()
+    assert trainer.step == trainer.evaluated_step == 20
+    assert latest_checkpoint(tmp_path / "checkpoint").name == "step_000000020"
+
+
+def test_a_hook_sees_how_many_updates_are_done(make_trainer):
+    trainer, seen = make_trainer(5, log_interval=3), []
+    trainer.register_op("post_optim", lambda: seen.append(trainer.step))
+    trainer.train()
+    assert seen == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("due", ["log_interval", "eval_interval", "save_interval"])
+def test_what_torchrl_ends_early_is_evaluated_logged_and_saved(make_trainer, evaluator, tmp_path, due):
+    intervals = {"log_interval": 100, "eval_interval": 100, "save_interval": 100} | {due: 4}
+    trainer = make_trainer(20, run_dir=tmp_path, evaluator=evaluator, **intervals)
+    trainer.register_op("post_steps", lambda: trainer.step < 8 or trainer.request_stop("enough"))
+    trainer.train()
+    assert trainer.step == trainer.evaluated_step == 8
+    assert latest_checkpoint(tmp_path / "checkpoint").name == "step_000000008"
+    last = [row for row in read_rows(tmp_path) if row["step"] == "8"]
+    for column in ("loss_score", "eval/success_last"):
+        assert len([row for row in last if row.get(column)]) == 1
+    # and continues if it is asked to
+    trainer.train()
+    assert trainer.step == 12
 
 
 def test_a_new_run_in_the_folder_of_another_is_refused_and_a_resumed_one_is_not(make_trainer, tmp_path):

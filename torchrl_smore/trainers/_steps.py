@@ -33,8 +33,8 @@ class OfflineSteps:
         while self.done < self.total_steps:
             stops = [interval * (self.done // interval + 1) for interval in self.intervals]
             steps = min(*stops, self.total_steps) - self.done
-            self.done += steps
             yield TensorDict({}, batch_size=[steps])
+            self.done += steps
 
     def set_seed(self, seed: int, static_seed: bool = False) -> int:
         """Part of the interface; there is nothing to seed."""
@@ -44,7 +44,7 @@ class OfflineSteps:
         """Part of the interface."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Updates handed out."""
+        """Updates whose results were taken: of those handed out last, none."""
         return {"done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -93,16 +93,21 @@ class BackgroundEvaluator:
         return self._made and self._running and self._worker.has_answered()
 
     def result(self) -> list[Evaluation]:
-        """Waits for the evaluation that was started: one for each policy.
+        """Waits for the evaluation that was started: one for each policy; interrupted, it can be called again.
 
         Raises:
             RuntimeError: if none was started, or the process has failed or does not answer in time.
         """
         if not self._running:
             raise RuntimeError("no evaluation was started.")
+        try:
+            self._wait_until_made()
+            evaluations: list[Evaluation] = self._worker.receive()
+        except Exception:
+            # one that fails is not waited for again; one whose wait was interrupted is
+            self._running = False
+            raise
         self._running = False
-        self._wait_until_made()
-        evaluations: list[Evaluation] = self._worker.receive()
         return evaluations
 
     def run_all(self, policies: Sequence[Policy]) -> list[Evaluation]:

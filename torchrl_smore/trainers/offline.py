@@ -120,7 +120,8 @@ class OfflineTrainer(Trainer):
     seeds.
 
     A :class:`~torchrl.trainers.Trainer` whose hooks work as usual (``post_optim``, ``post_steps``, ``post_steps_log``,
-    ...; a "frame" is an update); ``post_optim_log`` gets the losses of the update, there being no batch to give. It
+    ...; a "frame" is an update); ``post_optim_log`` gets the losses of the update, there being no batch to give. What a
+    hook remembers is not in the checkpoints: one that counts or compares begins anew where a run is resumed. It
     evaluates, logs to ``run_dir/metrics.csv`` and, if given, a TorchRL logger, keeps checkpoints in
     ``run_dir/checkpoint`` and resumes from them: on a CPU a resumed run equals an uninterrupted one bit for bit. While
     it trains, ``run_dir`` is locked: two processes never write to one folder.
@@ -284,7 +285,9 @@ class OfflineTrainer(Trainer):
         return self._updates_timed / self.update_seconds if self.update_seconds > 0 else float("nan")
 
     def train(self) -> None:
-        """Runs the remaining updates.
+        """Runs the remaining updates: after an interruption or :meth:`stop_with` it can be called again and goes on.
+
+        What a hook ends early (:meth:`torchrl.trainers.Trainer.request_stop`) is evaluated and saved as it is then.
 
         Raises:
             DivergedError: see ``on_divergence``.
@@ -299,8 +302,13 @@ class OfflineTrainer(Trainer):
                     clear_leftovers(root)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
             stack.enter_context(in_mode(True, *self.update.losses))
+            # what was interrupted within an interval goes on from where it is
+            self.collector.load_state_dict({"done": self.step})
+            self._stop_training = False
             try:
                 super().train()
+                if self._stop_training and self.step < self.total_frames:
+                    self._end_early()
             except Exception:
                 self._finish_evaluation()
                 raise
@@ -357,24 +365,29 @@ class OfflineTrainer(Trainer):
         super()._setup_hook()
         if self.progress_bar:
             self._pbar.update(self.step)
+        # where an interrupt came between an update and what it is followed by
+        self._finish_evaluation()
+        if self._averages.count and self.step % self.log_interval == 0:
+            self._log_averages()
         self._repeat_lost_evaluation()
 
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Runs ``batch.numel()`` updates, then logs, evaluates and saves what is due."""
+        # the trainer has counted the whole interval; here each update counts once it is done
+        self.collected_frames -= batch.numel()
         self._pre_optim_hook()
         start = time.perf_counter()
-        before = self._optim_count
+        before = self.step
         for _ in range(batch.numel()):
-            self._optim_count += 1
             out = self.optimization_stepper.step(self, batch)
+            self.collected_frames += 1
+            self._optim_count = self.step
+            self._averages.add(out)
             self._post_optim_hook()
             self._post_optim_log(out)
-            self._averages.add(out)
             if self._stop is not None:
                 break
-        done = self._optim_count - before
-        # the trainer has counted the whole interval
-        self.collected_frames -= batch.numel() - done
+        done = self.step - before
         device = self._device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -401,7 +414,19 @@ class OfflineTrainer(Trainer):
         if self._stop is not None:
             # of an evaluation whose rows are written, nothing would tell them when the run is resumed
             self._show_to_hooks(batch)
-            raise self._stop
+            error, self._stop = self._stop, None
+            raise error
+
+    def _end_early(self) -> None:
+        """Evaluates, logs and saves what :meth:`optim_steps` has left for a later update, as at the end."""
+        self._finish_evaluation()
+        if self._averages.count:
+            self._log_averages()
+        if self.evaluator is not None and self.evaluated_step < self.step:
+            self._evaluate()
+            self._finish_evaluation()
+        if self.run_dir is not None and self.step % self.save_interval:
+            self.save()
 
     def _show_to_hooks(self, batch: TensorDictBase) -> None:
         """Calls those that come after updates, which look at the newest evaluation."""
@@ -428,7 +453,14 @@ class OfflineTrainer(Trainer):
         if pending is None:
             return
         assert isinstance(self.evaluator, BackgroundEvaluator)
-        evaluations = self.evaluator.result()
+        try:
+            evaluations = self.evaluator.result()
+        except Exception:
+            raise
+        except BaseException:
+            # an interrupt: its result can still be had
+            self._pending = pending
+            raise
         self._evaluated_states = pending.states
         self._take(evaluations, pending.step)
         for step, rows in pending.rows:
@@ -564,7 +596,7 @@ class OfflineTrainer(Trainer):
         self.update.load_state_dict(state["update"])
         set_rng_state(state["rng"])
         self._averages.load_state_dict(state, self._device)
-        self.resumed = True
+        self.resumed, self._stop = True, None
         self.collected_frames = self._optim_count = step
         self.collector.load_state_dict({"done": step})
 

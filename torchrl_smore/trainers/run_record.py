@@ -50,7 +50,7 @@ class RunRecord:
         return cast("dict[str, list[str]]", self.about["columns"])
 
     def checked(self, **inputs: Any) -> tuple[list[Tensor], type]:
-        """Inputs as tensors of one batch shape, float32 or, of pictures, uint8, and the type that outputs shall have.
+        """Inputs as tensors of one batch shape, float32 or, of pictures, uint8, and the first one's type, the outputs'.
 
         Raises:
             TypeError: for inputs that are neither arrays nor tensors of real numbers, or pictures that are not uint8.
@@ -68,7 +68,7 @@ class RunRecord:
                 raise ValueError(f"expected one row or equally many of each input, got {key} {batch} beside {largest}.")
         if "desired_goal" in tensors and self.pixels is None:
             self._check_goals(tensors["desired_goal"])
-        kind = Tensor if any(isinstance(value, Tensor) for value in inputs.values()) else np.ndarray
+        kind = Tensor if isinstance(next(iter(inputs.values())), Tensor) else np.ndarray
         return [
             tensor.expand(*largest, *tensor.shape[tensor.ndim - self._dims(key) :]) for key, tensor in tensors.items()
         ], kind
