@@ -121,9 +121,8 @@ class Worker:
             self._await(_LENGTH.size, deadline)
             (length,) = _LENGTH.unpack_from(self._come)
             self._await(_LENGTH.size + length, deadline)
-            answer = bytes(self._come[_LENGTH.size : _LENGTH.size + length])
+            ok, value = pickle.loads(bytes(self._come[_LENGTH.size : _LENGTH.size + length]))
             del self._come[: _LENGTH.size + length]
-            ok, value = pickle.loads(answer)
         except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             raise self._death() from error
         if not ok:

@@ -29,7 +29,7 @@ LOGGERS = ("tensorboard", "wandb")
 NETWORKS = ("paper", "official")
 ENCODERS = ("separate", "shared", "joint", "critics")
 #: Options of networks that see pictures.
-PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold", "crop_prob")
+PIXEL_OPTIONS = ("encoder", "encoder_size", "pixel_norm", "pixel_cold")
 ON_DIVERGENCE = ("stop", "continue")
 #: The largest value of each count: far beyond what any run needs, and within what every library takes.
 MOST = {
@@ -82,7 +82,7 @@ def check(config: Config) -> None:
     if config.goals is not None:
         parse_strategy(config.goals)  # also where a task says of the actor's what counts in its place
     strategies = {name for goals in kinds_of_goals(config) for name in check_strategy(parse_strategy(goals))}
-    if "random" in strategies and METHODS[config.method].reached_goals:
+    if config.resume is None and "random" in strategies and METHODS[config.method].reached_goals:
         raise ValueError(
             f"random goals: method={config.method} takes a hindsight goal for one that its trajectory reaches, which a "
             "random one is not."

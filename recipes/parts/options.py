@@ -248,10 +248,12 @@ def check_given(config: Config) -> None:
         config: before :func:`with_defaults`, whose options may be of use to some methods alone.
 
     Raises:
-        ValueError: for such an option, or an unknown method.
+        ValueError: for such an option, or an unknown task, method or preset.
     """
-    check_name(config, "method", list(METHODS))
-    method = METHODS[config.method]
+    get_task(config.task)
+    for name, valid in (("method", METHODS), ("preset", PRESETS)):
+        check_name(config, name, list(valid))
+    method, resolved = METHODS[config.method], resolve(config)
     given = {field.name for field in dataclasses.fields(Config) if getattr(config, field.name) != field.default}
     likelihood = [name for name in ("contamination", "min_std") if name in given]
     if config.pixels:
@@ -259,7 +261,7 @@ def check_given(config: Config) -> None:
         likelihood = [name for name in likelihood if name == "min_std" and config.method == "crl_td"]
         reads = False
     else:
-        chosen = config.regression or method.accepts.get("regression")
+        chosen = resolved.regression or method.accepts.get("regression")
         reads = method.likelihood and chosen in (None, "nll")
     if likelihood and not reads:
         raise ValueError(
@@ -270,9 +272,11 @@ def check_given(config: Config) -> None:
     if "networks" in given and (config.pixels or not method.preset):
         which = "with pixels=, whose networks have encoder_size" if config.pixels else f"with method={config.method}"
         raise ValueError(f"networks={config.networks}: of no use {which}.")
+    if "crop_prob" in given and not config.pixels:
+        raise ValueError("crop_prob: of no use without pixels=, the size of pictures.")
     for (name, value), idle in method.idle.items():
         found = [each for each in idle if each in given]
-        if found and (getattr(config, name) or method.accepts[name]) == value:
+        if found and (getattr(resolved, name) or method.accepts[name]) == value:
             raise ValueError(f"{', '.join(found)}: of no use with {name}={value} of method={config.method}.")
 
 

@@ -203,6 +203,8 @@ def test_an_option_that_a_method_has_not_is_refused(recipe, tmp_path, options, s
         ({"method": "crl_td", "pixels": 48, "min_std": 0.1}, "so it has no min_std"),
         ({"method": "am", "contamination": 0.4, "min_std": 0.5}, "so it has no contamination or min_std"),
         ({"method": "gcsl", "contamination": 0.4}, r"\(regression=nll would\), so it has no contamination"),
+        ({"method": "gofar", "preset": "paper", "contamination": 0.4}, "so it has no contamination"),
+        ({"crop_prob": 1.0}, "crop_prob: of no use without pixels="),
         ({"method": "crl_td", "networks": "official"}, "networks=official: of no use with method=crl_td"),
         ({"pixels": 48, "networks": "official"}, "networks=official: of no use with pixels="),
         (
@@ -228,6 +230,9 @@ def test_what_nothing_would_read_is_refused_where_it_was_given(recipes, options,
         {"method": "gcsl", "regression": "nll", "contamination": 0.4},
         {"method": "hindsight_bc", "contamination": 0.4},
         {"method": "crl_td", "pixels": 48, "contamination": 0.1},
+        # whose defaults have regression=nll
+        {"method": "gofar", "contamination": 0.4, "min_std": 0.1},
+        {"method": "wgcsl", "contamination": 0.4},
         {"method": "gofar", "actor_weight": "expectile_awr", "temperature": 50.0},
         {"method": "crl", "actor": "awr", "temperature": 5.0},
         {"method": "crl", "networks": "official", "bc_coef": 0.3},

@@ -428,3 +428,38 @@ def test_a_run_that_waits_for_an_evaluation_is_interrupted_and_goes_on(make_run,
         del background.result
     assert trainer.step == STEPS
     assert_same_run(tmp_path / "run", whole[0])
+
+
+def test_a_run_resumed_in_the_same_process_leaves_the_evaluation_in_progress(make_run, background, tmp_path, gate):
+    trainer = make_run(background, tmp_path / "run", save_interval=2)
+
+    def interrupt():
+        if trainer.step == 7:
+            # of update 4 it has ended with the checkpoint of 6; that of 8 shall be in progress
+            gate.unlink()
+        if trainer.step == 10:
+            raise KeyboardInterrupt
+
+    trainer.register_op("post_optim", interrupt)
+    gate.touch()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer._pending.step == 8
+    trainer._post_optim_ops.pop()
+    gate.touch()
+    trainer.resume(tmp_path / "run" / "checkpoint" / "step_000000006")
+    trainer.train()
+    steps = [int(row["step"]) for row in rows_of(tmp_path / "run")]
+    assert steps == sorted(steps)
+    evaluated = [row["step"] for row in rows_of(tmp_path / "run") if row["eval/success_last"] and row["seed"] == "3"]
+    assert evaluated == ["4", "8", "12", "13"]
+
+
+def test_an_evaluation_that_nobody_waits_for_any_more_is_in_nobodys_way(background, make_loss, monkeypatch):
+    first, second = ([ThreeColumns(make_loss(seed))] for seed in (3, 8))
+    expected = background.run_all(second)[0].metrics
+    with monkeypatch.context() as patch:
+        interrupt_once(patch, background._worker, 1)
+        with pytest.raises(KeyboardInterrupt):
+            background.run_all(first)
+    assert background.run_all(second)[0].metrics == expected

@@ -14,6 +14,7 @@ from tensordict.nn import TensorDictModule
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.objectives import HardUpdate, IQLLoss, SoftUpdate
+from torchrl.record import CSVLogger
 
 from torchrl_smore.data import GoalBatchSampler, GoalTransition, HindsightGoalTransform
 from torchrl_smore.envs import EnvPool
@@ -315,6 +316,31 @@ def test_after_an_interrupt_within_an_interval_the_rest_is_done_and_no_more(make
     for ours, theirs in zip(trainer.loss_module.parameters(), whole.loss_module.parameters()):
         assert torch.equal(ours, theirs)
     assert latest_checkpoint(tmp_path / "own" / "checkpoint").name == "step_000000020"
+
+
+@pytest.mark.parametrize("stage", ["pre_steps_log", "post_optim", "post_steps", "logger", "evaluation"])
+def test_an_interrupt_anywhere_leaves_no_update_out_and_repeats_none(make_trainer, data, evaluator, tmp_path, stage):
+    sampler, logger = InterruptedOnce(GoalBatchSampler(data, 16, seed=0), 0), CSVLogger("log", log_dir=str(tmp_path))
+    options = {"evaluator": evaluator, "logger": logger, "log_interval": 8, "eval_interval": 8, "save_interval": 8}
+    trainer = make_trainer(20, run_dir=tmp_path / "run", sampler=sampler, **options)
+    calls = []
+
+    def interrupt(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    if stage == "logger":
+        trainer._log, log = lambda *a, **k: (interrupt(), log(*a, **k)), trainer._log
+    elif stage == "evaluation":
+        evaluator.run_all, run = lambda policies: (interrupt(), run(policies))[1], evaluator.run_all
+    else:
+        trainer.register_op(stage, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert sampler.draws == trainer.step == trainer.evaluated_step == 20
+    assert latest_checkpoint(tmp_path / "run" / "checkpoint").name == "step_000000020"
 
 
 def test_a_run_that_was_stopped_goes_on_in_the_same_process(make_trainer, evaluator, tmp_path):

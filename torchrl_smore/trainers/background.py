@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ class BackgroundEvaluator:
         self._worker.send(_make, request, options, torch.get_num_threads())
         self._made = False
         self._running = False
+        self._forgotten = False
 
     def start(self, policies: Sequence[Policy]) -> None:
         """Begins an evaluation of policies as they are now.
@@ -77,8 +79,13 @@ class BackgroundEvaluator:
             RuntimeError: if one is running whose result was not asked for, or the process has failed.
             TypeError: if a policy cannot be pickled.
         """
+        if self._running and self._forgotten:
+            # of a run_all that was interrupted
+            with contextlib.suppress(RuntimeError):
+                self.result()
         if self._running:
             raise RuntimeError("an evaluation is running; ask for its result first.")
+        self._forgotten = False
         self._worker.send(_run, _pickled(list(policies), "what an evaluation process shall evaluate"))
         self._running = True
 
@@ -113,6 +120,7 @@ class BackgroundEvaluator:
     def run_all(self, policies: Sequence[Policy]) -> list[Evaluation]:
         """Evaluates policies and waits; see :meth:`start` and :meth:`result`."""
         self.start(policies)
+        self._forgotten = True
         return self.result()
 
     def close(self) -> None:

@@ -163,6 +163,8 @@ class OfflineTrainer(Trainer):
         ValueError: if a count is not positive, ``update`` is given beside what makes one, or neither is complete.
     """
 
+    _optim_count: int
+
     def __init__(
         self,
         loss: LossModule | None = None,
@@ -235,6 +237,7 @@ class OfflineTrainer(Trainer):
         self._averages = Averages(len(self.seeds))
         self._warned = False
         self._stop: BaseException | None = None
+        self._saved_step = 0
         self._metrics: MetricsFile | None = None
         self._pending: _Pending | None = None
         self._evaluated_states: list[_State] | None = None
@@ -302,16 +305,16 @@ class OfflineTrainer(Trainer):
                     clear_leftovers(root)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
             stack.enter_context(in_mode(True, *self.update.losses))
-            # what was interrupted within an interval goes on from where it is
+            # after an interrupt TorchRL has counted updates that were not done
+            self.collected_frames = self._optim_count
             self.collector.load_state_dict({"done": self.step})
-            self._stop_training = False
             try:
                 super().train()
-                if self._stop_training and self.step < self.total_frames:
-                    self._end_early()
             except Exception:
                 self._finish_evaluation()
                 raise
+            finally:
+                self._stop_training = False
             self._finish_evaluation()
         if self.progress_bar:
             self._pbar.close()
@@ -367,9 +370,19 @@ class OfflineTrainer(Trainer):
             self._pbar.update(self.step)
         # where an interrupt came between an update and what it is followed by
         self._finish_evaluation()
-        if self._averages.count and self.step % self.log_interval == 0:
+        if self._averages.count and self._is_due(self.log_interval):
             self._log_averages()
         self._repeat_lost_evaluation()
+        if self.run_dir is not None and self.step not in (0, self._saved_step) and self._is_due(self.save_interval):
+            self.save()
+
+    def _shutdown_hook(self) -> None:
+        if self._stop_training and self.step < self.total_frames:
+            self._end_early()
+        super()._shutdown_hook()
+
+    def _is_due(self, interval: int) -> bool:
+        return self.step >= self.total_frames or self.step % interval == 0
 
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Runs ``batch.numel()`` updates, then logs, evaluates and saves what is due."""
@@ -419,13 +432,16 @@ class OfflineTrainer(Trainer):
 
     def _end_early(self) -> None:
         """Evaluates, logs and saves what :meth:`optim_steps` has left for a later update, as at the end."""
+        seen = self.evaluated_step
         self._finish_evaluation()
         if self._averages.count:
             self._log_averages()
         if self.evaluator is not None and self.evaluated_step < self.step:
             self._evaluate()
             self._finish_evaluation()
-        if self.run_dir is not None and self.step % self.save_interval:
+        if self.evaluated_step != seen:
+            self._show_to_hooks(TensorDict({}, batch_size=[0]))
+        if self.run_dir is not None and self._saved_step != self.step:
             self.save()
 
     def _show_to_hooks(self, batch: TensorDictBase) -> None:
@@ -441,8 +457,9 @@ class OfflineTrainer(Trainer):
         assert self.evaluator is not None
         self._finish_evaluation()
         if isinstance(self.evaluator, BackgroundEvaluator):
+            pending = _Pending(self.step, self._loss_states())
             self.evaluator.start(self.policies)
-            self._pending = _Pending(self.step, self._loss_states())
+            self._pending = pending
         else:
             self._take(self.evaluator.run_all(self.policies), self.step)
 
@@ -475,10 +492,15 @@ class OfflineTrainer(Trainer):
 
     def _repeat_lost_evaluation(self) -> None:
         """Repeats the evaluation at the checkpoint resumed from, if its process was killed before it was written."""
-        if self._metrics is None or self.step == 0 or not self._evaluates_at(self.step):
+        if self.step == 0 or not self._evaluates_at(self.step):
             return
-        if not self._metrics.has(self.step, "eval/", len(self.seeds)):
-            self._metrics.drop(self.step, "eval/")
+        if self._metrics is None:
+            lost = not self.resumed and self.evaluated_step != self.step
+        else:
+            lost = not self._metrics.has(self.step, "eval/", len(self.seeds))
+        if lost:
+            if self._metrics is not None:
+                self._metrics.drop(self.step, "eval/")
             self._evaluate()
             if self.step >= self.total_frames:
                 self._finish_evaluation()
@@ -538,9 +560,11 @@ class OfflineTrainer(Trainer):
         # TorchRL's logging knows no other update than that which the trainer is at
         now = self.step
         self.collected_frames = step
-        self._log(log_pbar=False, **{key: value for key, value in means.items() if key not in shown})
-        self._log(log_pbar=True, **{key: means[key] for key in shown})
-        self.collected_frames = now
+        try:
+            self._log(log_pbar=False, **{key: value for key, value in means.items() if key not in shown})
+            self._log(log_pbar=True, **{key: means[key] for key in shown})
+        finally:
+            self.collected_frames = now
         if self._metrics is not None:
             for seed, row in zip(self.seeds, rows):
                 self._metrics.write(step, row, seed if len(rows) > 1 else None)
@@ -571,7 +595,9 @@ class OfflineTrainer(Trainer):
         }
         device = self._device
         meta = {**self.meta, "total_steps": int(self.total_frames), "torch": torch.__version__, "device": device.type}
-        return save_checkpoint(self.run_dir / "checkpoint", self.step, state, meta, self.keep_checkpoints)
+        path = save_checkpoint(self.run_dir / "checkpoint", self.step, state, meta, self.keep_checkpoints)
+        self._saved_step = self.step
+        return path
 
     def resume(self, checkpoint: str | Path | None = None) -> None:
         """Continues from a checkpoint, by default the newest of ``run_dir``.
@@ -594,9 +620,15 @@ class OfflineTrainer(Trainer):
         self._tell_what_differs(meta)
         # checks all of it before it overwrites anything
         self.update.load_state_dict(state["update"])
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            # of a course that is left
+            assert isinstance(self.evaluator, BackgroundEvaluator)
+            with contextlib.suppress(RuntimeError):
+                self.evaluator.result()
         set_rng_state(state["rng"])
         self._averages.load_state_dict(state, self._device)
-        self.resumed, self._stop = True, None
+        self.resumed, self._stop, self._saved_step = True, None, step
         self.collected_frames = self._optim_count = step
         self.collector.load_state_dict({"done": step})
 
