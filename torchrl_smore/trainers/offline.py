@@ -409,7 +409,7 @@ class OfflineTrainer(Trainer):
         last = self.step >= self.total_frames
         if isinstance(self.evaluator, BackgroundEvaluator) and self.evaluator.is_done() and not last:
             self._finish_evaluation()
-        if last or self.step % self.log_interval == 0:
+        if self._is_due(self.log_interval):
             self._log_averages()
         elif self.step % self.eval_interval == 0:
             self._check_finite()
@@ -417,10 +417,9 @@ class OfflineTrainer(Trainer):
             # another evaluation ends before hooks are called for the last time
             self._finish_evaluation()
             self._show_to_hooks(batch)
-        if self._evaluates_at(self.step):
+        if self._evaluates():
             self._evaluate()
-        due = last or self.step % self.save_interval == 0 or self._stop is not None
-        if self.run_dir is not None and due:
+        if self.run_dir is not None and (self._is_due(self.save_interval) or self._stop is not None):
             self.save()
         if last:
             self._finish_evaluation()
@@ -449,8 +448,8 @@ class OfflineTrainer(Trainer):
         self._post_steps_hook()
         self._post_steps_log_hook(batch)
 
-    def _evaluates_at(self, step: int) -> bool:
-        return self.evaluator is not None and (step >= self.total_frames or step % self.eval_interval == 0)
+    def _evaluates(self) -> bool:
+        return self.evaluator is not None and self._is_due(self.eval_interval)
 
     def _evaluate(self) -> None:
         """Evaluates the policies as they are now; an evaluator beside training only begins to."""
@@ -465,19 +464,17 @@ class OfflineTrainer(Trainer):
 
     def _finish_evaluation(self) -> None:
         """Waits for the evaluation in progress, if there is one, and writes its rows and then those that waited."""
-        # first of all not in progress any more: one that fails is not waited for again
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending is None:
             return
         assert isinstance(self.evaluator, BackgroundEvaluator)
         try:
             evaluations = self.evaluator.result()
         except Exception:
+            # one that fails is not waited for again; one whose wait was interrupted is
+            self._pending = None
             raise
-        except BaseException:
-            # an interrupt: its result can still be had
-            self._pending = pending
-            raise
+        self._pending = None
         self._evaluated_states = pending.states
         self._take(evaluations, pending.step)
         for step, rows in pending.rows:
@@ -492,7 +489,7 @@ class OfflineTrainer(Trainer):
 
     def _repeat_lost_evaluation(self) -> None:
         """Repeats the evaluation at the checkpoint resumed from, if its process was killed before it was written."""
-        if self.step == 0 or not self._evaluates_at(self.step):
+        if self.step == 0 or not self._evaluates():
             return
         if self._metrics is None:
             lost = not self.resumed and self.evaluated_step != self.step
