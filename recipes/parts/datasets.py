@@ -112,8 +112,9 @@ def load_dataset(
         )
     except DatasetError as error:
         raise DatasetError(f"dataset={path}: {error}") from error
-    if store.meta.get("task", task.name) not in (task.name, task.data_source.name):
-        raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {task.name}.")
+    taken = (task.name, *task.data_tasks)
+    if store.meta.get("task", task.name) not in taken:
+        raise ValueError(f"dataset={path} was collected on {store.meta['task']}, not on {' or '.join(taken)}.")
     changed = _differing(store, task.data_source, ("observation_columns", "goal_columns", "action_columns"))
     if changed and "task" in store.meta:
         log.warning(
@@ -177,7 +178,7 @@ def collect_or_load(
 ) -> TrajectoryStore:
     """Collects a dataset of the task's composition, or loads what an equal earlier call has collected.
 
-    Tasks with one :attr:`Task.data_task` have one dataset.
+    Tasks with one :attr:`Task.data_source` have one dataset.
 
     The policies are files of trained actors, or the run folder of one; ``None`` and the noise of the expert are as in
     :func:`~torchrl_smore.envs.collect`.

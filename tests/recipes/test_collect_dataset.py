@@ -34,7 +34,7 @@ def test_where_nothing_is_asked_for_it_collects_what_training_would(recipe, tmp_
     done = recipe("collect_dataset.py", "task=Tabletop-drawer", "num_trajectories=3", cwd=tmp_path)
     assert done.status == 0, done.stderr
     # the folder that smore_offline.py looks for
-    store = TrajectoryStore.load(tmp_path / "datasets" / "Tabletop_expert3_random0_seed0_expertnoise0.1")
+    store = TrajectoryStore.load(tmp_path / "datasets" / "Tabletop-fresh_expert3_random0_seed0_expertnoise0.1")
     assert [(part["behaviour"], part["noise"]) for part in store.meta["composition"]] == [("expert", 0.1)]
     options = ("task=Tabletop", "num_trajectories=4", "expert_fraction=0.5", "expert_noise=0", "out=store")
     assert recipe("collect_dataset.py", *options, cwd=tmp_path).status == 0

@@ -77,6 +77,21 @@ def test_a_store_that_says_less_is_judged_by_what_it_says_and_by_its_widths(data
     assert not caplog.messages
 
 
+def test_a_task_takes_datasets_of_its_own_and_of_each_of_its_data_tasks(datasets, tmp_path):
+    rooms = get_task("PointRooms")
+    of_both = dataclasses.replace(rooms, data_tasks=("Tabletop", "PointReach"))
+    for collected, task in (("PointReach", of_both), ("PointRooms", of_both), ("PointRooms", rooms)):
+        out = tmp_path / collected
+        store = datasets.collect_or_load(get_task(collected), str(out), **FEW)
+        assert datasets.load_dataset(str(next(out.iterdir())), task, None).sha256 == store.sha256
+    (out,) = (tmp_path / "PointReach").iterdir()
+    with pytest.raises(ValueError, match=r"was collected on PointReach, not on PointRooms\."):
+        datasets.load_dataset(str(out), rooms, None)
+    neither = dataclasses.replace(rooms, data_tasks=("Tabletop", "Tabletop-fresh"))
+    with pytest.raises(ValueError, match="not on PointRooms or Tabletop or Tabletop-fresh"):
+        datasets.load_dataset(str(out), neither, None)
+
+
 def test_a_store_under_its_own_share_keeps_everything(datasets):
     for experts in range(60):
         for rest in range(60):

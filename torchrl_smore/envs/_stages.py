@@ -87,7 +87,8 @@ STAGES: dict[str, Stage] = {
     "AntTgtVel-m-e": _ANT,
     "AntTgtVel-r-e": _ANT,
     **dict.fromkeys(
-        ("Tabletop", "Tabletop-drawer", "Tabletop-pick", "Tabletop-pick-close", "Tabletop-push-open"), _TABLETOP
+        ("Tabletop", *(f"Tabletop-{kind}" for kind in ("fresh", "drawer", "pick", "pick-close", "push-open"))),
+        _TABLETOP,
     ),
 }
 """The stages of tasks that the view of Fetch does not do for, by name of the task."""

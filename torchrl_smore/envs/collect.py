@@ -131,7 +131,7 @@ def collect(
     the log says so.
 
     Args:
-        task: the task or its name; where it has a :attr:`Task.data_task`, episodes of that one are collected.
+        task: the task or its name; where it has :attr:`Task.data_tasks`, episodes of the first are collected.
         expert_episodes: number of expert trajectories, at least 0.
         random_episodes: number of random trajectories, at least 0; at least one trajectory in all.
         seed: at least 0.

@@ -3,9 +3,10 @@
 They stand in for the image tasks of the paper's Fig. 3, whose simulator (PyBullet) and data are not available. Kept is
 what those tasks are about: data of single primitives (open or close the drawer, carry the cube, push the can), and
 evaluation tasks, two of which need two primitives in a row that no trajectory of the data holds together. In three of
-four episodes of the data the gripper is where another primitive has left it, as in the original, which resets its scene
-every four trajectories. What differs: scene, gripper and lengths are our own, nothing turns, the cube is held by
-friction, and starts are drawn anew in every episode where the original has one for each task.
+four episodes of the data of these two the gripper is where another primitive has left it, as in the original, which
+resets its scene every four trajectories. What differs: scene, gripper and lengths are our own, nothing turns, the cube
+is held by friction, starts are drawn anew in every episode where the original has one for each task, and the data of
+the two tasks of one primitive begin as their evaluations do, where the original has one dataset.
 
 A state is 10 numbers, and nothing else decides what follows but what is left of velocities a tenth of a second after an
 action. The drawer does not move while the can stands before it.
@@ -27,7 +28,7 @@ from torchrl_smore.envs._scene import load_model
 from torchrl_smore.envs.wrappers import require_mujoco
 
 Array = NDArray[Any]
-Kind = Literal["primitives", "drawer", "pick", "pick-close", "push-open"]
+Kind = Literal["primitives", "fresh", "drawer", "pick", "pick-close", "push-open"]
 
 STEP = 0.04
 """Displacement of the gripper for an action component of 1, in metres."""
@@ -64,7 +65,7 @@ _JOINTS = (
     *("can_x", "can_y", "cube_x", "cube_y", "cube_z"),
 )
 
-_CONTINUED = 0.75  # share of the data's episodes that begin where a primitive has ended
+_CONTINUED = 0.75  # share of the episodes of "primitives" that begin where a primitive has ended
 _CRADLE, _GRIPPED, _HOLDING = 0.017, 0.008, 0.016  # of the fingers beside the can, on the handle and on the cube
 _BESIDE_CAN = (0.036, 0.035)  # how far from the can's middle and how high a push ends
 # boxes that starts and goals are drawn from
@@ -111,17 +112,17 @@ def draw_episode(kind: Kind, rng: np.random.Generator) -> tuple[Scene, Scene]:
     ``"primitives"``: what the data hold, one of opening or shutting the drawer, carrying the cube to another place, and
     pushing the can to the right or the left, as often as each other where the scene allows it, but the cube twice
     as often where the drawer is open, half of the times into it; three of four begin with the gripper where such a
-    primitive ends, the others above the table, as all other kinds do. ``"drawer"``:
-    opening or shutting it. ``"pick"``: the cube from the table to the tray or to the top of the cabinet.
-    ``"pick-close"``: the cube from the table into the open drawer, which is then shut. ``"push-open"``: the can from
-    before the shut drawer to the right, so that the drawer can be opened.
+    primitive ends, the others above the table, as all other kinds do. ``"fresh"``: the same, and all begin above the
+    table. ``"drawer"``: opening or shutting it. ``"pick"``: the cube from the table to the tray or to the top of the
+    cabinet. ``"pick-close"``: the cube from the table into the open drawer, which is then shut. ``"push-open"``: the
+    can from before the shut drawer to the right, so that the drawer can be opened.
 
     Args:
         kind: of the task.
         rng: that draws them.
     """
-    if kind == "primitives":
-        return _primitive(rng)
+    if kind in ("primitives", "fresh"):
+        return _primitive(rng, _CONTINUED if kind == "primitives" else 0.0)
     shut = kind == "push-open" or (kind == "drawer" and rng.random() < 0.5)
     opened = 0.0 if shut else _opening(rng)
     place = ("table", "tray", "top")[rng.integers(3)] if kind in ("drawer", "push-open") else "table"
@@ -136,13 +137,13 @@ def draw_episode(kind: Kind, rng: np.random.Generator) -> tuple[Scene, Scene]:
     return start, _after(start, can=_pushed(rng, start), opened=OPEN_DRAWER)
 
 
-def _primitive(rng: np.random.Generator) -> tuple[Scene, Scene]:
+def _primitive(rng: np.random.Generator, continued: float) -> tuple[Scene, Scene]:
     opened = _opening(rng) if rng.random() < 0.5 else 0.0
     left = opened == 0.0 and rng.random() < 0.5
     place = tuple(_CUBE_PLACES)[rng.choice(4, p=(0.45, 0.15, 0.15, 0.25))]
     can = _uniform(rng, _CAN_LEFT if left else _CAN_RIGHT)
     start = Scene(_uniform(rng, _GRIPPER_START), opened, can, place, _uniform(rng, _CUBE_PLACES[place]))
-    start = _continued(rng, start) if rng.random() < _CONTINUED else start
+    start = _continued(rng, start) if rng.random() < continued else start
     possible = ["push"]
     possible += [] if left else ["drawer"]
     # out of the drawer it is not carried

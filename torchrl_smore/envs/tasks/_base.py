@@ -66,7 +66,8 @@ class Task:
         make_painter: builds what draws its states as pictures of a given size by a given OpenGL library (``None``: see
             :func:`render_episode`); ``None``: its observation does not say all that is seen.
         goal_range: smallest and largest value of each column of the goals that episodes ask for; ``None``: not stated.
-        data_task: name of the task whose episodes a dataset for this one consists of; ``None``: its own.
+        data_tasks: names of the tasks whose episodes a dataset for this one may consist of, of the first where one is
+            collected; none: its own.
 
     Everything must be importable by name (no lambdas) for the task to reach other processes.
     """
@@ -95,7 +96,7 @@ class Task:
     expert_random_prob: float = 0.0
     goal_parts: tuple[tuple[str, int, int], ...] = ()
     goal_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    data_task: str | None = None
+    data_tasks: tuple[str, ...] = ()
     make_painter: Callable[[int, OpenGL | None], Painter] | None = None
 
     @property
@@ -120,8 +121,8 @@ class Task:
 
     @property
     def data_source(self) -> Task:
-        """The task whose episodes a dataset for this one consists of."""
-        return self if self.data_task is None else get_task(self.data_task)
+        """The task whose episodes a dataset consists of that is collected for this one."""
+        return get_task(self.data_tasks[0]) if self.data_tasks else self
 
     def teacher(self) -> Expert | PlanningExpert:
         """What a network is taught by; see ``recipes/distill_expert.py``."""
