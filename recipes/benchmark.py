@@ -88,13 +88,13 @@ def main(config: Config) -> None:
             if stage.name and todo:
                 print(f"stage {stage.name}: {len(todo)} of {len(stage.jobs)} runs to do", flush=True)
             failures |= make_datasets(config, todo)
-            told = describe_datasets(config, stage.jobs)
-            for job in stage.jobs:
-                # also of finished runs whose data grid.json does not tell: an earlier version called them otherwise
-                if job.own_data is None or job.folder in failures:
-                    continue
-                if job in todo or job.own_data.name not in record["datasets"]:
-                    told[job.own_data.name] = job.own_data.parts
+            readable = [job for job in stage.jobs if job.folder not in failures]
+            told = describe_datasets(config, readable)
+            # also of finished runs whose data grid.json does not tell: an earlier version called them otherwise
+            untold = [
+                job for job in readable if job.own_data is not None and job.own_data.name not in record["datasets"]
+            ]
+            told |= describe_own([*(job for job in readable if job in todo), *untold])
             for name in grid.changed_datasets(record["datasets"], told):
                 print(
                     f"warning: {name} is not what the runs that are finished learned from: {DIFFERENT_DATA}", flush=True
@@ -277,11 +277,30 @@ def describe_datasets(config: Config, jobs: Sequence[Job]) -> dict[str, list[dic
     for request in {json.dumps(job.dataset): job.dataset for job in jobs if job.own_data is None}.values():
         folder = dataset_folder(config.data_dir, **request)
         if folder.exists():
-            # each run checks the data that it learns from
-            parts = TrajectoryStore.load(folder, verify=False).meta.get("composition", [])
-            kept = ("behaviour", "num_trajectories", "discounted_return", "return_over_max")
-            found[folder.name] = [{name: part[name] for name in kept if name in part} for part in parts]
+            with _warning_of(folder.name):
+                # each run checks the data that it learns from
+                parts = TrajectoryStore.load(folder, verify=False).meta.get("composition", [])
+                kept = ("behaviour", "num_trajectories", "discounted_return", "return_over_max")
+                found[folder.name] = [{name: part[name] for name in kept if name in part} for part in parts]
     return found
+
+
+def describe_own(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
+    """The same of the datasets of one's own that the jobs read."""
+    found = {}
+    for data in {job.own_data.name: job.own_data for job in jobs if job.own_data is not None}.values():
+        with _warning_of(data.name):
+            found[data.name] = data.parts
+    return found
+
+
+@contextlib.contextmanager
+def _warning_of(dataset: str) -> Iterator[None]:
+    """A dataset that finished runs learned from is not needed any more: if it cannot be read, the rest goes on."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"warning: {dataset}, which finished runs learned from, cannot be read: {error}", flush=True)
 
 
 def run(
@@ -313,8 +332,9 @@ def run(
             else:
                 results[job.folder] = outcome
                 write_tables(out, everything, results)
+                # none of this session's, where another driver's last worker has ended it meanwhile
                 lost = outcome["starts"].count(session) - 1
-                again = f", begun again {lost} times after a lost worker" if lost else ""
+                again = f", begun again {lost} times after a lost worker" if lost > 0 else ""
                 text = f"{mean_return(outcome)}{again}"
             left = (time.perf_counter() - started) / count * (len(jobs) - count)
             rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"

@@ -42,7 +42,7 @@ class Config:
     out: str | None = option(None, "folder to write to; default: <benchmark folder>/report, with results= runs/report")
     page: str | None = option(None, "writes Table 1 alone, to this Markdown file and a folder of its name beside it")
     tasks: str | None = option(None, "reports and judges these tasks alone, with commas between")
-    alternative: str = option("two-sided", "of the Mann-Whitney test: two-sided, greater, less")
+    alternative: str = option("two-sided", "of the Mann-Whitney test: two-sided, greater")
     correction: str = option("holm", "for several tests: holm, bonferroni, none")
     level: float = option(0.05, "of significance, in (0, 1)")
     min_seeds: int = option(5, "of every cell that a claim needs")

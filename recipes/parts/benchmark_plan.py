@@ -145,6 +145,7 @@ def read_plan(config: Config) -> tuple[Config, Manifest | None, Path, list[Stage
     """What a command asks for: its options with the manifest's and the preset's, the folder, and what is run in it."""
     if config.manifest is None:
         config, plan = read_request(config)
+        grid.check_selected(plan, config.tasks, config.settings)
         check_one_dataset(config, [plan], {})
         out = Path(config.out or f"runs/benchmark/{name_of(config)}").resolve()
         return config, None, out, [Stage("", plan, make_jobs(config, plan, out))]
@@ -174,6 +175,8 @@ def of_manifest(config: Config, manifest: Manifest) -> Config:
 def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
     """The stages of a manifest; a run that several ask for belongs to the first of them."""
     of_tasks = {task: own_sizes(options) for task, options in manifest.tasks.items()}
+    for task, options in of_tasks.items():
+        _check_of_task(config, task, options)
     requests = [
         [read_request(dataclasses.replace(config, **request), of_tasks) for request in stage.requests]
         for stage in manifest.stages
@@ -183,6 +186,10 @@ def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
     taken: dict[Path, set[int]] = {}
     data: dict[str, OwnData] = {}
     for stage, asked in zip(manifest.stages, requests):
+        try:
+            grid.check_selected(grid.merge([plan for _, plan in asked]), stage.tasks, stage.settings)
+        except ValueError as error:
+            raise ValueError(f"{config.manifest}: stage {stage.name}: {error}") from error
         jobs = [job for own, plan in asked for job in make_jobs(own, plan, out, of_tasks, taken, data)]
         plans = [plan for _, plan in asked]
         stages.append(Stage(stage.name, grid.merge(plans), sorted(jobs, key=lambda job: job.seeds)))
@@ -192,6 +199,16 @@ def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
             known = nearest(name, [*tasks])
             raise ValueError(f"{config.manifest} says something of {name}, which is no task of its stages.{known}")
     return stages
+
+
+def _check_of_task(config: Config, task: str, options: Mapping[str, Any]) -> None:
+    """Refuses what the options that a manifest has for a task cannot be; an error says where they were named."""
+    try:
+        check_options(dataclasses.replace(config, **options))
+    except ValueError as error:
+        raise ValueError(f"{config.manifest}: tasks: {task}: {error}") from error
+    if options.get("preset") == "smoke":
+        raise ValueError(f"{config.manifest}: tasks: {task}: preset smoke is of a whole benchmark, not of a task.")
 
 
 def own_sizes(options: Mapping[str, Any]) -> dict[str, Any]:

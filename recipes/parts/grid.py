@@ -226,7 +226,7 @@ def merge(plans: Iterable[Plan]) -> Plan:
 def select(plan: Plan, tasks: Sequence[str], methods: Sequence[str], settings: Sequence[str]) -> Plan:
     """The cells on given tasks, of given methods, in given settings; an empty list lets all pass."""
     names = [recipe_name(method) for method in methods]
-    wanted = [canonical_setting(setting) for setting in settings]
+    wanted = [canonical_setting(_ALIASES.get(setting, setting)) for setting in settings]
     cells = [
         cell
         for cell in plan.cells
@@ -236,6 +236,25 @@ def select(plan: Plan, tasks: Sequence[str], methods: Sequence[str], settings: S
     ]
     missing = [text for text in plan.unavailable if not tasks or text.split(",")[0] in tasks]
     return Plan(tuple(cells), tuple(missing))
+
+
+def check_selected(plan: Plan, tasks: Iterable[str], settings: Iterable[str]) -> None:
+    """Refuses a task or a setting that a plan, which was made for it, has no cell of.
+
+    Raises:
+        ValueError: naming it, and those that the plan has.
+    """
+    told = "; ".join(plan.unavailable)
+    for task in tasks:
+        if all(cell.task != task for cell in plan.cells) and task not in told:
+            known = ", ".join(dict.fromkeys(cell.task for cell in plan.cells)) or "no task at all"
+            raise ValueError(f"no cell of {task} is in what is asked for, which has {known}.")
+    for setting in settings:
+        # the settings of a dataset of one's own say its name too
+        own = set(canonical_setting(_ALIASES.get(setting, setting)).split(";"))
+        if not any(own <= set(cell.setting.split(";")) for cell in plan.cells) and setting not in told:
+            known = ", ".join(dict.fromkeys(cell.setting for cell in plan.cells)) or "none at all"
+            raise ValueError(f"no cell of the setting {setting!r} is in what is asked for, which has {known}.")
 
 
 def beside(plan: Plan, methods: Sequence[str]) -> Plan:

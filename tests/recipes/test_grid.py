@@ -154,6 +154,19 @@ def test_the_second_attempt_at_a_variant_is_the_first_and_not_run_twice(grid):
     ]
 
 
+def test_a_setting_is_chosen_by_either_of_its_names_and_what_a_table_lacks_is_refused(grid, import_recipe):
+    chosen = grid.select(grid.table_plan("13"), [], [], ["r_gofar_binary"])
+    assert {cell.setting for cell in chosen.cells} == {"expert=0.1;gofar_binary"}
+    planning = import_recipe("parts.benchmark_plan")
+    for asked, said in (
+        ({"table": "1", "tasks": ["FetchReach", "PointReach"]}, "no cell of PointReach is in what is asked for"),
+        ({"table": "9", "tasks": ["FetchReach", "HandReach"]}, "no cell of HandReach is in what is asked for"),
+        ({"table": "9", "tasks": ["FetchReach"], "settings": ["beta=0.7", "beta=0.75"]}, "setting 'beta=0.75' is"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            planning.read_plan(planning.Config(**asked, methods=["smore"]))
+
+
 def test_figure_2_is_seven_methods_at_three_noises(grid):
     plan = grid.figure_plan("2")
     assert {cell.task for cell in plan.cells} == {"FetchReach"}

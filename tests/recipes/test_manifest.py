@@ -283,6 +283,20 @@ def test_faults_of_a_manifest_are_named(import_recipe, planning, write, changes,
     assert "manifest.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"preset": "papr"}, r"unknown preset 'papr': expected smoke, quick, paper\. Did you mean paper\?"),
+        ({"data_seed": -3}, "data_seed must be at least 0 and at most .*, got -3"),
+        ({"preset": "smoke"}, "preset smoke is of a whole benchmark, not of a task"),
+    ],
+)
+def test_options_of_a_task_are_checked_as_those_of_all(planning, write, options, said):
+    path = write(tasks={"PointReach": options})
+    with pytest.raises(ValueError, match=rf"manifest\.yaml: tasks: PointReach: {said}"):
+        planning.read_plan(planning.Config(manifest=path))
+
+
 @pytest.mark.parametrize("asked", ["e1a4b8b", "e1a4b8bcd", "E1A4B8BCD" + "0" * 31])
 @pytest.mark.parametrize(
     ("commit", "said"),
@@ -422,6 +436,27 @@ def test_the_manifest_of_table_1_holds_what_it_says(planning, tmp_path):
     shown = {cell["id"] for cell in cells if (cell["task"], cell["method"], cell["setting"]) in ran}
     assert len(shown) == len(ran)
     assert shown <= {job.cell_folder.name for job in every}
+
+
+def test_a_damaged_dataset_fails_its_runs_and_no_others(benchmark, planning, tmp_path, monkeypatch, capsys):
+    from parts.datasets import dataset_folder
+
+    config = planning.Config(
+        **{"tasks": ["PointReach", "PointRooms"], "methods": ["smore"], "seeds": 1, "preset": "quick", "jobs": 0},
+        **{"num_trajectories": 4, "data_dir": str(tmp_path), "out": str(tmp_path / "out")},
+    )
+    *_, (stage,) = planning.read_plan(config)
+    damaged = dataset_folder(config.data_dir, **stage.jobs[0].dataset)
+    damaged.mkdir()
+    (damaged / "meta.json").write_text("{")
+    ran = []
+    monkeypatch.setattr(benchmark, "run", lambda config, jobs, *rest: ran.extend(job.cell.task for job in jobs))
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed"):
+        benchmark.main(config)
+    assert ran == ["PointRooms"]
+    # of runs that have ended the dataset is not needed
+    assert benchmark.describe_datasets(config, stage.jobs[:1]) == {}
+    assert f"warning: {damaged.name}, which finished runs learned from, cannot be read: " in capsys.readouterr().out
 
 
 def test_a_dataset_of_a_task_as_it_was_fails_the_runs_that_would_read_it(benchmark, planning, tmp_path):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from torchrl_smore.reports import Source, write_report
+from torchrl_smore.reports import RunSet, Source, write_report
+from torchrl_smore.reports.figures.returns import mean_curves
 from torchrl_smore.reports.own_data import own_lines, own_tables
+from torchrl_smore.reports.paper import summarize
 
 COMMAND = "python recipes/report.py"
+# 1 + 0.99 + ... over 50 steps
+MOST = sum(0.99**step for step in range(50))
 GRID = {
     "cells": [
         {
@@ -36,7 +40,7 @@ def runs(make_result):
             make_result(method=method, setting=setting, seed=seed, metric=metric, value=(mean + seed / 10) * factor)
             for method, mean in names.items()
             for seed in range(3)
-            for metric, factor in (("return_over_max", 1.0), ("discounted_return_0.99", 39.5), ("final_distance", 0.1))
+            for metric, factor in (("return_over_max", 1.0), ("discounted_return_0.99", MOST), ("final_distance", 0.1))
         ]
 
     return make
@@ -62,7 +66,7 @@ def test_every_method_stands_in_one_table_with_what_the_data_return(runs, make_r
     # 0.8, 0.9 and 1.0; 0.6, 0.7 and 0.8
     assert (smore.sample.mean, smore.sample.std, smore.best) == (pytest.approx(0.9), pytest.approx(0.1), True)
     assert (control.sample.mean, control.best) == (pytest.approx(0.7), False)
-    assert returned.rows[0].entries[0].sample.mean == pytest.approx(0.9 * 39.5)
+    assert returned.rows[0].entries[0].sample.mean == pytest.approx(0.9 * MOST)
     assert success.rows[0].entries == (None, None)
     assert [entry.best for entry in distance.rows[0].entries] == [False, True]
     # (10 * 0.9 + 30 * 0.1) / 40
@@ -72,6 +76,23 @@ def test_every_method_stands_in_one_table_with_what_the_data_return(runs, make_r
     assert [note for note in share.notes if note.startswith(told)]
     assert not any("FetchReach_expert100" in note for note in share.notes)
     assert own_tables(own_lines(Source((make_result(),))), COMMAND) == []
+
+
+def test_locomotion_on_them_is_over_the_maximum_at_the_same_discount_and_judged_at_its_own(make_result):
+    metrics = {"discounted_return_0.99": 50.0, "discounted_return_0.999": 300.0, "return_over_max": 0.47}
+    rows = [make_result(task="AntTgtVel-m-e", setting="data=x", metric=m, value=v) for m, v in metrics.items()]
+    source = own_lines(Source(tuple(rows)))
+    share, *_ = own_tables(source, COMMAND)
+    # 100 * (1 - 0.99^1000) is 100 but for 0.004
+    assert share.rows[0].entries[0].sample.mean == pytest.approx(0.5, abs=1e-4)
+    summary = summarize(RunSet(source.results), resamples=10)
+    assert summary.iqm["SMORe"].value == pytest.approx(0.5, abs=1e-4)
+    (line,) = mean_curves(source.results).values()
+    assert line["SMORe"][1].tolist() == [300.0]
+    # of a task that is not the paper's nobody knows the longest episode
+    rows = [make_result(task="my:TASK", setting="data=x", metric=m, value=v) for m, v in metrics.items()]
+    share, *_ = own_tables(own_lines(Source(tuple(rows))), COMMAND)
+    assert share.rows[0].entries[0].sample.mean == 0.47
 
 
 def test_a_report_of_them_has_statistics_and_curves_and_no_claim(runs, make_result, tmp_path):

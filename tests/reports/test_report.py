@@ -9,6 +9,7 @@ import pytest
 from torchrl_smore.reports import Paper, Source, evaluate_partly, write_report
 from torchrl_smore.reports.numbers.results import ResultsError
 from torchrl_smore.reports.provenance import ranges
+from torchrl_smore.reports.report import _fewest_seeds
 
 pytest.importorskip("matplotlib")
 
@@ -121,6 +122,13 @@ def test_a_planted_difference_gets_its_star_and_its_numbers(report):
     assert "| SMORe | 0.916 [" in statistics
     assert "| GC-IQL | 0.765 [" in statistics
     assert "| 1.000 [1.000, 1.000] | 1 task | FetchReach | 5 |" in statistics
+
+
+def test_few_seeds_are_those_of_any_cell(make_result):
+    rows = [make_result(setting="expert=1;images", seed=seed, metric=m) for seed in range(5) for m in ("a", "b")]
+    assert _fewest_seeds(rows) == 5
+    assert _fewest_seeds([*rows, make_result(setting="no_her")]) == 1
+    assert _fewest_seeds([]) > 5
 
 
 def test_claims_that_lack_runs_are_shown_on_what_there_is_without_a_verdict(report, make_result):

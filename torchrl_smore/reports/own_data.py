@@ -11,7 +11,7 @@ from torchrl_smore.reports.paper.markup import Entry, Row
 from torchrl_smore.reports.paper.scores import BASE_SETTING, OWN_DATA, View, is_own
 
 _VIEWS: dict[View, str] = {
-    "return_over_max": "discounted return / largest possible, at the task's largest discount",
+    "return_over_max": "discounted return / largest possible",
     "discounted_return_0.99": "discounted return at 0.99",
     "success_rate": "success after the last step",
     "final_distance": "final distance",
@@ -19,7 +19,8 @@ _VIEWS: dict[View, str] = {
 _OF_DATA = (OWN_DATA, "expert=", "noise=")
 _LINES = (
     "Mean ± standard deviation over seeds (n - 1 in the denominator), number of seeds in parentheses; bold: best mean "
-    "of the line; a dash: no run. The paper has nothing to compare with."
+    "of the line; a dash: no run. The paper has nothing to compare with. Largest possible: at 0.99, of tasks that are "
+    "not the paper's at the largest discount that they are evaluated at."
 )
 
 

@@ -283,6 +283,7 @@ def test_the_description_states_sidedness_correction_level_and_family():
         (lambda: mann_whitney([1.0], [1.0], alternative="bigger"), "unknown alternative 'bigger'"),
         (lambda: smallest_p(3, 3, alternative="two_sided"), "Did you mean 'two-sided'"),
         (lambda: adjust_p_values([0.1], "Holms"), "Did you mean 'holm'"),
+        (lambda: SignificanceTest("less"), "unknown alternative 'less': expected one of two-sided, greater"),
         (lambda: SignificanceTest(correction="bonf"), "unknown correction 'bonf'"),
         (lambda: SignificanceTest(level=5), r"level must lie in \(0, 1\), got 5"),
     ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from torchrl_smore.reports import Paper, Result, claims_to_markdown, evaluate_claim, evaluate_claims
+from torchrl_smore.reports import Paper, Result, claims_to_markdown, evaluate_claim, evaluate_claims, evaluate_partly
+from torchrl_smore.reports.paper.scores import IMAGE_TASKS
 
 
 def on_paper(claim, **options):
@@ -193,20 +194,44 @@ def test_c5_needs_smore_ahead_at_every_noise(make_result):
     assert evaluate_claim("C5", noisy_runs(make_result, 21.0)[:-15]).verdict == "not enough runs"
 
 
-def test_c6_needs_four_image_tasks_with_a_rival(make_result):
-    def runs(tasks, smore=0.9):
+def test_c6_needs_smore_ahead_of_both_rivals_on_the_four_tasks_and_looks_at_no_others(make_result):
+    def runs(tasks=IMAGE_TASKS, smore=0.9, methods=("CRL", "GC-IQL")):
         return [
-            make_result(
-                task=f"Image{i}", method=method, setting="expert=1;images", seed=s, metric="success_last", value=value
-            )
-            for i in range(tasks)
-            for method, value in (("SMORe", smore), ("CRL", 0.5))
+            make_result(task=task, method=method, setting="expert=1;images", seed=s, metric="success_last", value=value)
+            for task in tasks
+            for method, value in (("SMORe", smore), *((rival, 0.5) for rival in methods))
             for s in range(5)
         ]
 
-    assert evaluate_claim("C6", runs(4)).verdict == "holds"
-    assert evaluate_claim("C6", runs(4, smore=0.4)).numbers["not best"] == "Image0, Image1, Image2, Image3"
-    assert evaluate_claim("C6", runs(3)).missing == ("3 of 4 tasks with SMORe and a rival",)
+    assert evaluate_claim("C6", runs()).verdict == "holds"
+    assert evaluate_claim("C6", runs(smore=0.4)).numbers["not best"] == ", ".join(IMAGE_TASKS)
+    # neither a task of our own nor the control is the paper's
+    more = [
+        *runs(),
+        *runs(["PointReach"], 0.1, [])[:1],
+        *scaled(runs(methods=["hindsight_bc"]), 3, method="hindsight_bc"),
+    ]
+    assert evaluate_claim("C6", more).verdict == "holds"
+    assert len(evaluate_claim("C6", runs(IMAGE_TASKS[:3])).missing) == 3
+    assert len(evaluate_claim("C6", runs(methods=["CRL", "hindsight_bc"])).missing) == 4
+
+
+def test_c11_asks_for_a_spread(paper_as_results):
+    single = evaluate_claim("C11", paper_as_results("15", seeds=1), min_seeds=1)
+    assert single.verdict == "not enough runs"
+    assert "1 seed has no spread" in single.missing[0]
+    assert evaluate_claim("C11", paper_as_results("15", seeds=2), min_seeds=2).verdict == "fails"
+
+
+def test_tasks_that_need_more_seeds_together_are_no_part_of_a_claim(paper_as_results):
+    runs = [row for row in scaled(paper_as_results("1", seeds=5), 2.0, method="SMORe") if "TgtVel" not in row.task]
+    # the smallest p of 5 against 5 is 2 / 252: Holm's correction leaves 0.0079 * 8 > 0.05 of eight tasks, 0.04 of five
+    assert "C1" not in evaluate_partly(runs)
+    five = ["FetchReach", "FetchPick", "FetchPush", "Reacher", "SawyerDoor"]
+    assert evaluate_claim("C1", runs, tasks=five).verdict == "holds"
+    lacking = [row for row in runs if row.task != "Reacher" or row.seed < 4]
+    outcome, tasks = evaluate_partly(lacking, tasks=five)["C1"]
+    assert (outcome.verdict, sorted(tasks)) == ("holds", sorted({*five} - {"Reacher"}))
 
 
 def test_c13_finds_the_best_of_each_sweep(make_result):

@@ -283,7 +283,8 @@ class SignificanceTest:
     The paper states the level, 0.05, but neither sidedness nor correction: ours are the cautious ones.
 
     Args:
-        alternative: ``"two-sided"``, ``"greater"`` or ``"less"``; see :func:`mann_whitney`.
+        alternative: ``"two-sided"`` or ``"greater"``; see :func:`mann_whitney`. A star says that a method is above, of
+            which ``"less"`` is no test.
         correction: ``"holm"``, ``"bonferroni"`` or ``"none"``; see :func:`adjust_p_values`.
         level: of significance, in ``(0, 1)``.
 
@@ -291,12 +292,12 @@ class SignificanceTest:
         ValueError: for an unknown name, or a level outside its range.
     """
 
-    alternative: Alternative = "two-sided"
+    alternative: Literal["two-sided", "greater"] = "two-sided"
     correction: Correction = "holm"
     level: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_choice("alternative", self.alternative, Alternative)
+        _check_choice("alternative", self.alternative, Literal["two-sided", "greater"])
         _check_choice("correction", self.correction, Correction)
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"level must lie in (0, 1), got {self.level}.")

@@ -29,25 +29,26 @@ def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
     """What our runs say of a cell, in the unit of a view, or ``None``.
 
     ``return_over_max`` divides the return at 0.99 by :func:`~torchrl_smore.reports.max_return`; of tasks that are
-    not the paper's it is the metric of that name.
+    not the paper's it is the metric of that name, which is at the largest discount that they are evaluated at.
 
     Args:
         cell: of one of the paper's tables.
         runs: our results.
         view: what to say of it; see :func:`~torchrl_smore.reports.views`.
     """
-    if view == "return_over_max" and cell.task not in HORIZONS:
+    task = without_data(cell.task)
+    if view == "return_over_max" and task not in HORIZONS:
         return runs.sample(cell._replace(metric=view))
     sample = runs.sample(cell, discount=0.98 if view == "discounted_return_0.98" else 0.99)
     if sample is None or sample.values is None or view != "return_over_max":
         return sample
-    most = max_return(cell.task, 0.99)
+    most = max_return(task, 0.99)
     return Sample(sample.mean / most, sample.std / most, sample.num_seeds, sample.values / most)
 
 
 def is_locomotion(task: str) -> bool:
-    """Whether a task is one of the paper's of locomotion, which are judged by the return at 0.999."""
-    return HORIZONS.get(task, 0) > 50
+    """Whether a task is one of the paper's of locomotion, on any data: these are judged by the return at 0.999."""
+    return HORIZONS.get(without_data(task), 0) > 50
 
 
 def judged_sample(cell: Cell, runs: RunSet) -> Sample | None:
@@ -70,8 +71,8 @@ def over_max(result_value: float, task: str, metric: str) -> float | None:
         task: of the row.
         metric: of the row: ``discounted_return_0.99``, or, of tasks that are not the paper's, ``return_over_max``.
     """
-    if task in HORIZONS:
-        return result_value / max_return(task, 0.99) if metric == "discounted_return_0.99" else None
+    if without_data(task) in HORIZONS:
+        return result_value / max_return(without_data(task), 0.99) if metric == "discounted_return_0.99" else None
     return result_value if metric == "return_over_max" else None
 
 
@@ -97,6 +98,11 @@ def task_order(names: Iterable[str]) -> list[str]:
 def is_own(task: str) -> bool:
     """Whether the name of a task says that the data are one's own: ``FetchReach, data=NAME``."""
     return f", {OWN_DATA}" in task
+
+
+def without_data(task: str) -> str:
+    """The task itself, where its name says that the data are one's own; see :func:`is_own`."""
+    return task.partition(f", {OWN_DATA}")[0]
 
 
 def data_words(tasks: Iterable[str]) -> str:

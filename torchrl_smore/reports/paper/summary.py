@@ -118,9 +118,10 @@ def summary_notes(summary: Summary, min_seeds: int) -> list[str]:
     begun = [method_label(method) for method in summary.scores if summary.tasks and method not in summary.iqm]
     but = f", but for {', '.join(begun)} with fewer than half of the tasks" if begun else ""
     notes = [
-        f"Return over the largest possible one at discount 0.99, on the {data_words(every)}. Interquartile means and "
-        f"profiles are over the tasks that every method has run{but} ({tasks}); the probability of improvement over "
-        "those that both methods have, of locomotion by the return at 0.999.",
+        "Return over the largest possible one at discount 0.99 (tasks that are not the paper's: at their largest), on "
+        f"the {data_words(every)}. Interquartile means and profiles are over the tasks that every method has run{but} "
+        f"({tasks}); the probability of improvement over those that both methods have, of locomotion by the return at "
+        "0.999.",
         "Intervals: 95%, percentiles of a stratified bootstrap that draws seeds within each task (arXiv:2108.13264). "
         f"Computed by {'; '.join(summary.sources) or 'nobody: nothing to compute'}.",
     ]
