@@ -113,6 +113,8 @@ def test_auto_is_the_reference_until_the_kernels_are_measured_and_says_so_once(d
 def test_auto_follows_the_switch_where_triton_is_installed(monkeypatch, caplog):
     pytest.importorskip("triton")
     monkeypatch.setattr(_dispatch, "AUTO_ON_CUDA", "triton")
+    # the interpreter is no use of a GPU
+    monkeypatch.setattr("smore_kernels.interpreted", lambda: False)
     assert resolve_kernels("auto", "cuda") == "triton"
     assert resolve_kernels("auto", "cpu") == "reference"
 
@@ -139,13 +141,34 @@ def test_triton_on_a_device_it_cannot_use_says_what_is_missing(monkeypatch):
         resolve_kernels("triton", "mps")
 
 
-def test_triton_runs_on_cuda_tensors_and_under_the_interpreter(interpreted_triton):
-    assert resolve_kernels("triton", "cuda") == resolve_kernels("triton", "cpu") == "triton"
+def test_triton_runs_on_cuda_tensors_and_on_others_under_the_interpreter(interpreted_triton, monkeypatch):
+    assert resolve_kernels("triton", "cpu") == "triton"
+    # the interpreter would copy every tensor of a GPU to the host and back
+    with pytest.raises(RuntimeError, match="cannot run on cuda tensors: TRITON_INTERPRET=1"):
+        resolve_kernels("triton", "cuda")
+    monkeypatch.setattr("smore_kernels.interpreted", lambda: False)
+    assert resolve_kernels("triton", "cuda") == "triton"
 
 
 def test_an_unknown_choice_names_the_nearest():
     with pytest.raises(ValueError, match=r"unknown kernels 'trition'.*Did you mean 'triton'"):
         resolve_kernels("trition", "cpu")
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+@pytest.mark.parametrize("formulation", ["in_sample", "dual"])
+def test_a_missing_value_after_goal_transitions_is_named(kernels, formulation, interpreted_triton):
+    objective = ScoreObjective(formulation)
+    with pytest.raises(ValueError, match=f"formulation='{formulation}' needs q_next_value"):
+        score_objective(objective, **{**make_inputs(objective), "q_next_value": None}, kernels=kernels)
+
+
+def test_the_official_formulations_take_values_of_another_dtype_than_the_scores(interpreted_triton):
+    objective = ScoreObjective("official")
+    inputs = {name: None if tensor is None else tensor.detach() for name, tensor in make_inputs(objective).items()}
+    inputs |= {name: inputs[name].bfloat16() for name in ("score", "q_score")} | {"q_next_value": None}
+    found = [score_objective(objective, **inputs, kernels=kernels) for kernels in ("reference", "triton")]
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
 
 
 def test_missing_policy_scores_are_named():

@@ -123,6 +123,10 @@ def score_objective(
             bounds=bounds,
         )
         return reduce[0](terms[0]) + reduce[1](terms[1])
+    if q_next_value is None:
+        if objective.needs_q_residual:
+            raise ValueError(f"formulation={objective.formulation!r} needs q_next_value.")
+        q_next_value = next_value.new_zeros(q_score.shape[1:])
     import smore_kernels
 
     rows: Tensor | None = None
@@ -135,7 +139,7 @@ def score_objective(
         score.flatten(1),
         next_value.flatten(),
         q_score.flatten(1),
-        q_score.new_zeros(q_score[0].numel()) if q_next_value is None else q_next_value.flatten(),
+        q_next_value.flatten(),
         bounds=bounds,
         policy_score=rows,
         q_next_policy_score=q_rows,
@@ -232,8 +236,10 @@ def _missing_for_triton(device_type: str) -> str | None:
         return "triton is not installed; pip install 'torchrl-smore[triton]'"
     if device_type not in ("cuda", "cpu"):
         return "the kernels are for CUDA tensors"
-    smore_kernels = importlib.import_module("smore_kernels")
-    if device_type == "cpu" and not smore_kernels.interpreted():
+    interpreted = importlib.import_module("smore_kernels").interpreted()
+    if device_type == "cuda" and interpreted:
+        return "TRITON_INTERPRET=1 has them interpreted, which copies every tensor to the host: unset it"
+    if device_type == "cpu" and not interpreted:
         return (
             "on a CPU they run under Triton's interpreter alone (slow, for tests): set TRITON_INTERPRET=1 in the "
             "environment before the process starts, or move the tensors to a CUDA device"

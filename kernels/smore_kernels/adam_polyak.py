@@ -180,6 +180,13 @@ def adam_polyak_(
         raise ValueError(f"expected one step on {param.device}, got shape {list(step.shape)} on {step.device}.")
     if not (0.0 <= betas[0] < 1.0 and 0.0 <= betas[1] < 1.0):
         raise ValueError(f"betas must lie in [0, 1), got {betas}.")
+    for name, number, fits in (
+        ("lr must be at least 0", lr, 0.0 <= lr < math.inf),
+        ("eps must be positive", eps, 0.0 < eps < math.inf),
+        ("weight_decay must be at least 0", weight_decay, 0.0 <= weight_decay < math.inf),
+    ):
+        if not fits:
+            raise ValueError(f"{name} and finite, got {number}.")
     if not 0.0 < tau <= 1.0:
         raise ValueError(f"tau must lie in (0, 1], got {tau}.")
     if decay_steps is not None and decay_steps < 1:

@@ -54,14 +54,18 @@ def _batch(
     if HAS_EXCESS:
         b_next = tl.load(next_value + seed * next_seed + offset, mask=mask, other=0.0).to(tl.float32)
         b_next = clip(b_next, lower, upper)
+    # stepped from member to member: their strides are 32-bit numbers, whose product with a member would be one too
+    score_at = score + seed * score_seed + offset
+    policy_at = policy_score
+    if HAS_POLICY:
+        policy_at = policy_score + seed * policy_seed + offset
     for member in range(MEMBERS):
-        b_score = tl.load(score + seed * score_seed + member * score_member + offset, mask=mask, other=0.0)
-        b_score = b_score.to(tl.float32)
+        b_score = tl.load(score_at, mask=mask, other=0.0).to(tl.float32)
+        score_at += score_member
         b_term, b_grad = score_term(b_score, b_next, weights, excess, gamma, DIVERGENCE, HAS_EXCESS)
         if HAS_POLICY:
-            b_policy = tl.load(
-                policy_score + seed * policy_seed + member * policy_member + offset, mask=mask, other=0.0
-            ).to(tl.float32)
+            b_policy = tl.load(policy_at, mask=mask, other=0.0).to(tl.float32)
+            policy_at += policy_member
             b_term += weights[3] * b_policy
         # the terms of a masked row are not 0: they are those of S = N = 0
         b_sum += tl.where(mask, b_term, 0.0)

@@ -226,6 +226,8 @@ def expectile_awr(
             given = torch.full((), given, dtype=torch.float32, device=value.device)
         if given.ndim and given.shape != lead:
             raise ValueError(f"expected {name} of shape [] or {list(lead)}, got {list(given.shape)}.")
+        if given.device != value.device:
+            raise ValueError(f"expected {name} on {value.device} as the rows are, got it on {given.device}.")
         return given.detach().expand(lead).reshape(-1)
 
     loss, statistics, weight = _mean_expectile_awr(

@@ -175,6 +175,15 @@ def test_a_relu_hides_no_nan(matmul, where):
     assert (out[1:, 1:] > 0).all()
 
 
+@pytest.mark.parametrize("matmul", ["torch", "onednn", "auto"])
+def test_an_empty_batch_has_an_empty_product(matmul):
+    weight, bias = torch.rand(16, 5, requires_grad=True), torch.rand(16)
+    out = linear(torch.rand(0, 5), weight, bias, relu=True, matmul=matmul)
+    assert out.shape == (0, 16)
+    out.sum().backward()
+    assert (weight.grad == 0.0).all()
+
+
 def test_onednn_of_another_dtype_is_refused():
     x = torch.rand(2, 20, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"needs float32 or bfloat16, got torch.float64: take matmul='torch'"):

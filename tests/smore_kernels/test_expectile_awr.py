@@ -241,6 +241,8 @@ def test_only_the_loss_carries_gradient_and_only_to_the_value(kernel_device):
         ({"value": torch.zeros(5, dtype=torch.float64)}, TypeError, "value in float32, .* got torch.float64"),
         ({"expectile": 1.0}, ValueError, r"expectile must lie in \(0, 1\), got 1.0"),
         ({"expectile": torch.zeros(2)}, ValueError, r"expectile of shape \[\] or \[\], got \[2\]"),
+        ({"expectile": torch.zeros((), device="meta")}, ValueError, "expectile on cpu as the rows are, got it on meta"),
+        ({"temperature": torch.zeros((), device="meta")}, ValueError, "temperature on cpu .* got it on meta"),
         ({"temperature": -0.1}, ValueError, "temperature must not be negative, got -0.1"),
         ({"weight_clip": 0.0}, ValueError, "weight_clip must be positive, got 0.0"),
     ],

@@ -10,6 +10,7 @@ import pickle
 import random
 import shutil
 import zipfile
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,24 @@ def test_a_failure_leaves_the_older_ones_whole_and_nothing_half_done(tmp_path, m
             save_checkpoint(tmp_path, step, {"step": "new"}, {}, keep=1)
     assert names(tmp_path) == ["step_000000001", "step_000000002"]
     assert load_checkpoint(latest_checkpoint(tmp_path))[0]["step"] == 2
+
+
+def test_what_a_raw_file_takes_in_part_is_written_to_its_end(tmp_path, monkeypatch):
+    opened = Path.open
+
+    class Short(FileIO):
+        """Takes 1,000 bytes at most, as Linux takes 2 GiB at most, and as a disk does that is nearly full."""
+
+        def write(self, content):
+            return super().write(memoryview(content)[:1000])
+
+    def open_short(path, mode="r", *args, **how):
+        return Short(path, "w") if path.name == "state.pt" and mode == "wb" else opened(path, mode, *args, **how)
+
+    monkeypatch.setattr(Path, "open", open_short)
+    path = save_checkpoint(tmp_path, 1, {"weight": torch.arange(5000.0)}, {})
+    monkeypatch.undo()
+    torch.testing.assert_close(load_checkpoint(path)[0]["weight"], torch.arange(5000.0))
 
 
 def test_a_full_disk_is_an_error_that_spares_what_is_there(tmp_path):

@@ -173,6 +173,11 @@ def no_generator(update):
     del update["sampler"]["generator"]
 
 
+def of_sgd(update):
+    for moments in update["optimizer"]["state"].values():
+        moments["momentum_buffer"] = moments.pop("exp_avg")
+
+
 def no_schedule(update):
     del update["scheduler"]["lr_lambdas"]
 
@@ -182,6 +187,7 @@ def no_schedule(update):
     [
         (fewer_groups, r"update.optimizer has groups of \[\d+, \d+\] parameters, expected \[\d+, \d+, \d+\]"),
         (another_moment, r"update\.optimizer\.0\.exp_avg_sq is \(\(3, 3\)"),
+        (of_sgd, r"update\.optimizer\.0 differs in exp_avg"),
         (no_generator, "KeyError: 'generator'"),
         (no_schedule, "KeyError: 'lr_lambdas'"),
     ],

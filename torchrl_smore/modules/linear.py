@@ -67,7 +67,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         return _one_column(x, weight, bias, relu)
     fast = on_cpu and onednn_is_faster() and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
     fast = fast and weight.shape[0] >= _WIDE
-    if matmul == "onednn" or (matmul == "auto" and fast):
+    # an empty product is none that oneDNN has
+    if (matmul == "onednn" and x.numel() > 0) or (matmul == "auto" and fast):
         return _onednn(x, weight, bias, relu)
     out = F.linear(x, weight, bias)
     return out.relu() if relu else out

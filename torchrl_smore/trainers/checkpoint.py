@@ -99,11 +99,16 @@ class _ErrorKeeper:
         self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
+        """Writes all of it: a raw file may take less, of 2 GiB or on a disk that is nearly full, and torch goes on."""
+        rest = memoryview(content).cast("B")
+        written = len(rest)
         try:
-            return self.file.write(content)
+            while rest:
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
             self.error = error
             raise
+        return written
 
     def flush(self) -> None:
         self.file.flush()
@@ -195,7 +200,7 @@ def load_checkpoint(path: str | Path, expect: Mapping[str, Any] | None = None) -
     _check_meta(path, meta, dict(expect or {}))
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True), meta
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path / _STATE} holds more than tensors and plain values: {error}") from error
 
 

@@ -161,7 +161,7 @@ class FusedUpdate:
                 else KeptMethod(method, MODES[compile], compile_cache, self._traced)
             )
         generators = [each.generator for each in self.samplers]
-        self._graph = StepGraph(self._one_step, generators) if self._use_graph(cuda_graph) else None
+        self._graph = StepGraph(self._one_step, generators, self.device) if self._use_graph(cuda_graph) else None
 
     @property
     def loss(self) -> LossModule:

@@ -17,12 +17,16 @@ class StepGraph:
     Args:
         step: takes nothing; what it returns is overwritten by the next replay.
         generators: CUDA generators that the step draws from, besides the default one.
+        device: where the step works, whichever device is the current one.
         warmup: calls before the capture, at least 1.
     """
 
-    def __init__(self, step: Callable[[], Any], generators: Sequence[torch.Generator], warmup: int = 3) -> None:
+    def __init__(
+        self, step: Callable[[], Any], generators: Sequence[torch.Generator], device: torch.device, warmup: int = 3
+    ) -> None:
         self.step = step
         self.generators = generators
+        self.device = device
         self.warmup = warmup
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -30,23 +34,28 @@ class StepGraph:
 
     def __call__(self) -> Any:
         """One step."""
-        if self._graph is None and self._calls < self.warmup:
-            self._calls += 1
-            return self._on_side_stream()
-        if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            for generator in self.generators:
-                graph.register_generator_state(generator)
-            # capturing records the step without running it
-            with torch.cuda.graph(graph):
-                self._out = self.step()
-            self._graph = graph
-        self._graph.replay()
+        with torch.cuda.device(self.device):
+            if self._graph is None and self._calls < self.warmup:
+                self._calls += 1
+                return self._on_side_stream()
+            if self._graph is None:
+                self._graph = self._captured()
+            self._graph.replay()
         return self._out
 
     def reset(self) -> None:
         """Forgets the graph; the next call captures anew. For states that were replaced from outside."""
         self._graph = self._out = None
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        # the stream that torch takes by default is for ever of the device that was the current one at its first graph;
+        # capturing records the step without running it
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device)):
+            self._out = self.step()
+        return graph
 
     def _on_side_stream(self) -> Any:
         stream = torch.cuda.Stream()

@@ -20,6 +20,7 @@ Compile = Literal["off", "default", "max"]
 #: Names of :func:`torch.compile` for ours.
 MODES: dict[str, str] = {"default": "default", "max": "max-autotune-no-cudagraphs"}
 #: What optimisers of torch keep in the shape of each parameter.
+_OF_ADAM = ("exp_avg", "exp_avg_sq")
 _LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
 
 
@@ -132,6 +133,8 @@ class Update:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned, on whatever device that was.
 
+        Rates and decays are then those of the checkpoint, as always where an optimiser of torch is restored.
+
         Raises:
             CheckpointError: if it does not fit; nothing is overwritten then.
         """
@@ -159,8 +162,11 @@ class Update:
             )
         numbers = [number for group in saved["param_groups"] for number in group["params"]]
         for number, parameter in zip(numbers, (parameter for group in groups for parameter in group)):
-            moments = {name: v for name, v in saved["state"].get(number, {}).items() if name in _LIKE_PARAMETERS}
-            check_fits(moments, dict.fromkeys(moments, parameter), f"update.optimizer.{number}")
+            known = saved["state"].get(number, {})
+            moments = {name: v for name, v in known.items() if name in _LIKE_PARAMETERS}
+            # an optimiser of another kind has kept others; a parameter without gradients has none
+            of_adam = _OF_ADAM if known and isinstance(self.optimizer, torch.optim.Adam) else ()
+            check_fits(moments, dict.fromkeys([*moments, *of_adam], parameter), f"update.optimizer.{number}")
 
     def _load(self, state: dict[str, Any], own: dict[str, Any]) -> None:
         self.loss.load_state_dict(state["loss"])
