@@ -173,6 +173,18 @@ def test_stores_of_another_task_do_not_mix_even_if_their_dimensions_agree(make_s
         mix(stores, [1, 1])
 
 
+def test_tasks_of_several_words_are_compared_by_what_they_say(make_store):
+    one, same, other = (make_store(meta={"task": {"name": name}}) for name in ("Push", "Push", "Pick"))
+    assert mix([one, same], [1, 1]).meta["task"] == {"name": "Push"}
+    with pytest.raises(DatasetError, match=r"'Push'\} in 'source_0', \{'name': 'Pick'\} in 'source_1'"):
+        mix([one, other], [1, 1])
+
+
+def test_counts_of_rows_of_the_sources_are_not_those_of_the_mixture(make_store):
+    stores = [make_store(meta={"task": "A", "clipped_actions": 2, "dropped_rows": 3})] * 2
+    assert mix(stores, [1, 1]).meta.keys() == {"task", "composition", "mixing"}
+
+
 def test_a_store_of_unknown_or_unnamed_composition_does_not_come_apart(make_store):
     with pytest.raises(DatasetError, match="found none"):
         split_by_behaviour(make_store())

@@ -15,6 +15,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from torchrl_smore.data import GoalBatchSampler, packed
+from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.functional.goals import NUM_UNIFORMS
 from torchrl_smore.functional.stitching import NUM_STITCH_UNIFORMS
 
@@ -334,6 +335,13 @@ def test_columns_of_other_types_become_float32_and_are_named(make_store, caplog)
     (said,) = caplog.messages
     assert "'observation' (torch.float64)" in said
     assert other["observation"].dtype == torch.float64
+
+
+def test_a_number_too_large_for_float32_is_named(store):
+    store.data["next", "achieved_goal"] = store.data["next", "achieved_goal"].double()
+    store.data["next", "achieved_goal"][3, 1] = 1e39
+    with pytest.raises(DatasetError, match=r"'achieved_goal'\): expected finite numbers, found \[.*, inf\] in row 3"):
+        GoalBatchSampler(store.data, 4)
 
 
 def test_whole_numbers_that_float32_does_not_hold_are_named(store, caplog):

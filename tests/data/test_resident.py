@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections import Counter
 
 import pytest
@@ -208,6 +209,11 @@ def test_other_misuse_is_refused(data, tmp_path):
         part.load_state_dict(whole.state_dict())
     with pytest.raises(ValueError, match="draws from all rows, and the state is of one that draws from a window"):
         whole.load_state_dict(part.state_dict())
+
+
+def test_it_cannot_be_sent_and_says_why(data, tmp_path):
+    with pytest.raises(TypeError, match=r"a sampler with resident= can be neither pickled .* Make it anew"):
+        pickle.dumps(make(data, tmp_path))
 
 
 def test_a_file_that_ends_early_is_an_error(data, tmp_path):

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensordict import TensorDict
+from tensordict import TensorDict, lazy_stack
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_smore.data import _disk
+from torchrl_smore.data._ranges import described_outside
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.trajectories import TrajectoryStore
 
@@ -134,6 +135,12 @@ def test_tensors_of_an_autograd_graph_are_taken_as_numbers(make_episodes):
     assert not store.data["observation"].requires_grad
 
 
+def test_tensors_of_a_type_that_numpy_lacks_are_taken_as_numbers(make_episodes):
+    episode = {key: torch.from_numpy(value).to(torch.bfloat16) for key, value in make_episodes([3])[0].items()}
+    action = TrajectoryStore.from_episodes([episode]).data["action"]
+    assert torch.equal(action, episode["action"].float())
+
+
 def test_no_episode_is_an_error():
     with pytest.raises(DatasetError, match="at least one episode"):
         TrajectoryStore.from_episodes([])
@@ -238,6 +245,24 @@ def test_flat_columns_and_missing_truncations_are_taken_as_the_transform_takes_t
     assert not caplog.messages
 
 
+@pytest.mark.parametrize(("dtype", "said"), [(torch.uint32, True), (torch.uint64, True), (torch.uint16, False)])
+def test_unsigned_numbers_are_converted_and_said_to_be_rounded_where_they_are(store, caplog, dtype, said):
+    store.data["action"] = torch.full((17, 3), (1 << 24) + 1 if said else 7).to(dtype)
+    assert (TrajectoryStore(store.data).data["action"] == (1 << 24 if said else 7)).all()
+    assert ("rounded beyond 2**24" in caplog.text) == said
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_lazy_stack_of_rows_is_stacked_and_can_be_saved(store, tmp_path, nested):
+    lazy = lazy_stack(list(store.data.unbind(0)))
+    if nested:
+        lazy = store.data.copy().set("next", lazy["next"])
+    TrajectoryStore(lazy).save(tmp_path / "store")
+    assert equal(TrajectoryStore.load(tmp_path / "store"), store)
+    assert (TensorDict.load_memmap(tmp_path / "store" / "data", allow_pickle=False) == store.data).all()
+    assert {file.name for file in (tmp_path / "store").rglob("*") if file.is_dir()} == {"data", "next"}
+
+
 def test_a_store_keeps_data_that_fit(store):
     assert TrajectoryStore(store.data).data is store.data
 
@@ -318,6 +343,14 @@ def test_a_rounding_beyond_the_bound_is_not_reported(make_store, caplog):
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("bound", [float("inf"), 1e30])
+def test_a_bound_far_away_excuses_nothing_beyond_the_other(bound):
+    values = torch.tensor([[1.0 + 1e-6], [5.0]])
+    assert "1 of 2 rows (50.00%), the first is row 1 with [5]" in described_outside(values, (-bound, 1.0))
+    assert "the first is row 1 with [-5]" in described_outside(-values, ((-1.0,), (bound,)))
+    assert described_outside(values, (-bound, bound)) is None
+
+
 # selecting
 
 
@@ -347,6 +380,11 @@ def test_the_composition_follows_a_selection_or_is_dropped(make_store):
     assert store.select_trajectories(torch.tensor([2, 0])).meta == {"task": "A"}
 
 
+def test_counts_of_rows_do_not_outlive_the_rows_that_they_count(make_store):
+    store = make_store(meta={"task": "A", "clipped_actions": 2, "dropped_rows": 3})
+    assert store.select_trajectories(torch.tensor([1])).meta == {"task": "A"}
+
+
 def test_the_summary_reports_success_and_return(make_episodes):
     first, second = make_episodes([2, 3])
     first["reward"], second["reward"] = np.array([0, 1]), np.array([0, 0, 0])
@@ -364,6 +402,16 @@ def test_returns_of_trajectories_of_unequal_length_are_those_worked_by_hand(make
     expected = torch.tensor([0.5 + 0.25, 1.5, 0.0], dtype=torch.float64)
     torch.testing.assert_close(store.discounted_returns(0.5), expected, rtol=0, atol=0)
     torch.testing.assert_close(store.discounted_returns(0.0), torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_a_success_late_in_a_long_trajectory_counts_whatever_the_discount(make_episodes):
+    (episode,) = make_episodes([1000])
+    episode["reward"] = np.eye(1000)[-1]
+    store = TrajectoryStore.from_episodes([episode])
+    for gamma in (0.99, 0.9):
+        assert store.discounted_returns(gamma).item() == pytest.approx(gamma**999, rel=1e-12, abs=0.0)
+    for gamma in (0.9, 0.0):
+        assert "at the goal in some step: 100.0% of trajectories" in store.summary(gamma)
 
 
 def test_a_replay_buffer_samples_rows_of_the_store(store):
@@ -397,6 +445,37 @@ def test_a_saved_store_is_equal_when_loaded_and_keeps_its_digest(store, tmp_path
     assert loaded.meta == unverified.meta == store.meta
     assert loaded.sha256 == store.sha256 == json.loads((tmp_path / "deep/store/meta.json").read_text())["sha256"]
     assert os.listdir(tmp_path / "deep") == ["store"]
+
+
+def test_every_file_is_on_the_disk_before_the_store_is_in_its_place(store, tmp_path, monkeypatch):
+    synced, before = set(), set()
+    fsync, put_in_place = os.fsync, _disk.put_in_place
+
+    def noted_sync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def noted_place(*paths):
+        before.update(synced)
+        put_in_place(*paths)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(_disk, "put_in_place", noted_place)
+    store.save(tmp_path / "store")
+    assert [str(file) for file in (tmp_path / "store").rglob("*") if file.stat().st_ino not in before] == []
+
+
+def test_meta_data_that_could_not_be_read_again_are_refused_before_anything_is_written(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(_disk, "_MAX_META", 1000)
+    with pytest.raises(DatasetError, match=r"meta: expected at most 1000 bytes of JSON, found 10\d\d\."):
+        TrajectoryStore(store.data, {"x": "a" * 1000}).save(tmp_path / "deep" / "store")
+    assert os.listdir(tmp_path) == []
+    TrajectoryStore(store.data, {"x": "a" * 900}).save(tmp_path / "store")
+
+
+def test_the_largest_meta_data_leave_room_for_the_rest_of_the_manifest(store, tmp_path):
+    store.save(tmp_path / "store")
+    assert (tmp_path / "store" / "meta.json").stat().st_size < _disk._MAX_MANIFEST - _disk._MAX_META
 
 
 def test_the_digest_depends_on_every_value_and_on_nothing_else(store, make_store):

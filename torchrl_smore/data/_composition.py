@@ -1,4 +1,4 @@
-"""Bookkeeping of ``meta["composition"]``: which behaviour gave which of a store's trajectories, in their order."""
+"""Bookkeeping of what ``meta`` says of a store's rows: which behaviour gave which trajectories, in their order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from torchrl_smore.data._files import quoted, shortened
 from torchrl_smore.data.errors import DatasetError
+
+#: Entries of ``meta`` that count rows of one store, and so are not true of a part of it, or of several.
+ROW_COUNTS = ("clipped_actions", "dropped_rows")
 
 
 def check_composition(meta: dict[str, Any], num_trajectories: int) -> None:
@@ -31,16 +34,16 @@ def check_composition(meta: dict[str, Any], num_trajectories: int) -> None:
         )
 
 
-def select_composition(meta: dict[str, Any], index: Tensor) -> dict[str, Any]:
-    """Returns ``meta`` with a composition that is true of the trajectories ``index``, or with none.
+def select_meta(meta: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """Returns ``meta`` without counts of rows, with a composition that is true of the trajectories, or with none.
 
     Args:
         meta: a store's meta data; its ``"composition"``, if any, lists parts with ``"num_trajectories"`` each.
         index: numbers of the selected trajectories, int64, shape ``[M]``.
     """
+    kept = {key: value for key, value in meta.items() if key not in ("composition", *ROW_COUNTS)}
     if "composition" not in meta:
-        return meta
-    kept = {key: value for key, value in meta.items() if key != "composition"}
+        return kept
     parts = meta["composition"]
     stop = torch.tensor([part["num_trajectories"] for part in parts]).cumsum(0)
     owner = torch.bucketize(index.cpu(), stop, right=True)

@@ -26,7 +26,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_smore._files import digest_without, put_in_place, sync_names
+from torchrl_smore._files import digest_without, put_in_place, sync, sync_names
 from torchrl_smore.data._files import quoted, read_bounded, shortened
 from torchrl_smore.data._schema import SCHEMA, Key
 from torchrl_smore.data.errors import DatasetError
@@ -38,6 +38,7 @@ FORMAT_VERSION_FRAMES = 2  # of stores with frames; all others stay readable for
 _MANIFEST = "meta.json"
 _CHECKSUM = "manifest_sha256"
 _MAX_MANIFEST = 1 << 26  # bytes
+_MAX_META = _MAX_MANIFEST - (1 << 16)  # bytes; the rest is for what else the manifest holds
 _MAX_ROWS = 1 << 48
 _FOLDER = "data"
 _FRAMES = "frames.memmap"
@@ -80,6 +81,9 @@ def write(
     path: Path, data: TensorDictBase, meta: dict[str, Any], *, overwrite: bool, frames: Tensor | None = None
 ) -> None:
     """Writes a store beside ``path`` and renames it when whole; see :meth:`TrajectoryStore.save`."""
+    # as deep as in the manifest, since that is indented
+    if (size := len(json.dumps({"meta": meta}, indent=2))) > _MAX_META:
+        raise DatasetError(f"meta: expected at most {_MAX_META} bytes of JSON, found {size}.")
     path = path.resolve()
     recover(path)
     check_place(path, overwrite=overwrite)
@@ -237,8 +241,7 @@ def _published(path: Path) -> Iterator[Path]:
     replaced = path.with_name(partial.name.replace(".partial-", ".replaced-"))
     try:
         yield partial
-        for folder in (partial / _FOLDER / "next", partial / _FOLDER, partial):
-            sync_names(folder)
+        sync(partial)
         put_in_place(partial, path, replaced)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -332,10 +335,7 @@ def _write_tensor(file: Path, value: Tensor) -> str:
 
 
 def _write_file(file: Path, content: bytes | memoryview) -> None:
-    with open(file, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    file.write_bytes(content)
 
 
 def _combined(

@@ -73,10 +73,7 @@ def _checked(number: int, episode: Mapping[str, Any], widths: dict[str, int]) ->
         raise DatasetError(f"episode {number}: missing {missing}, found {list(episode)}.")
     if surplus := [key for key in episode if key not in _REQUIRED + _OPTIONAL]:
         raise DatasetError(f"episode {number}: unexpected {surplus}, expected {[*_REQUIRED, *_OPTIONAL]}.")
-    arrays = {
-        key: value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        for key, value in episode.items()
-    }
+    arrays = {key: _array(value) for key, value in episode.items()}
     for key, array in arrays.items():
         if array.dtype.kind not in ("b" if key == "terminated" else "fiub"):
             expected = "booleans" if key == "terminated" else "real numbers"
@@ -101,6 +98,14 @@ def _checked(number: int, episode: Mapping[str, Any], widths: dict[str, int]) ->
             f"episode {number}: 'terminated': expected False before the last step, found True in step {step}."
         )
     return arrays
+
+
+def _array(value: Any) -> np.ndarray:
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    # NumPy has no bfloat16
+    return (value.float() if value.is_floating_point() and value.itemsize < 4 else value).numpy()
 
 
 def _checked_shape(number: int, key: str, array: np.ndarray, steps: int, widths: dict[str, int]) -> np.ndarray:

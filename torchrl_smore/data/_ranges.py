@@ -7,7 +7,7 @@ from torch import Tensor
 
 #: Smallest and largest value: one for all columns, or one for each.
 Range = tuple[float | tuple[float, ...], float | tuple[float, ...]]
-_ROUNDING = 1e-5  # of the extent of a range
+_ROUNDING = 1e-5  # of the extent of a range, or of a bound
 
 
 def described_outside(values: Tensor, allowed: Range, slack: float = 0.0) -> str | None:
@@ -24,8 +24,11 @@ def described_outside(values: Tensor, allowed: Range, slack: float = 0.0) -> str
     low, high = (torch.as_tensor(bound, dtype=torch.float64, device=values.device) for bound in allowed)
     if any(bound.shape not in ((), values.shape[1:]) for bound in (low, high)):
         raise ValueError(f"expected a range of {values.shape[1]} columns, got {allowed}.")
-    slack_of = slack + _ROUNDING * (high - low)
-    wrong = ((values < low - slack_of) | (values > high + slack_of)).any(-1)
+    # of its own size at most, lest a bound that is infinite excuse everything beyond the other one
+    low_slack, high_slack = (
+        slack + _ROUNDING * torch.minimum(high - low, bound.abs().clamp(min=1.0)) for bound in (low, high)
+    )
+    wrong = ((values < low - low_slack) | (values > high + high_slack)).any(-1)
     count = int(wrong.sum())
     if not count:
         return None

@@ -6,6 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -74,6 +75,12 @@ class ResidentRows:
         self.window = RowWindow(*count.unbind(), *share.unbind())
         self._low = self._high = 0
         self.move_to(0)
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            "a sampler with resident= can be neither pickled nor deeply copied, as its rows are in a file of this "
+            "process. Make it anew in the other one, or leave out resident=."
+        )
 
     def slots(self, row: Tensor) -> Tensor:
         """Where rows of the file that lie in the window stand in ``table``, int64, of the shape of ``row``."""

@@ -6,7 +6,7 @@ import logging
 from typing import TypeAlias
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import LazyStackedTensorDict, NestedKey, TensorDictBase
 from torch import Tensor
 
 from torchrl_smore.data._numbers import EXACT
@@ -69,6 +69,12 @@ def conformed(data: TensorDictBase) -> TensorDictBase:
     return data
 
 
+def stacked(data: TensorDictBase) -> TensorDictBase:
+    """``data`` of a valid structure; a copy if it is a lazy stack, which has no columns that could be written."""
+    lazy = any(isinstance(part, LazyStackedTensorDict) for part in (data, data.get("next")))
+    return data.contiguous() if lazy else data
+
+
 def check_is_tensordict(data: object) -> None:
     """Checks that ``data`` are columns, and not for example the store that holds them.
 
@@ -83,7 +89,8 @@ def check_is_tensordict(data: object) -> None:
 def _loss(value: Tensor) -> str:
     if value.is_floating_point() or value.element_size() < 4 or not value.numel():
         return ""
-    return ", rounded beyond 2**24" if value.abs().max() > EXACT else ""
+    # in float64, since unsigned numbers have no abs, and the smallest negative one has none that is positive
+    return ", rounded beyond 2**24" if value.double().abs().max() > EXACT else ""
 
 
 def check_structure(data: TensorDictBase) -> None:
@@ -128,11 +135,8 @@ def check_values(data: TensorDictBase) -> None:
         DatasetError: at the first fault, naming the key and the first row at fault.
     """
     for key, (dtype, _) in SCHEMA.items():
-        value = data.get(key)
-        # NaN and infinities survive aminmax, which needs no second array of the size of the column
-        if dtype.is_floating_point and not torch.stack(torch.aminmax(value)).isfinite().all():
-            row = _first(~value.isfinite().all(-1))
-            raise DatasetError(f"{key!r}: expected finite numbers, found {value[row].tolist()} in row {row}.")
+        if dtype.is_floating_point:
+            check_finite(key, data.get(key))
     reward = data.get(("next", "reward"))
     if (wrong := (reward != 0) & (reward != 1)).any():
         row = _first(wrong)
@@ -140,6 +144,18 @@ def check_values(data: TensorDictBase) -> None:
             "('next', 'reward'): expected 1 where the goal is reached after the step and 0 elsewhere, "
             f"found {reward[row].item()} in row {row}."
         )
+
+
+def check_finite(key: NestedKey, value: Tensor) -> None:
+    """Checks that every number of a column ``[N, d]`` is finite.
+
+    Raises:
+        DatasetError: naming the key and the first row at fault.
+    """
+    # NaN and infinities survive aminmax, which needs no second array of the size of the column
+    if not torch.stack(torch.aminmax(value)).isfinite().all():
+        row = _first(~value.isfinite().all(-1))
+        raise DatasetError(f"{key!r}: expected finite numbers, found {value[row].tolist()} in row {row}.")
 
 
 def check_trajectories(data: TensorDictBase) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ _Own = TypeVar("_Own", bound="SeededBatches")
 class SeededBatches(ABC):
     """Draws ``num_uniforms`` numbers for each of ``batch_size`` rows and gathers the batch that belongs to them.
 
-    It can be pickled and sent to other processes, where it goes on from the state that its generator has here: each
-    gets numbers of its own by :meth:`with_seed`.
+    It can be pickled and sent to other processes, unless it reads a file of its own process; there it goes on from the
+    state that its generator has here: each gets numbers of its own by :meth:`with_seed`.
     """
 
     batch_size: int

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_smore._errors import unknown_name
+from torchrl_smore.data._composition import ROW_COUNTS
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.trajectories import TrajectoryStore
 
@@ -33,7 +34,7 @@ def mix(
 
     ``meta["composition"]`` of the result lists, in the order of the trajectories, ``source``, ``behaviour``,
     ``num_trajectories``, ``fraction`` and the ``sha256`` of the source; a source that has a composition of its own is
-    listed part by part. Of the other meta data, what all sources agree on is kept.
+    listed part by part. Of the other meta data, what all sources agree on is kept, but for counts of rows.
 
     Args:
         stores: the sources, with equal dimensions and, where their meta data name one, the same task.
@@ -140,9 +141,9 @@ def _check_compatible(stores: Sequence[TrajectoryStore], names: Sequence[str]) -
     pictured = [None if store.frames is None else list(store.frames.shape[1:]) for store in stores]
     if any(shape != pictured[0] for shape in pictured):
         raise DatasetError(f"expected frames of one size, or none, in all stores, found {dict(zip(names, pictured))}.")
-    tasks = {store.meta["task"]: name for name, store in zip(names, stores) if "task" in store.meta}
-    if len(tasks) > 1:
-        found = ", ".join(f"{task!r} in {name!r}" for task, name in tasks.items())
+    tasks = [(store.meta["task"], name) for name, store in zip(names, stores) if "task" in store.meta]
+    if any(task != tasks[0][0] for task, _ in tasks):
+        found = ", ".join(f"{task!r} in {name!r}" for task, name in tasks)
         raise DatasetError(f"expected stores of one task, found {found}.")
 
 
@@ -165,7 +166,7 @@ def _entries(name: str, store: TrajectoryStore, part: TrajectoryStore | None, to
 
 def _common_meta(stores: Sequence[TrajectoryStore]) -> dict[str, Any]:
     first, *others = (store.meta for store in stores)
-    left_out = ("composition", "mixing")
+    left_out = ("composition", "mixing", *ROW_COUNTS)
     return {
         key: value
         for key, value in first.items()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data._relabel import SparseReward, SuccessFn, reached_mask, where_rows
 from torchrl_smore.data._resident import ResidentRows, shuffled_trajectories
-from torchrl_smore.data._schema import check_is_tensordict, conformed
+from torchrl_smore.data._schema import check_finite, check_is_tensordict, conformed
 from torchrl_smore.data._seeded import SeededBatches
 from torchrl_smore.data.samplers import (
     ReachedFn,
@@ -112,15 +112,16 @@ class GoalBatchSampler(SeededBatches):
             come from a window of whole trajectories; they lie in the file in an order of chance and pass through the
             window as fast as rows are drawn. Weights of ``anchors`` count within it, goals of the strategy ``"random"``
             are of all rows. Samplers that :meth:`with_seed` gives share the window: they are to draw in step, as
-            :class:`~torchrl_smore.trainers.FusedUpdate` does. ``None``: batches come from all rows.
+            :class:`~torchrl_smore.trainers.FusedUpdate` does. They cannot be pickled: other processes make their own.
+            ``None``: batches come from all rows.
 
     Raises:
         OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
             ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, ``stitch`` comes with ``"goal_offset"`` or cannot be
             done (:func:`~torchrl_smore.functional.stitching.check_stitch`), the last trajectory of the data is open, a
-            column is no vector of numbers in each row, or ``resident`` comes without ``mapped``, is too small for a
-            window, or is no less than the rows that there are.
+            column is no vector of numbers in each row or holds one too large for float32, or ``resident`` comes without
+            ``mapped``, is too small for a window, or is no less than the rows that there are.
         KeyError: if the data lack a column; names it.
         TypeError: if ``data`` or ``anchors`` are of another type.
     """
@@ -357,14 +358,15 @@ def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
     """Data whose columns are float32 vectors that can lie in one row.
 
     Raises:
-        ValueError: for another batch size than ``[N]``, or a column of another shape or type.
+        ValueError: for another batch size than ``[N]``, a column of another shape or type, or a number that float32
+            does not hold.
         KeyError: for a missing column; says what to do.
         TypeError: if they are no TensorDict.
     """
     check_is_tensordict(data)
     if data.batch_dims != 1 or not len(data):
         raise ValueError(f"expected data of batch size [N] with N > 0, got {list(data.batch_size)}.")
-    data = conformed(data)
+    given, data = data, conformed(data)
     for key in (*_COLUMNS, *more):
         column = data.get(key, None)
         if column is None:
@@ -380,6 +382,8 @@ def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
                 "For pictures there is PixelBatchSampler; for any other shape, a replay buffer with GoalTransition and "
                 "HindsightGoalTransform."
             )
+        if given.get(key).dtype != column.dtype:  # too large for float32, a number becomes infinite
+            check_finite(key, column)
     for key, other in (("desired_goal", ("next", "achieved_goal")), ("observation", ("next", "observation"))):
         first, second = data.get(key).shape[-1], data.get(other).shape[-1]
         if first != second:

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_smore.data import _disk
-from torchrl_smore.data._composition import check_composition, select_composition
+from torchrl_smore.data._composition import check_composition, select_meta
 from torchrl_smore.data._episodes import stack_episodes
 from torchrl_smore.data._files import reading
 from torchrl_smore.data._ranges import Range, described_outside
@@ -24,6 +24,7 @@ from torchrl_smore.data._schema import (
     check_trajectories,
     check_values,
     conformed,
+    stacked,
 )
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.storages import RowStorage
@@ -43,9 +44,10 @@ class TrajectoryStore:
     - ``traj_start``, ``traj_stop``, int64 ``[N]``: half-open interval of rows of the row's trajectory.
 
     Args:
-        data: a TensorDict with exactly these columns; kept, not copied. Numbers of another type become float32, with a
-            warning that names their columns; columns ``[N]`` become ``[N, 1]``; without ``("next", "truncated")``,
-            what is done and not terminated is truncated. What is changed is changed in a copy.
+        data: a TensorDict with exactly these columns; kept, not copied, unless it is a lazy stack. Numbers of
+            another type become float32, with a warning that names their columns; columns ``[N]`` become ``[N, 1]``;
+            without ``("next", "truncated")``, what is done and not terminated is truncated. What is changed is changed
+            in a copy.
         meta: what is known about the data (task, seed, versions, ...), expressible in JSON; copied.
             ``"composition"``, if given, lists ``{"behaviour": str, "num_trajectories": int, ...}`` in the order of the
             trajectories.
@@ -65,6 +67,7 @@ class TrajectoryStore:
     ) -> None:
         data = conformed(data)
         check_structure(data)
+        data = stacked(data)
         check_values(data)
         self._set(data, meta, frames)
 
@@ -166,6 +169,7 @@ class TrajectoryStore:
         """Copies the given trajectories, in the given order, into a store of their own, with their frames.
 
         ``meta["composition"]`` follows the selection where the order of its parts survives, and is dropped otherwise.
+        ``"clipped_actions"`` and ``"dropped_rows"`` are dropped: they count rows of this store.
 
         Args:
             index: numbers of trajectories in ``[0, K)``, integer, shape ``[M]`` with ``M > 0``; may repeat.
@@ -189,7 +193,7 @@ class TrajectoryStore:
                 int(last[-1]), device=index.device
             )
             frames = self.frames[chosen.to(self.frames.device)]
-        return self._of_valid(data, select_composition(self.meta, index), frames)
+        return self._of_valid(data, select_meta(self.meta, index), frames)
 
     def _checked_index(self, index: Tensor) -> Tensor:
         index = torch.as_tensor(index, device=self._start.device)
@@ -270,7 +274,8 @@ class TrajectoryStore:
         reward = self.data.get(("next", "reward")).squeeze(-1).double()
         number = torch.arange(self.num_trajectories, device=length.device).repeat_interleave(length)
         found = torch.zeros(self.num_trajectories, dtype=torch.float64, device=length.device)
-        return found.index_add_(0, number, reward * gamma**step)
+        # a power of whole numbers would be float32
+        return found.index_add_(0, number, reward * gamma ** step.double())
 
     def summary(self, gamma: float = 0.99) -> str:
         """A few lines for people: counts, share of successful trajectories, mean discounted return.
@@ -280,14 +285,14 @@ class TrajectoryStore:
         """
         length = self._stop - self._start
         last = self.data.get(("next", "reward")).squeeze(-1).double()[self._stop - 1]
-        discounted = self.discounted_returns(gamma)
+        reached = self.discounted_returns(1.0) > 0
         lines = [
             f"trajectories {self.num_trajectories:,} of {int(length.min())} to {int(length.max())} transitions, "
             f"{self.num_transitions:,} in all",
             f"observation {self.observation_dim}, goal {self.goal_dim}, action {self.action_dim}",
-            f"at the goal in some step: {(discounted > 0).double().mean():.1%} of trajectories, "
+            f"at the goal in some step: {reached.double().mean():.1%} of trajectories, "
             f"in the last step: {last.mean():.1%}",
-            f"mean discounted return at {gamma}: {discounted.mean():.2f}",
+            f"mean discounted return at {gamma}: {self.discounted_returns(gamma).mean():.2f}",
         ]
         if self.meta.get("dropped_rows"):
             lines += [f"{self.meta['dropped_rows']:,} transitions of {self.meta.get('source', 'the file')} left out"]
@@ -332,7 +337,7 @@ class TrajectoryStore:
 
         Raises:
             FileExistsError: if ``path`` exists and ``overwrite`` is False.
-            DatasetError: if ``path`` holds something else than a trajectory store.
+            DatasetError: if ``path`` holds something else than a trajectory store, or ``meta`` is too large to be read.
             OSError: if the disk is full or refuses the write.
         """
         _disk.write(Path(path), self.data, _json_copy(self.meta), overwrite=overwrite, frames=self.frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import zlib
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import torch
 
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import Goals, _rows, d4rl
+from torchrl_smore.data.readers._goals import columns_of
 
 VELOCITY = Goals(achieved=2, desired=5.0)
 
@@ -190,6 +192,29 @@ def test_goals_are_columns_functions_the_end_of_the_trajectory_or_an_array(write
     assert found[1]["achieved_goal"].tolist() == [[12, 13], [15, 16]]
     assert found[1]["next", "achieved_goal"].tolist() == [[15, 16], [18, 19]]
     assert found[1]["desired_goal"].tolist() == [[8, 9], [10, 11]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (np.int64(1), [1]),
+        (slice(1, None), [1, 2, 3]),
+        (slice(-3, 4, 2), [1, 3]),
+        (slice(3, -5, -1), [3, 2, 1, 0]),
+        (slice(0, 6, 4), None),
+        (slice(-6, 2), None),
+        (slice(5, 1, -1), None),
+        (slice(2, 2), None),
+    ],
+    ids=str,
+)
+def test_columns_are_those_that_are_named_or_it_is_said_that_they_are_not_there(columns, expected):
+    pick, rows = columns_of("rows", columns), np.arange(8).reshape(2, 4)
+    if expected is not None:
+        np.testing.assert_array_equal(pick(rows), rows[:, expected])
+        return
+    with pytest.raises(DatasetError, match=f"rows: expected columns {re.escape(str(columns))}, found 4 columns"):
+        pick(rows)
 
 
 def test_robots_of_the_paper(write):

@@ -124,6 +124,19 @@ def test_the_reward_is_one_where_the_goal_is_reached_after_the_step(write):
     assert store.data["next", "truncated"][:, 0].tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("writeable", [False, True])
+def test_a_fall_earns_nothing_whatever_array_the_rule_returns_and_leaves_that_alone(write, order, writeable):
+    arrays = buffer(num_trajectories=2, steps=3)
+    arrays["o"][:, :, 0] = 0.0
+    arrays["o"][1, 2, 0] = 1.0  # after the second step of the second trajectory
+    kept = np.ones((2, 3), dtype=bool, order=order)
+    kept.setflags(write=writeable)
+    store = wgcsl.read(write(arrays), reached=lambda achieved, goal: kept, fallen=lambda rows: rows[:, 0] == 1.0)
+    assert store.data["next", "reward"][:, 0].tolist() == [1, 1, 1, 1, 0, 1]
+    assert kept.all()
+
+
 def test_observations_and_goals_are_clipped_on_request_and_actions_are_not(write):
     arrays = {key: np.sign(array) * 300.0 for key, array in buffer().items()}
     clipped = wgcsl.read(write(arrays), reached=reached, clip=200.0).data

@@ -109,17 +109,21 @@ class Goals:
 
 def columns_of(label: str, columns: int | slice | Sequence[int]) -> Rows:
     """A function that picks columns of rows, and says which are missing."""
-    if isinstance(columns, int):
-        columns = [columns]
+    if not isinstance(columns, slice):
+        columns = np.atleast_1d(columns).tolist()
 
     def pick(rows: np.ndarray) -> np.ndarray:
         width = rows.shape[1]
         if isinstance(columns, slice):
-            wanted = np.arange(max(width, columns.stop or 0))[columns]
+            wanted = np.arange(width)[columns]
+            # Python cuts a slice to what there is; an end that it moves lies beyond
+            ends = zip((columns.start, columns.stop), columns.indices(width))
+            missing = any(end is not None and (end if end >= 0 else end + width) != cut for end, cut in ends)
         else:
             wanted = np.asarray(columns)
-        if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= width:
-            raise DatasetError(f"{label}: expected columns {wanted.tolist() or columns}, found {width} columns.")
+            missing = wanted.size > 0 and (wanted.min() < 0 or wanted.max() >= width)
+        if missing or wanted.size == 0:
+            raise DatasetError(f"{label}: expected columns {columns}, found {width} columns.")
         return rows[:, wanted]
 
     return pick

@@ -66,7 +66,8 @@ def read(
         for key in _NAMES:
             # one after the other, so that the float64 original of each is freed before the next is converted
             columns[key] = _prepared(path, key, columns[key][:max_trajectories], None if key == "u" else clip)
-        reward = rewards(reached, columns["ag"][:, 1:], columns["g"])
+        # a copy in the order of C, of which a view is edited: the rule may return an array that it keeps
+        reward = np.array(rewards(reached, columns["ag"][:, 1:], columns["g"]), order="C")
         without_falls(reward.reshape(-1), fallen, columns["o"][:, 1:].reshape(reward.size, -1))
         episodes = (
             {_NAMES[key]: array[number] for key, array in columns.items()} | {"reward": reward[number]}
