@@ -74,11 +74,18 @@ def main(config: Config) -> None:
     for path in (out, sidecar):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, where a file shall be: give another out=.")
+        # of a run, for example, whose policy.json describes no export
+        if (
+            path.exists()
+            and not is_ours(sidecar)
+            and (path == sidecar or path.parent.resolve() == record.path.resolve())
+        ):
+            raise FileExistsError(f"{path} is there, and no export's: give another out=.")
         # what a killed export left to describe a file that never came is no obstacle
         if path.exists() and not config.overwrite and not (path == sidecar and not out.exists() and is_ours(path)):
             raise FileExistsError(f"{path} exists; overwrite=true replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    before = sidecar.read_bytes() if out.exists() and sidecar.exists() else None
+    before = sidecar.read_bytes() if sidecar.exists() else None
     described_anew = False
     try:
         with replacing(out) as beside:
@@ -90,6 +97,7 @@ def main(config: Config) -> None:
             described_anew = True
     except BaseException:
         if not out.exists() or (described_anew and before is None):
+            # which is ours, or was not there
             sidecar.unlink(missing_ok=True)
         elif described_anew and before is not None:
             # of the file that is still there

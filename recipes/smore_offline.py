@@ -111,9 +111,10 @@ def train(config: Config) -> dict[str, Any]:
             meta={**fingerprint(config), "seeds": list(update.seeds), "dataset_sha256": store.sha256},
             progress_bar=sys.stderr.isatty(),
         )
-        make_loadable(trainer, task, store, identity(config))
         if config.resume is not None:
+            # refuses another dataset, of which nothing is to be written into the run
             resume(trainer)
+        make_loadable(trainer, task, store, identity(config))
         if not trainer.progress_bar:
             trainer.register_op("post_steps_log", ProgressLines(trainer))
         advice = f"Resume with: python recipes/smore_offline.py resume={run_dir}"
@@ -205,8 +206,10 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
 def write_summary(
     config: Config, run_dir: Path, trainer: OfflineTrainer, seconds: float, diverged: DivergedError | None = None
 ) -> dict[str, Any]:
-    """Writes ``summary.json``: ``null`` where there is no number, and for all of the evaluation if the run diverged."""
+    """Writes ``summary.json``: ``null`` where there is no number, and for the evaluation where divergence ended the run."""
     evaluations = [] if diverged is not None else trainer.evaluations
+    # one that is let go on has an evaluation and says it nevertheless
+    diverged = diverged or trainer.diverged
     summary = {
         **identity(config),
         "seeds": list(trainer.seeds),

@@ -104,7 +104,8 @@ def steps_to_goal(data: TensorDictBase) -> Tensor:
 
 def has_score(loss: Any) -> bool:
     """Whether a loss tells an advantage of the dataset's action over a value."""
-    return hasattr(loss, "advantage") and getattr(loss, "value_target", "dataset") == "dataset"
+    # of WGCSL the name says which target its own has
+    return callable(getattr(loss, "advantage", None)) and getattr(loss, "value_target", "dataset") == "dataset"
 
 
 def effective_temperature(loss: Any) -> float:
@@ -157,7 +158,7 @@ def weight_classes(classes: dict[str, list[Any]], advantage: Tensor, weight: Ten
             "rows": len(chosen) / len(keys),
             "advantage": float(own.mean()),
             "advantage_std": float(own.std(correction=0)),
-            "advantage_p95": float(own.quantile(0.95)),
+            "advantage_p95": float(np.quantile(own, 0.95)),
             "positive": float((own > 0).double().mean()),
             "weight": float(mass.mean()),
             "weight_share": float(mass.sum()) / total if total else 0.0,
@@ -175,7 +176,7 @@ def quantile_rows(quantity: str, values: Tensor, groups: Groups, group: Tensor) 
         own = values[group == number].double()
         if len(own):
             found += [
-                {"quantity": quantity, "group": name, "quantile": level, "value": float(own.quantile(level))}
+                {"quantity": quantity, "group": name, "quantile": level, "value": float(np.quantile(own, level))}
                 for level in QUANTILES
             ]
     return found

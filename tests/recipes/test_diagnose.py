@@ -310,7 +310,7 @@ def test_weights_on_few_rows_are_found_and_said_on_the_terminal_and_on_the_page(
     assert "has not come to its first checkpoint" in refusal(recipe, tmp_path, f"run=runs/{run.name}")
 
 
-@pytest.mark.parametrize("method", ["gc_iql", "gc_sql", "gofar", "crl"])
+@pytest.mark.parametrize("method", ["gc_iql", "gc_sql", "gofar", "crl", "wgcsl"])
 def test_of_every_method_is_shown_what_applies(recipe, tmp_path, store_path, method):
     gamma = ["gamma=0.95"] if method != "crl" else []
     run = trained(recipe, tmp_path, f"method={method}", f"dataset={store_path}", "steps=2", *gamma)

@@ -438,9 +438,11 @@ def test_a_run_resumes_where_its_dataset_has_gone_and_only_on_that_content(recip
     other = TrajectoryStore.load(tmp_path / "moved")
     other.data["action"] *= 0.5
     other.save(tmp_path / "other")
+    policy = (tmp_path / run_dir / "policy.json").read_bytes()
     refused = recipe("smore_offline.py", f"resume={run_dir}", "dataset=other", cwd=tmp_path)
     assert refused.status != 0
     assert "dataset_sha256" in refused.stderr
+    assert (tmp_path / run_dir / "policy.json").read_bytes() == policy
 
 
 def test_stored_rewards_that_contradict_the_task_are_said_and_not_used(recipe, tmp_path, store_path):

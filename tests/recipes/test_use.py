@@ -491,7 +491,20 @@ def test_a_description_that_a_killed_export_left_is_no_obstacle_and_one_of_somet
     beside.write_text('{"mine": 1}')
     done = recipe("export.py", *options, cwd=cwd)
     assert (done.status, beside.read_text()) == (2, '{"mine": 1}')
-    assert "policy.npz.json exists" in done.stderr
+    assert "policy.npz.json is there, and no export's: give another out=" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["policy", "policy.json", "config.yaml"])
+def test_files_of_the_run_are_not_replaced(import_recipe, trained, tmp_path, monkeypatch, name):
+    export = import_recipe("export")
+    run = tmp_path / "run"
+    shutil.copytree(trained[1], run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(export, "largest_difference", lambda *given: pytest.fail("too late"))
+    config = export.Config(run=str(run), format="npz", out=str(run / name), overwrite=True)
+    with pytest.raises(FileExistsError, match="is there, and no export's: give another out="):
+        export.main(config)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_an_export_replaces_a_file_on_request_and_its_description_with_it(recipe, trained, tmp_path):
@@ -544,7 +557,7 @@ def test_an_export_whose_file_does_not_come_leaves_the_description_of_the_one_th
         replace(source, target)
 
     sidecar = tmp_path / "policy.npz.json"
-    for description in (None, b"of somebody else", before[sidecar.name]):
+    for description in (None, before[sidecar.name]):
         sidecar.unlink() if description is None else sidecar.write_bytes(description)
         with monkeypatch.context() as patch:
             patch.setattr("torchrl_smore._files.os.replace", full)

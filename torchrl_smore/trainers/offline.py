@@ -235,7 +235,7 @@ class OfflineTrainer(Trainer):
         self.update_seconds = 0.0
         self._updates_timed = 0
         self._averages = Averages(len(self.seeds))
-        self._warned = False
+        self.diverged: DivergedError | None = None
         self._stop: BaseException | None = None
         self._saved_step = 0
         self._metrics: MetricsFile | None = None
@@ -537,9 +537,9 @@ class OfflineTrainer(Trainer):
         error = DivergedError(name, step, seed, checkpoint)
         if self.on_divergence == "stop":
             raise error
-        if not self._warned:
+        if self.diverged is None:
             warnings.warn(f"{error} Training continues.", stacklevel=2)
-            self._warned = True
+            self.diverged = error
 
     def _write(self, rows: _Rows) -> None:
         """Writes the values of each seed now, or once the evaluation in progress is written: rows stay in order."""
