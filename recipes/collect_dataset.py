@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.cli import check_range, option, run_recipe
-from parts.datasets import dataset_folder
+from parts.datasets import SCRIPTED, dataset_folder
 from parts.defaults import of_every_preset
 
 from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
@@ -54,7 +54,10 @@ class Config:
 
 def _with_defaults(config: Config) -> Config:
     """With what training collects of the task whatever its preset, where nothing is asked for."""
-    of_task = of_every_preset(config.task, ("expert_noise",) if config.mixture else ("expert_fraction", "expert_noise"))
+    # the noise is of the task's own expert
+    names = ["expert_noise"] if config.expert_policy in (None, SCRIPTED) else []
+    names += [] if config.mixture else ["expert_fraction"]
+    of_task = of_every_preset(config.task, names)
     missing = {name: value for name, value in of_task.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
 

@@ -148,6 +148,9 @@ def check(config: Config) -> Task:
     for names, least in ((counts, 1), (("rounds", "seed", "threads"), 0)):
         for name in names:
             check_range(name, getattr(config, name), least, most.get(name, 10**6))
+    for name in ("first_episodes", "episodes"):
+        if getattr(config, name) % config.num_envs:
+            raise ValueError(f"{name} must be a multiple of num_envs={config.num_envs}, got {getattr(config, name)}.")
     ranges = {
         "learning_rate": ("in (0, 1]", lambda value: 0 < value <= 1),
         "clip": ("positive", lambda value: 0 < value < float("inf")),
@@ -324,9 +327,9 @@ class Labels:
             config: its strength.
         """
         rewards, inputs, actions = [], [], []
-        noisy = np.arange(pool.num_envs) % 2 == 1
         for first in range(0, len(seeds), pool.num_envs):
             chosen = seeds[first : first + pool.num_envs]
+            noisy = np.arange(first, first + pool.num_envs) % 2 == 1
             observation = pool.reset(chosen)
             guide = begin_episodes(teacher, observation, chosen)
             earned = []

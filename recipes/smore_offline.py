@@ -206,7 +206,7 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
 def write_summary(
     config: Config, run_dir: Path, trainer: OfflineTrainer, seconds: float, diverged: DivergedError | None = None
 ) -> dict[str, Any]:
-    """Writes ``summary.json``: ``null`` where there is no number, and for the evaluation where divergence ended the run."""
+    """Writes ``summary.json``: ``null`` where there is no number, and for the evaluation if it ended by diverging."""
     evaluations = [] if diverged is not None else trainer.evaluations
     # one that is let go on has an evaluation and says it nevertheless
     diverged = diverged or trainer.diverged

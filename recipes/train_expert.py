@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -192,6 +193,11 @@ def make_envs(task: Task, num_envs: int, workers: bool = False, reward: str = "o
     """Several robots; an episode ends when one falls or at the horizon, and the next begins at once."""
 
     def make() -> gymnasium.Env:
+        if workers:
+            # a signal to the whole group reaches the trainer too, which ends its step before it saves and stops
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), signal.SIG_IGN)
         return gymnasium.wrappers.TimeLimit(make_robot(task, reward), task.horizon)
 
     kind = AsyncVectorEnv if workers else SyncVectorEnv

@@ -23,6 +23,8 @@ from typing import Any
 
 #: Seconds in which a worker must take a request, and in which it must answer it.
 TIMEOUT_S = 600.0
+#: Key of a worker's state: a function that tells whether its parent has ended without closing it.
+PARENT_IS_GONE = "parent is gone"
 #: Whether this system can wait for a worker; Windows cannot.
 HAS_WORKERS = hasattr(select, "poll")
 _LENGTH = struct.Struct("<Q")  # before each answer: its number of bytes
@@ -94,7 +96,7 @@ class Worker:
     def send(self, function: Callable[..., Any], *args: Any) -> None:
         """Starts ``function(state, *args)`` there; everything must be picklable, the function by its name.
 
-        ``state`` is a dict that the worker keeps from one call to the next.
+        ``state`` is a dict that the worker keeps from one call to the next; it begins with :data:`PARENT_IS_GONE`.
 
         Raises:
             RuntimeError: if the worker is dead, or does not take it in time.
@@ -190,7 +192,8 @@ class Worker:
 
 def serve() -> None:
     """The worker's side: answers requests until its input ends."""
-    state: dict[str, Any] = {}
+    parent = os.getppid()
+    state: dict[str, Any] = {PARENT_IS_GONE: lambda: os.getppid() != parent}
     # what ends a group of processes reaches the parent too, which may want an answer still and then closes its workers
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -10,7 +10,7 @@ from parts.cli import nearest, option
 from parts.defaults import PRESETS, resolve
 from parts.methods import METHODS
 from torchrl_smore.data import ANCHOR_RULES
-from torchrl_smore.envs import get_task, task_names
+from torchrl_smore.envs import SCRIPTED, get_task, task_names
 from torchrl_smore.functional.goals import STRATEGIES
 from torchrl_smore.modules import CHANNELS
 
@@ -226,10 +226,12 @@ def with_defaults(config: Config) -> Config:
             f"method={config.method} has one kind of goals: give goals= or actor_goals=, not both, got "
             f"goals={config.goals} and actor_goals={config.actor_goals}."
         )
-    goals_given, stitch = config.goals is not None, config.goal_stitch
+    goals_given, stitch, noise = config.goals is not None, config.goal_stitch, config.expert_noise
     if config.pixels and config.her_ratio is None:
         config = dataclasses.replace(config, her_ratio=1.0)  # goals are pictures of the data
     config = resolve(config)
+    if config.expert_policy not in (None, SCRIPTED):
+        config = dataclasses.replace(config, expert_noise=noise)  # what a task says is of its own expert
     if stitch is None and (config.pixels or METHODS[config.method].reached_goals or config.her_ratio == 0.0):
         config = dataclasses.replace(config, goal_stitch=None)  # what a task says is for those who can have it
     if one_kind and (goals_given or (METHODS[config.method].strategy != "future" and not own_goals)):

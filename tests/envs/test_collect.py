@@ -15,8 +15,9 @@ import torch
 from torchrl_smore import _worker
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.trajectories import TrajectoryStore
-from torchrl_smore.envs import TASKS, _rollout, collect
+from torchrl_smore.envs import TASKS, _rollout, collect, get_task
 from torchrl_smore.envs import collect as collect_function
+from torchrl_smore.envs.experts.actor_file import Actor, write_actor
 from torchrl_smore.envs.point import PointBatch, PointWorld
 
 collect_module = sys.modules["torchrl_smore.envs.collect"]
@@ -133,6 +134,35 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(reference, tmp_path,
     assert store.sha256 == reference.sha256 == TrajectoryStore.load(out).sha256
     assert store.meta == reference.meta
     assert not partial.exists()
+
+
+def test_an_actor_that_is_replaced_meanwhile_is_told_of_and_no_episode_of_the_new_one_is_kept(tmp_path, monkeypatch):
+    file, run, done = tmp_path / "act.npz", _rollout.run_episodes, []
+
+    def write(mean):
+        # acts alike everywhere
+        write_actor(file, Actor(((np.zeros((2, 4), np.float32), np.full(2, mean, np.float32)),), goal_dim=2))
+
+    def replaced_in_the_second(*arguments):
+        if done:
+            write(-1.0)
+        done.append(arguments)
+        return run(*arguments)
+
+    write(1.0)
+    monkeypatch.setattr(collect_module, "run_episodes", replaced_in_the_second)
+    with pytest.raises(ValueError, match=r"act\.npz was replaced while episodes of it were collected"):
+        point(expert_episodes=60, expert_policy=file, out=tmp_path / "store")
+    assert [path.name for path in (tmp_path / "store.partial").glob("chunk_*")] == ["chunk_000000.npz"]
+
+
+def test_a_worker_whose_parent_is_gone_writes_nothing(tmp_path):
+    request = collect_module._checked_request(
+        get_task("PointReach"), 1, 0, 0, collect_module.Behaviour("expert"), 0.0, 0, collect_module.Behaviour("medium")
+    )
+    for gone in (True, False):
+        collect_module._run_chunk({collect_module.PARENT_IS_GONE: lambda gone=gone: gone}, request, tmp_path, 0)
+        assert bool(list(tmp_path.iterdir())) is not gone
 
 
 def test_an_unfinished_collection_of_something_else_is_refused(tmp_path, monkeypatch):
@@ -421,7 +451,11 @@ def test_a_process_whose_workers_fail_ends():
         ({"workers": 0}, 'workers must be "auto" or an integer of at least 1, got 0'),
         ({"workers": "all"}, "workers must be"),
         ({"expert_episodes": -1}, "expert_episodes must be at least 0, got -1"),
-        ({"expert_episodes": 0, "random_episodes": 0}, "must not both be 0"),
+        (
+            {"expert_episodes": 0, "random_episodes": 0},
+            "one of expert_episodes, medium_episodes and random_episodes must",
+        ),
+        ({"medium_policy": "typo.npz"}, "medium_policy=typo.npz: of no use, as no episode is one of it"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"expert_noise": -0.1}, "expert_noise must be a finite number of at least 0"),
         ({"action_noise": float("nan")}, "action_noise must be a finite number of at least 0"),

@@ -8,6 +8,7 @@ import pytest
 
 from torchrl_smore._worker import Worker
 from torchrl_smore.envs import TASKS, EnvPool
+from torchrl_smore.envs.pool import _reset
 
 
 def rollout(pool, seeds, steps):
@@ -136,8 +137,17 @@ def test_a_task_of_the_users_own_script_is_explained(python, tmp_path):
 
 def test_an_exception_in_a_worker_comes_back_with_its_traceback():
     pool = EnvPool("PointReach", 2, num_workers=1)
+    # what the pool itself lets through, and the worker cannot use
     with pytest.raises(RuntimeError, match=r"(?s)environment worker 0 of PointReach failed.*non-negative"):
-        pool.reset([0, -5])
+        pool._call(_reset, [0, -5])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_negative_seed_is_refused_and_the_pool_goes_on(num_workers):
+    with EnvPool("PointReach", 2, num_workers=num_workers) as pool:
+        with pytest.raises(ValueError, match="seeds must be at least 0, got -5"):
+            pool.reset([0, -5])
+        assert pool.reset([0, 5])["observation"].shape == (2, 2)
 
 
 def test_workers_leave_when_their_parent_is_killed(python):

@@ -114,7 +114,8 @@ def test_columns_become_goals_rewards_follow_the_threshold_and_ends_are_passed_o
     goal = observation["desired_goal"].copy()
     assert -2 <= goal[0] <= 2
     # -1 is a command of 0, so two to the left; 0.5 is a command of 3
-    for action, moved in ((-1.0, -2.0), (0.5, 1.0), (1.0, 2.0)):
+    # beyond what there is, as much as there is
+    for action, moved in ((-1.0, -2.0), (0.5, 1.0), (1.0, 2.0), (5.0, 2.0), (-1.5, -2.0)):
         place += moved
         observation, reward, terminated, truncated, info = env.step(np.array([action], np.float32))
         np.testing.assert_allclose(observation["achieved_goal"], [place], rtol=1e-5)

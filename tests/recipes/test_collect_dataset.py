@@ -42,6 +42,16 @@ def test_where_nothing_is_asked_for_it_collects_what_training_would(recipe, tmp_
     assert (expert["num_trajectories"], expert["noise"], other["num_trajectories"]) == (2, 0.0, 2)
 
 
+def test_an_expert_of_ones_own_has_no_noise_that_nobody_asked_for(import_recipe):
+    module, options = import_recipe("collect_dataset"), import_recipe("parts.options")
+    for policy, noise in ((None, 0.1), ("scripted", 0.1), ("runs/NAME", None)):
+        assert module._with_defaults(module.Config(task="Tabletop-pick", expert_policy=policy)).expert_noise == noise
+        # the same of training, whose dataset is then the same
+        assert options.with_defaults(options.Config(task="Tabletop-pick", expert_policy=policy)).expert_noise == noise
+    given = options.Config(task="Tabletop-pick", expert_policy="runs/NAME", expert_noise=0.3)
+    assert options.with_defaults(given).expert_noise == 0.3
+
+
 def test_noise_of_expert_and_environment_and_the_folder_can_be_chosen(recipe, tmp_path):
     options = ("task=PointReach", "num_trajectories=4", "expert_noise=0.2", "action_noise=0.5", "out=here/noisy")
     done = recipe("collect_dataset.py", *options, cwd=tmp_path)

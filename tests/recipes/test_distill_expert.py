@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from torchrl_smore.envs import EnvPool, get_task
 from torchrl_smore.envs.experts import ActorExpert, PointExpert
 from torchrl_smore.envs.point import PointWorld
 
@@ -104,6 +106,28 @@ def test_the_recipes_learn_from_it(recipe, distilled, tmp_path):
     assert "_expertnoise0.1_expertrandom0.05_policy" in folder.name
 
 
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 6])
+def test_noise_is_on_every_other_episode_however_many_run_at_a_time(import_recipe, num_envs):
+    module = import_recipe("distill_expert")
+    task = dataclasses.replace(get_task("PointReach"), horizon=2)
+    shaken = []
+
+    class Pool(EnvPool):
+        def step(self, actions):
+            shaken.extend((np.asarray(actions) != 0.0).any(-1))
+            return super().step(actions)
+
+    def still(observation):
+        return np.zeros((len(observation["observation"]), 2))
+
+    with Pool(task, num_envs) as pool:
+        labels = module.Labels(task, 5.0)
+        config = module.Config(noise=0.2, random_prob=0.0)
+        labels.collect(pool, still, None, range(10, 16), np.random.default_rng(0), config)
+    by_episode = np.array(shaken).reshape(6 // num_envs, 2, num_envs).any(1).ravel()
+    assert by_episode.tolist() == [False, True] * 3
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -113,6 +137,8 @@ def test_the_recipes_learn_from_it(recipe, distilled, tmp_path):
         ({"learning_rate": 1e30}, r"learning_rate must be in \(0, 1\], got 1e\+30"),
         ({"episodes": 10**14}, "episodes must be at least 1 and at most 1,000,000, got 100000000000000"),
         ({"random_prob": 1.5}, r"random_prob must be in \[0, 1\], got 1.5"),
+        ({"first_episodes": 3, "num_envs": 50}, "first_episodes must be a multiple of num_envs=50, got 3"),
+        ({"episodes": 60, "num_envs": 50}, "episodes must be a multiple of num_envs=50, got 60"),
         ({"episodes": 0}, "episodes must be at least 1 and at most 1,000,000, got 0"),
         ({"rounds": -1}, "rounds must be at least 0 and at most 1,000,000, got -1"),
     ],

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torchrl.data import Bounded
-from torchrl.modules import TanhNormal
+from torchrl.modules import IndependentNormal, TanhNormal
 
 import torchrl_smore
 from torchrl_smore.data import GoalBatchSampler
-from torchrl_smore.modules import goal_specs, make_networks
-from torchrl_smore.objectives import GCSLLoss
+from torchrl_smore.modules import ConcatMLP, GaussianHead, goal_specs, make_contrastive_networks, make_networks
+from torchrl_smore.objectives import ContrastiveRLLoss, GCSLLoss, SMORELoss
 from torchrl_smore.reports import read_metrics
 from torchrl_smore.trainers import (
     CheckpointError,
@@ -164,6 +165,54 @@ def test_bad_input_is_refused_by_name(run, observation, goal, error, message):
 
 def test_without_a_margin_any_goal_is_taken(run):
     assert load_policy(run[0], goal_margin=None)(np.zeros(3), np.array([1e6, 0.0])).shape == (2,)
+
+
+def linear(*weights):
+    """A ConcatMLP of one output: the sum of its inputs, each times its weight."""
+    network = ConcatMLP(len(weights), 1, hidden=())
+    network.load_state_dict({"layers.0.weight": torch.tensor([weights]), "layers.0.bias": torch.zeros(1)})
+    return network
+
+
+def make_actor(network, in_keys, out_key="action"):
+    """A stochastic actor of one component, ``tanh`` of a network."""
+    return ProbabilisticTensorDictSequential(
+        TensorDictModule(GaussianHead(network, 1), in_keys, ["loc", "scale"]),
+        ProbabilisticTensorDictModule(["loc", "scale"], [out_key], distribution_class=IndependentNormal),
+    )
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"desired_goal": "goal", "action": "act"},
+        {"desired_goal": ("task", "goal"), "action": ("task", "act")},
+    ],
+)
+@pytest.mark.parametrize("observation", ["observation", ("state", "observation")])
+def test_networks_are_fed_by_what_their_keys_mean_whatever_their_order_and_names(tmp_path, rows, keys, observation):
+    goal, action = keys.get("desired_goal", "desired_goal"), keys.get("action", "action")
+    loss = SMORELoss(
+        make_actor(linear(0.1, 0.2, 0.01, 0.02, 0.03), [goal, observation], action),
+        TensorDictModule(linear(1.0, 2.0, 3.0, 4.0, 5.0, 6.0), [action, observation, goal], ["score"]),
+        TensorDictModule(linear(1.0, 2.0, 3.0, 4.0, 5.0), [goal, observation], ["state_value"]),
+        num_score_nets=1,
+    )
+    loss.set_keys(**keys)
+    record_policy(tmp_path, loss, columns=COLUMNS | {"action": ["u"]})
+    save_checkpoint(tmp_path / "checkpoint", 1, {"update": {"loss": loss.state_dict()}}, {})
+    (x, y, speed), (to_x, to_y), u = rows[0].T, rows[1].T, rows[2][:, 0]
+
+    policy, value = load_policy(tmp_path), load_value(tmp_path)
+    act = np.tanh(0.1 * to_x + 0.2 * to_y + 0.01 * x + 0.02 * y + 0.03 * speed)
+    np.testing.assert_allclose(policy(*rows[:2])[:, 0], act, atol=1e-5)
+    given = [torch.from_numpy(row).float() for row in rows[:2]]
+    np.testing.assert_allclose(policy.module.module(*given)[:, 0], act, atol=1e-5)
+    state_value = to_x + 2 * to_y + 3 * x + 4 * y + 5 * speed
+    np.testing.assert_allclose(value(*rows[:2]), state_value, atol=1e-3)
+    score = u + 2 * x + 3 * y + 4 * speed + 5 * to_x + 6 * to_y
+    np.testing.assert_allclose(value.score(*rows[:2], u[:, None]), score, atol=1e-3)
 
 
 def test_a_checkpoint_is_loaded_by_its_own_path(run, rows):
@@ -328,6 +377,42 @@ def test_columns_that_the_actor_has_not_are_refused_before_anything_is_written(r
     assert not (tmp_path / "other").exists()
 
 
+def test_a_key_that_is_no_input_is_refused_before_anything_is_written(tmp_path):
+    loss = GCSLLoss(make_actor(linear(0.1, 0.2, 0.3, 0.4, 0.5), ["observation", "achieved_goal"]))
+    with pytest.raises(ValueError, match="actor_network reads 'achieved_goal', which is none of observation, desired"):
+        record_policy(tmp_path / "run", loss, columns=COLUMNS | {"action": ["u"]})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_goal_range_of_another_width_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(ValueError, match=r"goal_range: expected null or two lists of 2 numbers.*\[\[0.0\], \[1.0\]\]"):
+        record_policy(tmp_path / "other", run[1], columns=COLUMNS, goal_range=(torch.zeros(1), torch.ones(1)))
+    assert not (tmp_path / "other").exists()
+
+
+def rewrite(run_dir, change):
+    """Changes what a run's policy.json says."""
+    path = run_dir / "policy.json"
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("observation", ["observation", "obs", ["state", "observation"]])
+def test_files_with_keys_as_older_versions_wrote_them_are_read(run, rows, observation):
+    expected = load_policy(run[0])(*rows[:2]), load_value(run[0])(*rows[:2]), load_value(run[0]).score(*rows)
+
+    def with_old_keys(about):
+        for name in ("actor", "value"):
+            about["networks"][name]["in_keys"] = [observation, "goal"]
+        about["networks"]["score"]["in_keys"] = [observation, "goal", "act"]
+
+    rewrite(run[0], with_old_keys)
+    value = load_value(run[0])
+    found = load_policy(run[0])(*rows[:2]), value(*rows[:2]), value.score(*rows)
+    np.testing.assert_equal(found, expected)
+
+
 def test_unknown_seeds_and_names_are_refused(best, run):
     for which in ("best", "last"):
         with pytest.raises(ValueError, match="has no seed 4; it has 3, 5"):
@@ -400,13 +485,12 @@ def test_folders_that_are_no_run_are_refused_by_what_they_lack(run, tmp_path):
             lambda about: network(about)["options"]["network"]["options"]["trunk"]["options"].update(hidden=[8]),
             "does not fit policy.json: expected .*found",
         ),
+        (lambda about: network(about).update({"class": []}), "does not fit policy.json: .*unhashable"),
+        (lambda about: network(about)["options"].update(statistics=3), "does not fit policy.json: .*not iterable"),
     ],
 )
 def test_a_policy_file_that_does_not_fit_is_refused(run, change, message):
-    path = run[0] / "policy.json"
-    about = json.loads(path.read_text())
-    change(about)
-    path.write_text(json.dumps(about))
+    rewrite(run[0], change)
     with pytest.raises(CheckpointError, match=f"(?s){message}"):
         load_policy(run[0])
 
@@ -415,7 +499,56 @@ def network(about):
     return about["networks"]["actor"]["network"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"a"'])
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("columns", {}, "expected an object of observation, desired_goal, action, found {}"),
+        ("columns.action", [0, 1], r"expected a list of names, found \[0, 1\]"),
+        ("action_range", [-1], r"expected two numbers or two lists of 2, as there are columns, found \[-1\]"),
+        ("action_range", ["a", "b"], r"two numbers or .*found \['a', 'b'\]"),
+        ("action_range", [[-1], [1]], r"two lists of 2, as there are columns, found \[\[-1\], \[1\]\]"),
+        ("action_range", [float("nan"), 1], r"two numbers or .*found \[nan, 1\]"),
+        ("action_range", [-(10**400), 1], "two numbers or"),
+        ("goal_range", [1], r"expected null or two lists of 2 numbers, as there are columns, found \[1\]"),
+        ("goal_range", [[0, 0, 0], [1, 1, 1]], "null or two lists of 2 numbers"),
+        ("pixels", "36", "expected null or a positive number, found '36'"),
+        ("networks", [], r"expected an object of networks, found \[\]"),
+        ("networks.actor", [], r"expected an object of state, network, in_keys, found \[\]"),
+        ("networks.actor", {"network": {}, "in_keys": []}, "expected an object of state, network, in_keys, found {"),
+        ("networks.actor", {"network": {}, "state": ""}, "expected an object of state, network, in_keys, found {"),
+        ("networks.actor.state", None, "expected a string, found None"),
+        ("networks.actor.in_keys", [], r"expected a list of keys, found \[\]"),
+        ("networks.actor.in_keys", ["observation", 1], "expected a list of keys"),
+        ("networks.actor.in_keys", ["a", "b", "c"], r"keys of observation, desired_goal, found \['a', 'b', 'c'\]"),
+        ("networks.value", {"state": "", "network": {}, "in_keys": []}, "an object of state, network, in_keys, energy"),
+    ],
+)
+def test_a_part_of_a_policy_file_that_is_none_is_refused_by_its_name(run, place, value, message):
+    def change(about):
+        *path, last = place.split(".")
+        for name in path:
+            about = about[name]
+        about[last] = value
+
+    rewrite(run[0], change)
+    with pytest.raises(CheckpointError, match=rf"policy\.json: {place}: .*{message}"):
+        load_policy(run[0])
+
+
+@pytest.mark.parametrize("energy", [None, "l3", ["l2"]])
+def test_a_critic_of_pairs_with_an_energy_that_is_none_is_refused(tmp_path, energy):
+    networks = make_contrastive_networks(*goal_specs(3, 2, 2), hidden=(8,), latent=4)
+    loss = ContrastiveRLLoss(networks.actor, networks.critic)
+    record_policy(tmp_path, loss, columns=COLUMNS)
+    save_checkpoint(tmp_path / "checkpoint", 1, {"update": {"loss": loss.state_dict()}}, {})
+    rewrite(tmp_path, lambda about: about["networks"]["score"].update(energy=energy))
+    with pytest.raises(
+        CheckpointError, match=r"policy\.json: networks.score.energy: expected one of inner, dot, l2, found"
+    ):
+        load_value(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"a"', "[" * 100_000])
 def test_a_damaged_policy_file_is_refused(run, text):
     (run[0] / "policy.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"policy.json (cannot be read|has format)"):

@@ -12,16 +12,16 @@ import os
 import queue
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
 from torchrl_smore._lock import locked
-from torchrl_smore._worker import HAS_WORKERS, Worker
+from torchrl_smore._worker import HAS_WORKERS, PARENT_IS_GONE, Worker
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs.experts import policy_files
@@ -57,6 +57,8 @@ class _Request:
     medium: Behaviour = field(default_factory=lambda: Behaviour("medium"))
     # of the task as it was imported: its files may be edited before the collection ends
     source_sha256: str | None = None
+    # of each behaviour's actor as it was when this was asked for: its run may go on and write another
+    policy_sha256: Mapping[str, str] = field(default_factory=dict)
 
     def parts(self) -> list[tuple[Behaviour, range]]:
         """The behaviours that have episodes, and their episodes' numbers, in the order of the store."""
@@ -80,7 +82,7 @@ class _Request:
         """What must agree for chunks to belong to the same collection."""
         versions = _versions()
         # what only some tasks have is named only there
-        trained = {f"{behaviour.kind}_policy": _digest(behaviour) for behaviour, _ in self.parts() if behaviour.policy}
+        trained = {f"{kind}_policy": digest for kind, digest in self.policy_sha256.items()}
         medium = {"medium_episodes": self.medium_episodes} if self.medium_episodes else {}
         source = {} if self.source_sha256 is None else {"source_sha256": self.source_sha256}
         return {
@@ -172,6 +174,8 @@ def collect(
     """
     task = get_task(task).data_source
     behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
+    if medium_policy is not None and not medium_episodes:
+        raise ValueError(f"medium_policy={medium_policy}: of no use, as no episode is one of it (medium_episodes=0).")
     request = _checked_request(
         task,
         expert_episodes,
@@ -248,16 +252,16 @@ def _checked_request(
     for name, number in whole.items():
         if number < 0:
             raise ValueError(f"{name} must be at least 0, got {number}.")
-    request = _Request(
-        task, **whole, expert=expert, action_noise=action_noise, medium=medium, source_sha256=task.source_sha256
-    )
+    decided: dict[str, Any] = {**whole, "source_sha256": task.source_sha256}
+    request = _Request(task, expert=expert, action_noise=action_noise, medium=medium, **decided)
     if not request.parts():
-        raise ValueError("expert_episodes and random_episodes must not both be 0.")
+        raise ValueError("one of expert_episodes, medium_episodes and random_episodes must be positive.")
     if not 0.0 <= expert.random_prob <= 1.0:
         raise ValueError(f"expert_random_prob must lie in [0, 1], got {expert.random_prob}.")
     for behaviour, _ in request.parts():
         behaviour.controller(task)  # which refuses what it cannot use
-    return request
+    digests: dict[str, str] = {each.kind: _digest(each) for each, _ in request.parts() if each.policy}
+    return replace(request, policy_sha256=digests)
 
 
 def _actor_file(policy: str | Path | None, name: str) -> str | None:
@@ -381,7 +385,14 @@ def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: i
     if "batch" not in state:
         width = _LOCKSTEP if request.task.make_batch is None else _CHUNK
         state["batch"] = request.task.make_batch_env(width, request.action_noise)
-    write_chunk(folder, number, run_episodes(request.task, state["batch"], behaviour, request.seed, episodes))
+    found = run_episodes(request.task, state["batch"], behaviour, request.seed, episodes)
+    if behaviour.policy is not None and _digest(behaviour) != request.policy_sha256[behaviour.kind]:
+        raise ValueError(
+            f"{behaviour.policy} was replaced while episodes of it were collected: name a file that stays as it is."
+        )
+    # or another collection may be writing there by now
+    if PARENT_IS_GONE not in state or not state[PARENT_IS_GONE]():
+        write_chunk(folder, number, found)
 
 
 def _assemble(request: _Request, partial: PartialFolder) -> TrajectoryStore:
@@ -408,7 +419,7 @@ def _meta(request: _Request, reward: np.ndarray, last: np.ndarray) -> dict[str, 
     composition = [
         {"behaviour": behaviour.kind, "num_trajectories": len(part), "fraction": len(part) / len(reward)}
         | {key: value for key, value in asdict(behaviour).items() if key not in ("kind", "policy")}
-        | ({} if behaviour.policy is None else {"policy_sha256": _digest(behaviour)})
+        | ({} if behaviour.policy is None else {"policy_sha256": request.policy_sha256[behaviour.kind]})
         | quality(reward[part.start : part.stop], gamma)
         | ({} if task.has_fallen is None else {"fallen": float(task.has_fallen(last[part.start : part.stop]).mean())})
         for behaviour, part in request.parts()

@@ -86,12 +86,15 @@ class EnvPool:
             ``observation [n, ds]``, ``achieved_goal [n, dg]`` and ``desired_goal [n, dg]``, float32.
 
         Raises:
-            ValueError: for another number of seeds than environments.
+            ValueError: for another number of seeds than environments, or a negative one.
             TypeError: for a seed that is no whole number.
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}.")
-        return self._call(_reset, [check_whole("a seed", seed) for seed in seeds])
+        whole = [check_whole("a seed", seed) for seed in seeds]
+        if whole and min(whole) < 0:
+            raise ValueError(f"seeds must be at least 0, got {min(whole)}.")
+        return self._call(_reset, whole)
 
     def step(self, actions: NDArray[Any]) -> tuple[Observation, NDArray[np.float32]]:
         """Steps every environment.

@@ -216,7 +216,7 @@ class _ColumnGoals(Wrapper):
 
 
 class _Endless(Wrapper):
-    """Passes over the environment's own ends; after a fall nothing changes any more."""
+    """Clips actions, as the simulators here do, and passes over the environment's own ends; a fall is for ever."""
 
     def __init__(self, env: Env, has_fallen: Callable[[Any], Any] | None) -> None:
         super().__init__(env)
@@ -232,7 +232,7 @@ class _Endless(Wrapper):
         """Steps the environment, unless it has fallen."""
         if self._fallen is not None:
             return self._fallen  # type: ignore[return-value]
-        observation, reward, _, _, info = self.env.step(action)
+        observation, reward, _, _, info = self.env.step(np.clip(action, -1.0, 1.0))
         row = np.asarray(observation["observation"], dtype=np.float32)
         fallen = self._has_fallen is not None and bool(self._has_fallen(row))
         result = observation, reward, fallen, False, info

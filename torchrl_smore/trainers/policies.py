@@ -20,7 +20,7 @@ from torchrl_smore.modules import (
     build_network,
 )
 from torchrl_smore.trainers.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
-from torchrl_smore.trainers.policy_file import POLICY_FILE, read_policy_file
+from torchrl_smore.trainers.policy_file import POLICY_FILE, inputs_of, read_policy_file
 from torchrl_smore.trainers.run_record import Array, RunRecord
 
 Which = Literal["best", "last"]
@@ -30,19 +30,20 @@ BEST_FOLDER = "best"
 
 
 class _Mean(nn.Module):
-    """The mode of a Gaussian head, clipped to the range of actions."""
+    """The mode of a Gaussian head, clipped to the range of actions; ``reads`` are its inputs in the head's order."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, head: nn.Module, low: Any, high: Any) -> None:
+    def __init__(self, head: nn.Module, reads: Sequence[str], low: Any, high: Any) -> None:
         super().__init__()
-        self.head = head
-        self.register_buffer("low", torch.tensor(low))
-        self.register_buffer("high", torch.tensor(high))
+        self.head, self.reads = head, tuple(reads)
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32))
 
     def forward(self, observation: Tensor, goal: Tensor) -> Tensor:
-        loc, _ = self.head(*_as_seen(self.head, observation, goal))
+        given = {"observation": observation, "desired_goal": goal}
+        loc, _ = self.head(*_as_seen(self.head, *(given[key] for key in self.reads)))
         return cast("Tensor", loc.clamp(self.low, self.high))
 
 
@@ -199,7 +200,8 @@ def load_policy(
     record, networks, state = _read(path, which, seed, goal_margin)
     head = _loaded(record, networks, "actor", state)[0]
     low, high = record.about["action_range"]
-    module = TensorDictModule(_Mean(head, low, high), list(networks["actor"]["in_keys"]), ["action"])
+    mean = _Mean(head, inputs_of(record.path / POLICY_FILE, networks, "actor"), low, high)
+    module = TensorDictModule(mean, ["observation", "desired_goal"], ["action"])
     return TrainedPolicy(_ready(module, device), record, torch.device(device))
 
 
@@ -233,8 +235,13 @@ def load_value(
         modules[role] = None
         if role in networks:
             members = _loaded(record, networks, role, state)
-            smallest = _Smallest(members, networks[role]["energy"])
-            modules[role] = _ready(TensorDictModule(smallest, list(networks[role]["in_keys"]), [key]), device)
+            energy, inputs = networks[role]["energy"], inputs_of(record.path / POLICY_FILE, networks, role)
+            if _is_pair(members[0]) and energy not in get_args(Energy):
+                raise CheckpointError(
+                    f"{record.path / POLICY_FILE}: networks.{role}.energy: expected one of "
+                    f"{', '.join(get_args(Energy))}, found {energy!r}."
+                )
+            modules[role] = _ready(TensorDictModule(_Smallest(members, energy), inputs, [key]), device)
     if modules["value"] is None and modules["score"] is None:
         raise ValueError(f"method {record.about.get('method')!r} of {record.path} has neither value nor score.")
     return TrainedValue(modules["value"], modules["score"], record, torch.device(device))
@@ -358,7 +365,7 @@ def _loaded(record: RunRecord, networks: Mapping[str, Any], role: str, state: Ma
         for number, member in enumerate(members):
             rows = {key: value[number] if value.ndim > len(shapes[key]) else value for key, value in own.items()}
             member.load_state_dict(rows)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # what a damaged description makes a constructor raise depends on where it is damaged
         raise CheckpointError(f"{record.checkpoint}: its {role} does not fit {POLICY_FILE}: {error}.") from error
     sees = isinstance(network, Encoded)  # an actor that has an encoder of its own beside the shared one
     if role == "encoder" or "encoder" not in networks or sees:
