@@ -50,7 +50,7 @@ class Config:
     )
     clip_actions: bool = option(False, "clip the actions of dataset= to [-1, 1]; false: only say how many lie beyond")
     num_trajectories: int | None = option(
-        None, "trajectories to collect when no dataset is given; default: the task's and preset's (1,000; 40,000)"
+        None, "trajectories to collect when no dataset is given; default: the task's and preset's (330 to 10,000; up to 40,000)"
     )
     expert_fraction: float | None = option(None, "share of expert trajectories; default: 0.1, or a dataset as it is")
     action_noise: float = option(
@@ -72,7 +72,7 @@ class Config:
         "of a table: {observation: [NAME, ...], action: [...], achieved_goal: [...], episode: NAME}, and desired_goal "
         "and terminated if it has them",
     )
-    steps: int | None = option(None, "updates; default: the preset's (4,000; 400,000 to 1,000,000)")
+    steps: int | None = option(None, "updates; default: the task's and preset's (4,000 to 24,000; up to 1,000,000)")
     batch_size: int | None = option(
         None, "offline rows, and as many goal-transition rows; default: the preset's (256; 512)"
     )

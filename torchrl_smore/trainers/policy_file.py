@@ -190,7 +190,10 @@ def read_policy_file(run_dir: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         hint = "it is no run folder"
         if (run_dir / "config.yaml").is_file():
-            hint = f"of version 0.1.0 or of another recipe; smore_offline.py resume={run_dir} adds it to such a run"
+            hint = (
+                f"smore_offline.py resume={run_dir} adds it to a run of its own of an earlier version, and record_policy "
+                "to one of another script"
+            )
         raise CheckpointError(f"{run_dir} has no {POLICY_FILE}: {hint}.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
