@@ -50,7 +50,9 @@ class Config:
     )
     clip_actions: bool = option(False, "clip the actions of dataset= to [-1, 1]; false: only say how many lie beyond")
     num_trajectories: int | None = option(
-        None, "trajectories to collect when no dataset is given; default: the task's and preset's (330 to 10,000; up to 40,000)"
+        None,
+        "trajectories to collect when no dataset is given; default: the task's and preset's (330 to 10,000; up to "
+        "40,000)",
     )
     expert_fraction: float | None = option(None, "share of expert trajectories; default: 0.1, or a dataset as it is")
     action_noise: float = option(

@@ -463,7 +463,9 @@ def test_folders_that_are_no_run_are_refused_by_what_they_lack(run, tmp_path):
         load_policy(lone)
     (run_dir / "policy.json").unlink()
     (run_dir / "config.yaml").touch()
-    with pytest.raises(CheckpointError, match=r"resume=.* of an earlier version, and record_policy to one of another script"):
+    with pytest.raises(
+        CheckpointError, match=r"resume=.* of an earlier version, and record_policy to one of another script"
+    ):
         load_policy(run_dir)
 
 

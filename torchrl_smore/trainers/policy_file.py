@@ -191,8 +191,8 @@ def read_policy_file(run_dir: Path) -> dict[str, Any]:
         hint = "it is no run folder"
         if (run_dir / "config.yaml").is_file():
             hint = (
-                f"smore_offline.py resume={run_dir} adds it to a run of its own of an earlier version, and record_policy "
-                "to one of another script"
+                f"smore_offline.py resume={run_dir} adds it to a run of its own of an earlier version, and "
+                "record_policy to one of another script"
             )
         raise CheckpointError(f"{run_dir} has no {POLICY_FILE}: {hint}.") from error
     except (OSError, ValueError, RecursionError) as error:
