@@ -18,7 +18,8 @@ import torchrl.trainers.algorithms.configs  # noqa: F401 - registers TorchRL's g
 from omegaconf import OmegaConf
 
 import torchrl_smore.trainers.configs  # noqa: F401 - registers ours
-from torchrl_smore.trainers import write_text
+from torchrl_smore import TrajectoryStore
+from torchrl_smore.trainers import OfflineTrainer, record_policy, write_text
 
 
 @hydra.main(version_base="1.3", config_path="configs/torchrl", config_name="smore")
@@ -31,7 +32,38 @@ def main(config: Any) -> None:
         # as training begins: until then the folder may be another run's, which is refused
         text = OmegaConf.to_yaml(config)
         trainer.register_op("setup", lambda: write_text(trainer.run_dir / "config.yaml", text))
+        if config.get("dataset") is not None and getattr(trainer.loss_module, "actor_network", None) is not None:
+            trainer.register_op("setup", lambda: make_loadable(trainer, config.dataset))
     trainer.train()
+
+
+def make_loadable(trainer: OfflineTrainer, dataset: str) -> None:
+    """Writes ``policy.json`` into the run folder, with the names of columns that the dataset tells, or their numbers.
+
+    Args:
+        trainer: of the run.
+        dataset: a saved store.
+    """
+    assert trainer.run_dir is not None
+    store = TrajectoryStore.load(dataset, verify=False)
+    names = {"observation": "observation", "desired_goal": "goal", "action": "action"}
+    widths = {key: store.data.get(key).shape[-1] for key in names}
+    columns = {
+        key: store.meta.get(f"{name}_columns") or [f"{name} {number}" for number in range(widths[key])]
+        for key, name in names.items()
+    }
+    goals = torch.cat([store.data["desired_goal"], store.data["next", "achieved_goal"]])
+    record_policy(
+        trainer.run_dir,
+        trainer.loss_module,
+        columns=columns,
+        goal_range=(goals.amin(0), goals.amax(0)),
+        about={
+            "task": store.meta.get("task"),
+            "method": type(trainer.loss_module).__name__,
+            "data": {"sha256": store.sha256},
+        },
+    )
 
 
 if __name__ == "__main__":

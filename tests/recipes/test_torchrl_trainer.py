@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from torchrl_smore import load_policy
 from torchrl_smore.data import TrajectoryStore
+from torchrl_smore.trainers import latest_checkpoint, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "torchrl_configs.md").read_text()
@@ -39,12 +41,10 @@ def test_a_documented_command_trains(recipe, tmp_path, command):
     (tmp_path / "own.yaml").write_text(own)
     (folder,) = re.findall(r"path: (\S+?)}", own)
     for path in (folder, "FOLDER"):
-        TrajectoryStore.from_episodes([episode] * 2).save(tmp_path / path)
+        TrajectoryStore.from_episodes([episode] * 2, {"task": "FetchReach"}).save(tmp_path / path)
     short = SHORT["own" if "own" in command else "smore"]
     done = recipe("torchrl_trainer.py", *shlex.split(command), *short, cwd=tmp_path)
     assert done.status == 0, done.stderr
-    if "own" in command:
-        return  # without a folder
     (written,) = (tmp_path / "runs").rglob("config.yaml")
     before = written.read_text()
     assert "total_frames" in before
@@ -52,3 +52,18 @@ def test_a_documented_command_trains(recipe, tmp_path, command):
     assert again.status != 0
     assert "holds a run already" in again.stderr
     assert written.read_text() == before
+    if "own" in command:
+        # which names no dataset: the recipe does not look for it in the parts of a config
+        assert not (written.parent / "policy.json").exists()
+        return
+    policy = load_policy(written.parent, goal_margin=None)
+    assert (policy.record.task, policy.record.columns["desired_goal"]) == ("FetchReach", ["goal 0", "goal 1", "goal 2"])
+    state = load_checkpoint(latest_checkpoint(written.parent / "checkpoint"))[0]["update"]["loss"]
+    # one hidden layer of 4
+    (w0, b0), (w1, b1) = (
+        [state[f"actor_network_params.module.0.module.trunk.layers.{n}.{part}"].numpy() for part in ("weight", "bias")]
+        for n in (0, 2)
+    )
+    row = rng.normal(size=13).astype(np.float32)
+    expected = np.tanh(w1 @ np.maximum(w0 @ row + b0, 0.0) + b1)
+    np.testing.assert_allclose(policy(row[:10], row[10:]), expected, atol=1e-6)
