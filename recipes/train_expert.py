@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 import signal
 import sys
@@ -191,11 +192,14 @@ def make_robot(task: Task, reward: str) -> gymnasium.Env:
 
 def make_envs(task: Task, num_envs: int, workers: bool = False, reward: str = "own") -> VectorEnv:
     """Several robots; an episode ends when one falls or at the horizon, and the next begins at once."""
+    trainer = os.getpid()
 
     def make() -> gymnasium.Env:
-        if workers:
-            # a signal to the whole group reaches the trainer too, which ends its step before it saves and stops
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        # gymnasium makes one in this process too, to look at its spaces
+        if os.getpid() != trainer:
+            # what ends a group of processes reaches the trainer too, which ends its step before it saves and stops;
+            # by SIGTERM multiprocessing itself ends these
+            for name in ("SIGINT", "SIGHUP"):
                 if hasattr(signal, name):
                     signal.signal(getattr(signal, name), signal.SIG_IGN)
         return gymnasium.wrappers.TimeLimit(make_robot(task, reward), task.horizon)

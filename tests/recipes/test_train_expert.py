@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -245,9 +247,15 @@ def test_transitions_lead_to_the_end_of_an_episode_and_not_to_the_start_of_the_n
     task = dataclasses.replace(get_task("AntTgtVel-m-e"), horizon=4)
     config = tiny(tmp_path, task=task.name, num_envs=2)
     training = train_expert.Training(config, task, sac.Sac(27, 8, hidden=4, capacity=100, batch_size=2), tmp_path)
+    handler = signal.getsignal(signal.SIGINT)
     envs = train_expert.make_envs(task, 2, workers)
+    assert signal.getsignal(signal.SIGINT) is handler
     observation = envs.reset(seed=0)[0]["observation"]
     for step in range(6):
+        if step == 2 and workers:
+            # Ctrl-C reaches these too: the step in progress is to end
+            for process in envs.processes:
+                os.kill(process.pid, signal.SIGINT)
         if step == 1 and not workers:
             robot = envs.envs[1].unwrapped
             position = robot.data.qpos.copy()
