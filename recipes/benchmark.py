@@ -296,11 +296,11 @@ def describe_own(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
 
 @contextlib.contextmanager
 def _warning_of(dataset: str) -> Iterator[None]:
-    """A dataset that finished runs learned from is not needed any more: if it cannot be read, the rest goes on."""
+    """A dataset that cannot be read stops nothing: finished runs do not need it, and others fail by it one by one."""
     try:
         yield
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"warning: {dataset}, which finished runs learned from, cannot be read: {error}", flush=True)
+        print(f"warning: {dataset} cannot be read, finished runs that learned from it are kept: {error}", flush=True)
 
 
 def run(

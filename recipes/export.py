@@ -74,12 +74,10 @@ def main(config: Config) -> None:
     for path in (out, sidecar):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, where a file shall be: give another out=.")
-        # of a run, for example, whose policy.json describes no export
-        if (
-            path.exists()
-            and not is_ours(sidecar)
-            and (path == sidecar or path.parent.resolve() == record.path.resolve())
-        ):
+        # a run's policy.json, for example, describes no export; a file that is called as one is of one before
+        of_run = path.parent.resolve() == record.path.resolve()
+        foreign = not path.name.startswith("policy_") if of_run else path == sidecar
+        if path.exists() and foreign and not is_ours(sidecar):
             raise FileExistsError(f"{path} is there, and no export's: give another out=.")
         # what a killed export left to describe a file that never came is no obstacle
         if path.exists() and not config.overwrite and not (path == sidecar and not out.exists() and is_ours(path)):
@@ -111,7 +109,7 @@ def is_ours(path: Path) -> bool:
     """Whether a file is the description of an export."""
     try:
         held = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(held, dict) and "exported_with_commit" in held
 

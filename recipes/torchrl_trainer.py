@@ -10,6 +10,7 @@ For datasets, evaluation and films see ``recipes/smore_offline.py``; this is for
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import hydra
@@ -40,10 +41,19 @@ def main(config: Any) -> None:
 def make_loadable(trainer: OfflineTrainer, dataset: str) -> None:
     """Writes ``policy.json`` into the run folder, with the names of columns that the dataset tells, or their numbers.
 
+    A run of what it cannot describe is trained nevertheless, and a warning says so.
+
     Args:
         trainer: of the run.
         dataset: a saved store.
     """
+    try:
+        _record(trainer, dataset)
+    except (OSError, TypeError, ValueError) as error:
+        warnings.warn(f"load_policy will not take this run: {error}", stacklevel=1)
+
+
+def _record(trainer: OfflineTrainer, dataset: str) -> None:
     assert trainer.run_dir is not None
     store = TrajectoryStore.load(dataset, verify=False)
     names = {"observation": "observation", "desired_goal": "goal", "action": "action"}

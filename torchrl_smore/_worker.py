@@ -79,7 +79,7 @@ class Worker:
         }
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT],
+            [sys.executable, "-c", _BOOT, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -192,7 +192,8 @@ class Worker:
 
 def serve() -> None:
     """The worker's side: answers requests until its input ends."""
-    parent = os.getppid()
+    # as it was told: one that dies while this process starts is nobody's parent any more
+    parent = int(sys.argv[1])
     state: dict[str, Any] = {PARENT_IS_GONE: lambda: os.getppid() != parent}
     # what ends a group of processes reaches the parent too, which may want an answer still and then closes its workers
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

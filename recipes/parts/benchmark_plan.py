@@ -175,6 +175,7 @@ def of_manifest(config: Config, manifest: Manifest) -> Config:
 def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
     """The stages of a manifest; a run that several ask for belongs to the first of them."""
     of_tasks = {task: own_sizes(options) for task, options in manifest.tasks.items()}
+    check_options(config)
     for task, options in of_tasks.items():
         _check_of_task(config, task, options)
     requests = [
@@ -368,7 +369,8 @@ def make_jobs(
         # without what is not given: an option that comes with a later version leaves the folders of older cells
         identity = {key: value for key, value in options.items() if key not in _NOT_IDENTITY and value is not None}
         actors = [] if run_config.expert_policy is None else [digest(run_config.expert_policy)]
-        told = [identity, dataset, *actors]
+        source = get_task(cell.task).data_source.name
+        told = [identity, dataset if source == cell.task else {**dataset, "data_task": source}, *actors]
         if own_data is not None:
             of_run = {key: value for key, value in identity.items() if key not in ("num_trajectories", *OF_DATA)}
             told = [of_run, own_data.identity]

@@ -250,11 +250,16 @@ def check_selected(plan: Plan, tasks: Iterable[str], settings: Iterable[str]) ->
             known = ", ".join(dict.fromkeys(cell.task for cell in plan.cells)) or "no task at all"
             raise ValueError(f"no cell of {task} is in what is asked for, which has {known}.")
     for setting in settings:
-        # the settings of a dataset of one's own say its name too
-        own = set(canonical_setting(_ALIASES.get(setting, setting)).split(";"))
-        if not any(own <= set(cell.setting.split(";")) for cell in plan.cells) and setting not in told:
+        own = canonical_setting(_ALIASES.get(setting, setting))
+        if all(own != _without_data(cell.setting) for cell in plan.cells) and own not in told:
             known = ", ".join(dict.fromkeys(cell.setting for cell in plan.cells)) or "none at all"
             raise ValueError(f"no cell of the setting {setting!r} is in what is asked for, which has {known}.")
+
+
+def _without_data(setting: str) -> str:
+    """A setting without the name of a dataset of one's own."""
+    rest = [part for part in setting.split(";") if part.partition("=")[0] != DATA_PART]
+    return canonical_setting(";".join(rest) or "default")
 
 
 def beside(plan: Plan, methods: Sequence[str]) -> Plan:

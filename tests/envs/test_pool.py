@@ -142,6 +142,32 @@ def test_an_exception_in_a_worker_comes_back_with_its_traceback():
         pool._call(_reset, [0, -5])
 
 
+def test_a_worker_knows_that_its_parent_is_gone_even_if_it_died_before_the_worker_served(python, tmp_path):
+    (tmp_path / "late.py").write_text(
+        "from torchrl_smore._worker import PARENT_IS_GONE\n"
+        "def note(state, path):\n"
+        "    open(path, 'w').write(str(state[PARENT_IS_GONE]()))\n"
+    )
+    script = (
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from late import note\n"
+        "from torchrl_smore._worker import Worker\n"
+        "worker = Worker('one')\n"
+        "if sys.argv[1:] == ['stay']:\n"
+        f"    worker.send(note, {str(tmp_path / 'stay')!r}); worker.receive(); worker.close()\n"
+        "else:\n"
+        f"    worker.send(note, {str(tmp_path / 'go')!r}); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for how, gone in (("stay", "False"), ("go", "True")):
+        python("-c", script, how)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / how).exists() or not (tmp_path / how).read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (tmp_path / how).read_text() == gone
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_negative_seed_is_refused_and_the_pool_goes_on(num_workers):
     with EnvPool("PointReach", 2, num_workers=num_workers) as pool:

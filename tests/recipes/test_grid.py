@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_smore.envs import MIXTURES, get_task, task_names
+from torchrl_smore.envs import MIXTURES, TASKS, get_task, task_names
 from torchrl_smore.envs.experts import write_actor
 from torchrl_smore.reports import IMAGE_SETTING, Paper, canonical_setting
 
@@ -165,6 +165,32 @@ def test_a_setting_is_chosen_by_either_of_its_names_and_what_a_table_lacks_is_re
     ):
         with pytest.raises(ValueError, match=said):
             planning.read_plan(planning.Config(**asked, methods=["smore"]))
+    # in the words of the plan: with the name of one's own data, and in the order of canonical settings
+    named = grid.free_plan(["FetchReach"], ["smore"], ["default", "no_her"], {"FetchReach": "mine"})
+    grid.check_selected(named, ["FetchReach"], ["default", "no_her"])
+    with pytest.raises(
+        ValueError, match=r"'gamma=0\.5' is in what is asked for, which has data=mine, data=mine;no_her"
+    ):
+        grid.check_selected(named, [], ["gamma=0.5"])
+    grid.check_selected(grid.table_plan("1"), [], ["mix=m-e;expert=30_episodes"])
+
+
+def test_a_cell_says_which_task_its_data_are_of_where_that_is_another(import_recipe, monkeypatch, tmp_path):
+    planning = import_recipe("parts.benchmark_plan")
+    config = planning.Config(tasks=["Tabletop-drawer", "PointReach"], methods=["smore"], seeds=1, preset="quick")
+
+    def folders():
+        return {
+            job.cell.task: job.cell_folder.name for job in planning.make_jobs(*planning.read_request(config), tmp_path)
+        }
+
+    now = folders()
+    monkeypatch.setitem(
+        TASKS, "Tabletop-drawer", dataclasses.replace(TASKS["Tabletop-drawer"], data_tasks=("Tabletop",))
+    )
+    before = folders()
+    assert now["Tabletop-drawer"] != before["Tabletop-drawer"]
+    assert now["PointReach"] == before["PointReach"]
 
 
 def test_figure_2_is_seven_methods_at_three_noises(grid):

@@ -297,6 +297,12 @@ def test_options_of_a_task_are_checked_as_those_of_all(planning, write, options,
         planning.read_plan(planning.Config(manifest=path))
 
 
+def test_a_fault_of_all_options_is_not_called_one_of_a_task(planning, write):
+    path = write(options={"steps": 0}, tasks={"PointReach": {"batch_size": 64}})
+    with pytest.raises(ValueError, match=r"^steps must be at least 1"):
+        planning.read_plan(planning.Config(manifest=path))
+
+
 @pytest.mark.parametrize("asked", ["e1a4b8b", "e1a4b8bcd", "E1A4B8BCD" + "0" * 31])
 @pytest.mark.parametrize(
     ("commit", "said"),
@@ -456,7 +462,9 @@ def test_a_damaged_dataset_fails_its_runs_and_no_others(benchmark, planning, tmp
     assert ran == ["PointRooms"]
     # of runs that have ended the dataset is not needed
     assert benchmark.describe_datasets(config, stage.jobs[:1]) == {}
-    assert f"warning: {damaged.name}, which finished runs learned from, cannot be read: " in capsys.readouterr().out
+    assert f"warning: {damaged.name} cannot be read, finished runs that learned from it are kept: " in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_dataset_of_a_task_as_it_was_fails_the_runs_that_would_read_it(benchmark, planning, tmp_path):

@@ -507,6 +507,21 @@ def test_files_of_the_run_are_not_replaced(import_recipe, trained, tmp_path, mon
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_an_export_whose_description_is_lost_is_replaced_on_request(import_recipe, trained, tmp_path):
+    export = import_recipe("export")
+    run = tmp_path / "run"
+    shutil.copytree(trained[1], run)
+    config = export.Config(run=str(run), format="npz", seed=0)
+    export.main(config)
+    (sidecar,) = run.glob("policy_*.npz.json")
+    said = sidecar.read_text()
+    for damaged in (None, "[" * 10_000):
+        sidecar.unlink() if damaged is None else sidecar.write_text(damaged)
+        config.overwrite = True
+        export.main(config)
+        assert json.loads(sidecar.read_text()) == json.loads(said)
+
+
 def test_an_export_replaces_a_file_on_request_and_its_description_with_it(recipe, trained, tmp_path):
     cwd, run = trained
     out, beside = tmp_path / "policy.npz", tmp_path / "policy.npz.json"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import NestedKey
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.modules import IndependentNormal
@@ -109,12 +109,13 @@ def _networks(loss: LossModule) -> dict[str, Any]:
     found: dict[str, Any] = {}
     actor = loss.actor_network
     if actor is not None:
-        head, last = actor[0], actor[-1]
+        last = actor[-1] if isinstance(actor, TensorDictSequential) else actor
+        distribution = getattr(last, "distribution_class", None)
         # the action is the location, which is the mode of these distributions alone
-        if last.distribution_class in (IndependentNormal, ContaminatedNormal):
-            found["actor"] = _described(loss, "actor", "actor_network", head, "module.0.module.")
+        if distribution in (IndependentNormal, ContaminatedNormal):
+            found["actor"] = _described(loss, "actor", "actor_network", actor[0], "module.0.module.")
         else:
-            found["actor"] = {"unknown": last.distribution_class.__name__}
+            found["actor"] = {"unknown": getattr(distribution, "__name__", type(last).__name__)}
     scores = [name for name in _SCORES if getattr(loss, name, None) is not None]
     for role, names in (("value", ["value_network"]), ("score", scores[:1])):
         for name in names:
