@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,11 @@ def main(config: Config) -> None:
             readable = [job for job in stage.jobs if job.folder not in failures]
             told = describe_datasets(config, readable)
             # also of finished runs whose data grid.json does not tell: an earlier version called them otherwise
-            untold = [
-                job for job in readable if job.own_data is not None and job.own_data.name not in record["datasets"]
-            ]
-            told |= describe_own([*(job for job in readable if job in todo), *untold])
+            told |= describe_own(
+                job
+                for job in readable
+                if job.own_data is not None and (job in todo or job.own_data.name not in record["datasets"])
+            )
             for name in grid.changed_datasets(record["datasets"], told):
                 print(
                     f"warning: {name} is not what the runs that are finished learned from: {DIFFERENT_DATA}", flush=True
@@ -285,7 +286,7 @@ def describe_datasets(config: Config, jobs: Sequence[Job]) -> dict[str, list[dic
     return found
 
 
-def describe_own(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
+def describe_own(jobs: Iterable[Job]) -> dict[str, list[dict[str, Any]]]:
     """The same of the datasets of one's own that the jobs read."""
     found = {}
     for data in {job.own_data.name: job.own_data for job in jobs if job.own_data is not None}.values():
