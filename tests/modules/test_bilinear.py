@@ -64,6 +64,12 @@ def test_the_actor_head_is_linear_with_a_constant_deviation():
     torch.testing.assert_close(scale, torch.full((6, 4), 0.15))
 
 
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_deviation_that_is_none_is_refused(std):
+    with pytest.raises(ValueError, match=f"std must be positive and finite, got {std}"):
+        make_contrastive_networks(*SPECS, std=std)
+
+
 def test_the_networks_are_those_of_ogbench():
     networks = make_contrastive_networks(*SPECS)
     for critic in networks.critic:

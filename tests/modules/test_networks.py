@@ -15,6 +15,7 @@ from torchrl_smore.modules import (
     GaussianHead,
     Standardize,
     goal_specs,
+    make_discriminator,
     make_networks,
     make_pixel_networks,
 )
@@ -270,12 +271,39 @@ def test_bounds_that_are_no_box_are_refused(low, high):
         ({"observation": (torch.zeros(3), torch.tensor([1.0, 0.0, 1.0]))}, "positive deviations"),
         ({"observation": (torch.zeros(3), torch.tensor([1.0, math.nan, 1.0]))}, "finite"),
         ({"desired_goal": (torch.zeros(1), torch.ones(1))}, r"shape \[2\] each, got mean \[1\]"),
+        ({"desired_goal": torch.zeros(2)}, "of 'desired_goal' must be a mean and a deviation, got tensor"),
+        ({"desired_goal": [[0.0, 0.0]]}, "must be a mean and a deviation"),
     ],
-    ids=["key", "zero", "nan", "width"],
+    ids=["key", "zero", "nan", "width", "no pair", "one alone"],
 )
 def test_statistics_that_do_not_fit_are_refused(statistics, message):
     with pytest.raises(ValueError, match=message):
         make_networks(*goal_specs(observation_dim=3, goal_dim=2, action_dim=2), statistics=statistics)
+
+
+@pytest.mark.parametrize(
+    "pair", [[[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]], tuple(torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]]).double())]
+)
+def test_statistics_of_a_file_or_of_another_dtype_become_float32(pair):
+    networks = make_networks(*SPECS, hidden=(6,), statistics={"desired_goal": pair})
+    torch.testing.assert_close(networks.value.module.mean_1, torch.tensor([0.0, 1.0, 2.0]), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(networks.value.module.std_1, torch.tensor([1.0, 2.0, 4.0]), rtol=0.0, atol=0.0)
+    batch = TensorDict({"observation": torch.zeros(3, OBSERVATION), "desired_goal": torch.zeros(3, G)}, [3])
+    assert networks.value(batch)["state_value"].dtype == torch.float32
+    discriminator = make_discriminator(SPECS[0], hidden=(6,), statistics={"desired_goal": pair})
+    assert discriminator.module.mean_0.dtype == torch.float32
+
+
+def test_a_clip_that_would_cut_scaled_actions_is_refused():
+    observation, _ = SPECS
+    wide = Bounded(-2.0, 2.0, (A,))
+    with pytest.raises(ValueError, match=r"clip=0.5 would cut actions, .*: expected 1 or more"):
+        make_networks(observation, wide, clip=0.5)
+    make_networks(observation, Bounded(-1.0, 1.0, (A,)), clip=0.5)
+    score = make_networks(observation, wide, hidden=(6,), clip=1.0).score[0]
+    rows = TensorDict({"observation": torch.zeros(2, OBSERVATION), "desired_goal": torch.zeros(2, G)}, [2])
+    one, other = score(rows.set("action", torch.tensor([[1.2], [2.0]]).expand(2, A)))["score"]
+    assert one != other
 
 
 def test_standardised_inputs_are_clipped_unless_told_not_to():

@@ -4,7 +4,9 @@ from tensordict import TensorDict
 from torchrl.data import Bounded
 
 from torchrl_smore.modules import ConcatMLP, Encoded, PixelEncoder, make_pixel_networks
-from torchrl_smore.modules.pixels import COLD, MappedGroupNorm
+from torchrl_smore.modules.networks import COLD
+from torchrl_smore.modules.pixels import MappedGroupNorm
+from torchrl_smore.objectives import SMORELoss
 
 ACTIONS = Bounded(-1.0, 1.0, (4,))
 
@@ -106,6 +108,39 @@ def test_the_score_is_an_inner_product_that_starts_at_0_and_has_a_gradient():
     assert psi.weight.grad.abs().max() > 1e-3
 
 
+def test_the_gradient_of_an_inner_product_asks_the_device_nothing():
+    score = make_pixel_networks(ACTIONS, hidden=(16,), num_score_nets=1, shared=True).score[0]
+    rows = TensorDict({key: torch.randn(3, 128) for key in ("observation", "desired_goal")}, [3])
+    out = score(rows.set("action", torch.rand(3, 4)))["score"].sum()
+    with torch.profiler.profile() as profile:
+        out.backward()
+    # which a CUDA graph cannot capture
+    assert not {"aten::item", "aten::_local_scalar_dense"} & {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("size", ["small", "impala"])
+def test_a_reset_ensemble_has_the_scale_of_fresh_networks_and_is_as_cold(size):
+    networks = make_pixel_networks(ACTIONS, hidden=(16,), num_score_nets=2, encoder=size)
+    loss = SMORELoss(networks.actor, networks.score, networks.value)
+    before = {name: p.detach().clone() for name, p in loss.named_parameters()}
+    loss.reset_parameters_recursive()
+    for name, p in loss.named_parameters():
+        if not (name.endswith("weight") and before[name].std() > 0.0):
+            continue
+        assert not torch.equal(p, before[name])
+        # of 48 numbers or more, all uniform
+        torch.testing.assert_close(p.std(), before[name].std(), rtol=0.25, atol=0.0)
+        own = before[name].std(tuple(range(1, p.ndim))) if name.startswith("score") else torch.ones(())
+        assert own.min() > 0.0
+    convolution = loss.score_network_params["module", "encoder", "convolutions", "0", "weight"]
+    # fan-in: three channels and the kernel
+    bound = 1.0 / convolution[0, 0].numel() ** 0.5
+    assert 0.9 * bound < convolution.abs().max() <= bound
+    assert not torch.equal(convolution[0], convolution[1])
+    psi = loss.score_network_params["module", "network", "embedding", "psi", "layers", "3", "weight"]
+    assert 0.9 * COLD < psi.abs().max() <= COLD
+
+
 def test_networks_of_a_shared_encoder_read_its_vectors():
     networks = make_pixel_networks(ACTIONS, hidden=(16,), latent=8, shared=True)
     assert (networks.encoder.in_keys, networks.encoder.out_keys) == (["pixels"], ["latent"])
@@ -132,6 +167,26 @@ def test_every_encoder_takes_pictures_of_every_size_and_bf16_is_near_float32(siz
     assert (out - approximate).abs().mean() < 0.05
     approximate.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in lower.parameters())
+
+
+@pytest.mark.parametrize("size", ["small", "impala"])
+def test_an_encoder_of_another_dtype_computes_in_it(size):
+    encoder = PixelEncoder(size=size, latent=32)
+    expected = encoder(pictures(3))
+    out = encoder.double()(pictures(3))
+    assert out.dtype == torch.float64
+    torch.testing.assert_close(out.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_are_scaled_before_they_are_rounded(monkeypatch):
+    seen = []
+    original = torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        torch.nn.functional, "conv2d", lambda x, *args, **kwargs: (seen.append(x), original(x, *args, **kwargs))[1]
+    )
+    PixelEncoder(size="impala", latent=32, precision="bf16")(pictures(2))
+    expected = (pictures(2).permute(0, 3, 1, 2) / 255.0 - 0.5).to(torch.bfloat16)
+    torch.testing.assert_close(seen[0].to(torch.bfloat16), expected, rtol=0.0, atol=0.0)
 
 
 def test_without_products_of_bf16_every_product_of_an_encoder_is_one_of_float32(monkeypatch):
@@ -171,7 +226,7 @@ def test_the_deviation_of_an_actor_is_learnt_or_a_constant():
     constant = make_pixel_networks(ACTIONS, hidden=(16,), std=0.15).actor
     assert not any("log_std" in name for name, _ in constant.named_parameters())
     torch.testing.assert_close(constant(batch_of(3))["scale"], torch.full((3, 4), 0.15))
-    with pytest.raises(ValueError, match="std must be positive, got 0"):
+    with pytest.raises(ValueError, match="std must be positive and finite, got 0"):
         make_pixel_networks(ACTIONS, std=0.0)
 
 

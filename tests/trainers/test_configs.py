@@ -130,8 +130,8 @@ def test_a_trainer_config_has_every_argument_of_the_trainer():
     fields = set(OmegaConf.structured(configs.OfflineTrainerConfig)) - {"_target_", "_convert_", "hooks"}
     ours = {"loss": "loss_module", "sampler": "replay_buffer", "total_steps": "total_frames"}
     ours["target_updater"] = "target_net_updater"
-    # a ready update, a schedule and policies of one's own are objects that no config names
-    absent = {"update", "scheduler", "policy"}
+    # a ready update and policies of one's own are objects that no config names
+    absent = {"update", "policy"}
     assert fields == {ours.get(name, name) for name in _parts(OfflineTrainer)} - absent
     config = OmegaConf.structured(configs.OfflineTrainerConfig)
     for name, default in _parts(OfflineTrainer).items():
@@ -159,6 +159,14 @@ def test_one_file_composes_and_trains_the_losses_of_a_smore_actor(composed, tmp_
         assert any(name.startswith(f"{network}_params") for name in moved), network
     # of TorchRL's logger
     assert list((tmp_path / "run").rglob("scalars/*.csv"))
+
+
+def test_rates_follow_the_schedule_that_a_file_names(composed):
+    schedule = "{_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 8, gamma: 0.5}"
+    trainer = hydra.utils.instantiate(composed(f"+trainer.scheduler={schedule}", "optimizer.lr=0.001").trainer)
+    trainer.train()
+    # 20 updates: halved after the 8th and the 16th
+    assert [group["lr"] for group in trainer.update.optimizer.param_groups] == [0.00025]
 
 
 def test_a_file_of_ones_own_takes_another_loss_another_optimizer_and_hooks(data, tmp_path):

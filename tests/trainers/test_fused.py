@@ -36,6 +36,7 @@ from torchrl_smore.trainers.stacked import StackedLosses
 # tensordict says so whenever torch.vmap meets stacked parameters in a compiled graph
 pytestmark = pytest.mark.filterwarnings("ignore:Using lock_:UserWarning")
 SPECS = goal_specs(3, 2, 2)
+STATISTICS = {"observation": (torch.zeros(3), torch.ones(3))}
 
 
 def near(achieved_goal, goal):
@@ -540,6 +541,64 @@ def test_losses_that_cannot_be_stacked_are_refused(make_loss):
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="parameters to train"):
         StackedLosses([frozen])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gamma": 0.5}, r"objective\.gamma of loss 1 is 0\.5, of loss 0 0\.99"),
+        ({"beta": 0.25}, r"objective\.beta of loss 1 is 0\.25"),
+        ({"divergence": "kl"}, r"objective\.divergence\.name of loss 1 is 'kl'"),
+        ({"residual_coef": 3.0}, r"objective\.residual_coef of loss 1 is 3\.0"),
+        ({"weight_clip": 0.01}, r"weight_clip of loss 1 is 0\.01, of loss 0 100\.0"),
+        ({"reduction": "sum"}, r"reduction of loss 1 is 'sum', of loss 0 'mean'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_losses_of_other_options_are_refused(make_loss, options, said):
+    with pytest.raises(ValueError, match=said):
+        StackedLosses([make_loss(0), make_loss(1, **options)])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"clip": 2.0}, r"actor_network\..*module\.clip of loss 1 is 2\.0, of loss 0 5\.0"),
+        ({"contamination": 0.2}, r"distribution_kwargs\.contamination of loss 1 is 0\.2, of loss 0 0\.1"),
+        ({"min_std": 0.1}, r"min_std of loss 1 is 0\.1"),
+        ({"precision": "bf16"}, "precision of loss 1 is 'bf16', of loss 0 'float32'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_networks_of_other_options_are_refused(data, options, said):
+    losses = []
+    for own in ({}, options):
+        networks = make_networks(*SPECS, **{"hidden": (8,), "contamination": 0.1, "statistics": STATISTICS, **own})
+        losses.append(SMORELoss(networks.actor, networks.score, networks.value))
+    with pytest.raises(ValueError, match=said):
+        StackedLosses(losses)
+
+
+def test_coefficients_are_those_of_each_loss(make_loss, data):
+    losses = [make_loss(0), make_loss(1, expectile=0.2, temperature=0.5)]
+    update = FusedUpdate(losses, GoalBatchSampler(data, 16), seeds=(0, 1), tau=0.05)
+    alone = FusedUpdate(make_loss(1, expectile=0.2, temperature=0.5), GoalBatchSampler(data, 16), seeds=(1,), tau=0.05)
+    for _ in range(3):
+        assert_close(update()[1].to_dict(), alone()[0].to_dict(), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_an_update_of_what_no_gradient_can_be_taken_says_so(make_loss, data, kind):
+    def step(loss):
+        sampler = GoalBatchSampler(data, 8)
+        return FusedUpdate(loss, sampler) if kind == "fused" else Update(loss, sampler, adam(loss)[0])
+
+    with pytest.raises(ValueError, match=r"losses that are scalars, got shapes .*'loss_actor': \[8\].*reduction"):
+        step(make_loss(reduction="none", scalar_output_mode="exclude", delay_score=False))()
+    loss = make_loss(delay_score=False)
+    loss.select_out_keys("score")
+    with pytest.raises(ValueError, match=r"a loss with loss_\* entries, got one that writes \['score'\]"):
+        step(loss)()
 
 
 def test_networks_that_share_a_parameter_are_refused():

@@ -106,7 +106,9 @@ class BilinearScore(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Score, ``[*B, 1]``."""
         pair = self.embedding(*inputs)
-        score: Tensor = pair.prod(-2).sum(-1, keepdim=True)
+        phi, psi = pair.unbind(-2)
+        # not prod: its gradient asks the device how many factors are 0
+        score: Tensor = (phi * psi).sum(-1, keepdim=True)
         return score / math.sqrt(pair.shape[-1]) if self.scaled else score
 
 
@@ -116,10 +118,15 @@ class FixedStdHead(nn.Module):
     Args:
         trunk: maps the inputs to the mean, ``[*B, A]``.
         std: standard deviation, positive, in the unit of the action.
+
+    Raises:
+        ValueError: for another ``std``.
     """
 
     def __init__(self, trunk: nn.Module, std: float = 1.0) -> None:
         super().__init__()
+        if not 0.0 < std < math.inf:
+            raise ValueError(f"std must be positive and finite, got {std}.")
         self.trunk, self.std = trunk, std
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,6 +177,9 @@ def make_contrastive_networks(
     Returns:
         Critics with in_keys ``observation``, ``action``, ``desired_goal``, a value without ``action`` (for
         ``actor="awr"``), both with out key ``embedding``, and the actor.
+
+    Raises:
+        ValueError: for discrete actions, an unknown precision, or a ``std`` that is not positive.
     """
     num_state, num_goal = observation_spec["observation"].shape[-1], observation_spec["desired_goal"].shape[-1]
     num_action = continuous(action_spec).shape[-1]

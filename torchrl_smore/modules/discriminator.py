@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Composite
 
-from torchrl_smore.modules.networks import STANDARDIZED_CLIP, Standardize, initialize
+from torchrl_smore.modules.networks import STANDARDIZED_CLIP, Standardize, as_statistics, initialize
 from torchrl_smore.modules.precision import Precision, check_precision, run_layers
 
 
@@ -82,7 +82,7 @@ def make_discriminator(
     """
     goal_dim = observation_spec["desired_goal"].shape[-1]
     network: nn.Module = TanhMLP(2 * goal_dim, 1, hidden, precision=precision)
-    scale = None if statistics is None else statistics.get("desired_goal")
+    scale = as_statistics(statistics or {}).get("desired_goal")
     if scale is not None:
         network = Standardize(network, [scale, scale], clip)
     return TensorDictModule(network, ["achieved_goal", "desired_goal"], ["logit"])

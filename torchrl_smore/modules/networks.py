@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
@@ -23,6 +23,8 @@ Preset = Literal["paper", "official"]
 MIN_STD, MAX_STD = math.exp(-5.0), math.exp(2.0)
 #: Default bound of standardised inputs, in standard deviations, as in GoFAR's and WGCSL's normaliser.
 STANDARDIZED_CLIP = 5.0
+#: Bound of the weights of a last layer that begins cold, as in stable contrastive RL (arXiv:2306.03346).
+COLD = 1e-12
 
 
 class ConcatMLP(nn.Module):
@@ -35,6 +37,7 @@ class ConcatMLP(nn.Module):
         layer_norm: normalise each hidden layer before its ReLU.
         orthogonal: orthogonal weights of gain sqrt(2) and zero biases, output layer included (official code), instead
             of PyTorch's default.
+        cold: weights of the last layer within ``COLD`` of 0, and its bias 0.
         precision: of the hidden layers, see :func:`~torchrl_smore.modules.precision.run_layers`.
         matmul: see :func:`~torchrl_smore.modules.linear.linear`.
     """
@@ -47,6 +50,7 @@ class ConcatMLP(nn.Module):
         *,
         layer_norm: bool = False,
         orthogonal: bool = False,
+        cold: bool = False,
         precision: Precision = "float32",
         matmul: Matmul = "auto",
     ) -> None:
@@ -63,9 +67,11 @@ class ConcatMLP(nn.Module):
             width = cells
         layers.append(nn.Linear(width, num_outputs))
         self.layers = nn.Sequential(*layers)
-        self.orthogonal = orthogonal
+        self.orthogonal, self.cold = orthogonal, cold
         if orthogonal:
             self.reset_parameters()
+        elif cold:
+            self._cool()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -75,6 +81,15 @@ class ConcatMLP(nn.Module):
                 weights = layer.weight.view(-1, *layer.weight.shape[-2:])
                 for weight, bias in zip(weights, layer.bias.view(-1, layer.bias.shape[-1])):
                     initialize(weight, bias, orthogonal=self.orthogonal)
+        if self.cold:
+            self._cool()
+
+    @torch.no_grad()
+    def _cool(self) -> None:
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.uniform_(last.weight, -COLD, COLD)
+        nn.init.zeros_(last.bias)
 
     def plain_layers(self) -> list[tuple[Tensor, Tensor]] | None:
         """Weight and bias of each linear layer where ReLU alone lies between them, else ``None``; as an export asks."""
@@ -309,9 +324,9 @@ def make_networks(
         score_layer_norm: LayerNorm in the score networks, as OGBench has in all critics.
         actor_layer_norm: LayerNorm in the actor.
         num_score_nets: size of the score ensemble.
-        statistics: mean and standard deviation by key (``observation``, ``desired_goal``) to standardise inputs with;
-            they become buffers of every network.
-        clip: bound of standardised inputs, see :class:`Standardize`.
+        statistics: mean and standard deviation by key (``observation``, ``desired_goal``) to standardise inputs with,
+            tensors or lists of numbers; they become float32 buffers of every network.
+        clip: bound of standardised inputs, see :class:`Standardize`; at least 1 where bounds of actions are scaled.
         contamination: share of dataset actions that the actor's likelihood takes to be uniform noise, in ``[0, 1)``;
             see :class:`~torchrl_smore.modules.ContaminatedNormal`.
         min_std: smallest standard deviation of the actor, see :class:`GaussianHead`.
@@ -324,8 +339,8 @@ def make_networks(
 
     Raises:
         ValueError: for discrete actions, an unknown preset or precision, a ``min_std`` outside its range, bounds of
-            actions that are not finite or not in order, or statistics of an unknown key, of another width, or with a
-            deviation that is not positive and finite.
+            actions that are not finite or not in order, a ``clip`` that would cut them, or statistics of an unknown
+            key, of another width, or with a deviation that is not positive and finite.
         KeyError: if the spec lacks an entry.
     """
     if preset not in get_args(Preset):
@@ -338,11 +353,13 @@ def make_networks(
     action_spec = continuous(action_spec)
     action_dim = action_spec.shape[-1]
     bounds = _action_bounds(action_spec)
-    statistics = dict(statistics or {})
+    statistics = as_statistics(statistics or {})
     _check_statistics(
         statistics, {**{key: observation_spec[key].shape[-1] for key in state_keys}, "action": action_dim}
     )
     if bounds is not None and "action" not in statistics:
+        if clip is not None and 0.0 < clip < 1.0:
+            raise ValueError(f"clip={clip} would cut actions, which are scaled to [-1, 1]: expected 1 or more.")
         low, high = bounds
         statistics["action"] = ((low + high) / 2.0, (high - low) / 2.0)
     scales = [statistics.get(key) for key in [*state_keys, "action"]]
@@ -401,6 +418,21 @@ def _action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor] | None:
             f"action_spec must have finite bounds, each low below its high, got {low.tolist()} and {high.tolist()}."
         )
     return None if bool((low == -1.0).all() and (high == 1.0).all()) else (low.clone(), high.clone())
+
+
+def as_statistics(statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Statistics as float32 tensors, whose dtype networks share.
+
+    Raises:
+        ValueError: for another entry than a mean and a deviation.
+    """
+    found = {}
+    for key, pair in statistics.items():
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"statistics of {key!r} must be a mean and a deviation, got {pair!r}.")
+        mean, std = (torch.as_tensor(each, dtype=torch.float32) for each in pair)
+        found[key] = (mean, std)
+    return found
 
 
 def _check_statistics(statistics: Mapping[str, tuple[Tensor, Tensor]], widths: Mapping[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
@@ -24,8 +25,6 @@ from torchrl_smore.modules.precision import Precision, check_precision
 EncoderSize = Literal["small", "medium", "impala"]
 #: Channels of the convolutions; for ``"small"`` and ``"medium"`` of kernels 8, 4 and 3 and strides 4, 2 and 1.
 CHANNELS: dict[str, tuple[int, int, int]] = {"small": (16, 32, 32), "medium": (32, 64, 64), "impala": (16, 32, 32)}
-#: Bound of the weights of a last layer that is initialised cold, as in stable contrastive RL (arXiv:2306.03346).
-COLD = 1e-12
 _KERNELS, _STRIDES = (8, 4, 3), (4, 2, 1)
 _GROUP = 8  # channels that are normalised together
 
@@ -86,8 +85,8 @@ class PixelEncoder(nn.Module):
         pixels: height and width of a picture, at least 36.
         latent: size of the output.
         size: ``"small"``, ``"medium"`` or ``"impala"``, see ``CHANNELS``.
-        precision: ``"float32"``, or ``"bf16"`` for all but the input's scaling and the output, which is float32;
-            parameters are float32 in both.
+        precision: ``"float32"``, or ``"bf16"`` for all but the input's scaling and the last norm; output and parameters
+            are float32 in both.
 
     Raises:
         ValueError: for an unknown size or precision, or pictures that are too small for the convolutions.
@@ -124,6 +123,17 @@ class PixelEncoder(nn.Module):
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.trunk = nn.Sequential(nn.Linear(channels[-1] * side * side, latent), nn.LayerNorm(latent), nn.ReLU())
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights as PyTorch does; those of an ensemble, stacked along leading dimensions, each for itself."""
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                assert layer.bias is not None
+                own = layer.weight.shape[-3:] if isinstance(layer, nn.Conv2d) else layer.weight.shape[-1:]
+                bound = 1.0 / math.sqrt(math.prod(own))
+                nn.init.uniform_(layer.weight, -bound, bound)
+                nn.init.uniform_(layer.bias, -bound, bound)
+
     def forward(self, *pictures: Tensor) -> Tensor:
         """Maps ``pictures`` pictures, uint8 ``[*B, pixels, pixels, 3]`` each, to ``[*B, latent]``.
 
@@ -145,24 +155,26 @@ class PixelEncoder(nn.Module):
         raw = joined.reshape(-1, *joined.shape[-3:]).permute(0, 3, 1, 2)
         layers = list(self.convolutions)
         assert isinstance(layers[0], nn.Conv2d)
-        x = self._scaled_convolution(layers[0], raw.to(torch.bfloat16 if self.precision == "bf16" else torch.float32))
-        for layer in layers[1:]:
-            x = _convolved(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
         last, norm = self.trunk[0], self.trunk[1]
         assert isinstance(last, nn.Linear)
+        dtype = torch.bfloat16 if self.precision == "bf16" else last.weight.dtype
+        x = self._scaled_convolution(layers[0], raw, dtype)
+        for layer in layers[1:]:
+            x = _convolved(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
         x = widened(F.linear, x, last.weight.to(x.dtype), last.bias.to(x.dtype))
-        latent: Tensor = norm(x.float()).relu()
+        latent: Tensor = norm(x.to(last.weight.dtype)).relu()
         return latent if joined.ndim == 4 else latent.reshape(*batch, self.latent)
 
     @staticmethod
-    def _scaled_convolution(layer: nn.Conv2d, raw: Tensor) -> Tensor:
-        """The layer on ``raw / 255 - 0.5``; ``raw`` holds whole numbers up to 255, which bfloat16 holds exactly."""
+    def _scaled_convolution(layer: nn.Conv2d, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer on ``raw / 255 - 0.5`` in ``dtype``; bfloat16 too holds whole numbers up to 255 exactly."""
         if layer.padding != (0, 0):
-            return _convolved(layer, raw / 255.0 - 0.5)  # the padding is 0 after the scaling
+            # the padding is 0 after the scaling
+            return _convolved(layer, (raw.to(layer.weight.dtype) / 255.0 - 0.5).to(dtype))
         assert layer.bias is not None
         # the scaling is linear: in the parameters it costs nothing, over the pictures it takes a fifth of an update
         weight, bias = layer.weight / 255.0, layer.bias - 0.5 * layer.weight.sum((1, 2, 3))
-        return widened(partial(F.conv2d, stride=layer.stride), raw, weight.to(raw.dtype), bias.to(raw.dtype))
+        return widened(partial(F.conv2d, stride=layer.stride), raw.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 class Encoded(nn.Module):
@@ -194,16 +206,6 @@ class Encoded(nn.Module):
         return self.network(  # type: ignore[no-any-return]
             *(next(latents) if value.dtype == torch.uint8 else value for value in inputs)
         )
-
-
-@torch.no_grad()
-def cool(network: ConcatMLP) -> ConcatMLP:
-    """The network, its last layer's weights drawn anew from ``U(-1e-12, 1e-12)`` and its bias 0."""
-    last = network.layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.uniform_(last.weight, -COLD, COLD)
-    nn.init.zeros_(last.bias)
-    return network
 
 
 def make_pixel_networks(
@@ -264,8 +266,6 @@ def make_pixel_networks(
         ValueError: for an unknown size or precision, pictures that are too small, or a ``std`` that is not positive.
     """
     action_dim = continuous(action_spec).shape[-1]
-    if std is not None and not std > 0.0:
-        raise ValueError(f"std must be positive, got {std}.")
 
     def eyes(pictures: int = 1) -> PixelEncoder:
         return PixelEncoder(pictures, pixels=pixels, latent=latent, size=encoder, precision=precision)
@@ -275,12 +275,11 @@ def make_pixel_networks(
     def seeing(make: Callable[[], nn.Module]) -> nn.Module:
         return make() if shared else Encoded(eyes(), make())
 
-    def mlp(num_inputs: int, num_outputs: int) -> ConcatMLP:
-        return ConcatMLP(num_inputs, num_outputs, hidden, layer_norm=layer_norm, precision=precision)
+    def mlp(num_inputs: int, num_outputs: int, *, cold: bool = False) -> ConcatMLP:
+        return ConcatMLP(num_inputs, num_outputs, hidden, layer_norm=layer_norm, cold=cold, precision=precision)
 
     def pair(num_inputs: int) -> PairEmbedding:
-        psi = mlp(latent, representation)
-        psi = cool(psi) if cold else psi
+        psi = mlp(latent, representation, cold=cold)
         return PairEmbedding(mlp(num_inputs, representation), psi)
 
     def bilinear() -> nn.Module:

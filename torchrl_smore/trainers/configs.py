@@ -29,6 +29,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
+from torch.optim.lr_scheduler import LRScheduler
 from torchrl.data import ReplayBuffer, TensorStorage
 from torchrl.objectives import LossModule, TargetNetUpdater
 from torchrl.record.loggers import Logger
@@ -193,6 +194,7 @@ class OfflineTrainerConfig(TrainerConfig):
         replay_buffer: the buffer, or any function that returns a batch.
         optimizer: an optimiser, or what makes one of ``params=``, as TorchRL's optimiser configs do.
         total_frames: updates; a "frame" of this trainer is one.
+        scheduler: a schedule of rates, or what makes one of ``optimizer=``; ``None`` keeps them constant.
         target_net_updater: an updater, or what makes one of the loss; ``None`` for a loss without target networks.
         hooks: TorchRL hooks, each of which registers itself.
 
@@ -203,6 +205,7 @@ class OfflineTrainerConfig(TrainerConfig):
     replay_buffer: Any = MISSING
     optimizer: Any = MISSING
     total_frames: int = MISSING
+    scheduler: Any = None
     target_net_updater: Any = None
     hooks: Any = None
     run_dir: Any = None
@@ -226,6 +229,7 @@ def _make_offline_trainer(
     replay_buffer: ReplayBuffer | Callable[[], TensorDictBase],
     optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer],
     total_frames: int,
+    scheduler: LRScheduler | Callable[..., LRScheduler] | None,
     target_net_updater: TargetNetUpdater | Callable[[LossModule], TargetNetUpdater] | None,
     hooks: Sequence[TrainerHookBase] | None,
     run_dir: str | None,
@@ -245,12 +249,15 @@ def _make_offline_trainer(
         target_net_updater = target_net_updater(loss_module)
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(params=loss_module.parameters())
+    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+        scheduler = scheduler(optimizer=optimizer)
     trainer = OfflineTrainer(
         loss_module,
         replay_buffer.sample if isinstance(replay_buffer, ReplayBuffer) else replay_buffer,
         optimizer,
         total_steps=total_frames,
         run_dir=run_dir,
+        scheduler=scheduler,
         target_updater=target_net_updater,
         evaluator=evaluator,
         log_interval=log_interval,

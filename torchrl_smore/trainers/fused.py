@@ -22,7 +22,7 @@ from torchrl_smore.trainers.compiled import KeptMethod, compiled
 from torchrl_smore.trainers.modes import networks_of
 from torchrl_smore.trainers.stacked import Flat, StackedLosses
 from torchrl_smore.trainers.step_graph import StepGraph
-from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler, check_rates, weight_decays
+from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler, check_rates, total_loss, weight_decays
 
 MapSeeds = Literal["auto", "loop", "vmap"]
 _logger = logging.getLogger("torchrl_smore")
@@ -245,8 +245,7 @@ class FusedUpdate:
 
         def total(params: Flat) -> tuple[Tensor, dict[str, Tensor]]:
             out = self._stack(params, targets, constants, batch)
-            losses: Any = sum(value for name, value in out.items() if name.startswith("loss_"))
-            return losses, {name: value.detach() for name, value in out.items()}
+            return total_loss(out), {name: value.detach() for name, value in out.items()}
 
         if self._functional:
             grads, (_, out) = torch.func.grad_and_value(total, has_aux=True)(params)

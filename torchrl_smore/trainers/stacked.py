@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictParams
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 from torchrl.objectives import LossModule
 
 from torchrl_smore.trainers.update import network_name
@@ -19,6 +21,10 @@ Flat = dict[str, Tensor]
 
 #: Every parameter starts at a multiple of this many numbers (64 bytes): matrix products want aligned operands.
 _ALIGNMENT = 16
+#: Types whose objects are compared as they are.
+_VALUES = (bool, int, float, complex, str, bytes, type(None), type, Enum, range, torch.dtype, torch.device, TensorSpec)
+#: What every module has: parameters, buffers, hooks, mode.
+_OF_MODULES = set(vars(nn.Module())) | {"_cache", "_param_maps"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,8 @@ class StackedLosses:
 
     Raises:
         ValueError: if there is no loss, the structures differ, nothing is trained, a parameter is not float32 or is
-            shared, within a loss or between two, or buffers of other modules (a value estimator of TorchRL holds gamma)
-            differ between losses.
+            shared, within a loss or between two, or anything but parameters and buffers of losses and networks differs
+            between losses: an option, or a buffer of another module (a value estimator of TorchRL holds gamma).
     """
 
     def __init__(self, losses: Sequence[LossModule]) -> None:
@@ -78,6 +84,7 @@ class StackedLosses:
         _check_apart(trained)
         _check_equal([{**a, **b} for a, b in zip(trained, buffers)])
         _check_constants(self.losses)
+        _check_options(self.losses)
         self._layouts = _layouts(trained[0])
         with_target = [
             group for group, layout in self._layouts.items() if all(f"target_{n}" in buffers[0] for n in layout.names)
@@ -201,6 +208,59 @@ def _check_constants(losses: Sequence[LossModule]) -> None:
 
 def _show(entry: Tensor | None) -> Any:
     return "missing" if entry is None else entry.tolist()
+
+
+def _check_options(losses: Sequence[LossModule]) -> None:
+    """Refuses losses or networks that differ in anything but tensors: the first is what all are computed by."""
+    for k, loss in enumerate(losses[1:], 1):
+        found = _difference(losses[0], loss, "")
+        if found is not None:
+            path, first, other = found
+            raise ValueError(f"{path} of loss {k} is {other!r}, of loss 0 {first!r}; expected them to be equal.")
+
+
+def _difference(first: Any, other: Any, path: str) -> tuple[str, Any, Any] | None:
+    """Where two objects first differ, and what is there; what has no value to compare by passes."""
+    if first is other:
+        return None
+    if type(first) is not type(other):
+        return path, first, other
+    if isinstance(first, _VALUES):
+        # NaN is equal to itself here
+        return None if first == other or (first != first and other != other) else (path, first, other)
+    if isinstance(first, Tensor):
+        same = first.shape == other.shape and first.device == other.device and torch.equal(first, other)
+        return None if same else (path, first.tolist(), other.tolist())
+    if isinstance(first, TensorDictParams):
+        return None
+    if isinstance(first, (list, tuple)):
+        if len(first) != len(other):
+            return path, first, other
+        parts: dict[Any, tuple[Any, Any]] = dict(enumerate(zip(first, other)))
+    elif isinstance(first, Mapping):
+        if first.keys() != other.keys():
+            return path, sorted(map(str, first)), sorted(map(str, other))
+        parts = {name: (value, other[name]) for name, value in first.items()}
+    elif isinstance(first, nn.Module) or is_dataclass(first):
+        own, its = (_attributes(each) for each in (first, other))
+        if own.keys() != its.keys():
+            return path, sorted(own), sorted(its)
+        parts = {name: (value, its[name]) for name, value in own.items()}
+    else:
+        return None
+    for name, pair in parts.items():
+        found = _difference(*pair, f"{path}.{name}" if path else str(name))
+        if found is not None:
+            return found
+    return None
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    """Attributes of a dataclass, or of a module with its submodules and without what PyTorch keeps there."""
+    if not isinstance(part, nn.Module):
+        return {field.name: getattr(part, field.name) for field in fields(part)}
+    kept = {name: value for name, value in vars(part).items() if name not in _OF_MODULES}
+    return {**kept, **part._modules}
 
 
 def _check_equal(entries: Sequence[Mapping[str, Tensor]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -73,6 +73,8 @@ class Update:
     Raises:
         ValueError: for another ``compile``.
         TypeError: for an ``optimizer`` that is none, such as the pair that :func:`adam` returns.
+
+    A call raises ``ValueError`` for a loss that writes no ``loss_*`` entry, or others than scalars.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Update:
         """Runs one update; returns losses and diagnostics, detached."""
         source = self.sampler.draw() if self._two_part else self.sampler()  # type: ignore[attr-defined]
         out = self._losses(source)
-        total = sum(value for key, value in out.items() if key.startswith("loss_"))
+        total = total_loss(out)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -177,6 +179,22 @@ class Update:
             self.sampler.load_state_dict(fitting_generators(state["sampler"], own["sampler"], seed=0))
         if isinstance(self.target_updater, HardUpdate):
             self.target_updater.counter = state["target_updater"]
+
+
+def total_loss(out: Mapping[str, Tensor] | TensorDictBase) -> Tensor:
+    """Sum of all ``loss_*`` entries of what a loss returned.
+
+    Raises:
+        ValueError: if there is none, or one that is no scalar.
+    """
+    losses: dict[str, Tensor] = {key: value for key, value in out.items() if key.startswith("loss_")}
+    if not losses:
+        raise ValueError(f"expected a loss with loss_* entries, got one that writes {sorted(out.keys())}.")
+    shapes = {key: list(value.shape) for key, value in losses.items() if value.ndim}
+    if shapes:
+        raise ValueError(f"expected losses that are scalars, got shapes {shapes}: take reduction='mean' or 'sum'.")
+    total: Any = sum(losses.values())
+    return total  # type: ignore[no-any-return]
 
 
 def network_name(parameter: str) -> str:
