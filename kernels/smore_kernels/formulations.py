@@ -65,6 +65,7 @@ def score_term(b_score, b_next, weights, excess, gamma, DIVERGENCE: tl.constexpr
     b_grad = linear + 2.0 * square * b_off
     if HAS_EXCESS:
         b_h, b_slope = conjugate_excess(gamma * b_next - b_score + shift, excess, DIVERGENCE)
-        b_term += excess_weight * b_h
-        b_grad -= excess_weight * b_slope
+        # at weight 0 (beta = 1) a conjugate that is infinite counts as little as any
+        b_term += excess_weight * tl.where(excess_weight == 0.0, 0.0, b_h)
+        b_grad -= excess_weight * tl.where(excess_weight == 0.0, 0.0, b_slope)
     return b_term, b_grad

@@ -182,6 +182,12 @@ def test_gradient_outside_the_real_domain_of_total_variation_points_away_from_it
     close(grad, -INF, 1, INF)
 
 
+@every_divergence
+@pytest.mark.parametrize("max_ratio", [3.0, INF])
+def test_the_maximiser_of_nan_is_nan(divergence, max_ratio):
+    assert divergence.maximiser(f64(math.nan, 0.0), max_ratio=max_ratio).isnan().tolist() == [True, False]
+
+
 def test_only_kl_and_chi2_dominate_kl_on_random_distributions():
     p, q = torch.distributions.Dirichlet(torch.full((6,), 0.3, dtype=torch.float64)).sample((2, 400)) + 1e-9
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)

@@ -248,10 +248,16 @@ def test_trajectory_stop_inverts_the_flags_that_close_trajectories(lengths):
     assert torch.equal(trajectory_stop(done), stop)
 
 
-@pytest.mark.parametrize("done", [[], [True, False], [[True]]], ids=["empty", "open", "two_dimensional"])
+@pytest.mark.parametrize("done", [[], [True, False]], ids=["empty", "open"])
 def test_an_open_last_trajectory_is_refused(done):
     with pytest.raises(ValueError, match="must be done"):
         trajectory_stop(torch.tensor(done, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("open_end", [False, True])
+def test_flags_in_a_column_are_refused_by_their_shape(open_end):
+    with pytest.raises(ValueError, match=r"expected done of shape \[N\], got \[2, 1\]"):
+        trajectory_stop(torch.tensor([[False], [True]]), open_end=open_end)
 
 
 def test_the_last_trajectory_may_be_open_on_request():
@@ -288,11 +294,12 @@ def test_rows_are_drawn_in_proportion_to_their_weights():
         ([0.0, 0.0], "at least one weight must be positive"),
         ([], "at least one weight must be positive"),
         ([[1.0]], r"expected weights of shape \[N\], got \[1, 1\]"),
+        ([1e308, 1e308, 1.0], r"sum of the weights must be finite, got inf: their largest is 1e\+308"),
     ],
 )
 def test_weights_that_cannot_be_drawn_from_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
-        cumulative_weights(torch.tensor(weights))
+        cumulative_weights(torch.tensor(weights, dtype=torch.float64))
 
 
 def test_the_first_row_away_is_that_of_a_search_row_by_row():
@@ -308,6 +315,30 @@ def test_the_first_row_away_is_that_of_a_search_row_by_row():
     assert first_row_away(goal.reshape(-1, 2, 1), stop, 1.5).tolist() == expected
     with pytest.raises(ValueError, match="distance must not be negative, got nan"):
         first_row_away(goal, stop, math.nan)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64, torch.float32], ids=str)
+def test_whole_goals_of_any_size_lie_as_far_apart_as_they_do(dtype):
+    # 16^2 wraps to 0 in eight bits; and so does 3 - 19, below 0, in unsigned ones
+    goal = torch.tensor([[3, 0], [19, 0], [3, 0], [3, 1], [3, 0]], dtype=dtype)
+    stop = torch.full((5,), 5)
+    assert first_row_away(goal, stop, 15.5).tolist() == [1, 2, 5, 5, 5]
+    assert first_row_away(goal, stop, 16.0).tolist() == [5, 3, 5, 5, 5]  # 16^2 + 1 is more than 16^2
+    if dtype == torch.int16:
+        # 256^2 wraps to 0 in sixteen bits
+        assert first_row_away(torch.tensor([0, 256], dtype=dtype), torch.tensor([2, 2]), 1.0).tolist() == [1, 2]
+
+
+def test_goals_that_are_flags_or_single_numbers_have_distances_too():
+    flags = torch.tensor([[True, False], [True, False], [True, True]])
+    assert first_row_away(flags, torch.tensor([3, 3, 3]), 0.5).tolist() == [2, 2, 3]
+    assert first_row_away(torch.tensor([0.0, 0.25, 1.0]), torch.tensor([3, 3, 3]), 0.5).tolist() == [2, 2, 3]
+    assert first_row_away(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 0.5).tolist() == []
+
+
+def test_a_distance_whose_square_overflows_is_one_that_no_goal_exceeds():
+    goal = torch.tensor([[0.0], [1e300]], dtype=torch.float64)
+    assert first_row_away(goal, torch.tensor([2, 2]), 1e200).tolist() == [2, 2]
 
 
 def test_away_goals_lie_away_where_any_does():

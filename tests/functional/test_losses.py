@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from torchrl_smore.functional.losses import awr_loss, awr_weight, expectile_loss
+from torchrl_smore.functional.losses import awr_loss, awr_weight, expectile_awr, expectile_loss
 
 
 def test_expectile_loss_matches_numbers_worked_by_hand():
@@ -74,6 +74,10 @@ def test_an_infinite_cap_leaves_the_weight_free_and_a_zero_temperature_makes_it_
     assert awr_weight(advantage, 0.0).tolist() == [1.0, 1.0]
 
 
+def test_a_weight_that_underflows_is_zero():
+    assert awr_weight(torch.tensor([-1e4]), 1.0).tolist() == [0.0]
+
+
 def test_a_nan_advantage_is_not_hidden_by_the_cap():
     assert awr_weight(torch.tensor([math.nan]), 3.0).isnan().all()
 
@@ -99,3 +103,27 @@ def test_awr_loss_matches_numbers_worked_by_hand_and_takes_the_weight_as_a_const
     assert loss.tolist() == [6.0, -2.0]
     assert log_prob.grad.tolist() == [-3.0, -4.0]
     assert weight.grad is None
+    # one weight of all rows
+    assert awr_loss(log_prob, torch.tensor(2.0)).tolist() == [4.0, -1.0]
+
+
+@pytest.mark.parametrize("shapes", [((3,), (3, 1)), ((3, 1), (3,)), ((3,), (1,))], ids=str)
+def test_rows_of_two_shapes_are_refused_and_not_broadcast(shapes):
+    first, second = (torch.zeros(shape) for shape in shapes)
+    got = " and ".join(map(str, shapes)).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=f"score and value must have the same shape, got {got}"):
+        expectile_awr(first, second, expectile=0.8)
+    with pytest.raises(ValueError, match=f"log_prob and weight must have the same shape, got {got}"):
+        awr_loss(first, second)
+
+
+def test_checks_of_shapes_are_those_of_one_seed_where_seeds_are_mapped_and_of_no_graph():
+    def both(score: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return awr_loss(value, expectile_awr(score, value, expectile=0.8).loss)
+
+    score, value = torch.tensor([1.0, 3.0]), torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    # 0.8 or 0.2 (score - value)^2, times -value
+    expected = torch.tensor([[0.0, -3.2], [-0.4, -3.2]])
+    torch.testing.assert_close(torch.vmap(both, in_dims=(None, 0))(score, value), expected)
+    compiled = torch.compile(both, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(score.expand(2, 2), value), expected)

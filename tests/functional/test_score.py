@@ -61,6 +61,19 @@ def test_the_bellman_residual_is_discounted_next_value_minus_score():
     y, q_y = residuals()
     assert y.tolist() == [1.0, -2.0]
     assert q_y.tolist() == [-2.0, 2.0]
+    # one value for both members of an ensemble
+    assert bellman_residual(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([4.0, 0.0]), 0.5).tolist() == [
+        [1.0, -2.0],
+        [2.0, -1.0],
+    ]
+
+
+def test_a_residual_of_another_shape_than_its_score_is_refused():
+    with pytest.raises(ValueError, match=r"shape of score, got shapes \(3, 1\) and \(3,\)"):
+        bellman_residual(torch.zeros(3), torch.zeros(3, 1), 0.5)
+    # the shapes are those of one seed where seeds are mapped
+    mapped = torch.vmap(lambda score, value: bellman_residual(score, value, 0.5))(torch.ones(2, 4, 3), torch.ones(2, 3))
+    assert mapped.tolist() == torch.full((2, 4, 3), -0.5).tolist()
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -233,6 +246,60 @@ def test_a_cap_below_the_largest_ratio_makes_the_objective_unbounded_as_the_rang
     assert (rho_term.diff() < 0).all()
 
 
+@pytest.mark.parametrize(
+    # density of q, where that of rho is 0.5, and (1 - beta gamma) rho / Mix, at gamma = 0.5
+    ("beta", "q", "ratio"),
+    [(0.995, 0.0, 100.5), (0.5, 0.1, 1.25), (1.0, 0.1, 2.5)],
+)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_objective_is_bounded_below_if_the_cap_is_at_least_the_ratio_that_its_minimum_asks_for(
+    name, beta, q, ratio
+):
+    far = t(1e4, 1e6, 1e8)
+
+    def objective(score: torch.Tensor, max_ratio: float) -> torch.Tensor:
+        rho_term, q_term = terms(
+            ScoreObjective(divergence=name, beta=beta, gamma=0.5, max_ratio=max_ratio), score, 0 * far, score, 0 * far
+        )
+        return 0.5 * rho_term + q * q_term
+
+    for max_ratio, bounded in ((1.01 * ratio, True), (max(0.99 * ratio, 1.0), name == "pearson_chi2")):
+        assert bool((objective(-far, max_ratio).diff() > 0).all()) == bounded
+        assert (objective(far, max_ratio).diff() >= 0).all()
+
+
+def test_without_goal_transitions_nothing_opposes_a_falling_score_at_beta_one():
+    far = t(1e2, 1e4, 1e6)
+    rho_term, _ = terms(ScoreObjective(beta=1.0, gamma=0.5), -far, 0 * far, -far, 0 * far)
+    assert rho_term.tolist() == [-50.0, -5000.0, -500000.0]  # (1 - gamma) S
+
+
+@pytest.mark.parametrize("name", ["kl", "squared_hellinger", "total_variation", "jensen_shannon"])
+def test_at_beta_one_an_infinite_conjugate_on_the_offline_data_has_no_part_in_the_objective(name):
+    # y = 2000 lies beyond what float64 holds of KL's conjugate, and outside the domain of the others
+    score = t(-2000.0).requires_grad_()
+    objective = ScoreObjective(divergence=name, beta=1.0, gamma=0.5, max_ratio=math.inf)
+    rho_term, _ = terms(objective, score, t(0.0), t(0.0), t(0.0))
+    (grad,) = torch.autograd.grad(rho_term.sum(), score)
+    assert (rho_term.item(), grad.item()) == (-1000.0, 0.5)
+    rho_term, _ = action_free_objective(score, -score, t(0.0), **objective.constants)
+    (grad,) = torch.autograd.grad(rho_term.sum(), score)
+    assert (rho_term.item(), grad.item()) == (-1000.0, 0.5)
+
+
+def test_every_reward_from_the_upper_end_on_minimises_total_variation_where_q_is_alone():
+    divergence = get_divergence("total_variation")
+    kappa = 1 / (4 * 0.5)
+    assert in_sample_reward_range(divergence, 0.5, 0.9, 0.5)[1] == kappa / 2
+    reward = kappa * t(-1.0, 0.0, 0.49, 0.5, 0.6, 1.0, 100.0)
+    # with M = 0 the score is the reward, which the conjugate max(y / kappa, -1/2) brings to max(-r, -kappa / 2)
+    _, q_term = in_sample_objective(
+        reward, -reward, reward, -reward, divergence=divergence, beta=0.5, gamma=0.9, residual_coef=0.5
+    )
+    assert (q_term[:4].diff() < 0).all()
+    torch.testing.assert_close(q_term[3:], torch.full((4,), -0.5 * kappa / 2, dtype=F64))
+
+
 def test_official_terms_match_numbers_worked_by_hand():
     y, _ = residuals()
     rho, q = official_objective(t(*SCORE), y, t(*Q_SCORE))
@@ -328,6 +395,7 @@ def test_without_a_largest_ratio_the_action_free_bracket_is_infinite_beyond_the_
         ({"gamma": 0.0}, "gamma must lie"),
         ({"residual_coef": 0.0}, "residual_coef must be positive and finite, got 0.0"),
         ({"residual_coef": math.inf}, "residual_coef must be positive"),
+        ({"formulation": "official", "residual_coef": math.nan}, "residual_coef must be positive"),
         ({"max_ratio": 0.5}, "max_ratio must be at least 1, got 0.5"),
     ],
     ids=str,
@@ -337,9 +405,24 @@ def test_bad_constants_are_refused_with_what_was_expected(kwargs, message):
         ScoreObjective(**kwargs)
 
 
-def test_a_bad_residual_coef_is_refused_by_the_function_too():
-    with pytest.raises(ValueError, match=r"residual_coef must be positive, got -1.0"):
-        conjugate_excess(torch.zeros(1), get_divergence("kl"), -1.0)
+@pytest.mark.parametrize("coef", [-1.0, 0.0, math.inf, math.nan])
+def test_a_bad_residual_coef_is_refused_by_the_functions_too(coef):
+    zero, divergence = torch.zeros(1), get_divergence("kl")
+    message = rf"residual_coef must be positive and finite, got {coef}\."
+    with pytest.raises(ValueError, match=message):
+        conjugate_excess(zero, divergence, coef)
+    with pytest.raises(ValueError, match=message):
+        in_sample_reward_range(divergence, 0.5, 0.9, coef)
+    with pytest.raises(ValueError, match=message):
+        action_free_objective(zero, zero, zero, divergence=divergence, beta=0.5, gamma=0.9, residual_coef=coef)
+
+
+@pytest.mark.parametrize("formulation", ["official", "official_stable"])
+def test_the_official_formulations_ignore_the_constants_that_they_lack(formulation):
+    rows = [t(*values) for values in (SCORE, NEXT, Q_SCORE, Q_NEXT)]
+    others = {"divergence": "kl", "beta": 0.9, "residual_coef": 3.0, "max_ratio": 2.0}
+    found = terms(ScoreObjective(formulation, gamma=GAMMA, **others), *rows)
+    torch.testing.assert_close(found, terms(ScoreObjective(formulation, gamma=GAMMA), *rows), rtol=0, atol=0)
 
 
 def test_the_dual_refuses_to_run_without_policy_scores():

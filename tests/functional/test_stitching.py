@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from torchrl_smore.functional.stitching import GoalCells, check_stitch, stitched_goal, stitched_rows
+from torchrl_smore.functional.stitching import (
+    GoalCells,
+    check_stitch,
+    stitched_goal,
+    stitched_goal_row,
+    stitched_rows,
+)
 
 
 def test_cells_hold_the_rows_that_achieve_about_the_same():
@@ -23,6 +29,22 @@ def test_cells_hold_the_rows_that_achieve_about_the_same():
 def test_a_width_of_cells_that_makes_none_is_refused(width):
     with pytest.raises(ValueError, match=f"must be positive and finite, got {width}"):
         GoalCells.of(torch.zeros(2, 1), width)
+
+
+@pytest.mark.parametrize(
+    ("goals", "width", "count"),
+    [([1.0, 2.0, 3.0], 1e-30, 3), ([1.0, math.nan, math.inf], 0.5, 2), ([0.0, -1e16, 1.0], 1.0, 1)],
+    ids=str,
+)
+def test_goals_in_cells_that_cannot_be_counted_are_refused(goals, width, count):
+    with pytest.raises(ValueError, match=f"within 2\\^53 cells of 0, got {count} numbers that do not"):
+        GoalCells.of(torch.tensor(goals).unsqueeze(-1), width)
+
+
+def test_the_cells_farthest_from_0_are_still_told_apart():
+    far = 2.0**53
+    cells = GoalCells.of(torch.tensor([[far], [far - 1], [-far], [far]], dtype=torch.float64), 1.0)
+    assert cells.size.tolist() == [2, 1, 1, 2]
 
 
 def test_a_stitch_goes_on_from_any_row_of_the_cell_to_any_of_its_future():
@@ -71,6 +93,19 @@ def test_a_goal_about_one_thing_is_stitched_as_a_whole_and_what_is_of_no_part_st
     mask = torch.tensor([True])
     assert torch.equal(stitched_goal(goal, achieved, met, reached, mask, threshold=0.5), reached)
     assert torch.equal(stitched_goal(goal, achieved, met, reached, mask, threshold=0.5, parts=((0, 1),)), goal)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.bool, torch.float32], ids=str)
+@pytest.mark.parametrize("threshold", [0.5, 1e200])
+def test_goals_of_any_dtype_go_on_where_both_trajectories_move_by_more_than_the_threshold(dtype, threshold):
+    # two trajectories that meet in the rows 1 and 2; the second moves by 16, whose square wraps to 0 in eight bits
+    achieved = torch.tensor([[0], [16], [16], [0]]).to(dtype)
+    stop, cells = torch.tensor([2, 2, 4, 4]), GoalCells.of(achieved, 0.5)
+    # the second of the rows 1 and 2, and of its own future the second
+    uniform = torch.tensor([[0.0, 0.9, 0.9]], dtype=torch.float64)
+    rows = (torch.tensor([0]), torch.tensor([1]))
+    found = stitched_goal_row(*rows, achieved, cells, stop, uniform, prob=1.0, threshold=threshold)
+    assert found.tolist() == [3 if threshold < 1.0 else 1]
 
 
 @pytest.mark.parametrize(

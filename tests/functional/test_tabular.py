@@ -331,6 +331,47 @@ def test_solvers_refuse_what_they_cannot_solve():
         solve_dual_q(problem, DIVERGENCES["kl"], policy)
     with pytest.raises(RuntimeError, match="no minimum within 1 steps"):
         solve_dual_v(problem_of(0), DIVERGENCES["kl"], max_steps=1)
+    with pytest.raises(RuntimeError, match="no minimum within 0 steps"):
+        solve_dual_v(problem_of(0), DIVERGENCES["kl"], max_steps=0)
+    with pytest.raises(ValueError, match="max_steps must not be negative, got -1"):
+        solve_dual_v(problem_of(0), DIVERGENCES["kl"], max_steps=-1)
+
+
+def test_the_last_newton_step_is_examined_and_the_error_tells_of_it():
+    problem, chi2 = problem_of(0), DIVERGENCES["pearson_chi2"]
+
+    def gradient(score: torch.Tensor) -> float:
+        return float(torch.func.grad(lambda s: dual_v(problem, chi2, s))(score).norm())
+
+    # the dual is about quadratic: one step brings the gradient from 0.1 to nearly 0
+    start = torch.zeros_like(problem.mdp.initial)
+    assert gradient(start) > 0.1
+    score = solve_dual_v(problem, chi2, max_steps=1, tolerance=1e-3).score
+    assert gradient(score) < 1e-3
+    for steps, last in enumerate((start, score)):
+        with pytest.raises(RuntimeError, match=f"within {steps} steps: gradient norm {gradient(last):.3g}, expected"):
+            solve_dual_v(problem, chi2, max_steps=steps)
+    assert torch.equal(solve_dual_v(problem, chi2, max_steps=0, tolerance=1.0).score, start)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_minimum_of_theorem_1_at_infinity_is_refused_where_a_policy_and_the_data_leave_a_hole(name, beta):
+    mdp = random_mdp(STATES, ACTIONS, GOALS, gamma=GAMMA, generator=generator(0))
+    rho = torch.ones(STATES, ACTIONS, GOALS, dtype=torch.float64)
+    rho[0, 1, 0] = 0.0
+    policy = torch.zeros_like(rho)
+    policy[:, 0] = 1.0
+    q = goal_transition_distribution(mdp, torch.arange(STATES) % GOALS)
+    problem, divergence = MatchingProblem(mdp, rho / rho.sum(), q, beta), DIVERGENCES[name]
+    if divergence.derivative_at_zero == -math.inf:
+        # at beta 1 every triple of the action that is not taken, else the one that the data lack too
+        holes = STATES * GOALS if beta == 1.0 else 1
+        with pytest.raises(ValueError, match=f"{name} attains its minimum .* is positive, got {holes} triples"):
+            solve_dual_q(problem, divergence, policy)
+    else:
+        primal = primal_value(problem, divergence, occupancy(mdp, policy))
+        torch.testing.assert_close(solve_dual_q(problem, divergence, policy).value, primal, atol=1e-9, rtol=0)
 
 
 # --- boundedness of the score objectives (erratum E5) ---
@@ -451,6 +492,20 @@ def test_in_sample_objective_matches_a_case_worked_by_hand():
     torch.testing.assert_close(in_sample_objective(problem, score, value), torch.tensor(-0.85 + 1.625))
     # closed form: 1 / (2 c) = 2 on q, -(1 - gamma) / (2 c) = -0.2 on rho
     torch.testing.assert_close(in_sample_minimiser(problem, value), torch.tensor([[[2.0], [-0.2]]]))
+
+
+def test_at_beta_one_data_without_goal_transitions_leave_no_minimum():
+    # one state, one goal, three actions: q on action 0, rho on 0 and 1, neither on 2
+    mdp = TabularMDP(torch.ones(1, 3, 1), torch.ones(1, 1), 0.9)
+    q, rho = torch.tensor([[[1.0], [0.0], [0.0]]]), torch.tensor([[[0.5], [0.5], [0.0]]])
+    problem, value = MatchingProblem(mdp, rho, q, 1.0), torch.zeros(1, 1)
+    low = torch.tensor([[[0.0], [-100.0], [0.0]]])
+    torch.testing.assert_close(in_sample_objective(problem, low, value), torch.tensor(-5.0))  # 0.1 * 0.5 * -100
+    with pytest.raises(ValueError, match=r"no minimum: at beta = 1.0 .* got 0 at 1 such triples"):
+        in_sample_minimiser(problem, value)
+    # with the data on action 0 alone: (1 - 0.1) / (2 c) there, and reward 0 off the support
+    problem = MatchingProblem(mdp, q, q, 1.0)
+    torch.testing.assert_close(in_sample_minimiser(problem, value), torch.tensor([[[1.8], [0.0], [0.0]]]))
 
 
 @pytest.mark.parametrize("beta", [0.2, 0.5, 0.9])

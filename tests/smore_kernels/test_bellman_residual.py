@@ -126,6 +126,21 @@ def test_without_a_cap_value_and_gradient_are_infinite_where_those_of_the_refere
     assert_agree(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_at_beta_one_an_infinite_conjugate_on_the_offline_rows_counts_for_nothing(divergence, kernel_device):
+    objective = make_objective("in_sample", divergence, max_ratio=math.inf, beta=1.0, residual_coef=0.25)
+    inputs = make_inputs(objective, 2, 37, 20, kernel_device)
+    # y = gamma N - S: far beyond every supremum on rho, 0 on q
+    inputs["score"] = torch.full_like(inputs["score"], -60.0)
+    inputs["q_score"] = (objective.gamma * inputs["q_next_value"]).expand_as(inputs["q_score"]).clone()
+
+    ours, expected = (loss_and_gradients(f, objective, inputs) for f in (kernel, reference))
+
+    assert ours[0].isfinite()
+    assert ours[1]["score"].isfinite().all()
+    assert_agree(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("divergence", ["squared_hellinger", "total_variation", "jensen_shannon"])
 @pytest.mark.parametrize("max_ratio", [5.0, math.inf])
 def test_the_edge_of_the_domain_is_the_reference_s(divergence, max_ratio, kernel_device):

@@ -56,7 +56,8 @@ class Divergence:
         tangent: ``R -> (f'(R), f*(f'(R)))`` in Python floats, for ``R >= 1``: where the cap ``x <= R`` starts to bind.
         supremum: ``lim f'(x)`` for ``x -> inf``; the conjugate is ``+inf`` above it.
         supremum_in_domain: whether the conjugate is finite at ``y = supremum`` itself.
-        derivative_at_zero: ``f'(0+)``; at and below it the maximiser is 0 and the conjugate ``-f(0)``.
+        derivative_at_zero: ``f'(0+)``; at and below it the conjugate is ``-f(0)`` and 0 a maximiser, the only one but
+            for total variation at ``derivative_at_zero`` itself, where any ratio in ``[0, 1]`` is one.
         dominates_kl: whether ``D_f >= KL`` for all distributions (Propositions 1 and 2).
         conjugate_unrestricted: the conjugate over all real ``x`` where it differs from the one over ``x >= 0``.
     """
@@ -101,7 +102,7 @@ class Divergence:
         r"""Density ratio :math:`\arg\max_{0 \le x \le R} x y - f(x)`, the derivative of :meth:`conjugate`.
 
         It is 0 at and below ``derivative_at_zero`` and ``max_ratio`` from ``f'(max_ratio)`` on, so also outside the
-        domain. Total variation, whose maximiser is a set at ``y = -1/2`` and ``1/2``, gives 1 there.
+        domain. Total variation, whose maximiser is a set at ``y = -1/2`` and ``1/2``, gives 1 there. NaN stays NaN.
 
         Args:
             y: dual variable, shape ``[*]``, any floating dtype.
@@ -220,7 +221,8 @@ def _total_variation_derivative(x: Tensor) -> Tensor:
 
 
 def _total_variation_inverse(y: Tensor) -> Tensor:
-    return (y >= -0.5).to(y.dtype).masked_fill(y > 0.5, math.inf)
+    # no comparison holds for NaN
+    return (y >= -0.5).to(y.dtype).masked_fill(y > 0.5, math.inf).masked_fill(y.isnan(), math.nan)
 
 
 def _total_variation_conjugate(y: Tensor) -> Tensor:

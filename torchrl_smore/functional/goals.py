@@ -64,7 +64,8 @@ def cumulative_weights(weights: Tensor) -> Tensor:
         float64, shape ``[N]``, not decreasing; from the last row of positive weight on it is exactly 1.
 
     Raises:
-        ValueError: for weights of more than one dimension, negative, infinite or NaN, or without a positive one.
+        ValueError: for weights of more than one dimension, negative, infinite or NaN, without a positive one, or whose
+            sum overflows.
     """
     if weights.ndim != 1:
         raise ValueError(f"expected weights of shape [N], got {list(weights.shape)}.")
@@ -76,6 +77,8 @@ def cumulative_weights(weights: Tensor) -> Tensor:
     total = weights.cumsum(0)
     if total.numel() == 0 or not total[-1] > 0.0:
         raise ValueError("at least one weight must be positive: no row could be drawn.")
+    if bool(total[-1].isinf()):
+        raise ValueError(f"the sum of the weights must be finite, got inf: their largest is {float(weights.max())}.")
     return total / total[-1]
 
 
@@ -83,7 +86,7 @@ def first_row_away(achieved_goal: Tensor, stop: Tensor, distance: float) -> Tens
     """First later row whose achieved goal lies away from a row's own; see the module for what the goal of a row is.
 
     Args:
-        achieved_goal: ``("next", "achieved_goal")``, floating point, shape ``[N, *G]``.
+        achieved_goal: ``("next", "achieved_goal")``, shape ``[N, *G]``; whole numbers and flags are taken as float64.
         stop: end of each row's trajectory, int64, shape ``[N]``.
         distance: Euclidean, in the unit of the goal, not negative.
 
@@ -96,7 +99,10 @@ def first_row_away(achieved_goal: Tensor, stop: Tensor, distance: float) -> Tens
     """
     if not distance >= 0.0:
         raise ValueError(f"distance must not be negative, got {distance}.")
-    goal = achieved_goal.flatten(1)
+    goal = achieved_goal.unsqueeze(-1).flatten(1)
+    if not goal.is_floating_point():
+        # differences and squares of small integer types wrap around
+        goal = goal.double()
     first = stop.clone()
     rows = torch.arange(stop.shape[0], device=stop.device)
     offset = 0
@@ -104,7 +110,7 @@ def first_row_away(achieved_goal: Tensor, stop: Tensor, distance: float) -> Tens
     while rows.numel() > 0:
         offset += 1
         rows = rows[rows + offset < stop[rows]]
-        away = (goal[rows + offset] - goal[rows]).square().sum(-1) > distance**2
+        away = (goal[rows + offset] - goal[rows]).square().sum(-1) > distance * distance
         first[rows[away]] = rows[away] + offset
         rows = rows[~away]
     return first
@@ -431,9 +437,11 @@ def trajectory_stop(done: Tensor, *, open_end: bool = False) -> Tensor:
         One past the first ``True`` at or after each row, int64, shape ``[N]``.
 
     Raises:
-        ValueError: if ``done`` is empty, or its last row is ``False`` and the end may not be open.
+        ValueError: if ``done`` has another shape or is empty, or its last row is ``False`` and the end may not be open.
     """
-    if done.ndim != 1 or done.numel() == 0 or not (open_end or bool(done[-1])):
+    if done.ndim != 1:
+        raise ValueError(f"expected done of shape [N], got {list(done.shape)}.")
+    if done.numel() == 0 or not (open_end or bool(done[-1])):
         raise ValueError("the last row of the last trajectory must be done; an open trajectory would wrap around.")
     stop = done.nonzero().squeeze(-1) + 1
     if open_end and not bool(done[-1]):

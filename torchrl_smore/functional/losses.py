@@ -50,7 +50,7 @@ def awr_weight(advantage: Tensor, temperature: float | Tensor, weight_clip: floa
         weight_clip: largest weight, dimensionless, positive; ``math.inf`` leaves the weight free.
 
     Returns:
-        The weight, same shape, dtype and device as ``advantage``, in ``(0, weight_clip]``.
+        The weight, same shape, dtype and device as ``advantage``, in ``[0, weight_clip]``; 0 by underflow only.
 
     Raises:
         ValueError: if a float ``temperature`` is negative or ``weight_clip`` is not positive.
@@ -145,7 +145,14 @@ def expectile_awr(
 
     Returns:
         The unreduced loss, ``[*B]``; the value, detached, and its mean; the weights, ``None`` without a temperature.
+
+    Raises:
+        ValueError: if the shapes of score and value differ, or see :func:`expectile_loss` and :func:`awr_weight`.
     """
+    if score.shape != value.shape:
+        raise ValueError(
+            f"score and value must have the same shape, got {tuple(score.shape)} and {tuple(value.shape)}."
+        )
     difference = score.detach() - value
     weight = None
     if temperature is not None:
@@ -164,9 +171,16 @@ def awr_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         log_prob: log-density of the dataset action under the policy, shape ``[*]``, in nats.
-        weight: non-negative weight of each action, shape ``[*]``, for example :func:`awr_weight`.
+        weight: non-negative weight of each action, shape ``[*]``, for example :func:`awr_weight`; or 0-d, of all.
 
     Returns:
         The unreduced loss, shape ``[*]``. Gradient flows into ``log_prob`` alone.
+
+    Raises:
+        ValueError: if the shapes differ and the weight is not 0-d.
     """
+    if weight.ndim > 0 and weight.shape != log_prob.shape:
+        raise ValueError(
+            f"log_prob and weight must have the same shape, got {tuple(log_prob.shape)} and {tuple(weight.shape)}."
+        )
     return -weight.detach() * log_prob

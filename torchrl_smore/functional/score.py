@@ -44,8 +44,24 @@ def bellman_residual(score: Tensor, next_value: Tensor, gamma: float) -> Tensor:
 
     Returns:
         The residual, of the shape of ``score``.
+
+    Raises:
+        ValueError: if the two broadcast to another shape, as ``[B]`` and ``[B, 1]`` do.
     """
-    return gamma * next_value - score
+    residual = gamma * next_value - score
+    if residual.shape != score.shape:
+        raise ValueError(
+            f"next_value must broadcast to the shape of score, got shapes {tuple(next_value.shape)} and "
+            f"{tuple(score.shape)}."
+        )
+    return residual
+
+
+def _kappa(residual_coef: float) -> float:
+    """Weight ``kappa = 1 / (4 residual_coef)`` of the divergence; ``ValueError`` unless positive and finite."""
+    if not 0.0 < residual_coef < math.inf:
+        raise ValueError(f"residual_coef must be positive and finite, got {residual_coef}.")
+    return 0.25 / residual_coef
 
 
 def conjugate_excess(
@@ -60,20 +76,18 @@ def conjugate_excess(
     Args:
         y: Bellman residual, shape ``[*]``.
         divergence: the f-divergence.
-        residual_coef: weight c, positive, dimensionless.
-        max_ratio: cap on the density ratio, at least 1, dimensionless.
+        residual_coef: weight c, positive and finite, dimensionless.
+        max_ratio: cap on the density ratio, at least 1, dimensionless; not used for Pearson chi-squared.
 
     Returns:
         ``h(y)``, same shape, dtype and device as ``y``.
 
     Raises:
-        ValueError: if ``residual_coef`` is not positive.
+        ValueError: if ``residual_coef`` is not positive and finite.
     """
-    if not residual_coef > 0.0:
-        raise ValueError(f"residual_coef must be positive, got {residual_coef}.")
+    kappa = _kappa(residual_coef)
     if divergence.name == "pearson_chi2":
         return residual_coef * y.square()
-    kappa = 0.25 / residual_coef
     return kappa * divergence.conjugate(y / kappa, max_ratio=max_ratio) - y
 
 
@@ -89,12 +103,17 @@ def in_sample_objective(
     residual_coef: float = 0.25,
     max_ratio: float = 100.0,
 ) -> Pair:
-    r"""Theorem 1 with every policy action replaced by the dataset's own: bounded without any assumption on support.
+    r"""Theorem 1 with every policy action replaced by the dataset's own: the policy may go anywhere.
 
     .. math:: \beta(1-\gamma) E_\rho[S] - \beta E_q[S] + E_{Mix}[h(y)]
 
     For chi-squared this is Eq. 8/10 less the terms that erratum E5 shows to be unbounded below. Its minimiser is
     ``gamma M + r`` with an implicit reward r; see :func:`in_sample_reward_range`.
+
+    It is bounded below for every data distribution if ``beta < 1`` and, but for chi-squared, ``max_ratio`` is at least
+    ``(1 - beta gamma) / (1 - beta)``. Otherwise that depends on the data: ``Mix`` must be positive wherever ``rho`` is
+    (at ``beta = 1`` nothing opposes ``E_rho[S]`` where ``q`` is 0), and ``(1 - beta gamma) rho / Mix`` there at most
+    ``max_ratio``, again but for chi-squared.
 
     Args:
         score: ``S`` on offline transitions, shape ``[*B]``.
@@ -112,7 +131,11 @@ def in_sample_objective(
     """
     excess = conjugate_excess(residual, divergence, residual_coef, max_ratio)
     q_excess = conjugate_excess(q_residual, divergence, residual_coef, max_ratio)
-    return beta * (1.0 - gamma) * score + (1.0 - beta) * excess, beta * (q_excess - q_score)
+    rho_term = beta * (1.0 - gamma) * score
+    # without a cap the excess may be infinite: a weight of 0 would make it NaN
+    if beta < 1.0:
+        rho_term = rho_term + (1.0 - beta) * excess
+    return rho_term, beta * (q_excess - q_score)
 
 
 def dual_objective(
@@ -208,7 +231,8 @@ def in_sample_reward_range(
     Stationarity at one ``(s, a, g)`` reads ``(f*)'(y / kappa) = (1 - beta gamma) rho / Mix``, a ratio between 0 (pure
     ``q``) and ``(1 - beta gamma) / (1 - beta)`` (pure ``rho``); the reward is ``-y``. For chi-squared this gives
     ``[-beta (1 - gamma) / (2c (1 - beta)), 1 / (2c)]``. Where the cap ``max_ratio`` lies below the largest ratio (which
-    chi-squared does not have), the objective has no minimiser and the lower end is infinite.
+    chi-squared does not have), the objective has no minimiser and the lower end is infinite. For total variation the
+    minimiser on pure ``q`` is a set, every reward of at least ``kappa / 2``: the upper end is its end nearest to 0.
 
     Args:
         divergence: the f-divergence.
@@ -219,8 +243,11 @@ def in_sample_reward_range(
 
     Returns:
         The smallest and the largest reward; infinite where the divergence does not bound it.
+
+    Raises:
+        ValueError: see :func:`conjugate_excess`.
     """
-    kappa = 0.25 / residual_coef
+    kappa = _kappa(residual_coef)
     largest_ratio = math.inf if beta == 1.0 else (1.0 - beta * gamma) / (1.0 - beta)
     capped = largest_ratio > max_ratio and divergence.name != "pearson_chi2"
     if math.isinf(largest_ratio) or capped:
@@ -237,7 +264,8 @@ class ScoreObjective:
     Args:
         formulation: ``"in_sample"`` (:func:`in_sample_objective`), ``"dual"`` (:func:`dual_objective`), ``"official"``
             (:func:`official_objective`) or ``"official_stable"`` (:func:`official_stable_objective`).
-        divergence: an f-divergence or its name; the official formulations have none and ignore it.
+        divergence: an f-divergence or its name. The official formulations ignore it, ``beta``, ``residual_coef`` and
+            ``max_ratio``, which are checked all the same.
         beta: weight of ``q`` in the mixture, in ``(0, 1]``.
         gamma: discount, in ``(0, 1)``.
         residual_coef: see :func:`conjugate_excess`.
@@ -275,8 +303,7 @@ class ScoreObjective:
             raise ValueError(f"beta must lie in (0, 1], got {self.beta}.")
         if not 0.0 < self.gamma < 1.0:
             raise ValueError(f"gamma must lie in (0, 1), got {self.gamma}.")
-        if not 0.0 < self.residual_coef < math.inf:
-            raise ValueError(f"residual_coef must be positive and finite, got {self.residual_coef}.")
+        _kappa(self.residual_coef)
         if not self.max_ratio >= 1.0:
             raise ValueError(f"max_ratio must be at least 1, got {self.max_ratio}.")
         # once and not in every loss: it reads a tensor's number, which a compiled loss cannot
@@ -398,8 +425,11 @@ def action_free_objective(
 
     Returns:
         The terms on ``rho`` (shape ``[*B]``) and on ``q`` (shape ``[*Q]``).
+
+    Raises:
+        ValueError: see :func:`conjugate_excess`.
     """
-    kappa = 0.25 / residual_coef
+    kappa = _kappa(residual_coef)
 
     def bracket(y: Tensor, density_ratio: Tensor | None) -> Tensor:
         # w* is a maximiser: by the envelope theorem it may be held constant in the gradient
@@ -411,5 +441,8 @@ def action_free_objective(
         w = w.masked_fill(infinite, 0.0)
         return (w * y - kappa * divergence.f(w)).masked_fill(infinite, math.inf)
 
-    rho_term = beta * (1.0 - gamma) * value + (1.0 - beta) * (bracket(residual, ratio) - residual)
+    rho_term = beta * (1.0 - gamma) * value
+    # as in in_sample_objective
+    if beta < 1.0:
+        rho_term = rho_term + (1.0 - beta) * (bracket(residual, ratio) - residual)
     return rho_term, beta * bracket(q_residual, q_ratio)

@@ -43,11 +43,18 @@ class GoalCells:
             width: of a cell, whose middle is at a multiple of it, in the unit of the goal.
 
         Raises:
-            ValueError: if ``width`` is not positive and finite.
+            ValueError: if ``width`` is not positive and finite, or goals are not finite or more than 2^53 cells from 0.
         """
         check_cell_width(width)
-        places = (achieved_goal / width).round().long()
-        _, cell, count = torch.unique(places, dim=0, return_inverse=True, return_counts=True)
+        places = (achieved_goal / width).round()
+        # more than int64 holds would all end up in one cell
+        counted = places.double().abs() <= 2.0**53
+        if not bool(counted.all()):
+            raise ValueError(
+                f"goals must be finite and lie within 2^53 cells of 0, got {int((~counted).sum())} numbers that do "
+                f"not with cells of width {width}."
+            )
+        _, cell, count = torch.unique(places.long(), dim=0, return_inverse=True, return_counts=True)
         return cls(cell.argsort(stable=True), (count.cumsum(0) - count)[cell], count[cell])
 
 
@@ -131,7 +138,8 @@ def stitched_goal_row(
     Args:
         index: rows that are given a goal, int64, shape ``[B]``.
         goal_index: those whose goals they are given, int64, shape ``[B]``.
-        achieved_goal: after the step of every row of the dataset, shape ``[N, G]``.
+        achieved_goal: after the step of every row of the dataset, shape ``[N, G]``; whole numbers and flags are taken
+            as float64.
         cells: of the dataset.
         stop: end of the trajectory of every row of the dataset, int64, shape ``[N]``.
         uniform: in ``[0, 1)``, shape ``[B, NUM_STITCH_UNIFORMS]``.
@@ -144,8 +152,11 @@ def stitched_goal_row(
     met, reached = stitched_rows(goal_index, cells, stop, uniform[:, 1:])
 
     def changed(before: Tensor, after: Tensor) -> Tensor:
-        # not the norm, which whole numbers do not have
-        return (achieved_goal[after] - achieved_goal[before]).square().sum(-1) > threshold**2
+        goal_after, goal_before = achieved_goal[after], achieved_goal[before]
+        if not achieved_goal.is_floating_point():
+            # differences and squares of small integer types wrap around; of these rows only, not of all
+            goal_after, goal_before = goal_after.double(), goal_before.double()
+        return (goal_after - goal_before).square().sum(-1) > threshold * threshold
 
     goes_on = (uniform[:, 0] < prob) & changed(index, goal_index) & changed(met, reached)
     return torch.where(goes_on, reached, goal_index)

@@ -264,11 +264,18 @@ def solve_dual_q(problem: MatchingProblem, divergence: Divergence, policy: Tenso
         The minimum and a minimiser, shape ``[S, A, G]``.
 
     Raises:
-        ValueError: if ``Mix_beta(q, rho)`` is 0 somewhere; the minimum need not be finite or attained then.
+        ValueError: if ``Mix_beta(q, rho)`` is 0 somewhere, as the minimum need not be finite or attained then; or if
+            ``Mix_beta(d^pi, rho)`` is and ``f'(0)`` infinite, as with KL, squared Hellinger and Jensen-Shannon, as it
+            is approached for ``y`` to minus infinity only.
     """
     reference, mdp = problem.reference, problem.mdp
     _check_support(reference)
     y = divergence.derivative(problem.mix(occupancy(mdp, policy)) / reference)
+    if not bool(y.isfinite().all()):
+        raise ValueError(
+            f"{divergence.name} attains its minimum at finite scores only where Mix_beta(d, rho) is positive, got "
+            f"{int((~y.isfinite()).sum())} triples where it is not."
+        )
     if divergence.supremum_in_domain:
         # y may lie on the edge of the domain: keep the rounding of the inversion inside
         y = y * (1.0 - 100.0 * torch.finfo(y.dtype).eps / (1.0 - mdp.gamma))
@@ -342,17 +349,19 @@ def solve_dual_v(
         divergence: a differentiable f-divergence; for total variation the dual is a linear program.
         as_printed: as in :func:`dual_v`.
         tolerance: largest Euclidean norm of the gradient accepted as a minimum.
-        max_steps: most Newton steps taken.
+        max_steps: most Newton steps taken, not negative; 0 accepts ``S = 0`` or nothing.
 
     Returns:
         The minimum and its minimiser, shape ``[S, G]``.
 
     Raises:
-        ValueError: for total variation, or if ``Mix_beta(q, rho)`` is 0 somewhere.
+        ValueError: for total variation, a negative ``max_steps``, or if ``Mix_beta(q, rho)`` is 0 somewhere.
         RuntimeError: if the gradient is still above ``tolerance`` after ``max_steps``.
     """
     if divergence.name == "total_variation":
         raise ValueError("solve_dual_v expects a differentiable divergence; total_variation gives a linear program.")
+    if max_steps < 0:
+        raise ValueError(f"max_steps must not be negative, got {max_steps}.")
     reference, mdp = problem.reference, problem.mdp
     _check_support(reference)
     bound = _ratio_bound(problem, as_printed)
@@ -361,13 +370,16 @@ def solve_dual_v(
     identity = torch.eye(size, dtype=score.dtype, device=score.device)
     # row (s, a, g) holds the derivative of y(s, a, g) with respect to the flattened score
     jacobian = torch.stack([_state_residual(mdp, row.view_as(score)).flatten() for row in identity], dim=1)
-    for _ in range(max_steps):
+    # one more look than steps: the last step is examined too
+    for step_number in range(max_steps + 1):
         leaf = score.detach().requires_grad_()
         value = dual_v(problem, divergence, leaf, as_printed=as_printed)
         (grad,) = torch.autograd.grad(value, leaf)
         norm = float(grad.norm())
         if norm <= tolerance:
             return DualSolution(value.detach(), score)
+        if step_number == max_steps:
+            break
         y = _state_residual(mdp, score).requires_grad_()
         (curvature,) = torch.autograd.grad(torch.maximum(divergence.maximiser(y), bound).sum(), y)
         hessian = jacobian.T @ ((reference * curvature).flatten()[:, None] * jacobian)
@@ -405,9 +417,12 @@ def policy_action_objective(
 
 
 def in_sample_objective(problem: MatchingProblem, score: Tensor, value: Tensor, *, curvature: float = 0.25) -> Tensor:
-    r"""Eq. 10 with dataset actions in place of policy actions; it is bounded below for every data distribution.
+    r"""Eq. 10 with dataset actions in place of policy actions; the policy may go anywhere.
 
     .. math:: \beta (1-\gamma) E_\rho[S] - \beta E_q[S] + c \, E_{\mathrm{Mix}_\beta(q, \rho)}[(\gamma M(s', g) - S)^2]
+
+    It is bounded below for every data distribution if ``beta < 1``, and at ``beta = 1`` if ``q`` is positive wherever
+    ``rho`` is: nothing opposes ``(1 - gamma) E_rho[S]`` elsewhere.
 
     Args:
         problem: the matching problem.
@@ -434,8 +449,18 @@ def in_sample_minimiser(problem: MatchingProblem, value: Tensor, *, curvature: f
 
     Returns:
         ``S(s, a, g)``, shape ``[S, A, G]``; off the support, where the objective ignores it, with reward 0.
+
+    Raises:
+        ValueError: if ``rho`` is positive somewhere where ``Mix_beta(q, rho)`` is 0, as it may be at ``beta = 1``: the
+            objective has no minimum.
     """
     reference, gamma = problem.reference, problem.mdp.gamma
+    unopposed = (reference == 0) & (problem.rho > 0)
+    if bool(unopposed.any()):
+        raise ValueError(
+            f"the objective has no minimum: at beta = {problem.beta} Mix_beta(q, rho) must be positive wherever rho "
+            f"is, got 0 at {int(unopposed.sum())} such triples."
+        )
     reward = problem.beta * (problem.q - (1.0 - gamma) * problem.rho)
     reward = reward / (2.0 * curvature * reference.masked_fill(reference == 0, 1.0))
     return gamma * _next(problem.mdp, value) + reward
