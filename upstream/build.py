@@ -4,8 +4,8 @@ python upstream/build.py PATH              PATH is a clone of https://github.com
 python upstream/build.py PATH --no-tests   only write
 
 The loss is made from this package (``flatten.py``), its release check from one of the clone's; what is TorchRL's own in
-style (tests, script, speed test) lies in ``files/``. Running it again writes the same files again; ``git -C PATH diff``
-shows what a pull request would.
+style (tests, script, speed test) lies in ``files/``. Running it again writes the same files again; ``git -C PATH add
+-A`` and ``git -C PATH diff --cached`` show what a pull request would.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -334,15 +335,17 @@ def run_tests(clone: Path) -> int:
     )
     of_clone = (clone / "version.txt").read_text().strip() if (clone / "version.txt").is_file() else "unknown"
     print(f"clone: version {of_clone}, commit {commit.stdout.strip() or 'unknown'}", flush=True)
-    commands = [
-        ([sys.executable, "-c", versions], clone),
-        ([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS], clone),
-        ([sys.executable, "smore_offline.py", *SHORT, "hydra.run.dir=."], clone / SCRIPT),
-    ]
-    for command, folder in commands:
-        status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
-        if status:
-            return status
+    # what Hydra and the loggers leave is no part of a pull request
+    with tempfile.TemporaryDirectory() as left:
+        commands = [
+            ([sys.executable, "-c", versions], clone),
+            ([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS], clone),
+            ([sys.executable, "smore_offline.py", *SHORT, f"hydra.run.dir={left}"], clone / SCRIPT),
+        ]
+        for command, folder in commands:
+            status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+            if status:
+                return status
     return 0
 
 

@@ -143,7 +143,7 @@ def flatten(root: Path, module: str, name: str) -> str:
         module_ = source.module(definition.module)
         imports |= {module_.foreign[one] for one in names if one in module_.foreign}
         texts.append(_without_unused_methods(_renamed(source, definition, text, renamed), used))
-    body = "\n\n\n".join(_plain_references(text.strip("\n")) for text in texts)
+    body = "\n\n\n".join(_plain_references(text.strip("\n")) for text in _without_unused_functions(texts))
     needed = sorted(line for line in imports if re.search(rf"\b{re.escape(_binds(line))}\b", body))
     return "\n".join(["from __future__ import annotations", "", *needed, "", "", body, ""])
 
@@ -335,6 +335,21 @@ def _without_unused_methods(text: str, used: set[str]) -> str:
             if drop:
                 edits.append((_start(text, starts, node), _offset(starts, node.end_lineno or 0, 0, 1), ""))
     return _edited(text, edits)
+
+
+def _without_unused_functions(texts: list[str]) -> list[str]:
+    """Drops private functions that no other definition mentions, such as one that a dropped method alone called."""
+    kept = list(texts)
+    while True:
+        for text in kept:
+            (node,) = ast.parse(text).body
+            if not (isinstance(node, ast.FunctionDef) and node.name.startswith("_")):
+                continue
+            if not any(re.search(rf"\b{node.name}\b", other) for other in kept if other is not text):
+                kept.remove(text)
+                break
+        else:
+            return kept
 
 
 def _plain_references(text: str) -> str:

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 
+from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.objectives import ActionFreeSMORELoss
 
 
@@ -107,3 +108,56 @@ def test_outputs_can_be_selected_before_any_other_loss_was_built(python):
     )
     done = python("-c", script)
     assert done.stdout.split() == ["loss_value"], done.stderr
+
+
+def test_a_loss_without_an_actor_has_no_actors_loss():
+    with pytest.raises(ValueError, match="only a loss with an actor_network has an actor's loss"):
+        loss_of().actor_loss(example())
+
+
+class Pictured(nn.Module):
+    """S(s, g) = weight * s + the mean of the picture g."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, observation, goal):
+        return self.weight * observation[..., :1] + goal.float().mean((-1, -2, -3))[..., None]
+
+
+class PicturedActor(nn.Module):
+    def __init__(self, actor):
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, observation, goal):
+        return self.actor(observation, goal.float().flatten(-3)[..., :2])
+
+
+@pytest.mark.parametrize("batch_size", [(5,), (2, 3)], ids=str)
+@pytest.mark.parametrize(("acts", "constraint"), [(True, "printed"), (False, "printed"), (False, "corrected")])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_goals_may_be_pictures_in_a_call_by_keyword(acts, constraint, dtype, batch_size):
+    actor = None
+    if acts:
+        actor = make_networks(*goal_specs(3, 2, 1), hidden=(4,)).actor
+        actor.module[0].module = PicturedActor(actor.module[0].module)
+    value = TensorDictModule(Pictured(), ["observation", "desired_goal"], ["state_value"])
+    loss = ActionFreeSMORELoss(value, actor, constraint=constraint)
+
+    def draw():
+        goal = torch.randint(0, 255, (*batch_size, 2, 2, 3)).to(dtype)
+        root = {"observation": torch.randn(*batch_size, 3), "next": {"observation": torch.randn(*batch_size, 3)}}
+        root |= {"action": torch.randn(*batch_size, 1), "mixture_ratio": torch.rand(*batch_size, 1)}
+        return TensorDict({**root, "desired_goal": goal}, batch_size)
+
+    batch = draw().set("q", draw()).select(*loss.in_keys)
+    expected = loss(batch)
+    given = {key.replace(".", "_"): entry for key, entry in batch.flatten_keys(".").items()}
+    if not acts and constraint == "printed" and dtype == torch.float32:
+        # nothing tells a picture of floating point from several dimensions of a batch
+        with pytest.raises(ValueError, match=r"'desired_goal' of shape .* pass a TensorDict with a batch size"):
+            loss(**given)
+    else:
+        torch.testing.assert_close(loss(**given), tuple(expected[key] for key in loss.out_keys))

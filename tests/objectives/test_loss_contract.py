@@ -9,7 +9,18 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.utils import unravel_key
-from torchrl.objectives.utils import ValueEstimators
+from torchrl.objectives.utils import SoftUpdate, ValueEstimators
+
+from torchrl_smore.modules import goal_specs, make_discriminator, make_networks
+from torchrl_smore.objectives import (
+    AWRActorLoss,
+    ExpectileValueLoss,
+    GCIQLLoss,
+    GCSLLoss,
+    GoFARLoss,
+    SMORELoss,
+    WGCSLLoss,
+)
 
 NETWORK_OF = {"loss_score": "score_network", "loss_value": "value_network", "loss_actor": "actor_network"}
 NETWORK_OF |= {"loss_qvalue": "qvalue_network", "loss_discriminator": "discriminator_network"}
@@ -295,6 +306,102 @@ def test_unreduced_losses_handle_their_scalars_as_asked(case, build, batch_for):
 def test_a_bad_reduction_is_refused(case, build):
     with pytest.raises(ValueError, match="reduction must be one of none, mean, sum, got 'average'"):
         build(case, reduction="average")
+
+
+def test_a_bad_scalar_output_mode_is_refused(case, build):
+    with pytest.raises(ValueError, match="scalar_output_mode must be one of exclude, non_tensor or None, got 'drop'"):
+        build(case, reduction="none", scalar_output_mode="drop")
+
+
+def test_actions_without_a_dimension_of_their_components_are_refused(case, build, batch_for):
+    loss = build(case)
+    for key in [key for key in map(unravel_key, loss.in_keys) if key in ("action", ("q", "action"))]:
+        batch = batch_for(loss)
+        batch[key] = batch[key][..., 0]
+        with pytest.raises(ValueError, match=rf"{type(loss).__name__} expects 'action' of shape \[8, A\].* got \[8\]"):
+            loss(batch)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda built, _: AWRActorLoss(built.actor),
+        lambda built, _: GCSLLoss(built.actor),
+        lambda built, _: GCSLLoss(built.actor, regression="nll"),
+        lambda built, discriminator: GoFARLoss(built.actor, built.value, discriminator),
+        lambda built, discriminator: GoFARLoss(built.actor, built.value, discriminator, regression="nll"),
+    ],
+    ids=["awr", "gcsl", "gcsl nll", "gofar", "gofar nll"],
+)
+def test_actions_that_would_broadcast_are_refused_by_keyword_too(make):
+    # no entry but the action tells the batch size, and one of one component is read by no critic
+    specs = goal_specs(3, 2, 1)
+    loss = make(make_networks(*specs, hidden=(4,)), make_discriminator(specs[0], hidden=(4,)))
+    if isinstance(loss, GoFARLoss):
+        SoftUpdate(loss, tau=0.1)
+    rows = {"observation": torch.randn(5, 3), "desired_goal": torch.randn(5, 2), "action": torch.randn(5, 1)}
+    rows |= {"advantage": torch.randn(5, 1), "initial_observation": torch.randn(5, 3)}
+    rows |= {"achieved_goal": torch.randn(5, 2), "next_observation": torch.randn(5, 3)}
+    read = {"_".join(_t(key)) for key in loss.in_keys}
+    given = {name: entry for name, entry in rows.items() if name in read}
+    assert all(value.isfinite() for value in loss(**given))
+    with pytest.raises(ValueError, match=r"\[\*B, A\]"):
+        loss(**{**given, "action": given["action"][:, 0]})
+
+
+@pytest.mark.parametrize("case", [c for c in IN_KEYS if any(k.startswith("q.") for k in IN_KEYS[c])], indirect=True)
+def test_another_number_of_goal_transitions_than_of_rows_is_refused_by_keyword(case, build, batch_for):
+    loss = build(case)
+    given = arguments(batch_for(loss))
+    more = {name: entry.repeat(2, 1) if name.startswith("q_") else entry for name, entry in given.items()}
+    said = rf"{type(loss).__name__} reads the batch size \[8\] .*\('q', .* of shape \[16, .*as many goal transitions"
+    with pytest.raises(ValueError, match=said):
+        loss(**more)
+
+
+#: Every class that has buffers of its own.
+WITH_BUFFERS = {
+    "smore": lambda built: SMORELoss(built.actor, built.score, built.value, expectile=0.7, temperature=0.1),
+    "value": lambda built: ExpectileValueLoss(built.value, expectile=0.7),
+    "actor": lambda built: AWRActorLoss(built.actor, temperature=0.1),
+    "gciql": lambda built: GCIQLLoss(built.actor, built.score, built.value, expectile=0.7, temperature=0.1),
+    "gofar": lambda built: GoFARLoss(
+        *(built.actor, built.value),
+        reward="binary",
+        actor_weight="expectile_awr",
+        expectile=0.7,
+        temperature=0.1,
+    ),
+    "wgcsl": lambda built: WGCSLLoss(built.actor, built.score, threshold="percentile", memory_size=4),
+}
+
+
+def _small_networks():
+    return make_networks(*goal_specs(3, 2, 1), hidden=(4,))
+
+
+@pytest.mark.parametrize("name", WITH_BUFFERS)
+def test_coefficients_and_memories_are_where_the_networks_are(name):
+    built = _small_networks()
+    for network in (built.actor, built.value, *built.score):
+        network.to("meta")
+    loss = WITH_BUFFERS[name](built)
+    assert loss._buffers
+    assert {entry.device.type for entry in (*loss.parameters(), *loss.buffers())} == {"meta"}
+
+
+@pytest.mark.parametrize("name", WITH_BUFFERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_coefficients_are_as_exact_as_the_networks_and_never_less_than_float32(name, dtype):
+    built = _small_networks()
+    for network in (built.actor, built.value, *built.score):
+        network.to(dtype)
+    own = dict(WITH_BUFFERS[name](built)._buffers)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {entry.dtype for entry in own.values() if entry.is_floating_point()} == {exact}
+    for coefficient, value in {"expectile": 0.7, "temperature": 0.1}.items():
+        if coefficient in own:
+            assert own[coefficient].item() == torch.tensor(value, dtype=exact).item()
 
 
 @pytest.mark.parametrize("trailing", [False, True], ids=["mask_B", "mask_B1"])

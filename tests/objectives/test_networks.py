@@ -9,10 +9,12 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams, TensorDictSequential
 from torch import nn
+from torchrl.data import Bounded, Unbounded
+from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
 from torchrl_smore.modules import goal_specs, make_networks
-from torchrl_smore.objectives import ScoreLoss, SMORELoss
-from torchrl_smore.objectives._networks import lent, members, output_of
+from torchrl_smore.objectives import AWRActorLoss, ExpectileValueLoss, ScoreLoss, SMORELoss
+from torchrl_smore.objectives._networks import action_bounds, lent, members, output_of
 
 
 class Scaled(nn.Module):
@@ -229,3 +231,82 @@ def test_a_score_network_with_one_parameter_in_two_places_stands_alone():
         with pytest.raises(ValueError, match="a network of score_network has one parameter in two places"):
             SMORELoss(networks.actor, score, networks.value, num_score_nets=2)
     assert SMORELoss(networks.actor, tied[0], networks.value, num_score_nets=1) is not None
+
+
+def test_of_what_is_no_ensemble_one_network_is_taken_and_not_several():
+    networks = make_networks(*goal_specs(3, 2, 2), hidden=(4,))
+    values = [networks.value, make_networks(*goal_specs(3, 2, 2), hidden=(4,)).value]
+    with pytest.raises(ValueError, match="ExpectileValueLoss takes one value_network, got a sequence of 2"):
+        ExpectileValueLoss(values)
+    with pytest.raises(ValueError, match="SMORELoss takes one value_network, got a sequence of 2"):
+        SMORELoss(networks.actor, networks.score, values)
+    assert ExpectileValueLoss(values[:1]).value_network_params.ndim == 0
+
+
+def test_members_made_of_one_network_are_drawn_as_it_draws_itself():
+    networks = make_networks(*goal_specs(3, 2, 2), preset="official", hidden=(32, 32), num_score_nets=1)
+    given = copy.deepcopy(networks.score[0])
+    params = ScoreLoss(networks.score[0], num_score_nets=2).score_network_params
+    weight, bias = params["module", "layers", "2", "weight"], params["module", "layers", "2", "bias"]
+    # orthogonal with gain sqrt(2): w w^T = 2, and no bias
+    torch.testing.assert_close(weight @ weight.mT, 2.0 * torch.eye(32).expand(2, 32, 32), rtol=0.0, atol=1e-4)
+    assert (bias == 0.0).all()
+    assert not torch.equal(weight[0], weight[1])
+    # what was given is left as it was
+    for own, before in zip(networks.score[0].parameters(), given.parameters()):
+        assert torch.equal(own, before)
+
+
+def test_members_made_of_pytorchs_layers_are_drawn_over_the_range_of_the_one_given():
+    network = TensorDictModule(nn.Linear(400, 1), ["observation"], ["score"])
+    # PyTorch's own draw is within 1 / 20 of 0
+    nn.init.uniform_(network.module.weight, 0.3, 0.5)
+    weight = ScoreLoss(network, num_score_nets=2).score_network_params["module", "weight"]
+    assert weight.min() >= 0.3
+    assert weight.max() <= 0.5
+    assert not torch.equal(weight[0], weight[1])
+
+
+def bounded_actor(**options):
+    trunk = TensorDictModule(nn.Linear(3, 4), ["observation"], ["both"])
+    split = TensorDictModule(lambda both: (both[..., :2], both[..., 2:].exp()), ["both"], ["loc", "scale"])
+    return ProbabilisticActor(
+        TensorDictSequential(trunk, split), in_keys=["loc", "scale"], out_keys=["action"], **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"distribution_class": TanhNormal}, None),
+        (
+            {"distribution_class": TanhNormal, "distribution_kwargs": {"low": -2.0, "high": 3.0}},
+            ([-2.0] * 2, [3.0] * 2),
+        ),
+        (
+            {
+                "distribution_class": TanhNormal,
+                "distribution_kwargs": {"low": torch.tensor([-2.0, 0.0]), "high": torch.tensor([3.0, 9.0])},
+                "spec": Bounded(-7.0, 7.0, (2,)),
+            },
+            ([-2.0, 0.0], [3.0, 9.0]),
+        ),
+        ({"distribution_class": IndependentNormal, "spec": Bounded(-7.0, 5.0, (2,))}, ([-7.0] * 2, [5.0] * 2)),
+        ({"distribution_class": IndependentNormal, "spec": Bounded(-torch.inf, torch.inf, (2,))}, None),
+        ({"distribution_class": IndependentNormal, "spec": Unbounded((2,))}, None),
+    ],
+    ids=["none", "numbers", "tensors before the spec", "spec", "infinite", "unbounded"],
+)
+def test_the_bounds_of_an_actor_are_those_of_its_distribution_or_of_its_spec(options, expected):
+    actor = bounded_actor(**options)
+    loss = AWRActorLoss(actor)
+    low, high = ([-1.0] * 2, [1.0] * 2) if expected is None else expected
+    found = loss._action_range(torch.zeros(2, dtype=torch.float64))
+    for bound, value in zip(found, (low, high)):
+        assert torch.as_tensor(bound).expand(2).tolist() == value
+    if expected is not None:
+        # as actions are
+        assert {bound.dtype for bound in found} == {torch.float64}
+    told = action_bounds(loss.actor_network, loss.actor_network_params)
+    assert (told is None) == (expected is None)
+    assert told is None or [bound.expand(2).tolist() for bound in told] == [low, high]

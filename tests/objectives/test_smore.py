@@ -9,9 +9,10 @@ import warnings
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.objectives import SoftUpdate
 
-from torchrl_smore.modules import goal_specs, make_networks
+from torchrl_smore.modules import ConcatMLP, goal_specs, make_networks
 from torchrl_smore.objectives import SMORELoss
 
 GAMMA, BETA, EXPECTILE, TEMPERATURE = 0.9, 0.3, 0.7, 2.0
@@ -353,3 +354,44 @@ def test_every_loss_with_a_temperature_takes_it_in_horizons(name, build, batch_f
 def test_an_unknown_unit_of_the_advantage_is_refused(name, build):
     with pytest.raises(ValueError, match=r"unknown advantage_unit 'horizons'.*'horizon'"):
         build(name, advantage_unit="horizons")
+
+
+def test_what_does_not_read_goal_transitions_does_without_them(build, batch_for):
+    loss = build("smore")
+    batch = batch_for(loss)
+    alone = batch.exclude("q")
+    for method in (loss.value_loss, loss.actor_loss):
+        assert torch.equal(method(alone)[0], method(batch)[0])
+    assert torch.equal(loss.advantage(alone), loss.advantage(batch))
+    for method in (loss.score_loss, loss):
+        with pytest.raises(KeyError, match=r"SMORELoss reads goal transitions under 'q', .* a nested TensorDict"):
+            method(alone)
+
+
+@pytest.mark.parametrize("reader", ["score", "actor"])
+def test_the_dual_reads_after_goal_transitions_what_score_or_actor_alone_read(reader):
+    built = networks()
+    state = ["observation", "desired_goal"]
+    score, wide = ["observation", "action"], ["observation", "desired_goal", "extra", "action"]
+    nets = [
+        TensorDictModule(
+            ConcatMLP(9 if reader == "score" else 5, 1, (6,)), wide if reader == "score" else score, ["score"]
+        )
+        for _ in range(2)
+    ]
+    value = TensorDictModule(ConcatMLP(3, 1, (6,)), ["observation"], ["state_value"])
+    loss = SMORELoss(built.actor, nets, value, formulation="dual", delay_score=False)
+    assert built.actor.in_keys == state
+
+    def rows():
+        after = {"observation": torch.randn(8, 3), "extra": torch.randn(8, 2)}
+        root = {"observation": torch.randn(8, 3), "extra": torch.randn(8, 2), "action": torch.randn(8, 2)}
+        return TensorDict({**root, "desired_goal": torch.randn(8, 2), "next": after}, [8])
+
+    batch = rows().set("q", rows())
+    expected = loss(batch)
+    chosen = batch.select(*loss.in_keys)
+    assert (("q", "next", "extra") in loss.in_keys) == (reader == "score")
+    torch.testing.assert_close(loss(chosen)["loss_score"], expected["loss_score"])
+    given = {key.replace(".", "_"): entry for key, entry in chosen.flatten_keys(".").items()}
+    torch.testing.assert_close(loss(**given), tuple(expected[key] for key in loss.out_keys))

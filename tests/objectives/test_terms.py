@@ -8,7 +8,7 @@ from torchrl.modules import IndependentNormal
 
 from torchrl_smore.functional.losses import actor_weight
 from torchrl_smore.functional.score import ScoreObjective
-from torchrl_smore.objectives.terms import imitation_term, regression_term, score_term, td_term
+from torchrl_smore.objectives.terms import energy_term, imitation_term, regression_term, score_term, td_term
 
 
 def test_the_score_term_adds_members_clips_what_it_bootstraps_and_counts_that():
@@ -50,7 +50,7 @@ def test_the_regression_term_weighs_log_probabilities_and_wants_one_of_each():
     assert log_prob.grad.tolist() == [-0.5, -2.0]
     expected = {"mean_advantage": 500.0, "awr_weight": 2.5, "weight_clipped": 0.5, "log_prob": -1.5}
     assert {name: value.item() for name, value in metadata.items()} == expected
-    with pytest.raises(ValueError, match=r"one log-probability for each advantage, got shapes \(2, 1\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"one log-probability for each row, got shape \(2, 1\) for rows \(2,\)"):
         regression_term(log_prob[:, None], weight, torch.mean)
 
 
@@ -74,3 +74,25 @@ def test_the_imitation_term_takes_actions_or_a_distribution():
     loss, metadata = imitation_term(dist, action, torch.sum)
     assert loss.item() == pytest.approx(-2 * metadata["log_prob"].item())
     assert loss.item() == pytest.approx(0.5 * (2 + 4) + 2 * 1.8378770664)
+
+
+@pytest.mark.parametrize("weight", [None, torch.ones(3)], ids=["alike", "weighted"])
+def test_imitation_wants_one_log_probability_for_each_row_and_actions_of_one_shape(weight):
+    action = torch.zeros(3, 1)
+    # a normal that takes each component for an event: [3, 1], which against weights [3] would broadcast to [3, 3]
+    parts = torch.distributions.Normal(torch.zeros(3, 1), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"for each row, got shape \(3, 1\) for rows \(3,\)"):
+        imitation_term(parts, action, torch.mean, weight)
+    for policy in (IndependentNormal(action, torch.ones(3, 1)), action):
+        with pytest.raises(ValueError, match=r"\[\*B, A\]"):
+            imitation_term(policy, action[:, 0], torch.mean, weight)
+
+
+def test_the_energy_term_wants_one_log_probability_for_each_row():
+    options = {"q_coef": 2.0, "bc_coef": 0.5, "normalize_q": False}
+    energy, log_prob, ones = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0]), torch.ones(2)
+    loss, _ = energy_term(energy, log_prob, ones, torch.sum, **options)
+    # -2 (1 + 3) + 0.5 (1 + 2)
+    assert loss.item() == -6.5
+    with pytest.raises(ValueError, match=r"for each row, got shape \(2, 1\) for rows \(2,\)"):
+        energy_term(energy, log_prob[:, None], ones, torch.sum, **options)

@@ -102,7 +102,7 @@ def test_a_temperature_of_zero_is_behaviour_cloning():
 
 def test_a_distribution_without_event_dimensions_is_refused():
     loss = AWRActorLoss(actor(Normal))
-    with pytest.raises(ValueError, match="one log-probability for each advantage"):
+    with pytest.raises(ValueError, match="one log-probability for each row"):
         loss(actor_batch())
 
 

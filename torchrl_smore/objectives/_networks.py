@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictParams
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
+from torchrl.data import Bounded, Composite
 from torchrl.objectives import LossModule
 
 #: How an actor sees where an encoder is shared: vectors that it does not train, vectors that it trains, or pictures.
@@ -59,6 +61,7 @@ class Networks(LossModule):
     asks_actor_elsewhere: bool = False
     encoder_network_params: TensorDictParams
     target_encoder_network_params: TensorDictParams
+    _stated_bounds: tuple[Tensor, Tensor] | None = None
     expectile: Tensor
     temperature: Tensor
     weight_clip: float
@@ -75,18 +78,28 @@ class Networks(LossModule):
         size: int | None = None,
         delay: bool = False,
     ) -> None:
-        """Register a network, or an ensemble: a sequence keeps its initialisation, of one network ``size`` are made."""
+        """Register a network, or an ensemble: a sequence keeps its initialisation, of one network ``size`` are made.
+
+        Raises:
+            ValueError: for a sequence of another length, of several where the loss takes one network, or of networks
+                that share parameters.
+        """
         if isinstance(network, Sequence):
             given, kind = list(network), name.removesuffix("_network")
             if size is not None and len(given) != size:
                 raise ValueError(f"expected {size} {kind} networks, got {len(given)}.")
             if not given:
                 raise ValueError(f"{name} must be a network or a sequence of at least one, got an empty sequence.")
+            if len(given) > 1 and name not in self.ensembles:
+                raise ValueError(f"{type(self).__name__} takes one {name}, got a sequence of {len(given)}.")
             if len(given) > 1:
                 _check_apart(name, given)
             network, size = given[0] if len(given) == 1 else given, len(given)
-        elif size not in (None, 1):
+        elif size is not None and size > 1:
             _check_apart(name, [network])
+            network = _redrawn(network, size)
+        if name == "actor_network":
+            self._stated_bounds = stated_bounds(network)
         self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
 
     def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
@@ -133,9 +146,10 @@ class Networks(LossModule):
         with lent(self.actor_network, self.actor_network_params):
             return self.actor_network.get_dist(self._seen(inputs))
 
-    def _action_range(self) -> tuple[Any, Any]:
-        """Smallest and largest action: those that the actor tells, ``[A]`` each, or -1 and 1."""
-        return action_bounds(self.actor_network, self.actor_network_params) or (-1.0, 1.0)
+    def _action_range(self, like: Tensor) -> tuple[Any, Any]:
+        """Smallest and largest action as actions are, those that the actor tells, ``[A]`` or 0-d each, or -1 and 1."""
+        bounds = _own_bounds(self.actor_network, self.actor_network_params) or self._stated_bounds
+        return (-1.0, 1.0) if bounds is None else (bounds[0].to(like), bounds[1].to(like))
 
     def _make_vmap(self) -> None:
         """What TorchRL asks for after a change of ``vmap_randomness``, which is found out before it is traced."""
@@ -205,6 +219,27 @@ def _check_apart(name: str, networks: Sequence[nn.Module]) -> None:
             )
 
 
+def _redrawn(network: TensorDictModule, size: int) -> TensorDictModule | list[TensorDictModule]:
+    """Copies of a network, each drawn anew as it draws itself; the network, for TorchRL to redraw, if it cannot."""
+    if not all(_draws_itself(child) for child in network.children()) or not any(True for _ in network.parameters()):
+        return network
+    copies = [copy.deepcopy(network) for _ in range(size)]
+    for each in copies:
+        each.reset_parameters_recursive()
+    return copies
+
+
+def _draws_itself(module: nn.Module) -> bool:
+    """Whether what draws the parameters of a module is its own ``reset_parameters``, and not that of PyTorch's layers.
+
+    These would draw by PyTorch's default what their owner may have drawn otherwise.
+    """
+    # the class is asked, since a TensorDictModule has whatever its module has
+    if hasattr(type(module), "reset_parameters") and not type(module).__module__.startswith("torch.nn."):
+        return True
+    return not module._parameters and all(_draws_itself(child) for child in module.children())
+
+
 def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
     """``rows``, which pursue the goals of the actor where it has its own (``keys.actor_goal``)."""
     if keys.actor_goal is None:
@@ -217,7 +252,9 @@ def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
 
 
 def action_bounds(actor_network: nn.Module, params: TensorDictBase) -> tuple[Tensor, Tensor] | None:
-    """Smallest and largest action, ``[A]`` each: ``low`` and ``high`` of the part of an actor whose class has both.
+    """Smallest and largest action, ``[A]`` or 0-d each.
+
+    They are ``low`` and ``high`` of the part of an actor whose class has both, else :func:`stated_bounds`.
 
     Args:
         actor_network: of a loss, made functional.
@@ -226,6 +263,30 @@ def action_bounds(actor_network: nn.Module, params: TensorDictBase) -> tuple[Ten
     Returns:
         Both, or ``None`` for an actor that tells no bounds.
     """
+    return _own_bounds(actor_network, params) or stated_bounds(actor_network)
+
+
+def stated_bounds(actor_network: Any) -> tuple[Tensor, Tensor] | None:
+    """Bounds of actions that are no part of an actor's state, ``[A]`` or 0-d each, or ``None``.
+
+    They are ``low`` and ``high`` of the arguments of its distribution, as a :class:`torchrl.modules.TanhNormal` has
+    them, else those of the only bounded entry of its spec, if they are finite.
+    """
+    parts = list(actor_network.modules()) if isinstance(actor_network, nn.Module) else []
+    for part in parts:
+        options = getattr(part, "distribution_kwargs", {}) if isinstance(part, ProbabilisticTensorDictModule) else {}
+        if options.get("low") is not None and options.get("high") is not None:
+            return torch.as_tensor(options["low"]), torch.as_tensor(options["high"])
+    for part in parts:
+        spec = part.spec if hasattr(type(part), "spec") else None
+        leaves = list(spec.values(True, True)) if isinstance(spec, Composite) else [spec]
+        bounded = [leaf for leaf in leaves if isinstance(leaf, Bounded) and leaf.ndim == 1]
+        if len(bounded) == 1 and all(bound.isfinite().all() for bound in (bounded[0].low, bounded[0].high)):
+            return bounded[0].low, bounded[0].high
+    return None
+
+
+def _own_bounds(actor_network: nn.Module, params: TensorDictBase) -> tuple[Tensor, Tensor] | None:
     for part in actor_network.modules():
         # the class is asked, since a module that lacks an attribute takes its time to say so
         if hasattr(type(part), "low") and hasattr(type(part), "high"):

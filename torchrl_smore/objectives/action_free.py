@@ -110,7 +110,10 @@ class ActionFreeSMORELoss(OfflineLoss):
         self._ready(self.out_keys if self.has_actor else ["loss_value", "value", "residual"])
 
     def _batch_key(self) -> NestedKey:
-        return self.tensor_keys.desired_goal
+        if self.has_actor:
+            return self.tensor_keys.action
+        # the ratio first: a goal may have several dimensions
+        return self.tensor_keys.ratio if self.constraint == "corrected" else self.tensor_keys.desired_goal
 
     def _read_keys(self) -> Iterable[NestedKey]:
         keys, inputs = self.tensor_keys, self.value_network.in_keys
@@ -135,7 +138,13 @@ class ActionFreeSMORELoss(OfflineLoss):
         return loss, {"state_value": value, "residual": residual}
 
     def actor_loss(self, tensordict: TensorDictBase) -> Term:
-        """Regression loss at the current residual, and its metadata."""
+        """Regression loss at the current residual, and its metadata.
+
+        Raises:
+            ValueError: for a loss without an actor.
+        """
+        if not self.has_actor:
+            raise ValueError("only a loss with an actor_network has an actor's loss, got None.")
         rows = self._rows(tensordict)
         with torch.no_grad():
             _, residual = self._residual(rows)
@@ -150,7 +159,7 @@ class ActionFreeSMORELoss(OfflineLoss):
 
     def _value_term(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and value and residual on offline rows, detached."""
-        q = rows[self.tensor_keys.q]
+        q = self._goal_transitions(rows)
         value, residual = self._residual(rows)
         _, q_residual = self._residual(q)
         ratio = q_ratio = None
@@ -163,6 +172,5 @@ class ActionFreeSMORELoss(OfflineLoss):
         return loss, value.detach(), residual.detach()
 
     def _actor_term(self, rows: TensorDictBase, advantage: Tensor) -> Term:
-        log_prob = self._distribution(rows).log_prob(rows[self.tensor_keys.action])
         weight = actor_weight(self.advantage_scale * advantage, self.temperature, self.weight_clip)
-        return regression_term(log_prob, weight, self._reducer(rows))
+        return regression_term(self._log_prob(rows), weight, self._reducer(rows))

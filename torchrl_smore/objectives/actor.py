@@ -98,5 +98,4 @@ class AWRActorLoss(OfflineLoss):
         keys = self.tensor_keys
         advantage = self.advantage_scale * rows[keys.advantage].squeeze(-1)
         weight = actor_weight(advantage, self.temperature, self.weight_clip)
-        log_prob = self._distribution(rows).log_prob(rows[keys.action])
-        return regression_term(log_prob, weight, self._reducer(rows))
+        return regression_term(self._log_prob(rows), weight, self._reducer(rows))

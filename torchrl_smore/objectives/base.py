@@ -17,7 +17,7 @@ from torchrl_smore._dispatch import Kernels
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.objectives._encoder import check_encoder, encode_pictures
 from torchrl_smore.objectives._networks import PICTURES, ActorSight, Networks, lent
-from torchrl_smore.objectives.terms import Reduce
+from torchrl_smore.objectives.terms import Reduce, check_log_prob
 
 Reduction = Literal["none", "mean", "sum"]
 ScalarOutputMode = Literal["exclude", "non_tensor"]
@@ -67,13 +67,16 @@ class OfflineLoss(Networks):
                 them.
 
         Raises:
-            ValueError: for an unknown ``reduction``.
+            ValueError: for an unknown ``reduction`` or ``scalar_output_mode``.
         """
         self._out_keys: list[NestedKey] | None = None
         super().__init__()
         reduction = reduction or "mean"
         if reduction not in get_args(Reduction):
             raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}.")
+        if scalar_output_mode is not None and scalar_output_mode not in get_args(ScalarOutputMode):
+            valid = ", ".join(get_args(ScalarOutputMode))
+            raise ValueError(f"scalar_output_mode must be one of {valid} or None, got {scalar_output_mode!r}.")
         if reduction == "none" and scalar_output_mode is None:
             warnings.warn(
                 f"{type(self).__name__} drops its scalar diagnostics under reduction='none'; pass "
@@ -114,10 +117,15 @@ class OfflineLoss(Networks):
 
     def _dtype(self) -> torch.dtype | None:
         """That of the first floating-point parameter of a network; ``None`` without one."""
+        first = self._first_entry()
+        return None if first is None else first.dtype
+
+    def _first_entry(self) -> Tensor | None:
+        """The first floating-point parameter or buffer of a network; ``None`` without one."""
         # not parameters(): FusedUpdate lends the loss plain TensorDicts, which are no modules, in their place
         networks = [each for each in self._modules.values() if isinstance(each, (TensorDictParams, TensorDictBase))]
         entries = (entry for network in networks for entry in network.values(True, True))
-        return next((entry.dtype for entry in entries if entry.is_floating_point()), None)
+        return next((entry for entry in entries if entry.is_floating_point()), None)
 
     def _other_dtypes(self, batch: Any) -> list[str]:
         """Floating-point entries that are read and have another dtype than the networks, of a batch or by argument."""
@@ -137,8 +145,34 @@ class OfflineLoss(Networks):
         """Name an entry with exactly one feature dimension, from which the batch size is read."""
         return self.tensor_keys.action
 
+    def _batch_size(self, rows: TensorDictBase) -> torch.Size:
+        """Batch size of entries that came without one, as by keyword."""
+        key = self._batch_key()
+        found = rows[key]
+        # a goal may be a picture, uint8 [*B, H, W, C]
+        size = found.shape[:-3] if found.dtype == torch.uint8 and found.ndim > 3 else found.shape[:-1]
+        for other in self.in_keys:
+            entry = rows.get(other, None)
+            if isinstance(entry, Tensor) and entry.shape[: len(size)] != size:
+                raise ValueError(
+                    f"{type(self).__name__} reads the batch size {list(size)} from {key!r} of shape "
+                    f"{list(found.shape)} and got {other!r} of shape {list(entry.shape)}, which does not begin with "
+                    "it: there are as many goal transitions as rows; pass a TensorDict with a batch size if one row of "
+                    f"{key!r} has several dimensions."
+                )
+        return size
+
     def _ready(self, out_keys: Iterable[str]) -> None:
-        """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), how maps draw."""
+        """Ends a constructor: what is written, what is read (a lazy list would cost a recompile), how maps draw.
+
+        Buffers of the loss itself go where its networks are.
+        """
+        first = self._first_entry()
+        for name, buffer in self._buffers.items():
+            if buffer is not None and first is not None:
+                # in float64 for networks of float64 alone: a coefficient rounds to no less than float32
+                dtype = torch.promote_types(torch.get_default_dtype(), first.dtype)
+                self._buffers[name] = buffer.to(first.device, dtype if buffer.is_floating_point() else None)
         drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
         self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
         self._set_in_keys()
@@ -193,7 +227,8 @@ class OfflineLoss(Networks):
         """Register a schedulable coefficient after its one check."""
         if not valid:
             raise ValueError(f"{name} must {expected}, got {value}.")
-        self.register_coeff_buffer(name, float(value))
+        # in the precision in which it is given, until _ready knows that of the networks
+        self.register_coeff_buffer(name, float(value), dtype=torch.float64)
 
     def _set_kernels(self, kernels: Kernels) -> None:
         if kernels not in get_args(Kernels):
@@ -209,7 +244,7 @@ class OfflineLoss(Networks):
         rows = tensordict.copy()
         if not rows.batch_dims:
             # a dispatched call comes without one: sizes alone do not tell a batch from features
-            rows.batch_size = rows[self._batch_key()].shape[:-1]
+            rows.batch_size = self._batch_size(rows)
         if not rows.batch_size.numel():
             raise ValueError(f"{type(self).__name__} expects at least one row, got batch size {list(rows.batch_size)}.")
         if self.use_prioritized_weights is True and rows.get(self.tensor_keys.priority_weight, None) is None:
@@ -218,7 +253,9 @@ class OfflineLoss(Networks):
                 "does not have; prioritised buffers of TorchRL write 'priority_weight'."
             )
         q_key = getattr(self.tensor_keys, "q", None)
-        for part, apart in ((rows, q_key), *([] if q_key is None else [(rows[q_key], None)])):
+        q = None if q_key is None else rows.get(q_key, None)
+        for part, apart in ((rows, q_key), *([] if q is None else [(q, None)])):
+            self._check_action(part, rows.batch_size)
             for mask_key in self._loss_mask_keys():
                 mask = part.get(mask_key, None)
                 for key, entry in () if mask is None else part.exclude(*filter(None, [apart])).items(True, True):
@@ -227,6 +264,36 @@ class OfflineLoss(Networks):
                         entry = torch.where(self._expand_loss_mask(mask, entry), entry, torch.zeros_like(entry))
                         part.set(key, entry)
         return rows if self.encoder_network is None else self.encoded(rows)
+
+    def _check_action(self, part: TensorDictBase, size: torch.Size) -> None:
+        """Raises ``ValueError`` for actions that are not one vector for each row, which would broadcast."""
+        key = getattr(self.tensor_keys, "action", None)
+        if key is None or unravel_key(key) not in self.in_keys:
+            return
+        action = part.get(key, None)
+        if action is not None and action.shape[:-1] != size:
+            expected = ", ".join(map(str, [*size, "A"]))
+            raise ValueError(
+                f"{type(self).__name__} expects {key!r} of shape [{expected}], also of one component, got "
+                f"{list(action.shape)}."
+            )
+
+    def _log_prob(self, rows: TensorDictBase) -> Tensor:
+        """Log-probability of the dataset's actions under the current policy, ``[*B]``."""
+        log_prob = self._distribution(rows).log_prob(rows[self.tensor_keys.action])
+        check_log_prob(log_prob, rows.batch_size)
+        return log_prob
+
+    def _goal_transitions(self, rows: TensorDictBase) -> TensorDictBase:
+        """What is under ``tensor_keys.q``; raises ``KeyError`` if nothing is."""
+        key = self.tensor_keys.q
+        q = rows.get(key, None)
+        if q is None:
+            raise KeyError(
+                f"{type(self).__name__} reads goal transitions under {key!r}, which the batch does not have: "
+                "a nested TensorDict of as many rows."
+            )
+        return q
 
     def set_keys(self, **kwargs: NestedKey | None) -> None:
         """Names the entries that are read; see :meth:`torchrl.objectives.LossModule.set_keys`.
@@ -268,15 +335,17 @@ class OfflineLoss(Networks):
 
     def _row_weight(self, rows: TensorDictBase, like: Tensor) -> Tensor:
         """Weight of each row where rows are coupled, ``[*B]``: 0 if a mask drops it, else its priority weight, or 1."""
-        weight = torch.ones(rows.batch_size, dtype=like.dtype, device=like.device)
+        # not in the integers that a picture is made of, in which half a weight is none
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        weight = torch.ones(rows.batch_size, dtype=dtype, device=like.device)
         if self.use_prioritized_weights in (True, "auto"):
             given = rows.get(self.tensor_keys.priority_weight, None)
             if given is not None:
-                weight = given.reshape(weight.shape).to(like.dtype)
+                weight = given.reshape(weight.shape).to(dtype)
         for key in self._loss_mask_keys():
             mask = rows.get(key, None)
             if mask is not None:
-                weight = weight * mask.reshape(weight.shape).to(like.dtype)
+                weight = weight * mask.reshape(weight.shape).to(dtype)
         return weight
 
     def _finish(self, losses: dict[str, Tensor], diagnostics: dict[str, Tensor], rows: TensorDictBase) -> TensorDict:

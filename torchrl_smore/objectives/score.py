@@ -32,7 +32,8 @@ class ScoreLoss(OfflineLoss):
 
     Args:
         score_network: writes ``tensor_keys.score``, shape ``[*B, 1]``. A list of ``num_score_nets`` networks keeps
-            their initialisation; a single one is cloned and resampled as TorchRL does.
+            their initialisation. Of a single one copies are drawn anew, by the ``reset_parameters`` of its own modules;
+            if it consists of PyTorch's layers, as TorchRL does: uniformly over the range of each parameter.
         formulation: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         divergence: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
         beta: see :class:`~torchrl_smore.functional.score.ScoreObjective`.
@@ -130,7 +131,7 @@ class ScoreLoss(OfflineLoss):
 
     def _score_term(self, rows: TensorDictBase) -> Term:
         """Eq. 10, bootstrapped from the ``M(s', g)`` of the batch."""
-        keys, q, inputs = self.tensor_keys, rows[self.tensor_keys.q], self.score_network.in_keys
+        keys, q, inputs = self.tensor_keys, self._goal_transitions(rows), self.score_network.in_keys
         scored = [inputs_of(rows, inputs), inputs_of(q, inputs)]
         if self.objective.needs_policy:
             scored.append(inputs_of(rows, inputs, {keys.action: rows[keys.policy_action]}))

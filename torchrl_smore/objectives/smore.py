@@ -155,7 +155,8 @@ class SMORELoss(OfflineLoss):
         if self.objective.needs_q_residual:
             of_q += [*after, *(key for key in value_keys if key == keys.desired_goal)]
         if self.objective.needs_policy:
-            of_q += [*after, *next_keys(self.actor_network.in_keys, keys)]
+            asked = [*self.actor_network.in_keys, *self.score_network.in_keys]
+            of_q += [*after, *next_keys(asked, keys), *(key for key in asked if key == keys.desired_goal)]
         return [*here, *(unravel_key((keys.q, key)) for key in of_q)]
 
     @dispatch(auto_batch_size=False)
@@ -225,11 +226,11 @@ class SMORELoss(OfflineLoss):
             return self._reducer(own)(-score), {"policy_score": score.detach().mean()}
         with torch.no_grad():
             weight: Any = (fit if fit is not None and own is rows else self._value_term(own)).weight
-        return regression_term(self._distribution(own).log_prob(own[keys.action]), weight, self._reducer(own))
+        return regression_term(self._log_prob(own), weight, self._reducer(own))
 
     def _score_term(self, rows: TensorDictBase) -> Term:
         """Eq. 10, the score's objective with ``M(s', g)`` to bootstrap from."""
-        keys, q, inputs = self.tensor_keys, rows[self.tensor_keys.q], self.score_network.in_keys
+        keys, q, inputs = self.tensor_keys, self._goal_transitions(rows), self.score_network.in_keys
         scored = [inputs_of(rows, inputs), inputs_of(q, inputs)]
         with torch.no_grad():
             parts = [rows, q] if self.objective.needs_q_residual else [rows]

@@ -100,17 +100,30 @@ def regression_term(log_prob: Tensor, weight: ActorWeight, reduce: Reduce) -> Te
     Raises:
         ValueError: if the shapes of log-probabilities and weights differ.
     """
-    if log_prob.shape != weight.weight.shape:
-        raise ValueError(
-            f"expected one log-probability for each advantage, got shapes {tuple(log_prob.shape)} and "
-            f"{tuple(weight.weight.shape)}; the distribution must count the action as one event."
-        )
+    check_log_prob(log_prob, weight.weight.shape)
     return reduce(awr_loss(log_prob, weight.weight)), {
         "mean_advantage": weight.mean_advantage,
         "awr_weight": weight.mean_weight,
         "weight_clipped": weight.weight_clipped,
         "log_prob": log_prob.detach().mean(),
     }
+
+
+def check_log_prob(log_prob: Tensor, size: torch.Size) -> None:
+    """Checks that a distribution gives one log-probability for each row: another shape would broadcast.
+
+    Args:
+        log_prob: of the dataset actions, ``[*B]``.
+        size: batch size ``B`` of the rows.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if log_prob.shape != size:
+        raise ValueError(
+            f"expected one log-probability for each row, got shape {tuple(log_prob.shape)} for rows {tuple(size)}; "
+            "actions are [*B, A], and the distribution must count each as one event."
+        )
 
 
 def td_term(qvalue: Tensor, target: Tensor, reduce: Reduce, huber_delta: float | None = None) -> Term:
@@ -141,12 +154,23 @@ def imitation_term(policy: Tensor | Distribution, action: Tensor, reduce: Reduce
 
     Returns:
         The loss; mean ``action_error`` or mean ``log_prob``, without weights.
+
+    Raises:
+        ValueError: if the policy's actions have another shape than those of the dataset, or log-probabilities another
+            than the rows.
     """
     if isinstance(policy, Tensor):
+        if policy.shape != action.shape:
+            raise ValueError(
+                f"expected the policy's actions in the shape of the dataset's, [*B, A], got {tuple(policy.shape)} and "
+                f"{tuple(action.shape)}."
+            )
         error = action_error(policy, action)
         rows = error if weight is None else weight.detach() * error
         return reduce(rows), {"action_error": error.detach().mean()}
     log_prob = policy.log_prob(action)
+    for size in (action.shape[:-1], *([] if weight is None else [weight.shape])):
+        check_log_prob(log_prob, size)
     rows = awr_loss(log_prob, log_prob.new_ones(()) if weight is None else weight)
     return reduce(rows), {"log_prob": log_prob.detach().mean()}
 
@@ -174,6 +198,10 @@ def energy_term(
 
     Returns:
         The loss; mean ``policy_energy`` and ``log_prob``.
+
+    Raises:
+        ValueError: if the shapes of log-probabilities and weights differ.
     """
+    check_log_prob(log_prob, row_weight.shape)
     rows = q_coef * policy_energy_loss(energy, row_weight, normalize_q) - bc_coef * log_prob
     return reduce(rows), {"policy_energy": energy.detach().mean(), "log_prob": log_prob.detach().mean()}

@@ -132,3 +132,14 @@ def test_gradient_reaches_what_goals_are_made_of_with_any_chaining(ratio):
 def test_bad_options_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build_loss(networks(), **kwargs)
+
+
+def test_half_a_weight_of_every_row_changes_nothing_where_goals_are_integers():
+    built, batch = networks(), random_batch()
+    for module in (built.score[0].module, built.actor.module[0].module):
+        module.register_forward_pre_hook(lambda module, inputs: tuple(each.float() for each in inputs))
+    batch["desired_goal"] = torch.arange(2 * N, dtype=torch.uint8).reshape(N, 2)
+    loss = build_loss(built, conservative_coef=0.0)
+    plain, halved = loss(batch), loss(batch.clone().set("priority_weight", torch.full((N,), 0.5)))
+    for key in ("loss_qvalue", "loss_actor"):
+        torch.testing.assert_close(halved[key], plain[key])

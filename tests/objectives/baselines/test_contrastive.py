@@ -12,10 +12,12 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torchrl.data import Bounded
+from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.objectives import SoftUpdate
 
 from torchrl_smore.modules import goal_specs, make_contrastive_networks, make_networks
 from torchrl_smore.objectives import ContrastiveRLLoss, ContrastiveTDLoss
+from torchrl_smore.objectives.baselines._contrastive import _deterministic
 
 N, LATENT, GAMMA = 8, 4, 0.9
 
@@ -207,3 +209,59 @@ def test_other_mistakes_are_refused():
         ContrastiveRLLoss(built.value, built.critic)
     with pytest.raises(ValueError, match="only actor='awr' has a value"):
         ContrastiveRLLoss(built.actor, built.critic).contrastive_value_loss(random_batch())
+
+
+class ConstantLocation(nn.Module):
+    def __init__(self, location):
+        super().__init__()
+        self.loc = nn.Parameter(torch.full((2,), location))
+
+    def forward(self, observation):
+        loc = self.loc.expand(*observation.shape[:-1], 2)
+        return loc, torch.ones_like(loc)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveRLLoss, ContrastiveTDLoss])
+@pytest.mark.parametrize(("bounds", "expected"), [({}, 0.7), ({"low": -2.0, "high": 2.0}, 1.4)], ids=str)
+def test_the_policy_may_be_a_squashed_normal_which_has_no_mean(kind, bounds, expected):
+    head = TensorDictModule(ConstantLocation(math.atanh(0.7)), ["observation"], ["loc", "scale"])
+    # torch.compile cannot trace the safe one
+    options = {"distribution_class": TanhNormal, "distribution_kwargs": {**bounds, "safe_tanh": False}}
+    actor = ProbabilisticActor(head, in_keys=["loc", "scale"], out_keys=["action"], **options)
+    critic = TensorDictModule(SumOfActions(), ["action", "desired_goal"], ["embedding"])
+    loss = kind(actor, critic, energy="dot", sample_action=False, normalize_q=False, q_coef=1.0, bc_coef=0.0)
+    if kind is ContrastiveTDLoss:
+        SoftUpdate(loss, tau=0.1)
+    batch = random_batch()
+    batch["action"] = batch["action"].tanh()
+    out = loss(batch)
+    torch.testing.assert_close(out["policy_energy"], torch.tensor(2 * expected))
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)(batch)
+    torch.testing.assert_close(compiled["policy_energy"], out["policy_energy"])
+    out["loss_actor"].backward()
+    # d tanh(l) / dl, and twice as much in a box twice as wide
+    slope = (1.0 - 0.7**2) * expected / 0.7
+    torch.testing.assert_close(loss.actor_network_params["module", "0", "module", "loc"].grad, torch.full((2,), -slope))
+
+
+def test_the_deterministic_action_is_the_mode_and_only_without_one_the_mean():
+    loc = torch.tensor([0.5])
+    gumbel = torch.distributions.Gumbel(loc, torch.ones(1))
+    assert torch.equal(_deterministic(gumbel), loc)
+    parts = torch.distributions.Normal(torch.tensor([0.0, 4.0]), torch.ones(2))
+    mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.tensor([0.25, 0.75])), parts)
+    assert _deterministic(mixture).item() == 3.0
+
+
+def test_half_a_weight_of_every_row_changes_nothing_where_goals_are_integers():
+    built, batch = networks(), random_batch()
+    for module in (*(critic.module.psi for critic in built.critic), built.actor.module[0].module):
+        module.register_forward_pre_hook(lambda module, inputs: tuple(each.float() for each in inputs))
+    goals = torch.arange(2 * N, dtype=torch.uint8).reshape(N, 2)
+    batch["desired_goal"], batch["next", "achieved_goal"] = goals, goals.flip(0)
+    loss = ContrastiveTDLoss(built.actor, built.critic, sample_action=False)
+    SoftUpdate(loss, tau=0.1)
+    plain, halved = loss(batch), loss(batch.clone().set("priority_weight", torch.full((N,), 0.5)))
+    for key, value in plain.items():
+        torch.testing.assert_close(halved[key], value, msg=lambda said, key=key: f"{key}: {said}")

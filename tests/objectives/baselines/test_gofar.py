@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import SoftUpdate
 
-from torchrl_smore.modules import ConcatMLP, goal_specs, make_discriminator, make_networks
+from torchrl_smore.modules import ConcatMLP, TanhMLP, goal_specs, make_discriminator, make_networks
 from torchrl_smore.objectives import GoFARLoss
 
 GAMMA = 0.9
@@ -168,3 +168,35 @@ def test_the_code_s_defaults():
     loss = GoFARLoss(built.actor, built.value, discriminator)
     assert (loss.gamma, loss.gradient_penalty_coef, loss.actor_weight) == (0.98, 0.01, "dual")
     assert not dict(loss.named_buffers()).keys() & {"expectile", "temperature"}
+
+
+def test_a_binary_reward_has_no_discriminators_loss():
+    built, _ = networks()
+    with pytest.raises(ValueError, match="only reward='discriminator' has a discriminator, got 'binary'"):
+        GoFARLoss(built.actor, built.value, reward="binary").discriminator_loss(random_batch())
+
+
+class Flattened(torch.nn.Module):
+    """A discriminator of goals ``[*B, 2, 2, 3]`` or ``[*B, 12]``."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = TanhMLP(24, 1, (6,))
+
+    def forward(self, *goals):
+        return self.network(*(goal.float().reshape(*goal.shape[:-3], 12) if goal.ndim > 3 else goal for goal in goals))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+def test_the_gradient_penalty_takes_pictures_row_by_row(dtype):
+    built, _ = networks()
+    discriminator = TensorDictModule(Flattened(), ["achieved_goal", "desired_goal"], ["logit"])
+    loss = build_loss(built, discriminator, gradient_penalty_coef=5.0)
+    pictures = {key: torch.randint(0, 4, (8, 2, 2, 3)).to(dtype) for key in ("achieved_goal", "desired_goal")}
+    torch.manual_seed(3)
+    ours, _ = loss.discriminator_loss(TensorDict(pictures, [8]))
+    # as vectors, whose penalty is that of a double differentiation
+    torch.manual_seed(3)
+    vectors = {key: picture.float().reshape(8, 12) for key, picture in pictures.items()}
+    expected, _ = loss.discriminator_loss(TensorDict(vectors, [8]))
+    torch.testing.assert_close(ours, expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -48,8 +48,23 @@ class EnergyLoss(OfflineLoss):
 
     def _own_action(self, dist: torch.distributions.Distribution) -> Tensor:
         """Action of the policy at which the critic is asked, ``[*B, A]``."""
-        return self._draw_action(dist) if self.sample_action else dist.mean.clamp(*self._action_range())
+        if self.sample_action:
+            return self._draw_action(dist)
+        action = _deterministic(dist)
+        return action.clamp(*self._action_range(action))
 
     def _draw_action(self, dist: torch.distributions.Distribution) -> Tensor:
         """Reparametrised sample, from the global generator."""
         return dist.rsample()
+
+
+def _deterministic(dist: Any) -> Tensor:
+    """What TorchRL takes for the mode of a distribution, of a squashed one too, else its mode, else its mean."""
+    # the class is asked, since a property is computed to say whether it is there
+    if hasattr(type(dist), "deterministic_sample"):
+        action: Tensor = dist.deterministic_sample
+        return action
+    try:
+        return cast("Tensor", dist.mode)
+    except NotImplementedError:
+        return cast("Tensor", dist.mean)

@@ -43,7 +43,8 @@ class ActionableModelsLoss(OfflineLoss):
         chain_ratio: fraction of chained goals, in ``[0, 1]``; 0 switches chaining off.
         conservative_coef: weight of the push-down, not negative; 0 switches it off.
         num_random_actions: uniform actions for each row (from the global generator), within the bounds that the actor
-            tells, as a :class:`~torchrl_smore.modules.GaussianHead` does, or in ``[-1, 1]``.
+            tells, as a :class:`~torchrl_smore.modules.GaussianHead`, the ``low`` and ``high`` of its distribution or
+            its spec do, or in ``[-1, 1]``.
         target_bounds: of the TD target; ``"auto"`` is ``(-1 / (1 - gamma), 0)``.
 
     Returns (forward):
@@ -189,7 +190,7 @@ class ActionableModelsLoss(OfflineLoss):
         """Uniform actions, ``[K, *B, A]``, and the numbers in ``[0, 1)`` that choose among them, ``[K, *B]``."""
         size = (self.num_random_actions, *action.shape)
         uniform = torch.rand(size[:-1], dtype=action.dtype, device=action.device)
-        low, high = self._action_range()
+        low, high = self._action_range(action)
         return low + (high - low) * torch.rand(size, dtype=action.dtype, device=action.device), uniform
 
     def _actor_term(self, goals: list[TensorDictBase]) -> Term:

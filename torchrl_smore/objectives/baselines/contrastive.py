@@ -54,8 +54,10 @@ class ContrastiveRLLoss(EnergyLoss):
         bc_coef: weight of the log-likelihood for ``"ddpgbc"``.
         q_coef: weight of the energy for ``"ddpgbc"``.
         normalize_q: divide the energy by its mean absolute value.
-        sample_action: a reparametrised sample instead of the mode clipped to the bounds of actions: those that the
-            actor tells, as a :class:`~torchrl_smore.modules.GaussianHead` does, or ``[-1, 1]``.
+        sample_action: a reparametrised sample instead of the mode (of a distribution that has none in closed form the
+            deterministic sample of TorchRL), clipped to the bounds of actions: those that the actor tells, as a
+            :class:`~torchrl_smore.modules.GaussianHead`, the ``low`` and ``high`` of its distribution or its spec do,
+            or ``[-1, 1]``.
         temperature: for ``"awr"``; schedulable by assignment. It multiplies a difference of energies, which are
             logarithms of ratios of densities and do not grow with the horizon: it needs no ``advantage_unit``.
         weight_clip: for ``"awr"``.
@@ -188,5 +190,4 @@ class ContrastiveRLLoss(EnergyLoss):
             advantage = self._energy("critic_network", rows, self.critic_network_params)
             advantage = advantage - self._energy("value_network", rows, self.value_network_params)
         weight = actor_weight(advantage, self.temperature, self.weight_clip)
-        log_prob = self._distribution(rows).log_prob(rows[self.tensor_keys.action])
-        return regression_term(log_prob, weight, self._reducer(rows))
+        return regression_term(self._log_prob(rows), weight, self._reducer(rows))

@@ -184,7 +184,13 @@ class GoFARLoss(OfflineLoss):
         return self._actor_term(rows, error)
 
     def discriminator_loss(self, tensordict: TensorDictBase) -> Term:
-        """Cross-entropy and gradient penalty; no metadata."""
+        """Cross-entropy and gradient penalty; no metadata.
+
+        Raises:
+            ValueError: for ``reward="binary"``, which has no discriminator.
+        """
+        if self.reward != "discriminator":
+            raise ValueError(f"only reward='discriminator' has a discriminator, got {self.reward!r}.")
         return self._discriminator_term(self._rows(tensordict)), {}
 
     def _value_term(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -218,9 +224,11 @@ class GoFARLoss(OfflineLoss):
 
     def _discriminator_term(self, rows: TensorDictBase) -> Tensor:
         """Cross-entropy of goals at themselves and at what was achieved, with the gradient penalty."""
-        loss = discriminator_loss(self._logit(rows, rows[self.tensor_keys.desired_goal]), self._logit(rows))
+        real, fake = self._logit(rows, rows[self.tensor_keys.desired_goal]), self._logit(rows)
+        loss = discriminator_loss(real, fake)
         if self.gradient_penalty_coef > 0.0:
-            loss = loss + self.gradient_penalty_coef * gradient_penalty(self._interpolate_gradient(rows))
+            gradient = self._interpolate_gradient(rows, fake.dtype)
+            loss = loss + self.gradient_penalty_coef * gradient_penalty(gradient)
         return self._reducer(rows)(loss)
 
     def _logit(self, rows: TensorDictBase, achieved: Tensor | None = None) -> Tensor:
@@ -241,14 +249,19 @@ class GoFARLoss(OfflineLoss):
         initial = asked_entry(rows, keys.initial_observation, self, _INITIAL)
         return inputs_of(rows, self.value_network.in_keys, {state[0]: initial})
 
-    def _interpolate_gradient(self, rows: TensorDictBase) -> Tensor:
-        """Gradient of the logit with respect to both inputs, between the two classes, ``[*B, 2 G]``."""
+    def _interpolate_gradient(self, rows: TensorDictBase, dtype: torch.dtype) -> Tensor:
+        """Gradient of the logit with respect to both inputs, between the two classes, ``[*B, 2 G]``.
+
+        G counts all numbers of a goal, which may have several dimensions; those of integers are cast to ``dtype``.
+        """
         keys = self.tensor_keys
-        goal, achieved = rows[keys.desired_goal], rows[keys.achieved_goal]
+        shape = rows[keys.desired_goal].shape
+        pair = [rows[key].flatten(rows.batch_dims) for key in (keys.desired_goal, keys.achieved_goal)]
+        goal, achieved = (entry if entry.is_floating_point() else entry.to(dtype) for entry in pair)
         part = self._draw_uniform(goal)
 
         def total(pair: Tensor) -> Tensor:
-            first, second = pair.chunk(2, -1)
+            first, second = (each.reshape(shape) for each in pair.chunk(2, -1))
             replaced = {keys.achieved_goal: first, keys.desired_goal: second}
             inputs = inputs_of(rows, self.discriminator_network.in_keys, replaced)
             return self._call("discriminator_network", inputs, keys.logit).sum()
@@ -259,5 +272,5 @@ class GoFARLoss(OfflineLoss):
         return gradient
 
     def _draw_uniform(self, like: Tensor) -> Tensor:
-        """One number in ``[0, 1)`` for each row, ``[*B, 1]``."""
+        """One number in ``[0, 1)`` for each row of ``like``, ``[*B, G]``: ``[*B, 1]``."""
         return torch.rand(*like.shape[:-1], 1, dtype=like.dtype, device=like.device)

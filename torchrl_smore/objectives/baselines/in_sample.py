@@ -184,8 +184,7 @@ class InSampleQLoss(OfflineLoss):
         """Regression with the weights of ``fit``, unless the actor has goals of its own."""
         own = at_actor_goal(rows, self.tensor_keys)
         weight = fit.weight if fit is not None and own is rows else self._weight_at(own)
-        log_prob = self._distribution(own).log_prob(own[self.tensor_keys.action])
-        return regression_term(log_prob, weight, self._reducer(own))
+        return regression_term(self._log_prob(own), weight, self._reducer(own))
 
     def _qvalue_term(self, rows: TensorDictBase) -> Term:
         """Every Q fitted to ``r + gamma (1 - terminated) V(s', g)``."""

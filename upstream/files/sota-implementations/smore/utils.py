@@ -163,14 +163,19 @@ def make_loss(loss_cfg, model):
 def make_smore_optimizers(optim_cfg, loss_module):
     return [
         torch.optim.Adam(
-            list(params.flatten_keys().values()),
+            params,
             lr=optim_cfg.lr,
             weight_decay=optim_cfg.weight_decay,
+            # a CUDA graph cannot hold a step that counts on the host
+            capturable=params[0].device.type == "cuda",
         )
         for params in (
-            loss_module.actor_network_params,
-            loss_module.score_network_params,
-            loss_module.value_network_params,
+            list(network_params.flatten_keys().values())
+            for network_params in (
+                loss_module.actor_network_params,
+                loss_module.score_network_params,
+                loss_module.value_network_params,
+            )
         )
     ]
 
