@@ -9,7 +9,7 @@ python recipes/benchmark.py manifest=benchmarks/table1.yaml          stage by st
 python recipes/benchmark.py manifest=benchmarks/table1.yaml status   what is done, running, missing; how long it takes
 python recipes/benchmark.py manifest=benchmarks/table1.yaml earlier=docs/results/table1   goes on where that table ends
 
-The same command again resumes where it was stopped. Then: python recipes/report.py
+The same command again resumes where it was stopped. Then: python recipes/report.py benchmark=FOLDER
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 import time
 import uuid
@@ -322,11 +323,14 @@ def run(
     else:
         ended = run_on_ray(orders, address=config.address, num_jobs=config.jobs or 0, gpu_share=config.gpu_share)
     total = sum(job.options["steps"] * len(job.seeds) for job in jobs)
-    started, show = time.perf_counter(), sys.stderr.isatty()
+    done, started, show = 0, time.perf_counter(), sys.stderr.isatty()
+    where = "" if config.manifest is None else " of this stage"
     with contextlib.closing(ended), tqdm(total=total, unit=" updates", unit_scale=True, disable=not show) as bar:
         for count, (number, outcome) in enumerate(ended, 1):
             job = jobs[number]
-            bar.update(job.options["steps"] * len(job.seeds))
+            own = job.options["steps"] * len(job.seeds)
+            done += own
+            bar.update(own)
             if isinstance(outcome, Exception):
                 failures[job.folder] = f"{type(outcome).__name__}: {(str(outcome).splitlines() or [''])[0]}"
                 text = failures[job.folder]
@@ -337,9 +341,10 @@ def run(
                 lost = outcome["starts"].count(session) - 1
                 again = f", begun again {lost} times after a lost worker" if lost > 0 else ""
                 text = f"{mean_return(outcome)}{again}"
-            left = (time.perf_counter() - started) / count * (len(jobs) - count)
-            rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
-            tqdm.write(f"[{count} of {len(jobs)}] {job.words}: {text} ({rest})")
+            # by updates, which jobs differ in
+            left = (time.perf_counter() - started) / done * (total - done)
+            rest = f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
+            tqdm.write(f"[{count} of {len(jobs)}] {job.words}: {text} ({rest} left{where})")
             sys.stdout.flush()
 
 
@@ -400,7 +405,7 @@ def summarise(
     """
     finished = sum(job.folder in results for job in jobs)
     print(f"\n{finished} of {len(jobs)} runs finished; {seconds:.0f} s in this call")
-    print(f"results: {out / 'results.csv'}\nnext: python recipes/report.py")
+    print(f"results: {out / 'results.csv'}\nnext: {shlex.join(['python', 'recipes/report.py', f'benchmark={out}'])}")
     if failures:
         for job in jobs:
             if job.folder in failures:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.cli import check_range, option, run_recipe
-from parts.datasets import SCRIPTED, dataset_folder
+from parts.datasets import SCRIPTED, check_experts, dataset_folder, note_experts
 from parts.defaults import of_every_preset
 
 from torchrl_smore.envs import MIXTURES, Task, collect, get_task, mixture_counts, task_names
@@ -83,10 +83,12 @@ def _composition(task: Task, config: Config) -> dict[str, Any]:
 def main(config: Config) -> None:
     """Runs the recipe."""
     task = get_task(config.task)
-    config = _with_defaults(config)
+    asked, config = config, _with_defaults(config)
     composition = _composition(task, config)
     names = ("expert_policy", "medium_policy", "expert_noise", "expert_random_prob", "action_noise")
     given: dict[str, Any] = {name: getattr(config, name) for name in names}
+    check_experts(task, task.composition(**composition), {name: getattr(asked, name) for name in names})
+    note_experts(task, **composition)
     out = config.out or dataset_folder("datasets", task, seed=config.seed, **composition, **given)
     store = collect(
         task,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parts.build import make_dataset, make_loss, make_sampler
+from parts.build import make_dataset, make_loss, make_sampler, reading
 from parts.cli import check_range, option, read_config, run_recipe
 from parts.datasets import dataset_folder
 from parts.diagnosis import (
@@ -47,7 +47,7 @@ from parts.diagnosis import (
 from parts.methods import METHODS
 from parts.options import Config as RunConfig
 from parts.options import identity
-from parts.shared import use_threads, write_json
+from parts.shared import results_folder, use_threads, write_json
 from torch import Tensor
 
 from torchrl_smore import SMORELoss, TrajectoryStore
@@ -72,6 +72,7 @@ class Config:
     moved: float = option(0.1, "share of the task's threshold that counts as a movement of the achieved goal")
     seed: int = option(0, "of the drawing")
     threads: int = option(1, "CPU threads of PyTorch; 0: its default, one for each core")
+    out: str | None = option(None, "folder; default: diagnosis, or of several seeds diagnosis_seed<seed>, in the run's")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +93,21 @@ def main(config: Config) -> None:
     use_threads(config.threads)
     folder = Path(config.run or "")
     run, state, meta = read_run(folder, config.dataset)
-    subject = open_subject(config, run, state["update"]["losses"], meta)
+    seed = run.seed + config.position
+    default = folder / (FOLDER if run.seeds == 1 else f"{FOLDER}_seed{seed}")
+    out = Path(config.out) if config.out else default
+    with results_folder(out):
+        if out != default:
+            check_replaces(out)
+        subject = open_subject(config, run, state["update"]["losses"], meta)
+        diagnose(config, subject, state["step"], out)
+
+
+def diagnose(config: Config, subject: Subject, step: int, out: Path) -> None:
+    """Measures, and leaves and prints what comes of it."""
+    run, folder = subject.run, Path(config.run or "")
     tables, numbers, missing = measure(subject, config)
-    about = {**identity(run), "step": state["step"], "seed": run.seed + config.position, "gamma": run.gamma}
+    about = {**identity(run), "step": step, "seed": run.seed + config.position, "gamma": run.gamma}
     about |= {
         name: getattr(run, name)
         for name in ("anchors", "goals", "actor_goals", "goal_stitch", "her_ratio", "input_clip")
@@ -102,8 +115,6 @@ def main(config: Config) -> None:
     about |= {"normalize": run.normalize, "batch_size": run.batch_size, "threshold": subject.task.threshold}
     about |= {"experts": subject.groups.names[subject.groups.expert], "experts_known": subject.groups.known}
     about |= {"moved": config.moved * subject.task.threshold, "seeds": run.seeds}
-    out = folder / (FOLDER if run.seeds == 1 else f"{FOLDER}_seed{about['seed']}")
-    out.mkdir(exist_ok=True)
     for name in DIAGNOSIS_TABLES:
         # what an earlier diagnosis has left and this one does not have would be read as its own
         (out / f"{name}.csv").unlink(missing_ok=True)
@@ -111,7 +122,7 @@ def main(config: Config) -> None:
             write_table(out / f"{name}.csv", tables[name])
     write_json(out / "diagnosis.json", {"about": about, "numbers": numbers, "missing": missing})
     findings = write_diagnosis(out, folder / "metrics.csv")
-    print(f"{', '.join(str(part) for part in identity(run).values() if part)}, update {state['step']:,}")
+    print(f"{', '.join(str(part) for part in identity(run).values() if part)}, update {step:,}")
     for finding in findings:
         if finding.problem:
             print(f"\n! {finding.said}\n  Try: {finding.advice}")
@@ -120,6 +131,13 @@ def main(config: Config) -> None:
     for part, reason in missing.items():
         print(f"\nNot shown: {part}: {reason}")
     print(f"\n{out / 'index.html'}")
+
+
+def check_replaces(out: Path) -> None:
+    """Refuses a folder with files of our names that no diagnosis has left."""
+    names = [name for name in ("index.html", *(f"{name}.csv" for name in DIAGNOSIS_TABLES)) if (out / name).exists()]
+    if names and not (out / "diagnosis.json").is_file():
+        raise FileExistsError(f"{out} has {', '.join(names)}, but is of no diagnosis: give out= another folder.")
 
 
 def check(config: Config) -> None:
@@ -143,7 +161,7 @@ def read_run(folder: Path, dataset: str | None) -> tuple[RunConfig, dict[str, An
         raise FileNotFoundError(f"run={folder} is no run folder: it has no config.yaml.")
     run = read_config(RunConfig, folder / "config.yaml")
     # a run from before there were rules for anchors drew them from all rows
-    run = dataclasses.replace(run, anchors=run.anchors or "uniform", dataset=dataset or run.dataset)
+    run = reading(dataclasses.replace(run, anchors=run.anchors or "uniform", dataset=dataset or run.dataset), run)
     if not any((folder / "checkpoint").glob("step_*")):
         raise FileNotFoundError(f"run={folder} has not come to its first checkpoint yet.")
     state, meta = load_checkpoint(latest_checkpoint(folder / "checkpoint"), identity(run))

@@ -45,6 +45,7 @@ from torchrl_smore.envs.experts import (
     ActorExpert,
     Expert,
     FetchSlideReactiveExpert,
+    LandingModel,
     PlanningExpert,
     begin_episodes,
     write_actor,
@@ -139,8 +140,10 @@ def check(config: Config) -> Task:
             f"{task.name} has no scripted expert to distil: a task of your own may have one (make_expert), and one of "
             "locomotion a trained one, by recipes/train_expert.py."
         )
-    if config.landing is not None and task.name != "FetchSlide":
-        raise ValueError(f"landing={config.landing} is for task=FetchSlide, got task={task.name}.")
+    if config.landing is not None:
+        if task.name != "FetchSlide":
+            raise ValueError(f"landing={config.landing} is for task=FetchSlide, got task={task.name}.")
+        _check_landing(config.landing)
     if isinstance(teacher_of(config), PlanningExpert):
         raise ValueError(f"the expert of {task.name} plans ahead: what it does does not follow from what is seen.")
     counts = ("first_episodes", "episodes", "updates", "final_updates", "batch_size", "measure_episodes", "num_envs")
@@ -161,6 +164,14 @@ def check(config: Config) -> Task:
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} must be {expected}, got {getattr(config, name)}.")
     return task
+
+
+def _check_landing(path: str) -> None:
+    """Reads a landing model, which the expert itself reads at the first strike."""
+    try:
+        LandingModel(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"landing={path}: {error}") from error
 
 
 def teacher_of(config: Config) -> Expert | PlanningExpert:

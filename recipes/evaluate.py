@@ -26,12 +26,12 @@ from parts.chosen import name_of_choice
 from parts.cli import check_range, option, run_recipe
 from parts.datasets import number_text
 from parts.films import film_episode
-from parts.shared import commit_of_library, use_threads, versions_of, without_nan, write_json
+from parts.shared import commit_of_library, results_folder, use_threads, versions_of, without_nan, write_json
 
 from torchrl_smore import load_policy
 from torchrl_smore.envs import EnvPool, PixelPolicy, Task, get_task, task_names
 from torchrl_smore.reports import plot_goals
-from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, locked, mean_interval, mean_metrics, run_seeds
+from torchrl_smore.trainers import Evaluation, Evaluator, TrainedPolicy, mean_interval, mean_metrics, run_seeds
 
 _FILE = re.compile(
     r"goals\.png|(success|failure)_[0-9]+\.gif|\.(goals\.png|(success|failure)_[0-9]+\.gif)\.[0-9]+\.partial"
@@ -72,8 +72,22 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
     for group in groups:
         check_fits(task, group[0], chosen=config.task is not None)
     out = Path(config.out) if config.out else groups[0][0].record.path / folder_name(config, task, groups)
-    check_replaces(out, config, groups)
-    policies = [as_policy(policy, task, painters) for group in groups for policy in group]
+    with results_folder(out):
+        check_replaces(out, config, groups)
+        policies = [as_policy(policy, task, painters) for group in groups for policy in group]
+        run_and_write(config, task, out, groups, policies)
+    print(f"all of it: {out / 'evaluation.json'}")
+
+
+def run_and_write(
+    config: Config,
+    task: Task,
+    out: Path,
+    groups: Sequence[Sequence[TrainedPolicy]],
+    policies: Sequence[Callable[[Any], np.ndarray]],
+) -> None:
+    """Evaluates the policies of all groups, and leaves and prints what comes of it."""
+    names = [name for name in (config.run, config.versus) if name is not None]
     with EnvPool(
         task, min(config.episodes * len(policies), 50), num_workers=config.workers, action_noise=config.noise
     ) as pool:
@@ -97,22 +111,18 @@ def evaluate(config: Config, painters: contextlib.ExitStack) -> None:
     if config.versus is not None:
         result["versus"] = described(names[1], groups[1], split[1])
         result["paired"] = paired(*split)
-    with locked(out / ".lock", f"folder {out}"):
-        # another process may have written there meanwhile
-        check_replaces(out, config, groups)
-        remove_earlier(out)
-        write_json(out / "evaluation.json", without_nan(result))
-        report(config, task, result)
-        title = f"{task.name}, {groups[0][0].record.about.get('method', 'policy')}"
-        if plot_goals(goals, success, task.goal_columns, out / "goals.png", title=title):
-            print(f"where it fails: {out / 'goals.png'}")
-        for kind, wanted in (("success", success == 1), ("failure", success == 0)):
-            for episode in np.flatnonzero(wanted)[: config.film]:
-                seed = config.first_seed + int(episode)
-                pictures = groups[0][0].record.pixels is not None
-                out_film = out / f"{kind}_{seed}.gif"
-                print(film_episode(task, policies[0], seed, out_film, config.noise, goal_beside=pictures))
-    print(f"all of it: {out / 'evaluation.json'}")
+    remove_earlier(out)
+    write_json(out / "evaluation.json", without_nan(result))
+    report(config, task, result)
+    title = f"{task.name}, {groups[0][0].record.about.get('method', 'policy')}"
+    if plot_goals(goals, success, task.goal_columns, out / "goals.png", title=title):
+        print(f"where it fails: {out / 'goals.png'}")
+    for kind, wanted in (("success", success == 1), ("failure", success == 0)):
+        for episode in np.flatnonzero(wanted)[: config.film]:
+            seed = config.first_seed + int(episode)
+            pictures = groups[0][0].record.pixels is not None
+            out_film = out / f"{kind}_{seed}.gif"
+            print(film_episode(task, policies[0], seed, out_film, config.noise, goal_beside=pictures))
 
 
 def check_replaces(out: Path, config: Config, groups: Sequence[Sequence[TrainedPolicy]]) -> None:

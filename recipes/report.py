@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from parts.cli import check_range, option, run_recipe
+from parts.cli import check_range, expanded, option, run_recipe
 from tqdm import tqdm
 
 from torchrl_smore.reports import (
@@ -94,7 +94,7 @@ def read(config: Config) -> tuple[Source, Path]:
 
 def split(name: str, text: str) -> list[str]:
     """The parts of a list with commas between."""
-    parts = [part.strip() for part in text.split(",")]
+    parts = [expanded(part.strip()) for part in text.split(",")]
     if not all(parts):
         raise ValueError(f"{name}= takes names with commas between, got {text!r}.")
     return parts

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,9 @@ import numpy as np
 import torch
 import yaml
 from parts import OPENGL
-from parts.build import make_dataset, make_policy, make_update
+from parts.build import make_dataset, make_policy, make_update, reading
 from parts.checks import check
-from parts.cli import resumed_config, run_recipe
+from parts.cli import read_config, resumed_config, run_recipe
 from parts.evaluators import resolve_evaluation
 from parts.films import record_rollout
 from parts.model_card import make_loadable, write_model_card
@@ -87,7 +88,7 @@ def train(config: Config) -> dict[str, Any]:
         painter = None
         if config.pixels:
             painter = stack.enter_context(contextlib.closing(task.painter(config.pixels, OPENGL)))
-        store = make_dataset(config, task)
+        store = make_dataset(config if run_dir is None else reading(config, own_config(run_dir)), task)
         if painter is not None:
             store = with_pictures(store, painter, Path(config.data_dir))
         print(f"\n{store.summary()}\n")
@@ -161,6 +162,12 @@ def config_of_run(config: Config) -> Config:
     return own
 
 
+def own_config(run_dir: Path) -> Config:
+    """The options that a run was begun with."""
+    own: Config = read_config(Config, run_dir / "config.yaml")
+    return own
+
+
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether a run has come as far as its first checkpoint."""
     return any((run_dir / "checkpoint").glob("step_*"))
@@ -194,7 +201,9 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
     if config.rollout:
         first_seed, film = trainer.evaluator.first_seed, run_dir / "rollout.gif"
         rollout = record_rollout(task, trainer.policies[0], first_seed, film, goal_beside=bool(config.pixels))
-    print(f"\n{title}: {trainer.step:,} updates at {trainer.updates_per_second:.0f}/s, {seconds:.0f} s in all")
+    rate = trainer.updates_per_second
+    done = f"{trainer.step:,} updates" if np.isnan(rate) else f"{trainer.step:,} updates at {rate:.0f}/s"
+    print(f"\n{title}: {done}, {seconds:.0f} s in all")
     for line in table_lines(evaluations):
         print(line)
     print(f"over {config.eval_episodes} episodes. Run folder: {run_dir}")
@@ -206,7 +215,13 @@ def report(config: Config, task: Task, run_dir: Path, trainer: OfflineTrainer, s
 def write_summary(
     config: Config, run_dir: Path, trainer: OfflineTrainer, seconds: float, diverged: DivergedError | None = None
 ) -> dict[str, Any]:
-    """Writes ``summary.json``: ``null`` where there is no number, and for the evaluation if it ended by diverging."""
+    """Writes ``summary.json``: ``null`` where there is no number, and for the evaluation if it ended by diverging.
+
+    The times are those of the last call that did an update.
+    """
+    times = {"updates_per_second": finite_or_none(trainer.updates_per_second, 2), "seconds": round(seconds, 1)}
+    if times["updates_per_second"] is None:
+        times |= earlier_times(run_dir / "summary.json")
     evaluations = [] if diverged is not None else trainer.evaluations
     # one that is let go on has an evaluation and says it nevertheless
     diverged = diverged or trainer.diverged
@@ -214,8 +229,7 @@ def write_summary(
         **identity(config),
         "seeds": list(trainer.seeds),
         "steps": trainer.step,
-        "updates_per_second": finite_or_none(trainer.updates_per_second, 2),
-        "seconds": round(seconds, 1),
+        **times,
         "versions": versions_of(PACKAGES),
         "diverged": diverged and {"loss": diverged.name, "update": diverged.step, "seed": diverged.seed},
         "eval": evaluation_summary(evaluations) if evaluations else None,
@@ -227,6 +241,14 @@ def write_summary(
     summary = without_nan(summary)
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def earlier_times(path: Path) -> dict[str, Any]:
+    """The times in a run's summary, or nothing where it has none that can be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("updates_per_second", "seconds")}
+    return {}
 
 
 def evaluation_summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

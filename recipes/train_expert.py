@@ -71,6 +71,7 @@ PANELS = {
 #: Options that a resumed run may have changed: they decide how far, where and how it runs.
 FREE_OPTIONS = ("steps", "threads", "compile", "env_workers", "run_root", "resume", "measure_episodes")
 _EVALUATION_SEED, _MEASURE_SEED = 10_000, 20_000  # of the first episode
+_TOGETHER = 50  # episodes that are measured at the same time, each in a simulator of its own
 
 
 @dataclass
@@ -97,7 +98,9 @@ class Config:
     log_interval: int = option(1000, "steps between rows of metrics.csv")
     save_interval: int = option(10_000, "steps between checkpoints")
     run_root: str = option("runs", "where run folders are made")
-    resume: str | None = option(None, "run folder to resume, under its own options but steps")
+    resume: str | None = option(
+        None, "run folder to resume, under its own options but steps, threads, compile, env_workers, measure_episodes"
+    )
 
     @property
     def length(self) -> int:
@@ -109,7 +112,8 @@ def main(config: Config) -> None:
     """Runs the recipe."""
     run_dir = None
     if config.resume is not None:
-        run_dir, config = Path(config.resume), resumed_config(config, "steps")
+        free = (name for name in FREE_OPTIONS if name not in ("resume", "run_root"))
+        run_dir, config = Path(config.resume), resumed_config(config, *free)
     check(config)
     use_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -162,6 +166,11 @@ def check(config: Config) -> None:
         raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {config.reward!r}.")
     if not 0.0 < config.updates_per_step <= 100.0:
         raise ValueError(f"updates_per_step must lie in (0, 100], got {config.updates_per_step}.")
+    if int((config.length - config.random_steps) * config.updates_per_step) < 1:
+        raise ValueError(
+            f"steps must leave an update after random_steps={config.random_steps:,}, at "
+            f"updates_per_step={config.updates_per_step:g}, got {config.length:,}."
+        )
     if config.capacity < config.batch_size:
         raise ValueError(f"capacity must be at least batch_size={config.batch_size}, got {config.capacity}.")
 
@@ -347,14 +356,25 @@ def measure(
         horizon's steps that end at the goal; ``discounted_return``, of 1 for such a step, at the largest of
         ``task.gammas``.
     """
-    envs = [make_robot(task, reward) for _ in range(episodes)]
-    seeds = range(first_seed, first_seed + episodes)
-    observation = stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
+    groups = [range(first, min(first + _TOGETHER, episodes)) for first in range(0, episodes, _TOGETHER)]
+    envs = [make_robot(task, reward) for _ in groups[0]]
+    try:
+        found = [_measure(task, envs[: len(group)], policy, episodes, first_seed, group) for group in groups]
+    finally:
+        for env in envs:
+            env.close()
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+
+
+def _measure(
+    task: Task, envs: list[gymnasium.Env], policy: Expert | None, episodes: int, first_seed: int, group: range
+) -> dict[str, NDArray[np.float64]]:
+    """What :func:`measure` returns of some of its episodes that follow each other, one for each of ``envs``."""
+    observation = stack([env.reset(seed=first_seed + episode)[0] for env, episode in zip(envs, group, strict=True)])
     rng = np.random.default_rng(first_seed)
-    total, distance, steps, reached, discounted = (np.zeros(episodes) for _ in range(5))
+    total, distance, steps, reached, discounted = (np.zeros(len(group)) for _ in range(5))
     for number in range(task.horizon):
-        shape = (episodes, task.action_dim)
-        action = rng.uniform(-1.0, 1.0, shape).astype(np.float32) if policy is None else policy(observation)
+        action = uniform_actions(rng, episodes, group, task.action_dim) if policy is None else policy(observation)
         results = [env.step(row) for env, row in zip(envs, action, strict=True)]
         observation = stack([result[0] for result in results])
         running = np.array([not result[2] for result in results])
@@ -366,14 +386,24 @@ def measure(
         steps += running
         if not running.any():
             break
-    for env in envs:
-        env.close()
     return {
         "return": total,
         "velocity": distance / np.maximum(steps, 1.0),
         "reached": reached / task.horizon,
         "discounted_return": discounted,
     }
+
+
+def uniform_actions(rng: np.random.Generator, episodes: int, group: range, width: int) -> NDArray[np.float32]:
+    """The rows of ``group`` among uniform actions ``[episodes, width]``, which leaves ``rng`` where all of them do.
+
+    So an episode's actions are the same in whatever group it is measured.
+    """
+    skip: Any = rng.bit_generator
+    skip.advance(group.start * width)  # of PCG64: one number of 64 bits for each component
+    action = rng.uniform(-1.0, 1.0, (len(group), width)).astype(np.float32)
+    skip.advance((episodes - group.stop) * width)
+    return action
 
 
 def stack(observations: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

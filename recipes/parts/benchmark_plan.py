@@ -308,7 +308,9 @@ def check_options(config: Config) -> None:
     for name in (*least, *counts):
         check_range(name, getattr(config, name), least.get(name, 1), most[name])
     if not 0.0 <= config.gpu_share < float("inf"):
-        raise ValueError(f"gpu_share must not be negative, got {config.gpu_share}.")
+        raise ValueError(f"gpu_share must be a finite number from 0, got {config.gpu_share}.")
+    if config.gpu_share and config.jobs == 0:
+        raise ValueError(f"gpu_share={config.gpu_share:g}: of no use with jobs=0, which runs without Ray.")
     if config.address is not None and config.jobs is not None:
         raise ValueError("jobs= is for this machine; a cluster at address= decides by its own CPUs.")
 
@@ -362,7 +364,7 @@ def make_jobs(
         pictures = get_task(cell.task).make_painter is not None
         checking = (cell.method, cell.options, own_data, of_task, pictures)
         if checking not in checked:
-            check(run_config)
+            check(run_config, elsewhere=config.address is not None)
             checked.add(checking)
         dataset = {} if own_data is not None else _collected(own, cell, run_config)
         options = dataclasses.asdict(run_config)

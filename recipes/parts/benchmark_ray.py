@@ -45,6 +45,7 @@ def run_on_ray(
     Raises:
         ConnectionError: if no cluster answers at ``address``.
         ImportError: without Ray.
+        ValueError: if no machine there has as many GPUs as a run is to take.
     """
     try:
         import ray
@@ -54,6 +55,8 @@ def run_on_ray(
     try:
         with _keeping_the_handler_of_sigterm():
             _connect(ray, address, num_jobs)
+        if gpu_share:
+            _check_gpus(ray, gpu_share)
         remote = ray.remote(run_job).options(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES)
         pending = {remote.remote(job): number for number, job in enumerate(jobs)}
         while pending:
@@ -96,6 +99,16 @@ def _connect(ray: Any, address: str | None, num_jobs: int) -> None:
         ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ConnectionError(f"no Ray cluster at address={address}: {str(error).splitlines()[0]}") from error
+
+
+def _check_gpus(ray: Any, gpu_share: float) -> None:
+    """Refuses a share that no machine has, for which Ray would wait for ever without a word."""
+    found = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    most = max(found, default=0.0)
+    if gpu_share > most:
+        raise ValueError(
+            f"gpu_share={gpu_share:g}: expected at most the GPUs of one machine, and Ray finds {most:g} of them."
+        )
 
 
 def _check_reachable(address: str) -> None:

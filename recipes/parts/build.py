@@ -23,6 +23,7 @@ from torchrl_smore.trainers import ActorPolicy, FusedUpdate
 
 #: Of geometric goals where none is given, whatever that of the objective.
 GOAL_GAMMA = 0.99
+_WINDOW = 8  # batches that GoalBatchSampler's window of resident rows holds at the least
 
 
 def make_dataset(config: Config, task: Task) -> TrajectoryStore:
@@ -44,6 +45,17 @@ def make_dataset(config: Config, task: Task) -> TrajectoryStore:
         expert_policy=config.expert_policy,
         medium_policy=config.medium_policy,
     )
+
+
+def reading(config: Config, own: Config) -> Config:
+    """The options by which a run's dataset is read where it lies now.
+
+    Args:
+        config: the options, with the place of now.
+        own: those that the run was begun with. What it had collected itself is read whole: that has its share of
+            experts, and a share of a dataset that holds no whole number of them leaves rows out.
+    """
+    return dataclasses.replace(config, expert_fraction=None) if own.dataset is None and config.dataset else config
 
 
 def make_goals(config: Config) -> Goals | None:
@@ -184,8 +196,29 @@ def make_sampler(
         "stitch": config.goal_stitch or 0.0,
         "goal_parts": [(first, stop) for _, first, stop in task.goal_parts],
     }
+    if config.resident is not None:
+        check_room(store, config.batch_size * (2 if method.goal_transitions else 1))
     options |= {"mapped": config.mapped, "resident": config.resident, "extras": (*method.extras, *extras)}
     return GoalBatchSampler(store.data, config.batch_size, her_ratio=config.her_ratio, **options)
+
+
+def check_room(store: TrajectoryStore, rows: int) -> None:
+    """Refuses ``resident`` for a dataset that is smaller than the least window of its rows.
+
+    Args:
+        store: the dataset.
+        rows: of a batch, goal transitions included.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    start, stop = store.trajectory_bounds
+    least = _WINDOW * rows + int((stop - start).max())
+    if least >= store.num_transitions:
+        raise ValueError(
+            f"resident: the dataset of {store.num_transitions:,} rows is too small for it, which needs more than "
+            f"{least:,} (a trajectory, and {_WINDOW} times the rows of a batch): drop resident=."
+        )
 
 
 def make_anchors(config: Config, task: Task, store: TrajectoryStore) -> torch.Tensor | None:

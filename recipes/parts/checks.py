@@ -15,7 +15,7 @@ from parts.evaluators import EVALUATION
 from parts.methods import METHODS
 from parts.options import AUTO_ANCHORS, SCHEDULES, Config, check_name
 from parts.pixels import check_pixels
-from parts.shared import resolve_device
+from parts.shared import check_device, resolve_device
 from torchrl_smore.data import check_anchor_rule
 from torchrl_smore.data.readers import FORMATS
 from torchrl_smore.envs import get_task
@@ -43,8 +43,13 @@ MOST = {
 }
 
 
-def check(config: Config) -> None:
-    """Refuses what can be refused before anything is written or collected."""
+def check(config: Config, *, elsewhere: bool = False) -> None:
+    """Refuses what can be refused before anything is written or collected.
+
+    Args:
+        config: the options.
+        elsewhere: whether the run is one of other machines, which have the device if this one has not.
+    """
     get_task(config.task)
     for name, most in MOST.items():
         least = 0 if name in ("seed", "env_workers") else 1
@@ -114,12 +119,14 @@ def check(config: Config) -> None:
         raise FileNotFoundError(f"mapped={config.mapped}: expected an existing folder, on a local disk.")
     if config.resident is not None and config.mapped is None:
         raise ValueError("resident: of no use without mapped=, a folder for the rest of the rows.")
+    check_range("resident", config.resident, 1, 10**12)
     if config.compile_cache is not None and config.compile == "off":
         raise ValueError("compile_cache: of no use with compile=off, which makes no compiled code.")
     make_goals(config)  # refuses a goal without its columns
     if config.dataset is not None and config.dataset_format is None:
         recognise_dataset(config.dataset)
-    if config.device != "auto":
+    check_device(config.device)
+    if config.device != "auto" and not elsewhere:
         resolve_device(config.device)
     # built and thrown away: the loss refuses what it cannot take
     loss = make_loss(config, get_task(config.task), None, torch.device("cpu"))

@@ -24,6 +24,7 @@ _LONGEST_NUMBER = 30  # characters of one, in messages
 _HELP_COLUMN = 37  # where the text of an option begins
 _NARROWEST_HELP = 80
 _INTERPOLATION, _PLAIN = "${", "$\0{"  # YAML cannot hold a NUL
+_GIVEN = "_given"  # attribute of a configuration: the options that stand on the command line
 
 
 def option(default: Any, text: str) -> Any:
@@ -96,7 +97,7 @@ def run_recipe(config: type, main: Callable[[Any], None], description: str) -> N
         # tensordict's own use of torch: nothing that a user could mend
         warnings.filterwarnings("ignore", r"torch\._dynamo\.config\.inline_inbuilt_nn_modules", FutureWarning)
         try:
-            main(OmegaConf.to_object(composed))
+            main(_taken(OmegaConf.to_object(composed), sys.argv[1:]))
         except KeyboardInterrupt as interrupt:
             with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
                 print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
@@ -135,6 +136,33 @@ def _composed(config: type, arguments: Sequence[str]) -> Any:
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
     return composed
+
+
+def _taken(config: Any, arguments: Sequence[str]) -> Any:
+    """A composed configuration as recipes take it: paths whole, and :func:`given_options` known."""
+    names = [field.name for field in dataclasses.fields(config)]
+    whole = dataclasses.replace(config, **{name: expanded(getattr(config, name)) for name in names})
+    setattr(whole, _GIVEN, {argument.partition("=")[0] for argument in arguments} & {*names})
+    return whole
+
+
+def given_options(config: Any) -> set[str]:
+    """Names of the options that stand on the command line; where there was none, of those that are no default."""
+    default = type(config)()
+    changed = {
+        field.name
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != getattr(default, field.name)
+    }
+    found: set[str] = getattr(config, _GIVEN, changed)
+    return found
+
+
+def expanded(value: Any) -> Any:
+    """A text, or a list of texts, with the home directory for a ``~`` at its beginning; no other options begin so."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(expanded, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def read_config(config: type, path: Path) -> Any:
@@ -224,7 +252,7 @@ def resumed_config(config: Any, *free: str) -> Any:
 
     Args:
         config: what the user gave.
-        *free: options that a resumed run may change, by giving another value than their default.
+        *free: options that a resumed run may change.
 
     Raises:
         FileNotFoundError: if that is no run folder.
@@ -233,13 +261,12 @@ def resumed_config(config: Any, *free: str) -> Any:
     path = Path(config.resume) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
-    fields = [field for field in dataclasses.fields(config) if field.name not in ("resume", *free)]
-    changed = [field.name for field in fields if getattr(config, field.name) != field.default]
-    if changed:
-        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(changed)}.")
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in free}
-    given = {name: value for name, value in values.items() if value != getattr(type(config), name)}
-    return dataclasses.replace(read_config(type(config), path), resume=config.resume, **given)
+    given = given_options(config) - {"resume"}
+    others = [field.name for field in dataclasses.fields(config) if field.name in given - {*free}]
+    if others:
+        raise ValueError(f"a resumed run keeps its own options; drop {', '.join(others)}.")
+    new = {name: getattr(config, name) for name in given}
+    return dataclasses.replace(read_config(type(config), path), resume=config.resume, **new)
 
 
 def _quoted(config: type, argument: str) -> str:

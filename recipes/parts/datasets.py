@@ -21,6 +21,9 @@ log = logging.getLogger("torchrl_smore.recipes")
 # tasks whose D4RL files hold no goals, by the beginning of their names
 _ROBOTS = {"CheetahTgtVel": readers.d4rl.ROBOTS["halfcheetah"], "AntTgtVel": readers.d4rl.ROBOTS["ant"]}
 
+#: Options of the expert whose episodes are collected.
+OF_EXPERT = ("expert_policy", "expert_noise", "expert_random_prob")
+
 _ROUNDING = 1e-6  # trajectories: of up to ten million, by which a quotient may miss its whole number
 
 
@@ -199,6 +202,7 @@ def collect_or_load(
         "medium_policy": medium_policy,
     }
     out = dataset_folder(folder, task, seed=seed, **composition, **given)
+    note_experts(task, **composition)
     # a second process with the same request waits here, and then takes what the first has made
     with _collecting(out):
         if out.exists():
@@ -216,6 +220,37 @@ def collect_or_load(
             out=out,
             progress=sys.stderr.isatty(),
         )
+
+
+def check_experts(task: Task, counts: Mapping[str, int], given: Mapping[str, Any]) -> None:
+    """Refuses options of an expert where no episode is one of it.
+
+    Args:
+        task: the task.
+        counts: of :meth:`Task.composition`.
+        given: the options that the user has given, by name.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if counts["expert_episodes"]:
+        return
+    idle = [name for name in OF_EXPERT if given.get(name) is not None]
+    policy = given.get("expert_policy")
+    if counts["medium_episodes"] and policy is not None and given.get("medium_policy") is None:
+        # a folder with both has the medium trajectories' actor
+        idle = [name for name in idle if name != "expert_policy" or not (Path(policy) / "medium.npz").is_file()]
+    if idle:
+        raise ValueError(
+            f"{', '.join(idle)}: of no use, as no episode of {task.name} is an expert's (expert_episodes=0): raise "
+            "expert_fraction= or num_trajectories=."
+        )
+
+
+def note_experts(task: Task, num_trajectories: int, expert_fraction: float | None) -> None:
+    """Says so where a share of experts that was asked for is less than one of them."""
+    if expert_fraction != 0.0 and not task.composition(num_trajectories, expert_fraction)["expert_episodes"]:
+        log.warning("no trajectory is an expert's: their share of num_trajectories=%d rounds to 0", num_trajectories)
 
 
 def check_collected(store: TrajectoryStore, task: Task, out: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from parts.cli import nearest, typed
+from parts.cli import expanded, nearest, typed
 
 
 @dataclass
@@ -135,7 +135,7 @@ def read_manifest(path: str | Path, config: type, allowed: Sequence[str]) -> Man
     commit = None if top.get("commit") is None else str(top["commit"]).lower()
     if commit is not None and not re.fullmatch("[0-9a-f]{7,40}", commit):
         raise ValueError(f"{path}: commit: expected 7 to 40 hexadecimal digits, got {commit!r}.")
-    return Manifest(top["out"], stages, options, tasks, differs, commit)
+    return Manifest(expanded(top["out"]), stages, options, tasks, differs, commit)
 
 
 def _stages(found: Any, place: str) -> tuple[Stage, ...]:
@@ -159,7 +159,7 @@ def _stages(found: Any, place: str) -> tuple[Stage, ...]:
 
 def _options(given: Any, place: str, config: type, allowed: Sequence[str]) -> dict[str, Any]:
     options = _mapping(given or {}, place, allowed)
-    return {name: typed(config, name, value, place) for name, value in options.items()}
+    return {name: expanded(typed(config, name, value, place)) for name, value in options.items()}
 
 
 def _mapping(found: Any, place: str, names: Sequence[str] | None = None, needed: Sequence[str] = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parts.cli import nearest, option
+from parts.datasets import OF_EXPERT, check_experts
 from parts.defaults import PRESETS, resolve
 from parts.methods import METHODS
 from torchrl_smore.data import ANCHOR_RULES
@@ -278,10 +279,35 @@ def check_given(config: Config) -> None:
         raise ValueError(f"networks={config.networks}: of no use {which}.")
     if "crop_prob" in given and not config.pixels:
         raise ValueError("crop_prob: of no use without pixels=, the size of pictures.")
+    _check_idle(config, resolved, given)
+    if config.dataset is None and given & {*OF_EXPERT}:
+        _check_experts(config, resolved, given)
     for (name, value), idle in method.idle.items():
         found = [each for each in idle if each in given]
         if found and (getattr(resolved, name) or method.accepts[name]) == value:
             raise ValueError(f"{', '.join(found)}: of no use with {name}={value} of method={config.method}.")
+
+
+def _check_idle(config: Config, resolved: Config, given: set[str]) -> None:
+    """Refuses options of goals, anchors and inputs that others leave without use."""
+    cases = (
+        (resolved.anchors == "uniform", ("anchor_share",), "anchors=uniform"),
+        (resolved.her_ratio == 0.0, ("goals", "actor_goals", "goal_gamma"), "her_ratio=0, which keeps stored goals"),
+        (config.pixels > 0, ("normalize", "input_clip"), "pixels=, whose inputs are never standardised"),
+        (not config.normalize, ("input_clip",), "normalize=false"),
+    )
+    for holds, names, what in cases:
+        idle = [name for name in names if name in given]
+        if holds and idle:
+            raise ValueError(f"{', '.join(idle)}: of no use with {what}.")
+
+
+def _check_experts(config: Config, resolved: Config, given: set[str]) -> None:
+    """Refuses options of an expert of which no episode is collected; numbers out of range are refused elsewhere."""
+    number, share = resolved.num_trajectories or 0, resolved.expert_fraction
+    if number > 0 and (share is None or 0.0 <= share <= 1.0):
+        task = get_task(config.task).data_source
+        check_experts(task, task.composition(number, share), {name: getattr(config, name) for name in given})
 
 
 def check_name(config: Config, name: str, valid: list[str | None]) -> None:

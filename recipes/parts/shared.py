@@ -25,6 +25,7 @@ import torchrl_smore
 from parts.cli import one_line
 from torchrl_smore.modules.linear import has_bf16_products
 from torchrl_smore.trainers import (
+    LockedError,
     OfflineTrainer,
     clear_leftovers,
     locked,
@@ -72,17 +73,26 @@ def resolve_device(device: str) -> torch.device:
         ValueError: for another kind of device than ``"cpu"`` and ``"cuda"``.
         RuntimeError: if a GPU is asked for and there is none.
     """
+    check_device(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         log.info("device=auto chose %s", device)
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda or the like of cuda:1.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(
             f"device={device} was asked for, but this PyTorch ({torch.__version__}) sees no CUDA device: install a "
             "CUDA build of torch and a driver, or use device=cpu."
         )
     return torch.device(device)
+
+
+def check_device(device: str) -> None:
+    """Refuses what names no device, whether this machine has it or not.
+
+    Raises:
+        ValueError: naming what is expected.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda or the like of cuda:1.")
 
 
 def use_threads(threads: int | None, *, pictures: bool = False) -> None:
@@ -185,6 +195,36 @@ def hold(run_dir: Path) -> Iterator[None]:
         remove_leftovers(run_dir)
         clear_leftovers(run_dir / "checkpoint")
         yield
+
+
+@contextlib.contextmanager
+def results_folder(out: Path) -> Iterator[None]:
+    """Makes the folder ``out`` of a recipe's results and keeps other processes out of it, before anything long is done.
+
+    Where nothing comes of it, the folder that it has made is gone again.
+
+    Raises:
+        LockedError: if another process holds it; names that one.
+        OSError: if it cannot be made or written; names the option.
+    """
+    made = not out.exists()
+    with contextlib.ExitStack() as stack:
+        if made:
+            stack.callback(_remove_empty, out)
+        try:
+            stack.enter_context(locked(out / ".lock", f"folder {out}"))
+        except LockedError:
+            raise
+        except OSError as error:
+            raise OSError(
+                f"expected a folder that can be written, got {out} ({error.strerror or error}): name one as out=FOLDER."
+            ) from error
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def without_nan(value: Any) -> Any:

@@ -18,12 +18,12 @@ _LISTED = 10  # missing runs that are named
 
 @dataclass(frozen=True)
 class Status:
-    """Jobs of one stage by their state; ``running`` holds the updates that each has done."""
+    """Jobs of one stage by their state; ``running`` and ``missing`` hold the updates that each has done."""
 
     name: str
     done: tuple[Any, ...]
     running: tuple[tuple[Any, int], ...]
-    missing: tuple[Any, ...]
+    missing: tuple[tuple[Any, int], ...]
 
 
 def status_of(name: str, jobs: Iterable[Any], finished: Mapping[Path, Any]) -> Status:
@@ -41,7 +41,7 @@ def status_of(name: str, jobs: Iterable[Any], finished: Mapping[Path, Any]) -> S
         elif _is_held(job.folder / ".lock"):
             running.append((job, _updates(job.folder)))
         else:
-            missing.append(job)
+            missing.append((job, _kept(job.folder)))
     return Status(name, tuple(done), tuple(running), tuple(missing))
 
 
@@ -69,7 +69,7 @@ def seconds_left(status: Status, measured: Mapping[tuple[str, str], float]) -> f
 
     A cell of which nothing was measured takes as long as others of its task, else of its method, else of any.
     """
-    left = [*status.running, *((job, 0) for job in status.missing)]
+    left = [*status.running, *status.missing]
     if not left:
         return 0.0
     if not measured:
@@ -84,7 +84,8 @@ def seconds_left(status: Status, measured: Mapping[tuple[str, str], float]) -> f
             [*measured.values()],
         ]
         each = fmean(next(values for values in kin if values))
-        total += each * max(job.options["steps"] - updates, 0) * len(job.seeds)
+        # one at the last update still has to end
+        total += each * max(job.options["steps"] - updates, 1) * len(job.seeds)
     return total
 
 
@@ -110,7 +111,7 @@ def describe_status(stages: Sequence[Status], results: Mapping[Path, Any], at_a_
         lines += [
             f"running: {job.words}: update {updates:,} of {job.options['steps']:,}" for job, updates in stage.running
         ]
-    missing = [job for stage in stages for job in stage.missing]
+    missing = [job for stage in stages for job, _ in stage.missing]
     lines += [f"missing: {job.words}" for job in missing[:_LISTED]]
     lines += [f"missing: {len(missing) - _LISTED:,} more"] if len(missing) > _LISTED else []
     commits = Counter(results[job.folder]["results"][0]["commit"] or "unknown" for job in every)
@@ -142,6 +143,12 @@ def _is_held(lock: Path) -> bool:
             return False
     except LockedError:
         return True
+
+
+def _kept(folder: Path) -> int:
+    """Updates of the newest checkpoint of a run that was killed, from which it goes on; 0 without one."""
+    steps = (path.name.removeprefix("step_") for path in folder.glob("run/*/checkpoint/step_*"))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def _updates(folder: Path) -> int:

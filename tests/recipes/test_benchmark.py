@@ -9,7 +9,9 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -488,3 +490,63 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing_and_count_nothing_twic
     lines = dict(starts())[folder]
     assert len({line.split()[0] for line in lines}) == 2, "two drivers began it"
     assert len(lines) == 3, "and the first one twice"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gpu_share": float("nan")}, r"gpu_share must be a finite number from 0, got nan\.$"),
+        ({"gpu_share": float("inf")}, r"gpu_share must be a finite number from 0, got inf\.$"),
+        ({"gpu_share": -1.0}, r"gpu_share must be a finite number from 0, got -1\.0\.$"),
+        ({"gpu_share": 0.5, "jobs": 0}, r"gpu_share=0\.5: of no use with jobs=0"),
+    ],
+    ids=str,
+)
+def test_a_share_of_a_gpu_that_cannot_be_is_refused(import_recipe, options, said):
+    planning = import_recipe("parts.benchmark_plan")
+    with pytest.raises(ValueError, match=said):
+        planning.check_options(planning.Config(tasks=["PointReach"], **options))
+
+
+def test_a_share_that_no_machine_of_the_cluster_has_ends_with_both_numbers(import_recipe, monkeypatch):
+    on_ray, calls = import_recipe("parts.benchmark_ray"), []
+    ray, exceptions = types.ModuleType("ray"), types.ModuleType("ray.exceptions")
+    exceptions.RayError = exceptions.RayTaskError = RuntimeError
+    # two machines of one GPU each, and one of eight that has left
+    resources = [(True, {"CPU": 4.0, "GPU": 1.0}), (True, {"CPU": 4.0, "GPU": 1.0}), (False, {"GPU": 8.0})]
+    ray.nodes = lambda: [{"Alive": alive, "Resources": own} for alive, own in resources]
+    ray.remote = lambda function: types.SimpleNamespace(
+        options=lambda **options: types.SimpleNamespace(remote=lambda job: calls.append((job, options["num_gpus"])))
+    )
+    ray.wait = lambda pending: (pending, [])
+    ray.get, ray.shutdown = lambda reference: "done", lambda: calls.append("shut down")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
+    monkeypatch.setattr(on_ray, "_connect", lambda *_: None)
+    with pytest.raises(ValueError, match="gpu_share=2: expected at most the GPUs of one machine, and Ray finds 1 of"):
+        list(on_ray.run_on_ray(["a job"], address="auto", num_jobs=0, gpu_share=2.0))
+    assert calls == ["shut down"]
+    assert list(on_ray.run_on_ray(["a job"], address="auto", num_jobs=0, gpu_share=1.0)) == [(0, "done")]
+    resources.clear()
+    with pytest.raises(ValueError, match=r"gpu_share=0\.5: .* Ray finds 0 of them"):
+        list(on_ray.run_on_ray(["a job"], address="auto", num_jobs=0, gpu_share=0.5))
+
+
+def test_runs_on_a_cluster_have_their_device_there(import_recipe, monkeypatch, tmp_path):
+    planning = import_recipe("parts.benchmark_plan")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planning.torch.cuda, "is_available", lambda: False)
+    asked = {"tasks": ["PointReach"], "methods": ["gcsl"], "seeds": 2, "gpu_share": 1.0, "device": "cuda"}
+    *_, (stage,) = planning.read_plan(planning.Config(**asked, address="host:6379"))
+    # all seeds of a cell in one run, as on any GPU
+    assert [(job.options["device"], job.seeds) for job in stage.jobs] == [("cuda", (0, 1))]
+    with pytest.raises(RuntimeError, match="device=cuda was asked for, but this PyTorch"):
+        planning.read_plan(planning.Config(**asked))
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        planning.read_plan(planning.Config(**{**asked, "device": "gpu"}, address="host:6379"))
+
+
+def test_the_next_command_names_this_benchmark(import_recipe, capsys, tmp_path):
+    benchmark = import_recipe("benchmark")
+    benchmark.summarise(tmp_path / "a b", [], {}, {}, 1.0)
+    assert f"next: python recipes/report.py 'benchmark={tmp_path}/a b'\n" in capsys.readouterr().out

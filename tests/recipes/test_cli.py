@@ -95,3 +95,39 @@ def test_a_flag_of_hydra_that_is_named_like_an_option_stays_one(import_recipe, c
     with pytest.raises(SystemExit):
         cli._check_options(config, ["--run=runs/NAME"])
     assert capsys.readouterr().err == "error: --run=runs/NAME: options have no dashes before them: run=runs/NAME.\n"
+
+
+def taken(cli, config, *given):
+    return cli._taken(OmegaConf.to_object(cli._composed(config, given)), given)
+
+
+def test_a_resumed_run_takes_what_stands_beside_it_also_if_that_is_the_default(import_recipe, tmp_path):
+    cli, config = import_recipe("parts.cli"), import_recipe("parts.options").Config
+    (tmp_path / "config.yaml").write_text("rollout: false\nthreads: 3\nseed: 3\nlogger: wandb\n")
+    free = ("rollout", "threads", "logger")
+    asked = taken(cli, config, f"resume={tmp_path}", "rollout=true", "logger=null")
+    own = cli.resumed_config(asked, *free)
+    assert (own.rollout, own.logger, own.threads, own.seed, own.resume) == (True, None, 3, 3, str(tmp_path))
+    with pytest.raises(ValueError, match=r"a resumed run keeps its own options; drop seed\.$"):
+        cli.resumed_config(taken(cli, config, f"resume={tmp_path}", "seed=0"), *free)
+    # made in Python, where nothing stands on a command line
+    own = cli.resumed_config(config(resume=str(tmp_path), threads=1), *free)
+    assert (own.rollout, own.threads) == (False, 1)
+
+
+def test_a_tilde_is_the_home_directory(import_recipe, monkeypatch, tmp_path):
+    cli, benchmark = import_recipe("parts.cli"), import_recipe("benchmark").Config
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ("out=~/here", "expert_policy=['~/a','b/~']", "tasks=[PointReach]", "data_dir=x~")
+    found = taken(cli, benchmark, *(cli._quoted(benchmark, argument) for argument in given))
+    assert (found.out, found.expert_policy) == (f"{tmp_path}/here", [f"{tmp_path}/a", "b/~"])
+    assert (found.tasks, found.data_dir, found.address) == (["PointReach"], "x~", None)
+
+
+def test_a_tilde_that_no_shell_has_read_makes_no_folder_of_that_name(recipe, tmp_path):
+    (tmp_path / "home").mkdir()
+    options = ("task=PointReach", "num_trajectories=2", "expert_fraction=0.5", "workers=1", "out=~/data")
+    done = recipe("collect_dataset.py", *options, cwd=tmp_path, env={"HOME": str(tmp_path / "home")})
+    assert done.status == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "data" / "meta.json").is_file()

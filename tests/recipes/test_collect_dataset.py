@@ -53,8 +53,8 @@ def test_an_expert_of_ones_own_has_no_noise_that_nobody_asked_for(import_recipe)
 
 
 def test_noise_of_expert_and_environment_and_the_folder_can_be_chosen(recipe, tmp_path):
-    options = ("task=PointReach", "num_trajectories=4", "expert_noise=0.2", "action_noise=0.5", "out=here/noisy")
-    done = recipe("collect_dataset.py", *options, cwd=tmp_path)
+    options = ("task=PointReach", "num_trajectories=4", "expert_fraction=0.5", "expert_noise=0.2", "action_noise=0.5")
+    done = recipe("collect_dataset.py", *options, "out=here/noisy", cwd=tmp_path)
     assert done.status == 0, done.stderr
     assert TrajectoryStore.load(tmp_path / "here" / "noisy").meta["action_noise"] == 0.5
 
@@ -83,6 +83,8 @@ def test_a_store_that_is_there_is_replaced_only_on_demand(recipe, tmp_path):
         (["action_noise=-1"], ["action_noise", "-1"]),
         (["action_noise=nan"], ["action_noise", "nan"]),
         (["seed=-1"], ["seed", "-1"]),
+        (["expert_fraction=0", "expert_policy=nowhere"], ["expert_policy: of no use", "no episode of PointReach"]),
+        (["mixture=expert5", "expert_noise=0"], ["expert_noise: of no use", "no episode of PointReach"]),
         (["workers=-1"], ["workers", "-1"]),
         (["wokers=2"], ["wokers", "Did you mean workers?"]),
         (["num_trajectories=many"], ["num_trajectories=many", "Integer"]),
@@ -110,3 +112,14 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_no_store(recipe, tmp_path):
     assert done.status == 2
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_a_share_that_is_less_than_one_expert_is_said(recipe, tmp_path):
+    options = ("task=PointReach", "num_trajectories=3", "workers=1")
+    done = recipe("collect_dataset.py", *options, "mixture=expert5", "out=store", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    said = "no trajectory is an expert's: their share of num_trajectories=3 rounds to 0"
+    assert said in done.stdout
+    done = recipe("collect_dataset.py", *options, "expert_fraction=0", "out=none", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert said not in done.stdout

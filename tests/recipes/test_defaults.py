@@ -215,6 +215,28 @@ def test_an_option_that_a_method_has_not_is_refused(recipe, tmp_path, options, s
         ({"method": "crl", "temperature": 5.0}, "temperature: of no use with actor=ddpgbc of method=crl"),
         ({"method": "crl", "actor": "awr", "bc_coef": 5.0}, "bc_coef: of no use with actor=awr of method=crl"),
         ({"method": "smroe"}, "unknown method 'smroe'"),
+        ({"anchors": "uniform", "anchor_share": 0.3}, "^anchor_share: of no use with anchors=uniform"),
+        ({"preset": "paper", "anchor_share": 0.3}, "^anchor_share: of no use with anchors=uniform"),
+        ({"normalize": False, "input_clip": 2.0}, "^input_clip: of no use with normalize=false"),
+        ({"her_ratio": 0.0, "goals": "away"}, "^goals: of no use with her_ratio=0, which keeps stored goals"),
+        ({"her_ratio": 0.0, "actor_goals": "final"}, "^actor_goals: of no use with her_ratio=0"),
+        ({"her_ratio": 0.0, "goals": "geometric", "goal_gamma": 0.9}, "^goals, goal_gamma: of no use with her_ratio=0"),
+        ({"method": "gc_bc", "goals": "away"}, "^goals: of no use with her_ratio=0"),  # the method's
+        ({"pixels": 48, "normalize": False}, "^normalize: of no use with pixels=, whose inputs are never standardised"),
+        ({"pixels": 48, "input_clip": 1.0}, "^input_clip: of no use with pixels="),
+        (
+            {"expert_fraction": 0.0, "expert_policy": "nowhere"},
+            "^expert_policy: of no use, as no episode of FetchReach",
+        ),
+        (
+            # 4 x 0.1 rounds to 0
+            {"task": "PointReach", "num_trajectories": 4, "expert_noise": 0.1, "expert_random_prob": 0.2},
+            "^expert_noise, expert_random_prob: of no use, as no episode of PointReach is an expert's",
+        ),
+        (
+            {"task": "AntTgtVel-m-e", "expert_fraction": 0.0, "expert_noise": 0.1, "expert_policy": "nowhere"},
+            "^expert_policy, expert_noise: of no use",
+        ),
     ],
     ids=str,
 )
@@ -236,6 +258,15 @@ def test_what_nothing_would_read_is_refused_where_it_was_given(recipes, options,
         {"method": "gofar", "actor_weight": "expectile_awr", "temperature": 50.0},
         {"method": "crl", "actor": "awr", "temperature": 5.0},
         {"method": "crl", "networks": "official", "bc_coef": 0.3},
+        {"anchor_share": 0.3},
+        {"preset": "paper", "anchors": "moving", "anchor_share": 0.3},
+        {"input_clip": 2.0},
+        {"method": "gc_bc", "her_ratio": 0.5, "goals": "away"},
+        {"pixels": 48, "method": "hindsight_bc", "goals": "away"},
+        # noise is a default of the task, and nobody has given it
+        {"task": "HandReach", "expert_fraction": 0.0},
+        {"task": "PointReach", "num_trajectories": 10, "expert_noise": 0.1},
+        {"num_trajectories": 0, "expert_noise": 0.1},  # refused by its range
     ],
     ids=str,
 )
@@ -423,3 +454,32 @@ def test_goals_are_stitched_where_the_task_or_the_user_says_so(recipes, task, gi
     sampler = recipes.build.make_sampler(config, get_task(task), store, torch.device("cpu"))
     assert (sampler.stitch, sampler.threshold) == (stitch or 0.0, 0.05)
     assert sampler.goal_parts == ((0, 1), (1, 3), (3, 6))
+
+
+def test_a_folder_of_both_is_of_use_where_only_the_medium_ones_are_collected(recipes, tmp_path):
+    Config, check = recipes.options.Config, recipes.options.check_given
+    options = {"task": "AntTgtVel-m-e", "expert_fraction": 0.0, "expert_policy": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"^expert_policy: of no use"):
+        check(Config(**options))
+    (tmp_path / "medium.npz").touch()
+    check(Config(**options))
+    with pytest.raises(ValueError, match=r"^expert_policy: of no use"):
+        check(Config(**options, medium_policy="other.npz"))
+
+
+def test_a_dataset_too_small_for_a_window_is_told_apart_from_a_window_out_of_range(recipes, store_path, tmp_path):
+    # 20 trajectories of 50 rows; SMORe draws two rows for each of a batch: 8 x 2 x 59 + 50 is less than 1000, 60 is not
+    store, task, cpu = TrajectoryStore.load(store_path), get_task("PointReach"), torch.device("cpu")
+
+    def sampler(batch_size, resident):
+        options = {"batch_size": batch_size, "resident": resident, "mapped": str(tmp_path), "device": "cpu"}
+        config = recipes.options.with_defaults(recipes.options.Config(task="PointReach", **options))
+        return recipes.build.make_sampler(config, task, store, cpu)
+
+    sampler(59, 994)
+    with pytest.raises(ValueError, match=r"resident= expects from 994 .* to 999 rows .* got 993"):
+        sampler(59, 993)
+    with pytest.raises(
+        ValueError, match=r"^resident: the dataset of 1,000 rows is too small .* 1,010 .*drop resident=\.$"
+    ):
+        sampler(60, 999)

@@ -140,6 +140,7 @@ def test_noise_is_on_every_other_episode_however_many_run_at_a_time(import_recip
         ({"first_episodes": 3, "num_envs": 50}, "first_episodes must be a multiple of num_envs=50, got 3"),
         ({"episodes": 60, "num_envs": 50}, "episodes must be a multiple of num_envs=50, got 60"),
         ({"episodes": 0}, "episodes must be at least 1 and at most 1,000,000, got 0"),
+        ({"task": "FetchSlide", "landing": "nowhere.npz"}, r"^landing=nowhere\.npz: "),
         ({"rounds": -1}, "rounds must be at least 0 and at most 1,000,000, got -1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

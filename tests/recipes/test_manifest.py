@@ -372,7 +372,7 @@ def test_the_rest_takes_as_long_as_the_nearest_that_was_measured(import_recipe, 
     assert measured == pytest.approx({("A", "m"): 0.1, ("A", "n"): 0.3, ("B", "m"): 0.5})
 
     def left(*missing, running=()):
-        return status.seconds_left(status.Status("", (), running, missing), measured)
+        return status.seconds_left(status.Status("", (), running, tuple((each, 0) for each in missing)), measured)
 
     assert left() == 0.0
     assert left(job(tmp_path, "A", "m", 1000)) == pytest.approx(100.0)
@@ -382,7 +382,10 @@ def test_the_rest_takes_as_long_as_the_nearest_that_was_measured(import_recipe, 
     assert left(job(tmp_path, "C", "o")) == pytest.approx(30.0)
     assert left(job(tmp_path, "A", "m", seeds=(0, 1, 2))) == pytest.approx(30.0)
     assert left(running=((job(tmp_path, "A", "m", 100), 75),)) == pytest.approx(2.5)
-    assert status.seconds_left(status.Status("", (), (), (done[0],)), {}) is None
+    # of what was killed at update 40 of 100, the 60 that are left, for each of two seeds
+    killed = job(tmp_path, "A", "m", 100, seeds=(0, 1))
+    assert status.seconds_left(status.Status("", (), (), ((killed, 40),)), measured) == pytest.approx(12.0)
+    assert status.seconds_left(status.Status("", (), (), ((done[0], 0),)), {}) is None
 
 
 def test_a_run_whose_folder_is_held_is_running(import_recipe, tmp_path):
@@ -392,6 +395,8 @@ def test_a_run_whose_folder_is_held_is_running(import_recipe, tmp_path):
         (each.folder / "run" / "x").mkdir(parents=True)
         (each.folder / "run" / "x" / "metrics.csv").write_text("step,loss\n10,1\n60,1\n")
         (each.folder / ".lock").touch()
+    for step in ("step_000000030", "step_000000050", "step_half"):
+        (free.folder / "run" / "x" / "checkpoint" / step).mkdir(parents=True)
     holding, end = threading.Event(), threading.Event()
 
     def hold():
@@ -406,7 +411,8 @@ def test_a_run_whose_folder_is_held_is_running(import_recipe, tmp_path):
     end.set()
     thread.join()
     assert found.running == ((held, 60),)
-    assert [each.folder.name for each in found.missing] == ["free", "absent"]
+    # what was killed goes on from its newest checkpoint, not from its last row
+    assert [(each.folder.name, updates) for each, updates in found.missing] == [("free", 50), ("absent", 0)]
     assert "running: A, m: update 60 of 100" in status.describe_status([found], {}, 2)
 
 
@@ -502,3 +508,34 @@ def test_a_run_reads_the_dataset_that_is_collected_for_it(benchmark, planning, m
         # four tasks learn from the primitives of one scene, with noise on their actions (stable contrastive RL)
         assert by_task.keys() == {"Tabletop", "Tabletop-fresh"}
         assert {given["expert_noise"] for given in by_task.values()} == {0.1}
+
+
+def test_a_tilde_in_a_manifest_is_the_home_directory_and_cells_keep_their_names(
+    planning, write, tmp_path, store_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(store_path, tmp_path / "mine")
+    folders = []
+    for place in ("~", str(tmp_path)):
+        stage = {"name": "one", "seeds": 1, "tasks": ["PointReach"], "methods": ["gcsl"]}
+        named = {"tasks": {"PointReach": {"dataset": f"{place}/mine"}}, "options": {}, "differs": {}}
+        path = write(out=f"{place}/out", stages=[stage], **named)
+        _, _, out, stages = planning.read_plan(planning.Config(manifest=path))
+        assert out == tmp_path / "out"
+        (job,) = stages[0].jobs
+        assert job.options["dataset"] == str(tmp_path / "mine")
+        folders.append(job.folder)
+    assert folders[0] == folders[1]
+
+
+def test_the_time_that_is_left_is_by_updates_and_of_the_stage(benchmark, planning, monkeypatch, capsys, tmp_path):
+    # runs of 100 and 3,000 updates: after the first, which took 10 s, thirty times as long is left
+    jobs = [job(tmp_path / str(steps), steps=steps) for steps in (100, 3000)]
+    monkeypatch.setattr(benchmark, "order", lambda config, job, *_: job)
+    monkeypatch.setattr(benchmark, "run_here", lambda orders: ((i, ValueError("x")) for i, _ in enumerate(orders)))
+    for manifest, said in (("a.yaml", " of this stage"), (None, "")):
+        clock = iter([0.0, 10.0, 310.0])
+        monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=clock.__next__))
+        benchmark.run(planning.Config(manifest=manifest, jobs=0), jobs, tmp_path, "", (jobs, {}, {}))
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.partition(" (")[2] for line in lines] == [f"about 5 min left{said})", f"about 0 s left{said})"]

@@ -445,6 +445,25 @@ def test_a_run_resumes_where_its_dataset_has_gone_and_only_on_that_content(recip
     assert (tmp_path / run_dir / "policy.json").read_bytes() == policy
 
 
+def test_what_a_run_has_collected_is_read_whole_where_it_lies_now(recipe, import_recipe, tmp_path):
+    # 45 x 0.1 rounds to 4 experts: a share of 0.1 of what there is would be 4 of 40
+    options = ("steps=2", "save_interval=1", "num_trajectories=45", "expert_fraction=0.1")
+    done = recipe("smore_offline.py", *READING, *options, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    shutil.rmtree(run_dir / "checkpoint" / "step_000000002")
+    (tmp_path / "datasets" / "PointReach_expert4_random41_seed0").rename(tmp_path / "moved")
+    (tmp_path / "datasets").rmdir()
+    done = recipe("smore_offline.py", f"resume={run_dir}", "dataset=moved", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert "trajectories 45 " in done.stdout
+    assert "at update 1 of 2" in done.stdout
+    assert config(run_dir)["expert_fraction"] == 0.1
+    diagnose = import_recipe("diagnose")
+    run, _, meta = diagnose.read_run(run_dir, str(tmp_path / "moved"))
+    assert diagnose.find_dataset(run, get_task("PointReach")).sha256 == meta["dataset_sha256"]
+
+
 def test_stored_rewards_that_contradict_the_task_are_said_and_not_used(recipe, tmp_path, store_path):
     store = TrajectoryStore.load(store_path)
     truth = store.data["next", "reward"].clone()
@@ -486,7 +505,29 @@ def test_a_finished_run_resumes_to_its_own_summary(recipe, finished, tmp_path):
     (run_dir / "summary.json").unlink()
     done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
     assert done.status == 0, done.stderr
-    assert summary(run_dir)["eval"] == before["eval"]
+    found = summary(run_dir)
+    assert found["eval"] == before["eval"]
+    assert found["updates_per_second"] is None
+    assert "nan" not in done.stdout
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_times_and_is_filmed_on_request(recipe, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    run_dir = only_run(tmp_path)
+    before = {**summary(run_dir), "updates_per_second": 123.25, "seconds": 4567.5}
+    (run_dir / "summary.json").write_text(json.dumps(before))
+    (run_dir / "config.yaml").write_text(
+        (run_dir / "config.yaml").read_text().replace("rollout: true", "rollout: false")
+    )
+    (run_dir / "rollout.gif").unlink()
+    done = recipe("smore_offline.py", f"resume={run_dir}", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert summary(run_dir) == before
+    assert not (run_dir / "rollout.gif").exists()
+    # the option's default, and another value than the run's
+    done = recipe("smore_offline.py", f"resume={run_dir}", "rollout=true", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert (run_dir / "rollout.gif").exists()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -575,6 +616,7 @@ def assert_refused(done, cwd, before, *said):
         (["resume=nowhere"], ["resume=nowhere", "config.yaml"]),
         (["resident=100"], ["resident", "without mapped="]),
         (["mapped=nowhere"], ["mapped=nowhere", "expected an existing folder"]),
+        (["mapped=.", "resident=0"], ["resident must be at least 1", "got 0"]),
         (["compile=off", "compile_cache=kept"], ["compile_cache", "of no use with compile=off"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -460,6 +460,8 @@ def test_a_dataset_that_cannot_be_collected_is_refused_with_the_reason(tmp_path,
         ({"task": "FetchReach"}, "FetchReach has a scripted expert; .* CheetahTgtVel-m-e"),
         ({"task": "CheetahTgtVel"}, "unknown task 'CheetahTgtVel'.*Did you mean"),
         ({"steps": 0}, "steps must be at least 1 and at most 1,000,000,000, got 0"),
+        ({"steps": 40}, r"steps must leave an update after random_steps=40, at updates_per_step=1, got 40\.$"),
+        ({"updates_per_step": 0.008}, r"after random_steps=40, at updates_per_step=0\.008, got 160\.$"),
         ({"steps": 161}, "steps must be a multiple of num_envs=4, got 161"),
         ({"capacity": 4}, "capacity must be at least batch_size=8, got 4"),
         ({"capacity": 2**24 + 1}, "capacity must be at least 1 and at most 16,777,216"),
@@ -504,3 +506,43 @@ def test_the_command_line_names_its_options_and_refuses_others(recipe, tmp_path)
     done = recipe("train_expert.py", "stpes=3", cwd=tmp_path)
     assert (done.status, done.stderr.count("\n")) == (2, 1)
     assert "Did you mean steps?" in done.stderr
+
+
+def test_episodes_are_measured_in_groups_that_change_no_number(monkeypatch, finished):
+    task = dataclasses.replace(get_task("CheetahTgtVel-m-e"), horizon=3)
+    made = []
+
+    def robot(*args):
+        made.append(args)
+        return make(*args)
+
+    make = train_expert.make_robot
+    monkeypatch.setattr(train_expert, "make_robot", robot)
+    whole = {}
+    for together, simulators in ((50, 5), (2, 2)):
+        monkeypatch.setattr(train_expert, "_TOGETHER", together)
+        for policy in (None, ActorExpert(finished / "expert.npz")):
+            made.clear()
+            found = train_expert.measure(task, policy, 5, 7, "own")
+            assert len(made) == simulators
+            for name, values in found.items():
+                assert values.tolist() == whole.setdefault((name, policy is None), values).tolist()
+    # each of another seed
+    assert len(set(whole["velocity", True])) == 5
+
+
+def test_uniform_actions_are_rows_of_those_of_all_episodes():
+    every = np.random.default_rng(3)
+    expected = np.stack([every.uniform(-1.0, 1.0, (5, 2)) for _ in range(3)]).astype(np.float32)
+    for group in (range(0, 2), range(2, 4), range(4, 5)):
+        rng = np.random.default_rng(3)
+        found = [train_expert.uniform_actions(rng, 5, group, 2) for _ in range(3)]
+        assert np.array_equal(np.stack(found), expected[:, group.start : group.stop])
+
+
+def test_a_resumed_run_may_be_measured_otherwise(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    train_expert.main(train_expert.Config(resume=str(tmp_path / "run"), measure_episodes=2, threads=2))
+    assert json.loads((tmp_path / "run" / "meta.json").read_text())["expert"]["episodes"] == 2
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (kept["measure_episodes"], kept["threads"], kept["steps"]) == (2, 2, 160)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from torchrl_smore.trainers import (
     Evaluator,
     latest_checkpoint,
     load_checkpoint,
+    locked,
     record_policy,
     save_checkpoint,
 )
@@ -615,3 +617,41 @@ def test_a_run_from_before_policies_were_recorded_gets_its_file_when_it_is_resum
     done = recipe("smore_offline.py", f"resume=runs/{run.name}", cwd=tmp_path / "copy")
     assert done.status == 0, done.stderr
     np.testing.assert_array_equal(load_policy(run, seed=1)(*rows()), expected)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "diagnose"])
+def test_a_folder_that_cannot_be_written_is_told_before_any_episode_is_run(
+    import_recipe, trained, tmp_path, monkeypatch, name
+):
+    cwd, run = trained
+    module = import_recipe(name)
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(module, {"evaluate": "EnvPool", "diagnose": "open_subject"}[name], None)  # not to be called
+    (tmp_path / "file").touch()
+    said = rf"expected a folder that can be written, got {tmp_path}/file/x \(.*\): name one as out=FOLDER\.$"
+    with pytest.raises(OSError, match=said):
+        module.main(module.Config(run=str(run), out=str(tmp_path / "file" / "x"), episodes=2))
+    with locked(tmp_path / "held" / ".lock", "folder"), ThreadPoolExecutor(1) as other:
+        work = other.submit(module.main, module.Config(run=str(run), out=str(tmp_path / "held"), episodes=2))
+        assert f"folder {tmp_path}/held is in use by" in str(work.exception())
+    # a folder of which nothing comes is gone again
+    with pytest.raises(TypeError):
+        module.main(module.Config(run=str(run), out=str(tmp_path / "new"), episodes=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "held"]
+
+
+def test_a_diagnosis_is_left_where_it_is_asked_for_and_not_among_other_files(recipe, trained, tmp_path):
+    cwd, run = trained
+    options = (f"run=runs/{run.name}", "rows=50", "episodes=1", f"out={tmp_path / 'out'}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "inputs.csv").write_text("mine")
+    done = recipe("diagnose.py", *options, cwd=cwd)
+    assert done.status == 2
+    assert "has inputs.csv, but is of no diagnosis: give out= another folder" in done.stderr
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+    (tmp_path / "out" / "inputs.csv").unlink()
+    for _ in range(2):
+        done = recipe("diagnose.py", *options, cwd=cwd)
+        assert done.status == 0, done.stderr
+    assert (tmp_path / "out" / "diagnosis.json").is_file()
+    assert not list(run.glob("diagnosis*"))
