@@ -11,7 +11,8 @@ their own what training waits for; pictures (curves and film); the rest. A polic
 whose success in the last step is at least ``--success``. ``--again`` times a second run, which finds the data and the
 compiled code of the first. ``--peer`` times the same work by TorchRL's ``IQLLoss`` and ``HERReplayBuffer``
 (``peers/torchrl_iql_policy.py``), ``--jax-python`` by goal-conditioned IQL in JAX (``peers/jax_gciql_policy.py``), each
-in a folder of its own and in turns with ours.
+in a folder of its own and in turns with ours. Peers evaluate in the process that trains, and beside one so does ours
+unless ``evaluation=`` says otherwise.
 """
 
 from __future__ import annotations
@@ -118,6 +119,12 @@ def seconds_to(successes: list[tuple[float, float]], bar: float) -> float | None
     return next((seconds for seconds, success in successes if success >= bar), None)
 
 
+def own_options(options: list[str], *, peers: bool) -> list[str]:
+    """Options of our run: beside peers, which evaluate between their updates, it does not choose another core."""
+    named = any(option.startswith("evaluation=") for option in options)
+    return [*options, "evaluation=here"] if peers and not named else options
+
+
 def timed_run(program: list[str], options: list[str], cwd: Path, threads: int) -> dict[str, Any]:
     """Runs the recipe or a peer in a process of its own, and reads what it has noted."""
     out = cwd / "times.json"
@@ -149,6 +156,7 @@ def main() -> None:
     harness.begin(args)
     found: dict[str, list[float]] = {}
     ours = [sys.executable, __file__, "--child"]
+    own = own_options(args.options, peers=args.peer or args.jax_python is not None)
     runs = {"first run": ours, **({"second run": ours} if args.again else {})}
     if args.peer:
         runs["TorchRL"] = [sys.executable, str(PEERS / "torchrl_iql_policy.py")]
@@ -158,7 +166,8 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             folder = {program[1]: Path(stack.enter_context(tempfile.TemporaryDirectory())) for program in runs.values()}
             for name, program in runs.items():
-                times = timed_run(program, args.options, folder[program[1]], args.threads)
+                options = own if program is ours else args.options
+                times = timed_run(program, options, folder[program[1]], args.threads)
                 reached = seconds_to(times["successes"], args.success)
                 times["parts"] |= {"in all": times["seconds"], f"to success {args.success:g}": reached or float("nan")}
                 for part, seconds in times["parts"].items():

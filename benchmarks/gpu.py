@@ -32,7 +32,7 @@ from pathlib import Path
 
 import gpu_rows
 import pages
-from gpu_plan import STAGES, TASKS, Item, Options, plan
+from gpu_plan import STAGES, TASKS, TRAININGS, Item, Options, plan, run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Where results and curves of the runs are packed: what comes back are few files.
@@ -246,10 +246,19 @@ class Runner:
         # data and trainings that took longer than their limit go on from what they left; one that hangs does so again
         repeated = (*repeated, "timeout") if stage == "learn" else repeated
         todo = {i.key: i for i in items if i.key not in before or before[i.key]["status"] in repeated}
+        # a run that is there would be read or resumed, and not repeated; one that was cut off is to go on
+        ended = {key for key in todo if key in before and before[key]["status"] != "timeout"}
+        anew = {key for key in ended if self.args.again == "all" and todo[key].kind in TRAININGS}
         print(f"\n{stage}: {len(items)} items, {len(items) - len(todo)} of them done before", flush=True)
         barren = 0
         while todo and time.monotonic() < self.deadline:
-            done = self._run_process(todo)
+            # one at a time: what is not reached keeps its run and its row
+            first = next(iter(todo))
+            chosen = {first: todo[first]} if anew else todo
+            if first in anew:
+                anew.remove(first)
+                self._discard(todo[first])
+            done = self._run_process(chosen)
             for key in done:
                 del todo[key]
             barren = 0 if done else barren + 1
@@ -257,6 +266,16 @@ class Runner:
                 key = next(iter(todo))
                 self._enter(todo.pop(key), "crashed", 0.0, f"no process came as far as this: {last_line(self.log)}")
                 return
+
+    def _discard(self, item: Item) -> None:
+        """Takes away the run of a training, and enters a row that any later call goes on from."""
+        self._enter(item, "timeout", 0.0, "begun anew and not yet finished")
+        folder = run_folder(item.params)
+        # in this order: whatever ends it in between leaves a whole run, or none
+        for path in (folder / "result.json", *folder.glob("run/*/config.yaml")):
+            path.unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
 
     def _run_process(self, todo: dict[str, Item]) -> list[str]:
         """Runs one process until it ends, hangs or the time is up; the keys that have a row since."""
@@ -400,7 +419,8 @@ def conclude(out: Path, environment: dict[str, str], stage: str, seconds: float)
 
 def pack_learning(out: Path, folder: Path) -> None:
     """Puts results, curves and logs of the runs into one file, without checkpoints; atomically."""
-    names = (*LEARN_FILES, "*/result.json", "*/log.txt", "*/run/*/config.yaml", "*/run/*/metrics.csv")
+    names = (*LEARN_FILES, *(f"*/{name}" for name in ("result.json", "seconds.txt", "log.txt")))
+    names += ("*/run/*/config.yaml", "*/run/*/metrics.csv")
     files = sorted({path for name in (*names, "*/run/*/summary.json") for path in folder.glob(name)})
     if not files:
         return

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from benchmark import make_datasets, order
-from parts.benchmark_jobs import read_result, run_job
+from gpu_plan import run_folder, sizes
+from parts.benchmark_jobs import has_checkpoint, has_result, read_result, run_job
 from parts.benchmark_plan import Config as GridConfig
 from parts.benchmark_plan import make_jobs, read_request
 from parts.datasets import collect_or_load
@@ -19,6 +24,8 @@ from torchrl_smore.envs import get_task
 from torchrl_smore.reports import Result, write_curves, write_results
 
 METHOD, SETTING, TABLE = "SMORe", "expert=0.1", "1"
+#: Options by which a row says what was trained, and a file of a run's folder: seconds of each call that trained it.
+CLAIMED, SECONDS = ("task", "method", "steps", "batch_size", "seed", "seeds", "num_trajectories"), "seconds.txt"
 _DRY_RUN = {"batch_size": 8, "eval_episodes": 2, "eval_interval": 2, "log_interval": 2, "save_interval": 2}
 
 
@@ -63,15 +70,15 @@ def learn(device: str, folder: str, **chosen: Any) -> dict[str, Any]:
     config = options_of(device, **chosen)
     names = ("task", "method", "preset", "steps", "batch_size", "seeds", "device", "num_trajectories", "data_dir")
     names += ("compile", "env_workers", "rollout", "eval_episodes", "eval_interval", "log_interval", "save_interval")
+    names += ("dataset",)  # none, which a resumed run is told again
     job = {
-        "folder": str(Path(folder) / f"{config.task}_{config.seeds}"),
         "session": "gpu",
         "options": {name: getattr(config, name) for name in names},
         "identity": {"table": TABLE, "task": config.task, "method": METHOD, "setting": SETTING}
         | {"commit": commit_of_library()},
     }
-    size = {"steps": config.steps, "batch_size": config.batch_size, "seeds": config.seeds}
-    return {"task": config.task, "method": METHOD, **size, **_outcome(job)}
+    size = {"batch_size": config.batch_size, "seeds": config.seeds}
+    return {"task": config.task, "method": METHOD, **size, **_outcome(placed(job, {"folder": folder, **chosen}))}
 
 
 def learn_pictures(
@@ -106,18 +113,71 @@ def learn_pictures(
     for reason in make_datasets(config, [cell]).values():
         raise RuntimeError(reason)
     job = order(config, cell, commit_of_library(), "gpu")
-    job["folder"] = str(Path(folder) / f"{task}_{method}_seed{seed}")
-    size = {"steps": cell.options["steps"], "batch_size": cell.options["batch_size"], "seeds": 1}
+    asked = {"task": task, "method": method, "seed": seed, "steps": steps, "num_trajectories": num_trajectories}
+    job = placed(job, {**asked, "folder": folder, "tiny": tiny})
+    size = {"batch_size": cell.options["batch_size"], "seeds": 1}
     return {"task": task, "method": job["identity"]["method"], **size, **_outcome(job)}
+
+
+def placed(job: dict[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """A job in its folder; one of other sizes than the paper's says so in its rows, and is of none of its tables."""
+    identity = job["identity"]
+    if others := sizes(params):
+        identity = {**identity, "table": "", "setting": ";".join([identity["setting"], *others])}
+    return {**job, "folder": str(run_folder(params)), "identity": identity}
 
 
 def _outcome(job: dict[str, Any]) -> dict[str, Any]:
     """Runs a job, unless it is done, and reads what it came to."""
-    found = run_job(job)
+    check_begun(job)
+    found = _run(job)
     folder = Path(job["folder"])
     write_tables(folder.parent)
+    (steps,) = {row["steps"] for row in found["results"]}
     metrics = ("success_last", "discounted_return_0.98", "final_distance")
-    return {**_updates_per_second(folder), **{metric: _mean(found["results"], metric) for metric in metrics}}
+    told = {metric: _mean(found["results"], metric) for metric in metrics}
+    return {"steps": steps, "training_seconds": _seconds(folder), **_updates_per_second(folder), **told}
+
+
+def check_begun(job: dict[str, Any]) -> None:
+    """Refuses to resume, or to read, a run that is not the one asked for.
+
+    Raises:
+        ValueError: if the folder of the job holds one; names what differs.
+    """
+    asked = {name: value for name, value in job["options"].items() if name in CLAIMED}
+    for path in Path(job["folder"]).glob("run/*/config.yaml"):
+        own = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = [f"{name} {own.get(name)}, not {value}" for name, value in asked.items() if own.get(name) != value]
+        # named after what it is made of, wherever it lies
+        names = [Path(options.get("dataset") or "").name for options in (own, job["options"])]
+        differing += [f"dataset {names[0]}, not {names[1]}"] if names[0] != names[1] else []
+        if differing:
+            raise ValueError(f"{job['folder']} holds a run of {'; '.join(differing)}: move it away.")
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs a job unless it is done, and adds the seconds of this call to those of the calls before."""
+    folder = Path(job["folder"])
+    if has_result(folder):
+        return run_job(job)
+    if not has_checkpoint(folder):
+        (folder / SECONDS).unlink(missing_ok=True)  # of a run that is lost
+    started = time.perf_counter()
+    try:
+        return run_job(job)
+    finally:
+        with (folder / SECONDS).open("a", encoding="utf-8") as file:
+            file.write(f"{time.perf_counter() - started:.2f}\n")
+
+
+def _seconds(folder: Path) -> float:
+    """Seconds of all calls that trained a run; of one without a record those that it says of its last."""
+    record = folder / SECONDS
+    if record.is_file():
+        return sum(map(float, record.read_text(encoding="utf-8").split()))
+    (summary,) = folder.glob("run/*/summary.json")
+    return float(json.loads(summary.read_text(encoding="utf-8"))["seconds"])
 
 
 def write_tables(folder: Path) -> None:

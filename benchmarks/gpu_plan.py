@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 STAGES = ("check", "bench", "learn")
+#: Kinds of items that leave a run in a folder.
+TRAININGS = ("gpu_learn.learn", "gpu_learn.learn_pictures")
 #: Seconds of a training: a million updates at 50 a second, and what hangs is given up.
 LEARN_LIMIT = 6 * 3600.0
 STATE_TASKS = ("FetchReach", "FetchPush", "FetchPick", "FetchSlide", "HandReach")
@@ -227,10 +230,25 @@ def learn_items(options: Options, dry_run: bool) -> Iterator[Item]:
     for task in options.tasks:
         if task not in PICTURE_TASKS:
             params = {"task": task, **common, "seeds": options.seeds}
-            yield Item(f"learn/{task}/data", "gpu_learn.data", params, 540.0)
-            yield Item(f"learn/{task}/{options.seeds}_seeds", "gpu_learn.learn", params, LEARN_LIMIT)
+            data = "/".join([f"learn/{task}/data", *sizes({**params, "steps": None})])
+            yield Item(data, "gpu_learn.data", params, 540.0)
+            key = "/".join([f"learn/{task}/{options.seeds}_seeds", *sizes(params)])
+            yield Item(key, "gpu_learn.learn", params, LEARN_LIMIT)
     methods, seeds = (PICTURE_METHODS[:1], 1) if dry_run else (PICTURE_METHODS, options.seeds)
     pictured = [task for task in options.tasks if task in PICTURE_TASKS]
     for method, task, seed in itertools.product(methods, pictured, range(seeds)):
         params = {"task": task, "method": method, "seed": seed, **common}
-        yield Item(f"learn/{task}/{method}/seed{seed}", "gpu_learn.learn_pictures", params, LEARN_LIMIT)
+        key = "/".join([f"learn/{task}/{method}/seed{seed}", *sizes(params)])
+        yield Item(key, "gpu_learn.learn_pictures", params, LEARN_LIMIT)
+
+
+def sizes(params: Mapping[str, Any]) -> list[str]:
+    """What was asked for in place of the paper's sizes, in words for names; a dry run has one size and needs none."""
+    names = () if params["tiny"] else ("steps", "num_trajectories")
+    return [f"{name}={params[name]}" for name in names if params[name] is not None]
+
+
+def run_folder(params: Mapping[str, Any]) -> Path:
+    """Where the run of a training lies: no two that differ in what is learnt share a folder."""
+    whose = [params["method"], f"seed{params['seed']}"] if "method" in params else [str(params["seeds"])]
+    return Path(params["folder"]) / "_".join([params["task"], *whose, *sizes(params)])

@@ -160,7 +160,8 @@ def learn_section(results: Results) -> str:
             numbers = ["" if number is None else f"{number:.3f}" for number in found]
             seeds = values["seeds"] if "seed" not in row["params"] else f"seed {row['params']['seed']}"
             what = [values["task"], values["method"], f"{values['steps']:,} of {values['batch_size']}", seeds]
-            cells.append([*what, *numbers, f"{row['seconds'] / 60:.1f}"])
+            # a row's own seconds are those of the last call, which may have found the run finished
+            cells.append([*what, *numbers, f"{values['training_seconds'] / 60:.1f}"])
     header = ["task", "method", "updates", "seeds", "success", "discounted return 0.98", "final distance", "minutes"]
     command = "python recipes/report.py results=FOLDER/learn/results.csv curves=FOLDER/learn/curves.csv"
     told = f"Means over seeds; tables and tests of these results: `{command}`."
@@ -239,14 +240,16 @@ def _draw_bench(results: Results) -> Any:
 
 def _draw_learn(results: Results) -> Any:
     rows = [row for row in _curves(results.folder) if row["metric"] == "success_last"]
-    cells = list(dict.fromkeys((row["task"], row["method"]) for row in rows))
+    # other sizes than the paper's are a setting
+    names = ("task", "method", "setting")
+    cells = list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
     figure, axes = pages.subplots(1, max(len(cells), 1), figsize=(3.6 * max(len(cells), 1), 3.4), squeeze=False)
     for axis, cell in zip(axes[0], cells):
-        own = [row for row in rows if (row["task"], row["method"]) == cell]
+        own = [row for row in rows if tuple(row[name] for name in names) == cell]
         for seed in sorted({int(row["seed"]) for row in own}):
             points = sorted((int(row["steps"]), float(row["value"])) for row in own if int(row["seed"]) == seed)
             axis.plot(*zip(*points), linewidth=0.9, label=f"seed {seed}")
-        axis.set_title(", ".join(cell), fontsize=9)
+        axis.set_title(", ".join(cell), fontsize=8)
         axis.set_xlabel("updates")
         axis.set_ylim(-0.05, 1.05)
         axis.grid(alpha=0.3)

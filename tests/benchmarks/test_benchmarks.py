@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib.util
 import json
@@ -131,6 +132,35 @@ def test_the_time_to_a_policy_is_that_of_parts_that_add_up(python, load, tmp_pat
     assert bench.seconds_to([(3.0, 0.5)], 0.9) is None
 
 
+@pytest.mark.parametrize(
+    ("options", "ours", "theirs"),
+    [
+        ([], [], {}),
+        (["--peer"], ["evaluation=here"], {"torchrl_iql_policy": []}),
+        (["--jax-python=python"], ["evaluation=here"], {"jax_gciql_policy": []}),
+        (
+            ["--peer", "evaluation=background"],
+            ["evaluation=background"],
+            {"torchrl_iql_policy": ["evaluation=background"]},
+        ),
+    ],
+    ids=["alone", "TorchRL", "JAX", "named"],
+)
+def test_beside_peers_ours_evaluates_where_they_do_unless_it_is_named(
+    load, monkeypatch, tmp_path, options, ours, theirs
+):
+    bench, asked = load("bench_time_to_policy"), {}
+
+    def timed_run(program, options, cwd, threads):
+        asked[Path(program[1]).stem] = options
+        return {"parts": dict.fromkeys(bench.PARTS, 1.0), "seconds": 7.0, "successes": [(3.0, 1.0)]}
+
+    monkeypatch.setattr(bench, "timed_run", timed_run)
+    monkeypatch.setattr(sys, "argv", ["bench", f"--out={tmp_path / 'out'}", *options])
+    bench.main()
+    assert asked == {"bench_time_to_policy": ours, **theirs}
+
+
 @pytest.mark.parametrize("peer", ["torchrl_iql_policy", "jax_gciql_policy"])
 def test_a_peer_does_the_same_work_on_the_same_data(python, peer, tmp_path):
     if "jax" in peer:
@@ -185,6 +215,40 @@ def test_the_update_benchmark_checks_then_times_ours_and_the_hand_written_update
     rows = run(load, monkeypatch, tmp_path / "out", "bench_update", *options)
     assert {row["variant"] for row in rows} >= {"in_sample, bf16, off", "official_stable, float32, off"}
     assert "| in_sample, by hand |" in capsys.readouterr().out
+
+
+def test_what_trains_one_seed_is_left_out_beside_several(load, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(load("harness"), "Peer", None)  # none is started
+    rows = run(load, monkeypatch, tmp_path / "out", "bench_update", "--seeds=2", "--jax-python=python")
+    updates = {row["variant"]: row["seeds"] for row in rows if row["unit"] == "updates/s"}
+    assert updates == {
+        f"{formulation}, {precision}, off": "2"
+        for formulation in ("in_sample", "official_stable")
+        for precision in ("float32", "bf16")
+    }
+    assert "by hand are left out: an update of theirs is of one seed, and of ours of 2" in capsys.readouterr().out
+
+
+def test_the_floor_can_be_worked_out_from_the_csv(load, monkeypatch, tmp_path, capsys):
+    bench, drawn = load("bench_update"), []
+    monkeypatch.setattr(bench.harness, "plot_bars", lambda path, found, *words: drawn.extend(found))
+    args = argparse.Namespace(out=str(tmp_path / "out"), batch_size=512, width=256, threads=1, seeds=1)
+    found = {"peak float32": [2e9, 3e9], "peak bf16": [8e9, 8e9], "ours": [10.0, 20.0], "ours, bf16": [40.0, 20.0]}
+    bench.report(args, found, {"ours": (None, 50_000_000, "float32"), "ours, bf16": (None, 50_000_000, "bf16")})
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = {(row["variant"], row["turn"]): (float(row["value"]), row["unit"]) for row in csv.DictReader(file)}
+    assert rows == {
+        **{("ours", "0"): (10.0, "updates/s"), ("ours", "1"): (20.0, "updates/s")},
+        **{("ours, bf16", "0"): (40.0, "updates/s"), ("ours, bf16", "1"): (20.0, "updates/s")},
+        **{("peak float32", "0"): (2e9, "FLOP/s"), ("peak float32", "1"): (3e9, "FLOP/s")},
+        **{("peak bf16", "0"): (8e9, "FLOP/s"), ("peak bf16", "1"): (8e9, "FLOP/s")},
+    }
+    # of turns 0 and 1: 2e9 / (10 * 5e7) = 4, 3e9 / (20 * 5e7) = 3; 8e9 / (40 * 5e7) = 4, 8e9 / (20 * 5e7) = 8
+    out = capsys.readouterr().out
+    assert "| ours | 15 [10, 20] |  |  | 0.050 | 3.5 [3, 4] |" in out
+    assert "| ours, bf16 | 30 [20, 40] |  |  | 0.050 | 6 [4, 8] |" in out
+    # a peak is no rate of updates
+    assert drawn == ["ours", "ours, bf16"]
 
 
 def test_the_check_of_the_hand_written_update_sees_a_wrong_loss(load, monkeypatch):

@@ -215,6 +215,49 @@ def test_what_is_done_is_not_repeated_unless_asked_for(run_items):
     assert count() == 5
 
 
+def test_a_training_done_again_begins_without_its_run_and_one_cut_off_goes_on(load, monkeypatch, tmp_path):
+    gpu, gpu_plan, gpu_rows = load("gpu"), load("gpu_plan"), load("gpu_rows")
+    options = gpu_plan.Options(tasks=("FetchReach", "FetchPush", "FetchPick"), folder=str(tmp_path / "learn"))
+    items = gpu_plan.plan(["learn"], options, dry_run=False)
+    data, trainings = items[0], items[1::2]
+    runs = {item.key: gpu_plan.run_folder(item.params) / "run" for item in trainings}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "work").mkdir()
+
+    def call(*options, cut_off=None):
+        """Which items found no run of theirs, and which found one; as if all trainings came to an end but one."""
+        seen = {"anew": [], "there": []}
+
+        def run_process(self, todo):
+            for key in todo:
+                run = runs[key]
+                seen["there" if run.exists() else "anew"].append(key)
+                run.mkdir(parents=True, exist_ok=True)
+                if key == cut_off:
+                    self.deadline = 0.0
+                    return []
+                self._enter(todo[key], "ok", 1.0, "")
+            return list(todo)
+
+        monkeypatch.setattr(gpu.Runner, "_run_process", run_process)
+        args = gpu.parse(["--dry-run", f"--out={tmp_path / 'out'}", f"--work={tmp_path / 'work'}", *options])
+        gpu.Runner(args, {}, "a card", time.monotonic() + 60).run("learn", trainings)
+        return seen
+
+    reach, push, pick = runs
+    assert call() == {"anew": [reach, push, pick], "there": []}
+    assert call() == {"anew": [], "there": []}
+    assert call("--again=all", cut_off=push) == {"anew": [reach, push], "there": []}
+    # what was not reached has its run, and what was cut off no row that says it is finished
+    assert runs[pick].exists()
+    assert [gpu_rows.read(tmp_path / "out")[key]["status"] for key in runs] == ["ok", "timeout", "ok"]
+    assert call("--again=failed") == {"anew": [], "there": [push]}
+    assert call("--again=all", cut_off=reach) == {"anew": [reach], "there": []}
+    assert call("--again=all") == {"anew": [push, pick], "there": [reach]}
+    assert list((tmp_path / "work").iterdir()) == []
+    assert data.kind not in gpu_plan.TRAININGS
+
+
 def test_when_the_time_is_up_the_rest_is_left_without_a_row(run_items, load, monkeypatch):
     monkeypatch.setattr(load("gpu"), "GRACE", 0.5)
     assert set(run_items(["fine", "hangs", "fine"], seconds=3.0)) == {"fine"}
@@ -363,11 +406,119 @@ def test_the_learning_ends_with_figure_3(load, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_learn, "_outcome", lambda job: begun.append(job) or {})
     params = {**pictures[2].params, "folder": str(tmp_path), "data_dir": str(tmp_path)}
     learnt = gpu_learn.learn_pictures("cpu", **params)
-    assert learnt == {"task": "Tabletop-drawer", "method": "SMORe", "steps": 300_000, "batch_size": 2048, "seeds": 1}
+    assert learnt == {"task": "Tabletop-drawer", "method": "SMORe", "batch_size": 2048, "seeds": 1}
     (job,) = begun
-    expected = {"seed": 2, "seeds": 1, "pixels": 48, "device": "cpu", "compile": "default", "precision": "bf16"}
+    expected = {
+        "steps": 300_000,
+        "seed": 2,
+        "seeds": 1,
+        "pixels": 48,
+        "device": "cpu",
+        "compile": "default",
+        "precision": "bf16",
+    }
     assert expected.items() <= job["options"].items()
     assert job["folder"] == str(tmp_path / "Tabletop-drawer_smore_seed2")
+
+
+def test_a_training_of_other_sizes_has_a_row_a_folder_and_a_setting_of_its_own(load, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    gpu_plan, gpu_learn = load("gpu_plan"), load("gpu_learn")
+
+    def names(dry_run=False, **options):
+        chosen = gpu_plan.Options(tasks=("FetchPush", "Tabletop-drawer"), seeds=1, folder="learn", **options)
+        items = gpu_plan.plan(["learn"], chosen, dry_run=dry_run)
+        trained = [item for item in items if item.kind in gpu_plan.TRAININGS][:2]
+        job = {"identity": {"table": "1", "setting": "default"}}
+        placed = [gpu_learn.placed(job, item.params) for item in trained]
+        told = [(Path(own["folder"]).name, own["identity"]["table"], own["identity"]["setting"]) for own in placed]
+        return [items[0].key, *(item.key for item in trained)], told
+
+    assert names() == (
+        ["learn/FetchPush/data", "learn/FetchPush/1_seeds", "learn/Tabletop-drawer/smore/seed0"],
+        [("FetchPush_1", "1", "default"), ("Tabletop-drawer_smore_seed0", "1", "default")],
+    )
+    words = "steps=1000/num_trajectories=50"
+    keys, told = names(steps=1000, num_trajectories=50)
+    assert keys == [
+        *("learn/FetchPush/data/num_trajectories=50", f"learn/FetchPush/1_seeds/{words}"),
+        f"learn/Tabletop-drawer/smore/seed0/{words}",
+    ]
+    assert told == [
+        ("FetchPush_1_steps=1000_num_trajectories=50", "", "default;steps=1000;num_trajectories=50"),
+        ("Tabletop-drawer_smore_seed0_steps=1000_num_trajectories=50", "", "default;steps=1000;num_trajectories=50"),
+    ]
+    # data are of no number of updates, and a dry run has sizes of its own
+    assert names(steps=1000)[0][0] == "learn/FetchPush/data"
+    assert names(dry_run=True, steps=1000)[0] == [
+        *("learn/FetchPush/data", "learn/FetchPush/2_seeds", "learn/Tabletop-drawer/smore/seed0")
+    ]
+
+
+def test_a_training_that_was_cut_off_goes_on_and_its_row_says_what_it_came_to(load, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    gpu_learn, smore_offline = load("gpu_learn"), load("smore_offline")
+    params = {"task": "PointReach", "seeds": 2, "steps": 4, "num_trajectories": 20, "tiny": True}
+    params |= {"folder": str(tmp_path / "learn"), "data_dir": str(tmp_path / "data")}
+    train = smore_offline.OfflineTrainer.train
+
+    def cut_off(trainer):
+        trainer.register_op("post_optim", lambda: trainer.step == 2 and trainer.stop_with(KeyboardInterrupt()))
+        train(trainer)
+
+    monkeypatch.setattr(smore_offline.OfflineTrainer, "train", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_learn.learn("cpu", **params)
+    monkeypatch.setattr(smore_offline.OfflineTrainer, "train", train)
+    folder = tmp_path / "learn" / "PointReach_2"
+    assert float((folder / "seconds.txt").read_text()) > 0.0
+    (folder / "seconds.txt").write_text("7200.0\n")  # as if it had taken two hours
+    learnt = gpu_learn.learn("cpu", **params)
+    starts = [line.split()[-1] for line in (folder / "starts.txt").read_text().splitlines()]
+    assert starts == ["anew", "resumed"]
+    assert (learnt["steps"], learnt["batch_size"], learnt["seeds"]) == (4, 8, 2)
+    assert 7200.0 < learnt["training_seconds"] < 7260.0
+    # found finished, it is as long as it was
+    assert gpu_learn.learn("cpu", **params) == learnt
+    # of a run that ended early the row has what it came to
+    (folder / "result.json").write_text((folder / "result.json").read_text().replace('"steps": 4', '"steps": 3'))
+    assert gpu_learn.learn("cpu", **params)["steps"] == 3
+    # a run of fewer updates is not taken for the one asked for, nor is one on other data
+    for name, words in (("steps", "steps 4, not 6"), ("num_trajectories", "num_trajectories 20, not 6")):
+        with pytest.raises(ValueError, match=rf"PointReach_2 holds a run of {words}: move it away"):
+            gpu_learn.learn("cpu", **{**params, name: 6})
+
+
+def test_the_time_of_a_run_that_was_lost_is_not_counted(load, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    gpu_learn = load("gpu_learn")
+    monkeypatch.setattr(gpu_learn, "run_job", lambda job: {})
+    record, checkpoint = tmp_path / "seconds.txt", tmp_path / "run" / "a" / "checkpoint" / "step_2"
+    for kept, expected in ((False, 0.0), (True, 7200.0)):
+        record.write_text("7200.0\n")
+        if kept:
+            checkpoint.mkdir(parents=True)
+        gpu_learn._run({"folder": str(tmp_path)})
+        assert sum(map(float, record.read_text().split())) == pytest.approx(expected, abs=1.0)
+    # without a record there is what the run says of its last call
+    record.unlink()
+    (tmp_path / "run" / "a" / "summary.json").write_text('{"seconds": 30.5}')
+    assert gpu_learn._seconds(tmp_path) == 30.5
+
+
+def test_a_run_on_other_data_is_not_taken_for_the_one_asked_for_wherever_they_lie(load, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    gpu_learn = load("gpu_learn")
+    (tmp_path / "run" / "a").mkdir(parents=True)
+    (tmp_path / "run" / "a" / "config.yaml").write_text("steps: 4\ndataset: there/drawer_expert10\n")
+    job = {"folder": str(tmp_path), "options": {"steps": 4, "dataset": "here/drawer_expert10", "device": "cuda"}}
+    gpu_learn.check_begun(job)
+    with pytest.raises(ValueError, match=r"holds a run of dataset drawer_expert10, not drawer_expert5: move it away"):
+        gpu_learn.check_begun({**job, "options": {**job["options"], "dataset": "there/drawer_expert5"}})
 
 
 @pytest.mark.parametrize("backend", ["gpu", "cpu"])
@@ -487,6 +638,7 @@ def card_rows(load, folder):
         "batch_size": 512,
         "seeds": 5,
         "success_last": 0.875,
+        "training_seconds": 5400.0,
     }
     drawn = {
         **learnt,
@@ -495,6 +647,7 @@ def card_rows(load, folder):
         "batch_size": 2048,
         "seeds": 1,
         "success_last": 0.75,
+        "training_seconds": 90.0,
     }
     found = {
         "check/machine": ("ok", {"card": "Card X", "torch": "2.11.0", "driver": "1.2"}, ""),
@@ -532,12 +685,27 @@ def test_the_page_names_the_card_and_holds_numbers_and_failures(load, tmp_path):
         "| graph/float32/batch=512/seeds=16 | 1234 [1200, 1300] | 1.975e+04 | 1.5 | launches | 70 | 100 |",
         "| bellman_residual/rows=65536/seeds=1 | 10 [9, 11] | 1.25 | 2.00 | 75% | 3 |",
         "| `gemm` | 50.0% | 3 |",
-        "| FetchPush | SMORe | 1,000,000 of 512 | 5 | 0.875 | 21.500 | 0.020 | 1.0 |",
-        "| Tabletop-drawer | SMORe | 300,000 of 2048 | seed 3 | 0.750 | 9.000 |  | 1.0 |",
+        "| FetchPush | SMORe | 1,000,000 of 512 | 5 | 0.875 | 21.500 | 0.020 | 90.0 |",
+        "| Tabletop-drawer | SMORe | 300,000 of 2048 | seed 3 | 0.750 | 9.000 |  | 1.5 |",
     ):
         assert expected in text, text
     for stage in ("check", "bench", "learn"):
         assert (page.parent / f"gpu_{stage}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_other_sizes_have_a_panel_of_their_own(load, tmp_path):
+    card_rows(load, tmp_path)
+    lines = ["task,method,setting,seed,metric,value,steps"]
+    lines += [f"FetchPush,SMORe,expert=0.1{more},0,success_last,0.5,1000" for more in ("", ";steps=1000")]
+    content = "\n".join(lines).encode()
+    with tarfile.open(tmp_path / "learn.tar.gz", "w:gz") as archive:
+        entry = tarfile.TarInfo("curves.csv")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    gpu_report = load("gpu_report")
+    figure = gpu_report._draw_learn(gpu_report.Results(tmp_path))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["FetchPush, SMORe, expert=0.1", "FetchPush, SMORe, expert=0.1;steps=1000"]
 
 
 def test_a_dry_run_has_no_place_in_the_docs_and_cards_are_not_mixed(load, tmp_path, capsys):
@@ -559,13 +727,14 @@ def test_finished_runs_come_back_from_a_pack_and_unfinished_ones_begin_anew(load
         (folder / name / "run" / "x").mkdir(parents=True)
         (folder / name / "run" / "x" / "config.yaml").write_text("steps: 1")
     (folder / "done" / "result.json").write_text("{}")
+    (folder / "done" / "seconds.txt").write_text("60.0")
     (folder / "results.csv").write_text("a")
     out.mkdir()
     other.parent.mkdir()
     gpu.pack_learning(out, folder)
     gpu.unpack_learning(out, other)
     assert sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()) == [
-        *("done/result.json", "done/run/x/config.yaml", "results.csv")
+        *("done/result.json", "done/run/x/config.yaml", "done/seconds.txt", "results.csv")
     ]
     # what is there is newer than the pack
     (other / "results.csv").write_text("b")
