@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.mixing import _rounded, mix, split_by_behaviour
+from torchrl_smore.data.mixing import _rounded, hold_out, mix, split_by_behaviour
 from torchrl_smore.data.trajectories import TrajectoryStore
 
 
@@ -33,6 +33,27 @@ def test_the_first_trajectories_of_each_store_follow_one_another(make_episodes, 
     mixed = mix([expert, random], [2, 3])
     episodes = make_episodes([2, 3, 4, 5], seed=1)[:2] + make_episodes([6, 2, 3, 2, 4, 2], seed=2)[:3]
     assert_equal(mixed, TrajectoryStore.from_episodes(episodes))
+
+
+def test_a_share_is_held_out_at_random_and_nothing_is_in_both_parts(make_store):
+    store = make_store([2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
+    rest, held_out = hold_out(store, 0.3, seed=1)
+    # a length is that of one trajectory alone
+    assert len(lengths(held_out)) == 3
+    assert sorted(lengths(rest) + lengths(held_out)) == list(range(2, 12))
+    assert lengths(rest) == sorted(lengths(rest))
+    assert lengths(held_out) == sorted(lengths(held_out))
+    first = lengths(rest).index(lengths(rest)[0])
+    number = lengths(store).index(lengths(rest)[first])
+    assert_equal(rest.select_trajectories([first]), store.select_trajectories([number]))
+    assert_equal(hold_out(store, 0.3, seed=1)[1], held_out)
+    assert len({tuple(lengths(hold_out(store, 0.3, seed=seed)[1])) for seed in range(8)}) > 4
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.0, "got 0"), (1.0, "got 1"), (0.04, "are 0"), (0.96, "are 10")])
+def test_a_share_that_leaves_a_part_empty_is_refused(make_store, share, said):
+    with pytest.raises(ValueError, match=f"share.*{said}"):
+        hold_out(make_store([2] * 10), share)
 
 
 def test_the_composition_says_what_came_from_where(expert, random):

@@ -7,7 +7,7 @@
 from torchrl_smore.data import readers, writers
 from torchrl_smore.data.anchors import ANCHOR_RULES, anchor_weights, check_anchor_rule
 from torchrl_smore.data.errors import DatasetError
-from torchrl_smore.data.mixing import mix, split_by_behaviour
+from torchrl_smore.data.mixing import hold_out, mix, split_by_behaviour
 from torchrl_smore.data.packed import GoalBatchSampler
 from torchrl_smore.data.pixels import PixelBatchSampler
 from torchrl_smore.data.samplers import GoalTransition, GoalTransitionSampler, stored_goal_reached
@@ -29,6 +29,7 @@ __all__ = [
     "TrajectoryStore",
     "anchor_weights",
     "check_anchor_rule",
+    "hold_out",
     "mix",
     "readers",
     "split_by_behaviour",

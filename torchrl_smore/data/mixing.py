@@ -71,6 +71,32 @@ def mix(
     return _concatenated(parts, meta)
 
 
+def hold_out(store: TrajectoryStore, share: float = 0.1, *, seed: int = 0) -> tuple[TrajectoryStore, TrajectoryStore]:
+    """Splits a store at random, by trajectory: what is trained on, and what is kept to compare policies on.
+
+    Args:
+        store: of K trajectories.
+        share: of the trajectories that are held out, rounded to a whole number; in ``(0, 1)``.
+        seed: of the choice.
+
+    Returns:
+        The trajectories that are left and those held out, each in the order of ``store``.
+
+    Raises:
+        ValueError: if ``share`` is outside its range, or leaves one of the two without a trajectory.
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share must lie in (0, 1), got {share}.")
+    count = round(share * store.num_trajectories)
+    if not 0 < count < store.num_trajectories:
+        raise ValueError(
+            f"share={share} of {store.num_trajectories} trajectories are {count}: one part would be empty."
+        )
+    order = torch.randperm(store.num_trajectories, generator=torch.Generator().manual_seed(seed))
+    held_out, rest = order[:count].sort().values, order[count:].sort().values
+    return store.select_trajectories(rest), store.select_trajectories(held_out)
+
+
 def split_by_behaviour(store: TrajectoryStore) -> dict[str, TrajectoryStore]:
     """Takes a store apart along ``meta["composition"]``, so that its parts can be mixed anew.
 

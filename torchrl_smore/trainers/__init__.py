@@ -21,6 +21,7 @@ from torchrl_smore.trainers.checkpoint import (
 )
 from torchrl_smore.trainers.evaluation import ActorPolicy, Evaluation, Evaluator, mean_interval, mean_metrics
 from torchrl_smore.trainers.fused import FusedUpdate
+from torchrl_smore.trainers.held_out import HeldOut, held_out_distance
 from torchrl_smore.trainers.logging import MetricsFile
 from torchrl_smore.trainers.modes import in_mode
 from torchrl_smore.trainers.offline import DivergedError, EvaluationHook, OfflineTrainer
@@ -40,6 +41,7 @@ __all__ = [
     "EvaluationHook",
     "Evaluator",
     "FusedUpdate",
+    "HeldOut",
     "KeepBest",
     "LockedError",
     "MetricsFile",
@@ -51,6 +53,7 @@ __all__ = [
     "UpdateStep",
     "adam",
     "clear_leftovers",
+    "held_out_distance",
     "in_mode",
     "latest_checkpoint",
     "load_checkpoint",

@@ -301,10 +301,27 @@ def mean_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000
     Returns:
         Lower and upper end, in the unit of ``values``.
     """
+    return bootstrap_interval(values, np.mean, level, resamples)
+
+
+def bootstrap_interval(
+    values: np.ndarray, statistic: Callable[..., np.ndarray], level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic, as :func:`mean_interval` is of the mean.
+
+    Args:
+        values: shape ``[n]``, n at least 1.
+        statistic: ``statistic(rows, axis=1)`` of resamples ``[k, n]`` is ``[k]``, such as ``numpy.median``.
+        level: of the interval, in ``(0, 1)``.
+        resamples: how many are drawn.
+
+    Returns:
+        Lower and upper end.
+    """
     rng = np.random.default_rng(0)
     # some at a time: all of 100,000 episodes at once would be 3 GB
     rows = max(1, _DRAWN_AT_ONCE // len(values))
     drawn = (rng.integers(0, len(values), (min(rows, resamples - i), len(values))) for i in range(0, resamples, rows))
-    means = np.concatenate([values[chosen].mean(1) for chosen in drawn])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    found = np.concatenate([statistic(values[chosen], axis=1) for chosen in drawn])
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
