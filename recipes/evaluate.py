@@ -126,16 +126,21 @@ def run_and_write(
 
 
 def check_replaces(out: Path, config: Config, groups: Sequence[Sequence[TrainedPolicy]]) -> None:
-    """Refuses to replace an evaluation of another run or checkpoint, or against another."""
+    """Refuses to replace an evaluation of another run, seed or checkpoint, or against another."""
     file = out / "evaluation.json"
     if not file.exists():
         return
     names = [name for name in (config.run, config.versus) if name is not None]
-    own = [(name, sorted({policy.record.step for policy in group})) for name, group in zip(names, groups)]
+    own = [
+        (name, sorted((policy.record.seed, policy.record.step) for policy in group))
+        for name, group in zip(names, groups)
+    ]
     try:
         held = json.loads(file.read_text())
         parts = [held, held["versus"]] if "versus" in held else [held]
-        found = [(str(part["run"]), sorted({int(run["step"]) for run in part["runs"]})) for part in parts]
+        found = [
+            (str(part["run"]), sorted((int(run["seed"]), int(run["step"])) for run in part["runs"])) for part in parts
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileExistsError(
             f"{file} is not of an evaluation, and is not replaced: give out= another folder."
@@ -145,15 +150,19 @@ def check_replaces(out: Path, config: Config, groups: Sequence[Sequence[TrainedP
         [(config.out is None and i == 0) or Path(name).resolve() for i, (name, _) in enumerate(each)]
         for each in (found, own)
     ]
-    if places[0] != places[1] or [steps for _, steps in found] != [steps for _, steps in own]:
+    if places[0] != places[1] or [runs for _, runs in found] != [runs for _, runs in own]:
         raise FileExistsError(
             f"{file} is of {_said(found)}, and this would be of {_said(own)}: out=FOLDER writes to another folder and "
             "keeps both."
         )
 
 
-def _said(runs: Sequence[tuple[str, Sequence[int]]]) -> str:
-    return " against ".join(f"{name} at {', '.join(f'{step:,}' for step in steps)} updates" for name, steps in runs)
+def _said(groups: Sequence[tuple[str, Sequence[tuple[int, int]]]]) -> str:
+    return " against ".join(
+        f"{name} (seed {', '.join(str(seed) for seed, _ in runs)}) at "
+        f"{', '.join(f'{step:,}' for step in sorted({step for _, step in runs}))} updates"
+        for name, runs in groups
+    )
 
 
 def remove_earlier(out: Path) -> None:

@@ -310,6 +310,7 @@ def test_a_task_of_ones_own_is_known_by_the_files_that_define_it(tmp_path, monke
         "import gymnasium\n"
         "from torchrl_smore.envs._robotics import make_robotics_env\n"
         "class Base(gymnasium.Wrapper):\n"
+        "    metadata = {'render_modes': []}\n"  # before 1.4 gymnasium takes a wrapper's property for it
         "    def __init__(self):\n"
         "        super().__init__(make_robotics_env('FetchReach-v4'))\n"
     )

@@ -279,8 +279,8 @@ def test_an_evaluation_against_another_run_of_the_same_name_does_not_take_the_pl
     before = file.read_bytes()
     done = recipe("evaluate.py", *options, f"versus={tmp_path / 'b' / 'x'}", cwd=cwd)
     assert (done.status, len(done.stderr.splitlines()), file.read_bytes()) == (2, 1, before)
-    for text in (f"against {tmp_path}/a/x at 4 updates, and", f"against {tmp_path}/b/x at 4 updates: out=FOLDER"):
-        assert text in done.stderr
+    for name, then in (("a", ", and"), ("b", ": out=FOLDER")):
+        assert f"against {tmp_path}/{name}/x (seed 0) at 4 updates{then}" in done.stderr
     # a checkpoint of the other run is told from its newest by the folder, and the same again replaces what was there
     earlier = f"versus={tmp_path / 'a' / 'x' / 'checkpoint' / 'step_000000002'}"
     for _ in range(2):
@@ -306,15 +306,18 @@ def test_the_place_of_an_evaluation_of_another_run_or_step_is_not_taken(import_r
     config = evaluate.Config(run=str(run), out=str(tmp_path))
     groups = [[load_policy(run, seed=0)]]
 
-    def check(name, step, **more):
-        held = {"run": name, "runs": [{"step": step}], **more}
+    def check(name, step, seed=0, **more):
+        held = {"run": name, "runs": [{"seed": seed, "step": step}], **more}
         (tmp_path / "evaluation.json").write_text(json.dumps(held))
         evaluate.check_replaces(tmp_path, config, groups)
 
     check(f"{run}/", 4)  # the same in other words
-    other = {"run": "other", "runs": [{"step": 4}]}
-    for name, step, more in (("elsewhere", 4, {}), (str(run), 2, {}), (str(run), 4, {"versus": other})):
-        with pytest.raises(FileExistsError, match=f"is of {name} at {step} updates"):
+    other = {"run": "other", "runs": [{"seed": 0, "step": 4}]}
+    for name, step, more in (
+        *(("elsewhere", 4, {}), (str(run), 2, {}), (str(run), 4, {"versus": other})),
+        (str(run), 4, {"seed": 1}),
+    ):
+        with pytest.raises(FileExistsError, match=rf"is of {name} \(seed {more.get('seed', 0)}\) at {step} updates"):
             check(name, step, **more)
     # below the run itself the name of a run that was moved does not matter
     config.out = None
