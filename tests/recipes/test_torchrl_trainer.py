@@ -37,12 +37,16 @@ def test_a_documented_command_trains(recipe, tmp_path, command):
         "desired_goal": np.zeros(3),
         "reward": np.zeros(10),
     }
-    (own,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    own, schedule = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "own.yaml").write_text(own)
     (folder,) = re.findall(r"path: (\S+?)}", own)
     for path in (folder, "FOLDER"):
         TrajectoryStore.from_episodes([episode] * 2, {"task": "FetchReach"}).save(tmp_path / path)
-    short = SHORT["own" if "own" in command else "smore"]
+    short = [*SHORT["own" if "own" in command else "smore"]]
+    if "loss" in command:
+        # what the page says of a schedule, as an override
+        (found,) = re.findall(r"scheduler: (\{.*\})", schedule)
+        short.append(f"+trainer.scheduler={found}".replace('"', ""))
     done = recipe("torchrl_trainer.py", *shlex.split(command), *short, cwd=tmp_path)
     assert done.status == 0, done.stderr
     (written,) = (tmp_path / "runs").rglob("config.yaml")
