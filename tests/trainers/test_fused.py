@@ -579,6 +579,19 @@ def test_networks_of_other_options_are_refused(data, options, said):
         StackedLosses(losses)
 
 
+def test_what_a_loss_has_worked_out_or_who_updates_its_targets_is_no_difference(data):
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        networks = make_networks(*SPECS, hidden=(8,))
+        qvalue = ValueOperator(ConcatMLP(5, 1, (8,)), in_keys=["observation", "action"])
+        value = ValueOperator(ConcatMLP(3, 1, (8,)), in_keys=["observation"])
+        losses.append(IQLLoss(networks.actor, qvalue, value, deactivate_vmap=True))
+    assert losses[0].in_keys
+    SoftUpdate(losses[0], tau=0.05)
+    StackedLosses(losses)
+
+
 def test_coefficients_are_those_of_each_loss(make_loss, data):
     losses = [make_loss(0), make_loss(1, expectile=0.2, temperature=0.5)]
     update = FusedUpdate(losses, GoalBatchSampler(data, 16), seeds=(0, 1), tau=0.05)

@@ -24,7 +24,9 @@ _ALIGNMENT = 16
 #: Types whose objects are compared as they are.
 _VALUES = (bool, int, float, complex, str, bytes, type(None), type, Enum, range, torch.dtype, torch.device, TensorSpec)
 #: What every module has: parameters, buffers, hooks, mode.
-_OF_MODULES = set(vars(nn.Module())) | {"_cache", "_param_maps"}
+_OF_MODULES = set(vars(nn.Module()))
+#: What a loss module works out when it is first asked for, and who looks after its targets.
+_OF_LOSSES = {"_cache", "_param_maps", "_in_keys", "_out_keys", "_vmap_randomness", "_has_update_associated"}
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ def _attributes(part: Any) -> dict[str, Any]:
     """Attributes of a dataclass, or of a module with its submodules and without what PyTorch keeps there."""
     if not isinstance(part, nn.Module):
         return {field.name: getattr(part, field.name) for field in fields(part)}
-    kept = {name: value for name, value in vars(part).items() if name not in _OF_MODULES}
+    left_out = _OF_MODULES | _OF_LOSSES if isinstance(part, LossModule) else _OF_MODULES
+    kept = {name: value for name, value in vars(part).items() if name not in left_out}
     return {**kept, **part._modules}
 
 
