@@ -364,7 +364,8 @@ def make_jobs(
         pictures = get_task(cell.task).make_painter is not None
         checking = (cell.method, cell.options, own_data, of_task, pictures)
         if checking not in checked:
-            check(run_config, elsewhere=config.address is not None)
+            # who only looks at what is done need not have the device that runs have
+            check(run_config, elsewhere=config.address is not None or config.status)
             checked.add(checking)
         dataset = {} if own_data is not None else _collected(own, cell, run_config)
         options = dataclasses.asdict(run_config)

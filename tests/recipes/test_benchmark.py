@@ -540,6 +540,8 @@ def test_runs_on_a_cluster_have_their_device_there(import_recipe, monkeypatch, t
     *_, (stage,) = planning.read_plan(planning.Config(**asked, address="host:6379"))
     # all seeds of a cell in one run, as on any GPU
     assert [(job.options["device"], job.seeds) for job in stage.jobs] == [("cuda", (0, 1))]
+    # nor need they be where one only looks at what is done
+    assert planning.read_plan(planning.Config(**asked, status=True))[-1][0].jobs[0].options["device"] == "cuda"
     with pytest.raises(RuntimeError, match="device=cuda was asked for, but this PyTorch"):
         planning.read_plan(planning.Config(**asked))
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
