@@ -160,8 +160,9 @@ def learn_section(results: Results) -> str:
             numbers = ["" if number is None else f"{number:.3f}" for number in found]
             seeds = values["seeds"] if "seed" not in row["params"] else f"seed {row['params']['seed']}"
             what = [values["task"], values["method"], f"{values['steps']:,} of {values['batch_size']}", seeds]
-            # a row's own seconds are those of the last call, which may have found the run finished
-            cells.append([*what, *numbers, f"{values['training_seconds'] / 60:.1f}"])
+            # a row's own seconds are those of the last call, which may have found the run finished; rows had no others
+            seconds = values.get("training_seconds", row["seconds"])
+            cells.append([*what, *numbers, f"{seconds / 60:.1f}"])
     header = ["task", "method", "updates", "seeds", "success", "discounted return 0.98", "final distance", "minutes"]
     command = "python recipes/report.py results=FOLDER/learn/results.csv curves=FOLDER/learn/curves.csv"
     told = f"Means over seeds; tables and tests of these results: `{command}`."

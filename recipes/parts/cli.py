@@ -256,17 +256,19 @@ def resumed_config(config: Any, *free: str) -> Any:
 
     Raises:
         FileNotFoundError: if that is no run folder.
-        ValueError: if ``config`` has further options, or those of the run cannot be read.
+        ValueError: if ``config`` has further options with other values than the run's, or these cannot be read.
     """
     path = Path(config.resume) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume={config.resume} is no run folder: it has no config.yaml.")
-    given = given_options(config) - {"resume"}
-    others = [field.name for field in dataclasses.fields(config) if field.name in given - {*free}]
+    own = read_config(type(config), path)
+    new = {name: getattr(config, name) for name in given_options(config) - {"resume"}}
+    # the command that began the run may be typed again, with resume= beside it
+    names = [field.name for field in dataclasses.fields(config) if field.name in new.keys() - {*free}]
+    others = [name for name in names if new[name] != getattr(own, name)]
     if others:
         raise ValueError(f"a resumed run keeps its own options; drop {', '.join(others)}.")
-    new = {name: getattr(config, name) for name in given}
-    return dataclasses.replace(read_config(type(config), path), resume=config.resume, **new)
+    return dataclasses.replace(own, resume=config.resume, **new)
 
 
 def _quoted(config: type, argument: str) -> str:

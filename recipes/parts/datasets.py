@@ -249,7 +249,8 @@ def check_experts(task: Task, counts: Mapping[str, int], given: Mapping[str, Any
 
 def note_experts(task: Task, num_trajectories: int, expert_fraction: float | None) -> None:
     """Says so where a share of experts that was asked for is less than one of them."""
-    if expert_fraction != 0.0 and not task.composition(num_trajectories, expert_fraction)["expert_episodes"]:
+    asked = task.expert_episodes != 0 if expert_fraction is None else expert_fraction > 0.0
+    if asked and not task.composition(num_trajectories, expert_fraction)["expert_episodes"]:
         log.warning("no trajectory is an expert's: their share of num_trajectories=%d rounds to 0", num_trajectories)
 
 

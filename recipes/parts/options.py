@@ -290,9 +290,11 @@ def check_given(config: Config) -> None:
 
 def _check_idle(config: Config, resolved: Config, given: set[str]) -> None:
     """Refuses options of goals, anchors and inputs that others leave without use."""
+    # pictures have hindsight goals whatever a method has by default
+    no_hindsight = resolved.her_ratio == 0.0 and not (config.pixels and config.her_ratio is None)
     cases = (
         (resolved.anchors == "uniform", ("anchor_share",), "anchors=uniform"),
-        (resolved.her_ratio == 0.0, ("goals", "actor_goals", "goal_gamma"), "her_ratio=0, which keeps stored goals"),
+        (no_hindsight, ("goals", "actor_goals", "goal_gamma"), "her_ratio=0, which keeps stored goals"),
         (config.pixels > 0, ("normalize", "input_clip"), "pixels=, whose inputs are never standardised"),
         (not config.normalize, ("input_clip",), "normalize=false"),
     )

@@ -110,6 +110,8 @@ def test_a_resumed_run_takes_what_stands_beside_it_also_if_that_is_the_default(i
     assert (own.rollout, own.logger, own.threads, own.seed, own.resume) == (True, None, 3, 3, str(tmp_path))
     with pytest.raises(ValueError, match=r"a resumed run keeps its own options; drop seed\.$"):
         cli.resumed_config(taken(cli, config, f"resume={tmp_path}", "seed=0"), *free)
+    # as when the command that began it is typed again
+    assert cli.resumed_config(taken(cli, config, f"resume={tmp_path}", "seed=3"), *free).seed == 3
     # made in Python, where nothing stands on a command line
     own = cli.resumed_config(config(resume=str(tmp_path), threads=1), *free)
     assert (own.rollout, own.threads) == (False, 1)

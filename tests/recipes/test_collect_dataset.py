@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from torchrl_smore import TrajectoryStore
+from torchrl_smore.envs import get_task
 
 
 def test_a_store_of_the_promised_composition_is_left_and_nothing_else(recipe, tmp_path):
@@ -123,3 +126,12 @@ def test_a_share_that_is_less_than_one_expert_is_said(recipe, tmp_path):
     done = recipe("collect_dataset.py", *options, "expert_fraction=0", "out=none", cwd=tmp_path)
     assert done.status == 0, done.stderr
     assert said not in done.stdout
+
+
+def test_nothing_is_said_of_experts_where_a_task_has_none(import_recipe, caplog):
+    datasets = import_recipe("parts.datasets")
+    task = get_task("PointReach")
+    datasets.note_experts(dataclasses.replace(task, expert_episodes=0), 50, None)
+    assert not caplog.records
+    datasets.note_experts(task, 3, None)
+    assert "rounds to 0" in caplog.text
