@@ -270,7 +270,7 @@ def stated_bounds(actor_network: Any) -> tuple[Tensor, Tensor] | None:
     """Bounds of actions that are no part of an actor's state, ``[A]`` or 0-d each, or ``None``.
 
     They are ``low`` and ``high`` of the arguments of its distribution, as a :class:`torchrl.modules.TanhNormal` has
-    them, else those of the only bounded entry of its spec, if they are finite.
+    them, else those of the entry ``action`` of its spec, if they are finite.
     """
     parts = list(actor_network.modules()) if isinstance(actor_network, nn.Module) else []
     for part in parts:
@@ -279,10 +279,10 @@ def stated_bounds(actor_network: Any) -> tuple[Tensor, Tensor] | None:
             return torch.as_tensor(options["low"]), torch.as_tensor(options["high"])
     for part in parts:
         spec = part.spec if hasattr(type(part), "spec") else None
-        leaves = list(spec.values(True, True)) if isinstance(spec, Composite) else [spec]
-        bounded = [leaf for leaf in leaves if isinstance(leaf, Bounded) and leaf.ndim == 1]
-        if len(bounded) == 1 and all(bound.isfinite().all() for bound in (bounded[0].low, bounded[0].high)):
-            return bounded[0].low, bounded[0].high
+        # by its name: a scale has bounds too
+        leaf = spec.get("action", None) if isinstance(spec, Composite) else None
+        if isinstance(leaf, Bounded) and leaf.ndim == 1 and leaf.low.isfinite().all() and leaf.high.isfinite().all():
+            return leaf.low, leaf.high
     return None
 
 
