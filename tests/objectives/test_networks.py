@@ -9,8 +9,8 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams, TensorDictSequential
 from torch import nn
-from torchrl.data import Bounded, Unbounded
-from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.modules import IndependentNormal, NormalParamExtractor, ProbabilisticActor, SafeModule, TanhNormal
 
 from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.objectives import AWRActorLoss, ExpectileValueLoss, ScoreLoss, SMORELoss
@@ -273,6 +273,16 @@ def bounded_actor(**options):
     return ProbabilisticActor(
         TensorDictSequential(trunk, split), in_keys=["loc", "scale"], out_keys=["action"], **options
     )
+
+
+def test_bounds_of_a_scale_are_not_those_of_actions():
+    parts = Composite(loc=Unbounded((2,)), scale=Bounded(1e-4, 10.0, (2,)))
+    network = nn.Sequential(nn.Linear(3, 4), NormalParamExtractor())
+    head = SafeModule(network, ["observation"], ["loc", "scale"], spec=parts)
+    keys = ["loc", "scale"]
+    actor = ProbabilisticActor(head, keys, distribution_class=TanhNormal, spec=Bounded(-2.0, 3.0, (2,)))
+    low, high = AWRActorLoss(actor)._action_range(torch.zeros(2))
+    assert (low.tolist(), high.tolist()) == ([-2.0] * 2, [3.0] * 2)
 
 
 @pytest.mark.parametrize(

@@ -592,6 +592,45 @@ def test_what_a_loss_has_worked_out_or_who_updates_its_targets_is_no_difference(
     StackedLosses(losses)
 
 
+class Owned(torch.nn.Linear):
+    """Reaches its network through a list, and keeps what it was called with."""
+
+    def forward(self, x):
+        self.last = x.detach()
+        return super().forward(x)
+
+
+def owned(layer):
+    new = Owned(layer.in_features, layer.out_features)
+    new.owner = [torch.nn.Sequential(new)]
+    return new
+
+
+def compiled_layer(layer):
+    layer.compile(backend="eager")
+    return layer
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [torch.nn.utils.parametrizations.weight_norm, torch.compile, compiled_layer, owned],
+    ids=["parametrised", "compiled", "compiled in place", "owned"],
+)
+def test_networks_that_pytorch_changes_one_by_one_are_equal(data, wrapped):
+    losses = []
+    for _ in range(2):
+        networks = make_networks(*SPECS, hidden=(8,))
+        layers = networks.value.module.layers
+        layers[0] = wrapped(layers[0])
+        losses.append(SMORELoss(networks.actor, networks.score, networks.value, delay_score=False))
+    losses[0].value_loss(GoalBatchSampler(data, 4)())
+    StackedLosses(losses)
+
+
+def test_numbers_and_collections_are_compared_by_value(make_loss):
+    StackedLosses([make_loss(0, weight_clip=100), make_loss(1, weight_clip=100.0)])
+
+
 def test_coefficients_are_those_of_each_loss(make_loss, data):
     losses = [make_loss(0), make_loss(1, expectile=0.2, temperature=0.5)]
     update = FusedUpdate(losses, GoalBatchSampler(data, 16), seeds=(0, 1), tau=0.05)

@@ -21,8 +21,9 @@ Flat = dict[str, Tensor]
 
 #: Every parameter starts at a multiple of this many numbers (64 bytes): matrix products want aligned operands.
 _ALIGNMENT = 16
-#: Types whose objects are compared as they are.
-_VALUES = (bool, int, float, complex, str, bytes, type(None), type, Enum, range, torch.dtype, torch.device, TensorSpec)
+#: Types whose objects are compared as they are; numbers are by value, whatever their type.
+_VALUES = (str, bytes, type(None), Enum, range, torch.dtype, torch.device, TensorSpec)
+_NUMBERS = (bool, int, float, complex)
 #: What every module has: parameters, buffers, hooks, mode.
 _OF_MODULES = set(vars(nn.Module()))
 #: What a loss module works out when it is first asked for, and who looks after its targets.
@@ -74,8 +75,9 @@ class StackedLosses:
 
     Raises:
         ValueError: if there is no loss, the structures differ, nothing is trained, a parameter is not float32 or is
-            shared, within a loss or between two, or anything but parameters and buffers of losses and networks differs
-            between losses: an option, or a buffer of another module (a value estimator of TorchRL holds gamma).
+            shared, within a loss or between two, or an option of a loss or network differs between losses (also a
+            number that a network counts in its attributes), or a buffer of another module (a value estimator of TorchRL
+            holds gamma).
     """
 
     def __init__(self, losses: Sequence[LossModule]) -> None:
@@ -213,28 +215,41 @@ def _show(entry: Tensor | None) -> Any:
 
 
 def _check_options(losses: Sequence[LossModule]) -> None:
-    """Refuses losses or networks that differ in anything but tensors: the first is what all are computed by."""
+    """Refuses losses or networks that differ in options: the first is what all are computed by.
+
+    Options are what modules keep beside parameters, buffers, tensors, hooks and mode: numbers, texts, classes, specs,
+    and what collections, dataclasses and submodules hold of these.
+    """
     for k, loss in enumerate(losses[1:], 1):
-        found = _difference(losses[0], loss, "")
+        found = _difference(losses[0], loss, "", set())
         if found is not None:
             path, first, other = found
             raise ValueError(f"{path} of loss {k} is {other!r}, of loss 0 {first!r}; expected them to be equal.")
 
 
-def _difference(first: Any, other: Any, path: str) -> tuple[str, Any, Any] | None:
-    """Where two objects first differ, and what is there; what has no value to compare by passes."""
-    if first is other:
+def _difference(first: Any, other: Any, path: str, seen: set[tuple[int, int]]) -> tuple[str, Any, Any] | None:
+    """Where two objects first differ, and what is there; what has no value to compare by passes.
+
+    Pairs that were ``seen`` are passed over: a part may lead back to the whole.
+    """
+    if first is other or (id(first), id(other)) in seen:
         return None
-    if type(first) is not type(other):
-        return path, first, other
-    if isinstance(first, _VALUES):
+    if isinstance(first, _NUMBERS) and isinstance(other, _NUMBERS):
         # NaN is equal to itself here
         return None if first == other or (first != first and other != other) else (path, first, other)
+    if _kind(first) != _kind(other):
+        return path, first, other
+    if isinstance(first, _VALUES):
+        return None if first == other else (path, first, other)
+    if isinstance(first, type):
+        same_name = (first.__module__, first.__qualname__) == (other.__module__, other.__qualname__)
+        return None if same_name else (path, first, other)
     if isinstance(first, Tensor):
         same = first.shape == other.shape and first.device == other.device and torch.equal(first, other)
         return None if same else (path, first.tolist(), other.tolist())
     if isinstance(first, TensorDictParams):
         return None
+    seen.add((id(first), id(other)))
     if isinstance(first, (list, tuple)):
         if len(first) != len(other):
             return path, first, other
@@ -251,18 +266,29 @@ def _difference(first: Any, other: Any, path: str) -> tuple[str, Any, Any] | Non
     else:
         return None
     for name, pair in parts.items():
-        found = _difference(*pair, f"{path}.{name}" if path else str(name))
+        found = _difference(*pair, f"{path}.{name}" if path else str(name), seen)
         if found is not None:
             return found
     return None
 
 
+def _kind(value: Any) -> tuple[str, str]:
+    """Class by name, of which PyTorch's parametrisations make one for each module; a list is as good as a tuple."""
+    kind = tuple if isinstance(value, list) else type(value)
+    return kind.__module__, kind.__qualname__
+
+
 def _attributes(part: Any) -> dict[str, Any]:
-    """Attributes of a dataclass, or of a module with its submodules and without what PyTorch keeps there."""
+    """Attributes of a dataclass, or of a module with its submodules and without what is no option of it."""
     if not isinstance(part, nn.Module):
         return {field.name: getattr(part, field.name) for field in fields(part)}
     left_out = _OF_MODULES | _OF_LOSSES if isinstance(part, LossModule) else _OF_MODULES
-    kept = {name: value for name, value in vars(part).items() if name not in left_out}
+    kept = {
+        name: value
+        for name, value in vars(part).items()
+        # a tensor is what a call has left; torch.compile gives each module a number
+        if name not in left_out and not isinstance(value, Tensor) and not name.startswith("_torchdynamo")
+    }
     return {**kept, **part._modules}
 
 
