@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from torchrl_smore.functional import goals
 from torchrl_smore.functional.goals import (
     NUM_UNIFORMS,
     STRATEGIES,
@@ -302,7 +303,7 @@ def test_weights_that_cannot_be_drawn_from_are_refused(weights, message):
         cumulative_weights(torch.tensor(weights, dtype=torch.float64))
 
 
-def test_the_first_row_away_is_that_of_a_search_row_by_row():
+def test_the_first_row_away_is_that_of_a_search_row_by_row(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     lengths = [1, 7, 30, 2]
     stop = torch.repeat_interleave(torch.tensor(lengths).cumsum(0), torch.tensor(lengths))
@@ -313,6 +314,8 @@ def test_the_first_row_away_is_that_of_a_search_row_by_row():
     ]
     assert first_row_away(goal, stop, 1.5).tolist() == expected
     assert first_row_away(goal.reshape(-1, 2, 1), stop, 1.5).tolist() == expected
+    monkeypatch.setattr(goals, "_AT_A_TIME", 7)  # three rows
+    assert first_row_away(goal, stop, 1.5).tolist() == expected
     with pytest.raises(ValueError, match="distance must not be negative, got nan"):
         first_row_away(goal, stop, math.nan)
 

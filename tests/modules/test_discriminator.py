@@ -47,3 +47,7 @@ def test_goal_statistics_standardise_both_inputs(options, bound):
     a, g = 9.0 * torch.randn(2, 3), torch.randn(2, 3)
     expected = network.module.network(*(((x - mean) / std).clamp(-bound, bound) for x in (a, g)))
     torch.testing.assert_close(network(achieved_goal=a, desired_goal=g), expected)
+
+
+def test_statistics_of_other_entries_are_not_looked_at():
+    assert isinstance(make_discriminator(SPEC, hidden=(4,), statistics={"actions seen": 3}).module, TanhMLP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -271,10 +272,13 @@ def test_bounds_that_are_no_box_are_refused(low, high):
         ({"observation": (torch.zeros(3), torch.tensor([1.0, 0.0, 1.0]))}, "positive deviations"),
         ({"observation": (torch.zeros(3), torch.tensor([1.0, math.nan, 1.0]))}, "finite"),
         ({"desired_goal": (torch.zeros(1), torch.ones(1))}, r"shape \[2\] each, got mean \[1\]"),
-        ({"desired_goal": torch.zeros(2)}, "of 'desired_goal' must be a mean and a deviation, got tensor"),
+        ({"desired_goal": torch.zeros(3)}, "of 'desired_goal' must be a mean and a deviation, got tensor"),
+        ({"desired_goal": torch.zeros(2)}, r"shape \[2\] each, got mean \[\]"),
+        ({"desired_goal": 3.0}, "must be a mean and a deviation, got 3.0"),
+        ({"desired_goal": {"mean": [0.0] * 2, "std": [1.0] * 2}}, "must be a mean and a deviation, got {"),
         ({"desired_goal": [[0.0, 0.0]]}, "must be a mean and a deviation"),
     ],
-    ids=["key", "zero", "nan", "width", "no pair", "one alone"],
+    ids=["key", "zero", "nan", "width", "no pair", "two numbers", "one number", "by name", "one alone"],
 )
 def test_statistics_that_do_not_fit_are_refused(statistics, message):
     with pytest.raises(ValueError, match=message):
@@ -282,7 +286,14 @@ def test_statistics_that_do_not_fit_are_refused(statistics, message):
 
 
 @pytest.mark.parametrize(
-    "pair", [[[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]], tuple(torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]]).double())]
+    "pair",
+    [
+        [[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]],
+        tuple(torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]]).double()),
+        torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]]),
+        np.array([[0.0, 1.0, 2.0], [1.0, 2.0, 4.0]]),
+    ],
+    ids=["lists", "tensors of float64", "one tensor", "one array"],
 )
 def test_statistics_of_a_file_or_of_another_dtype_become_float32(pair):
     networks = make_networks(*SPECS, hidden=(6,), statistics={"desired_goal": pair})

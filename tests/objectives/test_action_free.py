@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -133,6 +135,16 @@ class PicturedActor(nn.Module):
 
     def forward(self, observation, goal):
         return self.actor(observation, goal.float().flatten(-3)[..., :2])
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 2)], ids=str)
+def test_a_ratio_by_keyword_that_is_not_one_number_for_each_row_is_refused(shape):
+    loss = ActionFreeSMORELoss(make_networks(*goal_specs(3, 2, 1), hidden=(4,)).value, constraint="corrected")
+    given = {"observation": torch.zeros(5, 3), "desired_goal": torch.zeros(5, 2), "next_observation": torch.zeros(5, 3)}
+    given |= {"mixture_ratio": torch.ones(shape)}
+    given |= {f"q_{name}": entry for name, entry in given.items()}
+    with pytest.raises(ValueError, match=rf"expects 'mixture_ratio' of shape \[\*B, 1\], got {re.escape(str([*shape]))}"):
+        loss(**given)
 
 
 @pytest.mark.parametrize("batch_size", [(5,), (2, 3)], ids=str)

@@ -15,6 +15,7 @@ from torchrl.modules import IndependentNormal, NormalParamExtractor, Probabilist
 from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.objectives import AWRActorLoss, ExpectileValueLoss, ScoreLoss, SMORELoss
 from torchrl_smore.objectives._networks import action_bounds, lent, members, output_of
+from torchrl_smore.trainers.evaluation import action_range_of
 
 
 class Scaled(nn.Module):
@@ -267,11 +268,11 @@ def test_members_made_of_pytorchs_layers_are_drawn_over_the_range_of_the_one_giv
     assert not torch.equal(weight[0], weight[1])
 
 
-def bounded_actor(**options):
+def bounded_actor(name="action", **options):
     trunk = TensorDictModule(nn.Linear(3, 4), ["observation"], ["both"])
     split = TensorDictModule(lambda both: (both[..., :2], both[..., 2:].exp()), ["both"], ["loc", "scale"])
     return ProbabilisticActor(
-        TensorDictSequential(trunk, split), in_keys=["loc", "scale"], out_keys=["action"], **options
+        TensorDictSequential(trunk, split), in_keys=["loc", "scale"], out_keys=[name], **options
     )
 
 
@@ -283,6 +284,25 @@ def test_bounds_of_a_scale_are_not_those_of_actions():
     actor = ProbabilisticActor(head, keys, distribution_class=TanhNormal, spec=Bounded(-2.0, 3.0, (2,)))
     low, high = AWRActorLoss(actor)._action_range(torch.zeros(2))
     assert (low.tolist(), high.tolist()) == ([-2.0] * 2, [3.0] * 2)
+
+
+def test_bounds_of_a_spec_are_those_of_the_key_that_the_loss_reads_as_its_action():
+    loss = AWRActorLoss(bounded_actor(distribution_class=TanhNormal, spec=Bounded(-2.0, 3.0, (2,)), name="moved"))
+    assert loss._action_range(torch.zeros(2)) == (-1.0, 1.0)
+    loss.set_keys(action="moved")
+    assert [bound.tolist() for bound in loss._action_range(torch.zeros(2))] == [[-2.0] * 2, [3.0] * 2]
+    assert action_range_of(loss) == ([-2.0] * 2, [3.0] * 2)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["made there", "moved there"])
+def test_bounds_that_an_actor_states_are_where_the_loss_is(moved):
+    actor = bounded_actor(distribution_class=TanhNormal, distribution_kwargs={"low": -2.0, "high": 3.0})
+    # another dtype is as much of a copy as another device is
+    loss = AWRActorLoss(actor).double() if moved else AWRActorLoss(actor.double())
+    with torch.profiler.profile() as recorded:
+        loss._action_range(torch.zeros(2, dtype=torch.float64))
+    assert not [event.key for event in recorded.key_averages() if "copy" in event.key]
+    assert not [name for name in loss.state_dict() if name.endswith("_action")]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from torchrl_smore.trainers import (
     save_checkpoint,
     set_rng_state,
 )
+from torchrl_smore.trainers.checkpoint import check_fits
 
 STATE = {"step": 3, "nested": {"weight": torch.arange(4.0), "list": [1, None, "text", 2.5]}}
 
@@ -242,6 +243,18 @@ def test_damage_is_refused_and_named(tmp_path, damage, message):
     damage(path)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(path)
+
+
+def test_one_number_may_have_another_precision_and_nothing_else_may():
+    check_fits({"temperature": torch.tensor(3.0)}, {"temperature": torch.tensor(3.0).double()}, "loss")
+    for saved, own in [
+        (torch.tensor(3), torch.tensor(3.0)),
+        (torch.zeros(1), torch.zeros(1).double()),
+        (torch.zeros(()), torch.zeros(1)),
+        (3.0, torch.tensor(3.0)),
+    ]:
+        with pytest.raises(CheckpointError, match=r"loss\.temperature is"):
+            check_fits({"temperature": saved}, {"temperature": own}, "loss")
 
 
 def test_another_task_is_refused_with_both_names(tmp_path):

@@ -21,6 +21,8 @@ from torchrl_smore._errors import unknown_name
 
 #: Uniform numbers that :func:`goal_transition_rows` uses per sampled row.
 NUM_UNIFORMS = 8
+#: Numbers of goals that are compared at a time.
+_AT_A_TIME = 2**22
 #: A relabelling strategy by name, or shares of several, which add up to 1.
 Strategy = str | Mapping[str, float]
 
@@ -100,9 +102,6 @@ def first_row_away(achieved_goal: Tensor, stop: Tensor, distance: float) -> Tens
     if not distance >= 0.0:
         raise ValueError(f"distance must not be negative, got {distance}.")
     goal = achieved_goal.unsqueeze(-1).flatten(1)
-    if not goal.is_floating_point():
-        # differences and squares of small integer types wrap around
-        goal = goal.double()
     first = stop.clone()
     rows = torch.arange(stop.shape[0], device=stop.device)
     offset = 0
@@ -110,10 +109,23 @@ def first_row_away(achieved_goal: Tensor, stop: Tensor, distance: float) -> Tens
     while rows.numel() > 0:
         offset += 1
         rows = rows[rows + offset < stop[rows]]
-        away = (goal[rows + offset] - goal[rows]).square().sum(-1) > distance * distance
+        away = _far_apart(goal, rows, offset, distance)
         first[rows[away]] = rows[away] + offset
         rows = rows[~away]
     return first
+
+
+def _far_apart(goal: Tensor, rows: Tensor, offset: int, distance: float) -> Tensor:
+    """Whether ``goal[rows + offset]`` lies away from ``goal[rows]``, ``[N, D]``; bool, shape of ``rows``."""
+    parts = []
+    # few at a time: goals may be pictures, and what is computed with has up to 16 times their size
+    for part in rows.split(max(1, _AT_A_TIME // max(1, goal.shape[1]))):
+        here, there = goal[part], goal[part + offset]
+        if not goal.is_floating_point():
+            # differences and squares of small integer types wrap around
+            here, there = here.double(), there.double()
+        parts.append((there - here).square().sum(-1) > distance * distance)
+    return torch.cat(parts)
 
 
 def future_goal_row(index: Tensor, stop: Tensor, uniform: Tensor) -> Tensor:

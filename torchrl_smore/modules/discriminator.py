@@ -70,7 +70,8 @@ def make_discriminator(
     Args:
         observation_spec: has ``desired_goal`` ``[G]``.
         hidden: widths of the hidden layers.
-        statistics: mean and standard deviation by key, ``[G]`` each; those of ``desired_goal`` standardise both inputs.
+        statistics: mean and standard deviation by key, ``[G]`` each; those of ``desired_goal`` standardise both inputs,
+            others are not looked at.
         clip: bound of standardised inputs, see :class:`~torchrl_smore.modules.Standardize`.
         precision: of the hidden layers.
 
@@ -82,7 +83,7 @@ def make_discriminator(
     """
     goal_dim = observation_spec["desired_goal"].shape[-1]
     network: nn.Module = TanhMLP(2 * goal_dim, 1, hidden, precision=precision)
-    scale = as_statistics(statistics or {}).get("desired_goal")
-    if scale is not None:
-        network = Standardize(network, [scale, scale], clip)
+    scale = as_statistics({key: pair for key, pair in (statistics or {}).items() if key == "desired_goal"})
+    if scale:
+        network = Standardize(network, [scale["desired_goal"]] * 2, clip)
     return TensorDictModule(network, ["achieved_goal", "desired_goal"], ["logit"])

@@ -421,17 +421,18 @@ def _action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor] | None:
 
 
 def as_statistics(statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Statistics as float32 tensors, whose dtype networks share.
+    """Statistics, a pair for each key or an array ``[2, D]``, as float32 tensors, whose dtype networks share.
 
     Raises:
         ValueError: for another entry than a mean and a deviation.
     """
     found = {}
     for key, pair in statistics.items():
-        if not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(f"statistics of {key!r} must be a mean and a deviation, got {pair!r}.")
-        mean, std = (torch.as_tensor(each, dtype=torch.float32) for each in pair)
-        found[key] = (mean, std)
+        try:
+            mean, std = () if isinstance(pair, (str, Mapping)) else pair
+        except (TypeError, ValueError):
+            raise ValueError(f"statistics of {key!r} must be a mean and a deviation, got {pair!r}.") from None
+        found[key] = (torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32))
     return found
 
 

@@ -61,7 +61,8 @@ class Networks(LossModule):
     asks_actor_elsewhere: bool = False
     encoder_network_params: TensorDictParams
     target_encoder_network_params: TensorDictParams
-    _stated_bounds: tuple[Tensor, Tensor] | None = None
+    _lowest_action: Tensor | None
+    _highest_action: Tensor | None
     expectile: Tensor
     temperature: Tensor
     weight_clip: float
@@ -98,8 +99,6 @@ class Networks(LossModule):
         elif size is not None and size > 1:
             _check_apart(name, [network])
             network = _redrawn(network, size)
-        if name == "actor_network":
-            self._stated_bounds = stated_bounds(network)
         self.convert_to_functional(network, name, None if size == 1 else size, create_target_params=delay)
 
     def _for_actor(self, inputs: TensorDictBase) -> TensorDictBase:
@@ -148,8 +147,16 @@ class Networks(LossModule):
 
     def _action_range(self, like: Tensor) -> tuple[Any, Any]:
         """Smallest and largest action as actions are, those that the actor tells, ``[A]`` or 0-d each, or -1 and 1."""
-        bounds = _own_bounds(self.actor_network, self.actor_network_params) or self._stated_bounds
-        return (-1.0, 1.0) if bounds is None else (bounds[0].to(like), bounds[1].to(like))
+        bounds = _own_bounds(self.actor_network, self.actor_network_params)
+        low, high = (self._lowest_action, self._highest_action) if bounds is None else bounds
+        return (-1.0, 1.0) if low is None or high is None else (low.to(like), high.to(like))
+
+    def _keep_stated_bounds(self) -> None:
+        """Keeps what an actor states of its actions as buffers, which go where the loss goes; no part of its state."""
+        actor = getattr(self, "actor_network", None)
+        bounds = None if actor is None else stated_bounds(actor, self.tensor_keys.action)
+        for name, bound in zip(("_lowest_action", "_highest_action"), bounds or (None, None)):
+            self.register_buffer(name, None if bound is None else bound.clone(), persistent=False)
 
     def _make_vmap(self) -> None:
         """What TorchRL asks for after a change of ``vmap_randomness``, which is found out before it is traced."""
@@ -251,7 +258,9 @@ def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
     return own
 
 
-def action_bounds(actor_network: nn.Module, params: TensorDictBase) -> tuple[Tensor, Tensor] | None:
+def action_bounds(
+    actor_network: nn.Module, params: TensorDictBase, action: NestedKey = "action"
+) -> tuple[Tensor, Tensor] | None:
     """Smallest and largest action, ``[A]`` or 0-d each.
 
     They are ``low`` and ``high`` of the part of an actor whose class has both, else :func:`stated_bounds`.
@@ -259,18 +268,19 @@ def action_bounds(actor_network: nn.Module, params: TensorDictBase) -> tuple[Ten
     Args:
         actor_network: of a loss, made functional.
         params: its parameters and buffers; where the bounds are buffers, the network alone does not have them.
+        action: where it writes actions.
 
     Returns:
         Both, or ``None`` for an actor that tells no bounds.
     """
-    return _own_bounds(actor_network, params) or stated_bounds(actor_network)
+    return _own_bounds(actor_network, params) or stated_bounds(actor_network, action)
 
 
-def stated_bounds(actor_network: Any) -> tuple[Tensor, Tensor] | None:
+def stated_bounds(actor_network: Any, action: NestedKey) -> tuple[Tensor, Tensor] | None:
     """Bounds of actions that are no part of an actor's state, ``[A]`` or 0-d each, or ``None``.
 
     They are ``low`` and ``high`` of the arguments of its distribution, as a :class:`torchrl.modules.TanhNormal` has
-    them, else those of the entry ``action`` of its spec, if they are finite.
+    them, else those of the entry for the key ``action`` of its spec, if finite.
     """
     parts = list(actor_network.modules()) if isinstance(actor_network, nn.Module) else []
     for part in parts:
@@ -280,7 +290,7 @@ def stated_bounds(actor_network: Any) -> tuple[Tensor, Tensor] | None:
     for part in parts:
         spec = part.spec if hasattr(type(part), "spec") else None
         # by its name: a scale has bounds too
-        leaf = spec.get("action", None) if isinstance(spec, Composite) else None
+        leaf = spec.get(action, None) if isinstance(spec, Composite) else None
         if isinstance(leaf, Bounded) and leaf.ndim == 1 and leaf.low.isfinite().all() and leaf.high.isfinite().all():
             return leaf.low, leaf.high
     return None

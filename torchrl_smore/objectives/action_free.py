@@ -115,6 +115,12 @@ class ActionFreeSMORELoss(OfflineLoss):
         # the ratio first: a goal may have several dimensions
         return self.tensor_keys.ratio if self.constraint == "corrected" else self.tensor_keys.desired_goal
 
+    def _batch_size(self, rows: TensorDictBase) -> torch.Size:
+        key = self._batch_key()
+        if key == self.tensor_keys.ratio and (rows[key].ndim < 2 or rows[key].shape[-1] != 1):
+            raise ValueError(f"{type(self).__name__} expects {key!r} of shape [*B, 1], got {list(rows[key].shape)}.")
+        return super()._batch_size(rows)
+
     def _read_keys(self) -> Iterable[NestedKey]:
         keys, inputs = self.tensor_keys, self.value_network.in_keys
         here = [*inputs, *next_keys(inputs, keys), *([keys.ratio] if self.constraint == "corrected" else [])]

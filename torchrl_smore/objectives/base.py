@@ -167,16 +167,20 @@ class OfflineLoss(Networks):
 
         Buffers of the loss itself go where its networks are.
         """
+        self._keep_stated_bounds()
+        self._place_buffers()
+        drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
+        self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
+        self._set_in_keys()
+        self._make_vmap()
+
+    def _place_buffers(self) -> None:
         first = self._first_entry()
         for name, buffer in self._buffers.items():
             if buffer is not None and first is not None:
                 # in float64 for networks of float64 alone: a coefficient rounds to no less than float32
                 dtype = torch.promote_types(torch.get_default_dtype(), first.dtype)
                 self._buffers[name] = buffer.to(first.device, dtype if buffer.is_floating_point() else None)
-        drop = self.reduction == "none" and self.scalar_output_mode == "exclude"
-        self.out_keys = [key for key in out_keys if key.startswith("loss_") or not drop]
-        self._set_in_keys()
-        self._make_vmap()
 
     def _set_in_keys(self) -> None:
         # dict.fromkeys and not set: the order must not change with PYTHONHASHSEED
@@ -306,6 +310,8 @@ class OfflineLoss(Networks):
             if name not in accepted:
                 raise ValueError(f"{name} is not an accepted tensordict key: {unknown_name('key', name, accepted)}")
         super().set_keys(**kwargs)
+        self._keep_stated_bounds()
+        self._place_buffers()
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> NoReturn:
         """Part of TorchRL's interface: there is no ``value_type`` with ``hyperparams`` to make.

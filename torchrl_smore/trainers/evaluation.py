@@ -111,10 +111,11 @@ class ActorPolicy:
 def action_range_of(loss: LossModule) -> tuple[float | list[float], float | list[float]]:
     """Smallest and largest action of a loss's actor as plain numbers: one for each component, or -1 and 1.
 
-    They are the bounds that losses see, ``low`` and ``high`` of a :class:`~torchrl_smore.modules.GaussianHead`.
+    They are the bounds that losses see: ``low`` and ``high`` of a :class:`~torchrl_smore.modules.GaussianHead`, else of
+    the arguments of the actor's distribution, as of a :class:`torchrl.modules.TanhNormal`, else of its spec.
     """
     actor = loss.actor_network
-    bounds = None if actor is None else action_bounds(actor, loss.actor_network_params)
+    bounds = None if actor is None else action_bounds(actor, loss.actor_network_params, loss.tensor_keys.action)
     return (-1.0, 1.0) if bounds is None else (bounds[0].tolist(), bounds[1].tolist())
 
 
