@@ -47,7 +47,8 @@ from torchrl_smore.trainers import locked, remove_leftovers
 from torchrl_smore.trainers.evaluation import shown_return
 
 DIFFERENT_DATA = (
-    "one seed gives other trajectories on another processor. Run their cells again, or say so on the page (differs:)."
+    "one seed can give other trajectories on another processor or with other packages (docs/tasks.md). Run their cells "
+    "again, or say so on the page (differs:)."
 )
 
 

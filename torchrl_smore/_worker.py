@@ -7,6 +7,7 @@ guard is needed, and a worker whose parent is gone reads the end of its input an
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import pickle
@@ -19,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 #: Seconds in which a worker must take a request, and in which it must answer it.
@@ -27,6 +29,7 @@ TIMEOUT_S = 600.0
 PARENT_IS_GONE = "parent is gone"
 #: Whether this system can wait for a worker; Windows cannot.
 HAS_WORKERS = hasattr(select, "poll")
+_CPU_INFO = Path("/proc/cpuinfo")
 _LENGTH = struct.Struct("<Q")  # before each answer: its number of bytes
 _ERROR_LINES = 15  # of a dead worker's stderr, repeated in the exception
 # The top-level package imports torch, which a worker does not need and which takes seconds: it is put in place empty,
@@ -48,6 +51,20 @@ sys.modules["torchrl_smore"] = package
 from torchrl_smore._worker import serve
 serve()
 """
+
+
+@functools.cache
+def _rounding() -> dict[str, str]:
+    """Environment in which NumPy's wheels multiply matrices alike, to the last bit, on every x86-64 with AVX2.
+
+    Their OpenBLAS takes a kernel made for the processor, and each adds in an order of its own: after many steps a
+    simulator is elsewhere. The kernel for Haswell runs on all of them.
+    """
+    with contextlib.suppress(OSError):
+        flags = _CPU_INFO.read_text().partition("\nflags")[2].partition("\n")[0].split()
+        if {"avx2", "fma"} <= set(flags):
+            return {"OPENBLAS_CORETYPE": "Haswell"}
+    return {}
 
 
 class Worker:
@@ -72,7 +89,7 @@ class Worker:
         self.timeout_s = timeout_s
         self._timed_out = False
         self._come = bytearray()  # of answers not yet received: what interrupts a wait loses nothing of them
-        environment = os.environ | {
+        environment = {**_rounding(), **os.environ} | {
             "OMP_NUM_THREADS": "1",  # the workers themselves fill the cores
             "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
             "PYTHONSAFEPATH": "1",  # the parent's path and nothing before it

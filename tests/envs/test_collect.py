@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -150,10 +152,78 @@ def test_an_actor_that_is_replaced_meanwhile_is_told_of_and_no_episode_of_the_ne
         return run(*arguments)
 
     write(1.0)
+    monkeypatch.setattr(collect_module, "_wants_worker", lambda request: False)
     monkeypatch.setattr(collect_module, "run_episodes", replaced_in_the_second)
     with pytest.raises(ValueError, match=r"act\.npz was replaced while episodes of it were collected"):
         point(expert_episodes=60, expert_policy=file, out=tmp_path / "store")
     assert [path.name for path in (tmp_path / "store.partial").glob("chunk_*")] == ["chunk_000000.npz"]
+
+
+def wide_actor(path):
+    generator = np.random.default_rng(0)
+    widths = [4, 105, 105, 2]  # kernels for AVX-512 differ where inputs are not a multiple of 4
+    layers = [
+        (generator.normal(0.0, inputs**-0.5, (outputs, inputs)), np.zeros(outputs))
+        for inputs, outputs in itertools.pairwise(widths)
+    ]
+    write_actor(path, Actor(tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in layers), goal_dim=2))
+    return path
+
+
+def core_type(state):
+    return os.environ.get("OPENBLAS_CORETYPE")
+
+
+def test_a_trained_actor_gives_the_same_store_on_processors_that_multiply_otherwise(tmp_path, monkeypatch):
+    options = {"expert_episodes": 21, "random_episodes": 0, "expert_policy": wide_actor(tmp_path / "actor.npz")}
+    stores = [point(**options, workers=workers) for workers in (1, 2)]
+    # one without AVX-512, as far as NumPy itself chooses
+    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_ICL")
+    stores.append(point(**options))
+    assert len({store.sha256 for store in stores}) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "expected"),
+    [
+        ("sse2 avx2 fma avx512f", None, "Haswell"),
+        ("sse2 avx2 fma", "Zen", "Zen"),
+        ("sse2 avx fma", None, None),
+        ("sse2 avx2", None, None),
+        (None, None, None),
+    ],
+    ids=["has them", "said by the user", "no avx2", "no fma", "no such file"],
+)
+def test_workers_multiply_as_haswell_does_where_the_processor_can(tmp_path, monkeypatch, flags, own, expected):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"model name\t: any\nflags\t\t: {flags}\nbugs\t\t: none\n")
+    monkeypatch.setattr(_worker, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    if own:
+        monkeypatch.setenv("OPENBLAS_CORETYPE", own)
+    _worker._rounding.cache_clear()
+    try:
+        worker = _worker.Worker("a worker")
+    finally:
+        _worker._rounding.cache_clear()
+    with contextlib.closing(worker):
+        worker.send(core_type)
+        assert worker.receive() == expected
+
+
+def test_an_actor_of_a_task_that_a_script_defines_acts_in_its_process(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dataclasses, sys\n"
+        "from torchrl_smore.envs import collect, get_task\n"
+        "task = get_task('PointRooms')\n"
+        "def make_batch(*arguments):\n"
+        "    return task.make_batch(*arguments)\n"
+        "own = dataclasses.replace(task, name='Own', make_batch=make_batch)\n"
+        "collect(own, expert_episodes=2, random_episodes=0, seed=0, expert_policy=sys.argv[1], progress=False)\n"
+    )
+    command = [sys.executable, str(script), str(wide_actor(tmp_path / "actor.npz"))]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
 def test_a_worker_whose_parent_is_gone_writes_nothing(tmp_path):

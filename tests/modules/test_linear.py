@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -44,6 +47,13 @@ def test_value_gradients_and_second_derivatives_are_those_of_pytorch(shape, relu
     torch.testing.assert_close(linear(*args, relu=relu, matmul="onednn"), linear(*args, relu=relu, matmul="torch"))
     for ours, expected in zip(gradients("onednn"), gradients("torch")):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_products_of_bf16_are_those_of_the_processor():
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.exists():
+        pytest.skip("reads the flags of an x86 processor under Linux")
+    assert has_bf16_products() == ("avx512_bf16" in info.read_text().split())
 
 
 @pytest.fixture(params=["auto", "onednn"])
@@ -94,7 +104,7 @@ def test_what_is_widened_is_bf16_alone_and_only_without_its_products(monkeypatch
 
 
 def test_onednn_is_refused_where_it_has_no_product_of_bf16(monkeypatch):
-    monkeypatch.setattr(module, "_HAS_BF16_PRODUCTS", False)
+    monkeypatch.setattr(module, "_ONEDNN_TAKES_BF16", False)
     with pytest.raises(RuntimeError, match=r"of bfloat16 needs a CPU .* AVX-512.*: take matmul='auto'"):
         linear(*(t.detach().bfloat16() for t in inputs(2)), matmul="onednn")
 

@@ -143,7 +143,9 @@ def test_a_ratio_by_keyword_that_is_not_one_number_for_each_row_is_refused(shape
     given = {"observation": torch.zeros(5, 3), "desired_goal": torch.zeros(5, 2), "next_observation": torch.zeros(5, 3)}
     given |= {"mixture_ratio": torch.ones(shape)}
     given |= {f"q_{name}": entry for name, entry in given.items()}
-    with pytest.raises(ValueError, match=rf"expects 'mixture_ratio' of shape \[\*B, 1\], got {re.escape(str([*shape]))}"):
+    with pytest.raises(
+        ValueError, match=rf"expects 'mixture_ratio' of shape \[\*B, 1\], got {re.escape(str([*shape]))}"
+    ):
         loss(**given)
 
 

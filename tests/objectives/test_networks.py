@@ -271,9 +271,7 @@ def test_members_made_of_pytorchs_layers_are_drawn_over_the_range_of_the_one_giv
 def bounded_actor(name="action", **options):
     trunk = TensorDictModule(nn.Linear(3, 4), ["observation"], ["both"])
     split = TensorDictModule(lambda both: (both[..., :2], both[..., 2:].exp()), ["both"], ["loc", "scale"])
-    return ProbabilisticActor(
-        TensorDictSequential(trunk, split), in_keys=["loc", "scale"], out_keys=[name], **options
-    )
+    return ProbabilisticActor(TensorDictSequential(trunk, split), in_keys=["loc", "scale"], out_keys=[name], **options)
 
 
 def test_bounds_of_a_scale_are_not_those_of_actions():

@@ -9,6 +9,7 @@ import logging
 import math
 import operator
 import os
+import pickle
 import queue
 import tempfile
 import time
@@ -121,6 +122,8 @@ def collect(
     """Collects trajectories of an expert, of a half-trained policy, and of random actions.
 
     Episode ``e`` depends only on the arguments and ``(seed, e)``: the store is the same for any number of workers.
+    Trained actors multiply alike on every x86-64 processor with AVX2 (Linux, NumPy's wheels), so that with the same
+    versions of the packages their stores are the same there too; ``docs/tasks.md`` has what was compared.
     Expert trajectories come first, then medium, then random ones; ``meta["composition"]`` lists the parts in this order
     with their numbers and measured quality. Random actions are uniform in ``[-1, 1]``, independent in each step. An
     episode that ends early, by a fall, repeats its last transition up to the horizon, as the paper's code does.
@@ -144,8 +147,9 @@ def collect(
             the scripted expert, which ``"scripted"`` names for every task that has it.
         medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
             ``expert_policy`` is, and if that is none with a ``medium.npz``, the actor that comes with this package.
-        workers: number of processes, at least 1; 1 runs in this process. ``"auto"`` takes every core for simulators
-            and this process for tasks that are vectorised already.
+        workers: number of processes, at least 1; 1 runs in this process, or with a trained actor in a worker, where
+            products round alike on every processor; a task that a script defines in itself stays in this one.
+            ``"auto"`` takes every core for simulators and one process for tasks that are vectorised already.
         expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
             stored actions contain it. ``None``: :attr:`Task.expert_noise` for the actor of this package, else 0.
         expert_random_prob: probability in each step that a uniform action replaces the expert's; ``None``:
@@ -347,14 +351,14 @@ def _progress_bar(request: _Request, progress: bool) -> Any:
 
 def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers: int) -> Iterator[int]:
     """Runs the chunks of the given numbers and yields each number when its chunk is on disk."""
-    if num_workers <= 1:
+    if num_workers <= 1 and not _wants_worker(request):
         state: dict[str, Any] = {}
         for number in numbers:
             _run_chunk(state, request, folder, number)
             yield number
         return
     # however long a chunk takes: one that dies is noticed, and its episodes are as long as their task says
-    pool = [Worker(f"collection worker {number} of {request.task.name}", math.inf) for number in range(num_workers)]
+    pool = [Worker(f"collection worker {n} of {request.task.name}", math.inf) for n in range(max(1, num_workers))]
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in pool:
         idle.put(worker)
@@ -369,7 +373,7 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
             idle.put(worker)
         return number
 
-    threads = ThreadPoolExecutor(num_workers)
+    threads = ThreadPoolExecutor(len(pool))
     try:
         for future in as_completed([threads.submit(run, number) for number in numbers]):
             yield future.result()
@@ -378,6 +382,17 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
         for worker in pool:
             # without waiting: finished chunks are on disk, and an interrupted one nobody will take
             worker.close(wait_s=0.0)
+
+
+def _wants_worker(request: _Request) -> bool:
+    """Whether a single process is a worker all the same, in which an actor's products round as they do elsewhere."""
+    if not HAS_WORKERS or not request.policy_sha256:
+        return False
+    try:
+        # a worker does not find what the script defines
+        return b"__main__" not in pickle.dumps(request)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
 
 
 def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: int) -> None:

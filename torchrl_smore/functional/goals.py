@@ -119,7 +119,7 @@ def _far_apart(goal: Tensor, rows: Tensor, offset: int, distance: float) -> Tens
     """Whether ``goal[rows + offset]`` lies away from ``goal[rows]``, ``[N, D]``; bool, shape of ``rows``."""
     parts = []
     # few at a time: goals may be pictures, and what is computed with has up to 16 times their size
-    for part in rows.split(max(1, _AT_A_TIME // max(1, goal.shape[1]))):
+    for part in torch.split(rows, max(1, _AT_A_TIME // max(1, goal.shape[1]))):
         here, there = goal[part], goal[part + offset]
         if not goal.is_floating_point():
             # differences and squares of small integer types wrap around

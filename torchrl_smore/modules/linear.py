@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
     Raises:
         ValueError: for another ``matmul``.
         RuntimeError: for ``"onednn"`` where PyTorch has none, the tensors are not on a CPU, of another dtype than
-            float32 and bfloat16, or they are bfloat16 and not :func:`has_bf16_products`.
+            float32 and bfloat16, or they are bfloat16 and oneDNN has no products of that for this CPU.
     """
     if matmul not in _MATMULS:
         raise unknown_name("matmul", matmul, _MATMULS)
@@ -54,14 +55,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, matmu
         )
     if matmul == "onednn" and x.dtype not in (torch.float32, torch.bfloat16):
         raise RuntimeError(f"matmul='onednn' needs float32 or bfloat16, got {x.dtype}: take matmul='torch'.")
-    if x.dtype == torch.bfloat16 and not has_bf16_products():
-        if matmul == "onednn":
-            raise RuntimeError(
-                "matmul='onednn' of bfloat16 needs a CPU that oneDNN has such products for (on x86, one with AVX-512): "
-                "take matmul='auto', or float32."
-            )
-        if matmul == "auto" and on_cpu:
-            return widened(partial(linear, relu=relu), x, weight, bias)
+    if matmul == "onednn" and x.dtype == torch.bfloat16 and not _ONEDNN_TAKES_BF16:
+        raise RuntimeError(
+            "matmul='onednn' of bfloat16 needs a CPU that oneDNN has such products for (on x86, one with AVX-512): "
+            "take matmul='auto', or float32."
+        )
+    if matmul == "auto" and on_cpu and x.dtype == torch.bfloat16 and not has_bf16_products():
+        return widened(partial(linear, relu=relu), x, weight, bias)
     if on_cpu and weight.shape[0] == 1 and matmul == "auto" and torch.compiler.is_compiling():
         # a graph does one column's products and their gradients with the operations beside them
         return _one_column(x, weight, bias, relu)
@@ -83,7 +83,7 @@ def widened(operation: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``operation(*inputs)``, in float32 and rounded where inputs are bfloat16 and not :func:`has_bf16_products`.
 
     Both round once, at the end: inputs are the same numbers in float32, and sums are float32 in oneDNN as well. What
-    PyTorch does there by itself takes ten times as long (``docs/performance.md``).
+    PyTorch does there by itself takes three to ten times as long (``docs/performance.md``).
 
     Args:
         operation: a sum of products, differentiable.
@@ -98,7 +98,10 @@ def widened(operation: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def has_bf16_products() -> bool:
-    """Whether oneDNN, and with it PyTorch, has products of bfloat16 for this CPU: on x86, from AVX-512 on."""
+    """Whether this CPU multiplies bfloat16, and oneDNN, and with it PyTorch, asks it to: on x86, with AVX512-BF16.
+
+    With AVX-512 alone oneDNN converts number by number, in a third of the speed of float32.
+    """
     return _HAS_BF16_PRODUCTS
 
 
@@ -121,7 +124,10 @@ def _cpu_vendor() -> str:
 
 
 # once, and not in a call: neither an answer of oneDNN nor reading a file can be traced into a graph
-_HAS_BF16_PRODUCTS = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_ONEDNN_TAKES_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_HAS_BF16_PRODUCTS = _ONEDNN_TAKES_BF16 and (
+    platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
+)
 _ONEDNN_IS_FASTER = (
     _HAS_ONEDNN
     and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]

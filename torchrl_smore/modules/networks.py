@@ -429,7 +429,7 @@ def as_statistics(statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tens
     found = {}
     for key, pair in statistics.items():
         try:
-            mean, std = () if isinstance(pair, (str, Mapping)) else pair
+            mean, std = [] if isinstance(pair, (str, Mapping)) else [*pair]
         except (TypeError, ValueError):
             raise ValueError(f"statistics of {key!r} must be a mean and a deviation, got {pair!r}.") from None
         found[key] = (torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32))
