@@ -23,7 +23,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# every table and figure, tiny: that all of it works
+# every table and Figure 2, tiny: that all of it works
 smoke: $(STAMP)
 	rm -rf build/smoke
 	$(BIN)/python recipes/benchmark.py preset=smoke out=build/smoke data_dir=build/datasets
