@@ -112,6 +112,16 @@ def test_with_another_seed_the_table_is_shared_and_the_stream_is_that_of_the_see
     assert equal(first(), GoalBatchSampler(store.data, 16, seed=1)())
 
 
+def test_the_state_of_the_generator_may_lie_on_another_device(store, monkeypatch):
+    sampler = GoalBatchSampler(store.data, 4)
+    state = sampler.state_dict()["generator"]
+    expected = sampler()
+    moved = torch.empty_like(state, device="meta")
+    monkeypatch.setattr(type(moved), "cpu", lambda self: state)
+    sampler.load_state_dict({"generator": moved})
+    assert equal(sampler(), expected)
+
+
 def test_the_state_of_the_generator_goes_round(store):
     sampler = GoalBatchSampler(store.data, 32, seed=5)
     sampler()
@@ -335,6 +345,22 @@ def test_columns_of_other_types_become_float32_and_are_named(make_store, caplog)
     (said,) = caplog.messages
     assert "'observation' (torch.float64)" in said
     assert other["observation"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_named(store, value):
+    store.data["action"][2, 1] = value
+    with pytest.raises(DatasetError, match=rf"'action': expected finite numbers, found \[.*, {value}.*\] in row 2"):
+        GoalBatchSampler(store.data, 4)
+
+
+def test_row_numbers_of_other_rows_are_refused_where_no_flags_say_where_trajectories_end(make_store):
+    first, second = (make_store(lengths, seed=1).data for lengths in ((3, 4), (5, 2)))
+    bare = [part.exclude(*[("next", name) for name in ("done", "terminated", "truncated")]) for part in (first, second)]
+    assert torch.equal(GoalBatchSampler(bare[0], 64)()["action"], GoalBatchSampler(first, 64)()["action"])
+    for wrong, row, stop in ((torch.cat(bare), 7, 5), (bare[0][:5], 3, 7), (bare[0][1:], 0, 3)):
+        with pytest.raises(ValueError, match=rf"traj_stop of row {row} is {stop}, where no trajectory of these"):
+            GoalBatchSampler(wrong, 4)
 
 
 def test_a_number_too_large_for_float32_is_named(store):

@@ -34,6 +34,13 @@ def test_a_large_offset_does_not_swallow_the_deviation(store):
     np.testing.assert_allclose(standardization(store.data)["observation"][1], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_have_no_statistics(store, value):
+    store.data["next", "achieved_goal"][3, 1] = value
+    with pytest.raises(ValueError, match=r"expects finite numbers, \('next', 'achieved_goal'\) has others"):
+        standardization(store.data)
+
+
 def test_a_single_row_has_the_floor_and_no_nan(store):
     mean, std = standardization(store.data[:1])["observation"]
     torch.testing.assert_close(mean, store.data["observation"][0])

@@ -60,4 +60,5 @@ class SeededBatches(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state of the generator."""
-        self.generator.set_state(state["generator"])
+        # a state of any device is one on the CPU, wherever a checkpoint was loaded to
+        self.generator.set_state(state["generator"].cpu())

@@ -202,7 +202,7 @@ def _common_meta(stores: Sequence[TrajectoryStore]) -> dict[str, Any]:
 
 def _concatenated(parts: Sequence[TrajectoryStore], meta: dict[str, Any]) -> TrajectoryStore:
     data = TensorDict.cat([part.data for part in parts])
-    rows = torch.tensor([part.num_transitions for part in parts])
+    rows = torch.tensor([part.num_transitions for part in parts], device=data.get("traj_start").device)
     shift = (rows.cumsum(0) - rows).repeat_interleave(rows)
     data.set("traj_start", data.get("traj_start") + shift)
     data.set("traj_stop", data.get("traj_stop") + shift)

@@ -119,9 +119,10 @@ class GoalBatchSampler(SeededBatches):
         OSError: if there is no such folder or no room in it.
         ValueError: if ``batch_size`` is not positive, ``her_ratio`` lies outside ``[0, 1]``, the strategy is unknown,
             ``gamma`` lies outside ``(0, 1)`` with ``"geometric"``, ``stitch`` comes with ``"goal_offset"`` or cannot be
-            done (:func:`~torchrl_smore.functional.stitching.check_stitch`), the last trajectory of the data is open, a
-            column is no vector of numbers in each row or holds one too large for float32, or ``resident`` comes without
-            ``mapped``, is too small for a window, or is no less than the rows that there are.
+            done (:func:`~torchrl_smore.functional.stitching.check_stitch`), the last trajectory of the data is open
+            where no ids of trajectories say that it ends there, a column is no vector of numbers in each row or holds
+            one that is not finite or too large for float32, or ``resident`` comes without ``mapped``, is too small for
+            a window, or is no less than the rows that there are.
         KeyError: if the data lack a column; names it.
         TypeError: if ``data`` or ``anchors`` are of another type.
     """
@@ -366,7 +367,7 @@ def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
     check_is_tensordict(data)
     if data.batch_dims != 1 or not len(data):
         raise ValueError(f"expected data of batch size [N] with N > 0, got {list(data.batch_size)}.")
-    given, data = data, conformed(data)
+    data = conformed(data)
     for key in (*_COLUMNS, *more):
         column = data.get(key, None)
         if column is None:
@@ -382,8 +383,7 @@ def _packable(data: TensorDictBase, *more: NestedKey) -> TensorDictBase:
                 "For pictures there is PixelBatchSampler; for any other shape, a replay buffer with GoalTransition and "
                 "HindsightGoalTransform."
             )
-        if given.get(key).dtype != column.dtype:  # too large for float32, a number becomes infinite
-            check_finite(key, column)
+        check_finite(key, column)
     for key, other in (("desired_goal", ("next", "achieved_goal")), ("observation", ("next", "observation"))):
         first, second = data.get(key).shape[-1], data.get(other).shape[-1]
         if first != second:

@@ -80,8 +80,8 @@ def stored_stop(data: TensorDictBase, *, open_end: bool = False) -> Tensor:
     are wrong once rows were appended to others, and flags are not.
 
     Raises:
-        ValueError: if the last row does not end its trajectory and ``open_end`` is false, or there are neither flags
-            nor ``traj_stop``.
+        ValueError: if the last row does not end its trajectory and ``open_end`` is false, there are neither flags nor
+            ``traj_stop``, or that is not of these rows.
     """
     end = _end_flags(data)
     if end is not None:
@@ -91,7 +91,20 @@ def stored_stop(data: TensorDictBase, *, open_end: bool = False) -> Tensor:
         raise ValueError(
             "expected ('next', 'done'), ('next', 'terminated'), ('next', 'truncated') or traj_stop, found none."
         )
-    return stop.reshape(-1)
+    stop, number = stop.reshape(-1), data.shape[0]
+    if open_end:
+        # of a trajectory whose last rows are still to come
+        stop = stop.clamp(max=number)
+    rows = torch.arange(number, device=stop.device)
+    wrong = stop != trajectory_stop(stop == rows + 1, open_end=True)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"traj_stop of row {row} is {int(stop[row])}, where no trajectory of these {number} rows ends: rows that "
+            "were put behind others, or taken out of them, need ('next', 'done') or ('next', 'truncated') to say "
+            "where trajectories end."
+        )
+    return stop
 
 
 def _end_flags(data: TensorDictBase) -> Tensor | None:

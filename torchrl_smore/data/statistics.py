@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def standardization(data: TensorDictBase, floor: float = 0.01) -> dict[str, tupl
         floor: smallest standard deviation, positive, in the unit of the column.
 
     Raises:
-        ValueError: if ``floor`` is not positive.
+        ValueError: if ``floor`` is not positive, or a number is not finite.
         KeyError: if the data lack a column; names it.
         TypeError: if they are no TensorDict.
 
@@ -34,6 +35,8 @@ def standardization(data: TensorDictBase, floor: float = 0.01) -> dict[str, tupl
     for key, values in columns.items():
         if values is None:
             raise KeyError(f"standardization reads {sources[key]!r}, which the data do not have.")
+        if not torch.stack(torch.aminmax(values)).isfinite().all():
+            raise ValueError(f"standardization expects finite numbers, {sources[key]!r} has others.")
     return {
         key: (values.double().mean(0).float(), values.double().std(0, correction=0).clamp_min(floor).float())
         for key, values in columns.items()

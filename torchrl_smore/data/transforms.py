@@ -210,7 +210,7 @@ class HindsightGoalTransform(Transform):
     def set_extra_state(self, state: Any) -> None:
         """Restores the generator."""
         if self.generator is not None and state is not None:
-            self.generator.set_state(state)
+            self.generator.set_state(state.cpu())
 
     def get_extra_state(self) -> Any:
         """State of the generator."""

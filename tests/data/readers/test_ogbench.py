@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchrl_smore.data import readers
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import Goals, ogbench
 
@@ -293,13 +294,18 @@ def test_a_folder_for_frames_that_is_not_there_is_what_the_error_is_about(write,
     assert "cannot read" not in str(caught.value)
 
 
-def test_a_picture_without_states_is_known_by_its_number_and_its_goal_is_reached_in_its_own_frame_alone(write):
+def test_a_picture_without_states_is_known_by_its_number_and_its_goal_is_reached_in_its_own_frame_alone(
+    write, tmp_path
+):
     held = drop("qpos")(pictures(arrays("published")))
     store = ogbench.read(write(held), reached=lambda achieved, goal: np.ones(len(goal), bool), states=None)
     assert store.meta["states"] == "frame numbers"
     assert store.data["observation"].flatten().tolist() == [0, 1, 2, 3, 5, 6, 7, 9, 10]
     assert store.data["desired_goal"].flatten().tolist() == [4] * 4 + [8] * 3 + [11] * 2
     assert store.data["next", "reward"].flatten().tolist() == [0, 0, 0, 1, 0, 0, 1, 0, 1]
+    store.save(tmp_path / "kept")
+    again = readers.read(tmp_path / "kept", reached=lambda achieved, goal: np.ones(len(goal), bool))
+    assert torch.equal(again.data["next", "reward"], store.data["next", "reward"])
 
 
 def test_a_truncated_file_of_pictures_is_a_clear_error_and_leaves_no_frames_behind(write, tmp_path):

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from torchrl_smore._errors import unknown_name
 from torchrl_smore.data.errors import DatasetError
 from torchrl_smore.data.readers import csv, d4rl, minari, ogbench, wgcsl
+from torchrl_smore.data.readers._frames import same_frame
 from torchrl_smore.data.readers._goals import Fallen, Reached, rewards, without_falls
 from torchrl_smore.data.trajectories import TrajectoryStore
 
@@ -63,13 +66,13 @@ def read(
         path: a trajectory store, a WGCSL/GoFAR ``buffer.pkl``, a D4RL ``.hdf5``, an OGBench ``.npz``, the folder or id
             of a Minari dataset, or a table (``.csv``, ``.parquet``), which needs ``columns``.
         reached: the task's rule, from achieved goals and goals ``[..., dg]`` to booleans ``[...]``; rewards follow from
-            it. Those that a trajectory store has, and that contradict it, are warned of (logger ``torchrl_smore``); its
-            file stays as it is.
+            it, but for goals that are numbers of frames, each reached in its own. Those that a trajectory store has,
+            and that contradict it, are warned of (logger ``torchrl_smore``); its file stays as it is.
         fallen: the task's rule of a fall, from observations ``[n, ds]`` to booleans ``[n]``: a step that ends in a fall
             has reward 0. By default nothing falls.
         format: one of :data:`FORMATS`; recognised by default.
         options: of the reader, such as ``goals``; see its ``read``. A trajectory store takes those of
-            :meth:`TrajectoryStore.load`.
+            :meth:`TrajectoryStore.load`, and ``progress``, of no use there.
 
     Raises:
         DatasetError: if the dataset is of no known format, damaged, or not what was expected.
@@ -79,7 +82,7 @@ def read(
         raise unknown_name("format", format, FORMATS)
     name = recognise(path) if format is None else format
     if name == "store":
-        store = TrajectoryStore.load(path, **options)
+        store = TrajectoryStore.load(path, **{key: value for key, value in options.items() if key != "progress"})
         _reward(store, str(path), reached, fallen)
         return store
     return _READERS[name](path, reached=reached, fallen=fallen, **options)
@@ -89,7 +92,11 @@ def _reward(store: TrajectoryStore, label: str, reached: Reached, fallen: Fallen
     """Puts the rewards of the rules in the place of the store's, and warns of those that contradict ``reached``."""
     following, desired = store.data["next"], store.data["desired_goal"].numpy()
     stored, after = following["reward"].squeeze(-1).numpy(), following["observation"].numpy()
-    own = rewards(reached, following["achieved_goal"].numpy(), desired)
+    achieved = following["achieved_goal"].numpy()
+    if store.meta.get("states") == "frame numbers" and np.array_equal(achieved, after):
+        # a rule of distances says nothing of them
+        reached = same_frame
+    own = rewards(reached, achieved, desired)
     earned = own.astype(stored.dtype)
     without_falls(earned, fallen, after)
     # a store that was written where falls were known has none for them, one that was written before has

@@ -33,6 +33,7 @@ def read(
     max_trajectories: int | None = None,
     clip: float | None = None,
     meta: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> TrajectoryStore:
     """Reads a ``buffer.pkl`` without running any code it may contain.
 
@@ -48,6 +49,7 @@ def read(
         clip: observations and goals are clipped to ``[-clip, clip]``, in their own units: the official training codes
             do so at 200. Goals beyond that become one goal, which counts as reached. By default nothing is clipped.
         meta: of the store, beside ``"source"``, the name of the file.
+        progress: not used: the file is read at once.
 
     Returns:
         The trajectories in the order of the file.
