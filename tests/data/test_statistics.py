@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from torchrl_smore.data import GoalBatchSampler, anchor_weights, standardization
+from torchrl_smore.data import statistics as module
 
 
-def test_mean_and_deviation_are_those_of_numpy_over_all_rows(store):
+@pytest.mark.parametrize("rows", [2, 2**16])
+def test_mean_and_deviation_are_those_of_numpy_over_all_rows(store, monkeypatch, rows):
+    monkeypatch.setattr(module, "_ROWS", rows)
+    assert len(store.data) > 4
     statistics = standardization(store.data)
     columns = {"observation": store.data["observation"], "desired_goal": store.data["next", "achieved_goal"]}
     assert statistics.keys() == columns.keys()

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from torchrl_smore.data._schema import check_is_tensordict
 
+#: Rows that are looked at together.
+_ROWS = 2**16
+
 
 def standardization(data: TensorDictBase, floor: float = 0.01) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and standard deviation of observations and goals over all rows.
@@ -37,7 +40,12 @@ def standardization(data: TensorDictBase, floor: float = 0.01) -> dict[str, tupl
             raise KeyError(f"standardization reads {sources[key]!r}, which the data do not have.")
         if not torch.stack(torch.aminmax(values)).isfinite().all():
             raise ValueError(f"standardization expects finite numbers, {sources[key]!r} has others.")
-    return {
-        key: (values.double().mean(0).float(), values.double().std(0, correction=0).clamp_min(floor).float())
-        for key, values in columns.items()
-    }
+    moments = {key: _moments(values) for key, values in columns.items()}
+    return {key: (mean.float(), std.clamp_min(floor).float()) for key, (mean, std) in moments.items()}
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, float64; in blocks, as a mapped dataset may not fit in memory."""
+    mean = torch.stack([block.double().sum(0) for block in torch.split(values, _ROWS)]).sum(0) / len(values)
+    squares = [(block.double() - mean).square().sum(0) for block in torch.split(values, _ROWS)]
+    return mean, (torch.stack(squares).sum(0) / len(values)).sqrt()
