@@ -214,9 +214,21 @@ def make_iql():
     torch.manual_seed(0)
     networks = make_networks(*goal_specs(3, 2, 2), hidden=(8,))
     qvalue = TensorDictModule(networks.score[0].module, networks.score[0].in_keys, ["state_action_value"])
-    loss = IQLLoss(networks.actor, qvalue, networks.value)
-    loss.make_value_estimator(gamma=0.98)
-    return loss
+    return IQLLoss(networks.actor, qvalue, networks.value)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_torchrl_loss_as_it_is_made_goes_on_from_its_state(data, success, fused):
+    def update():
+        loss, sampler = make_iql(), GoalBatchSampler(data, 8, success=success, q=False)
+        if fused:
+            return FusedUpdate(loss, sampler, tau=0.05)
+        return Update(loss, sampler, adam(loss)[0], target_updater=SoftUpdate(loss, tau=0.05))
+
+    first, second = update(), update()
+    first()
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(second(), first(), rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("source", ["buffer", "packed"])

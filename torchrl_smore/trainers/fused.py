@@ -22,7 +22,15 @@ from torchrl_smore.trainers.compiled import KeptMethod, compiled
 from torchrl_smore.trainers.modes import networks_of
 from torchrl_smore.trainers.stacked import Flat, StackedLosses
 from torchrl_smore.trainers.step_graph import StepGraph
-from torchrl_smore.trainers.update import MODES, Compile, TwoPartSampler, check_rates, total_loss, weight_decays
+from torchrl_smore.trainers.update import (
+    MODES,
+    Compile,
+    TwoPartSampler,
+    check_rates,
+    total_loss,
+    weight_decays,
+    with_value_estimator,
+)
 
 MapSeeds = Literal["auto", "loop", "vmap"]
 _logger = logging.getLogger("torchrl_smore")
@@ -128,6 +136,8 @@ class FusedUpdate:
                 f"{type(sampler).__name__}; Update takes any."
             )
         self.losses = (losses,) if isinstance(losses, LossModule) else tuple(losses)
+        for loss in self.losses:
+            with_value_estimator(loss)
         self.seeds = (0,) if seeds is None else tuple(seeds)
         if len(self.seeds) != len(self.losses) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"expected a seed of its own for each of {len(self.losses)} losses, got {self.seeds}.")
