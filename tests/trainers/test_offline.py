@@ -231,6 +231,14 @@ def test_a_torchrl_loss_as_it_is_made_goes_on_from_its_state(data, success, fuse
     torch.testing.assert_close(second(), first(), rtol=0.0, atol=0.0)
 
 
+def test_a_discount_that_was_chosen_stays(data, success):
+    loss, sampler = make_iql(), GoalBatchSampler(data, 8, success=success, q=False)
+    loss.make_value_estimator(gamma=0.9)
+    FusedUpdate(loss, sampler, tau=0.05)()
+    Update(loss, sampler, adam(loss)[0])
+    assert float(loss.value_estimator.gamma) == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize("source", ["buffer", "packed"])
 def test_torchrl_losses_train_on_goal_conditioned_batches(data, success, tmp_path, source):
     loss = make_iql()

@@ -27,9 +27,9 @@ from torchrl_smore.trainers.update import (
     Compile,
     TwoPartSampler,
     check_rates,
+    ensure_value_estimator,
     total_loss,
     weight_decays,
-    with_value_estimator,
 )
 
 MapSeeds = Literal["auto", "loop", "vmap"]
@@ -137,7 +137,7 @@ class FusedUpdate:
             )
         self.losses = (losses,) if isinstance(losses, LossModule) else tuple(losses)
         for loss in self.losses:
-            with_value_estimator(loss)
+            ensure_value_estimator(loss)
         self.seeds = (0,) if seeds is None else tuple(seeds)
         if len(self.seeds) != len(self.losses) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"expected a seed of its own for each of {len(self.losses)} losses, got {self.seeds}.")

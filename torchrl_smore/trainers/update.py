@@ -92,7 +92,7 @@ class Update:
         if not isinstance(optimizer, torch.optim.Optimizer):
             hint = ": adam() returns an optimiser and its scheduler" if isinstance(optimizer, tuple) else ""
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}{hint}.")
-        with_value_estimator(loss)
+        ensure_value_estimator(loss)
         self.loss = loss
         self.losses: tuple[LossModule, ...] = (loss,)
         self.seeds: tuple[int, ...] = (0,)
@@ -182,8 +182,8 @@ class Update:
             self.target_updater.counter = state["target_updater"]
 
 
-def with_value_estimator(loss: LossModule) -> None:
-    """Makes the value estimator that a loss of TorchRL makes in its first call: its numbers are part of the state."""
+def ensure_value_estimator(loss: LossModule) -> None:
+    """Makes the value estimator that a loss of TorchRL would make in its first call: it is part of the state."""
     if getattr(loss, "default_value_estimator", None) is not None and getattr(loss, "_value_estimator", None) is None:
         loss.make_value_estimator()
 
