@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictParams, TensorDictSequential
 from torch import nn
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.modules import IndependentNormal, NormalParamExtractor, ProbabilisticActor, SafeModule, TanhNormal
+from torchrl.modules import (
+    IndependentNormal,
+    NormalParamExtractor,
+    ProbabilisticActor,
+    SafeModule,
+    TanhModule,
+    TanhNormal,
+)
+from torchrl.objectives import DDPGLoss, TD3BCLoss
 
 from torchrl_smore.modules import goal_specs, make_networks
 from torchrl_smore.objectives import AWRActorLoss, ExpectileValueLoss, ScoreLoss, SMORELoss
 from torchrl_smore.objectives._networks import action_bounds, lent, members, output_of
+from torchrl_smore.trainers import ActorPolicy
 from torchrl_smore.trainers.evaluation import action_range_of
 
 
@@ -290,6 +300,39 @@ def test_bounds_of_a_spec_are_those_of_the_key_that_the_loss_reads_as_its_action
     loss.set_keys(action="moved")
     assert [bound.tolist() for bound in loss._action_range(torch.zeros(2))] == [[-2.0] * 2, [3.0] * 2]
     assert action_range_of(loss) == ([-2.0] * 2, [3.0] * 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    # of TorchRL's DDPG the key of actions cannot be chosen
+    [(TD3BCLoss, "action"), (TD3BCLoss, ("agent", "action")), (DDPGLoss, "action")],
+    ids=["TD3+BC", "nested key", "DDPG"],
+)
+def test_the_bounds_of_a_squashed_deterministic_actor_are_those_of_its_module(kind, key):
+    low, high = torch.tensor([-2.0, 0.0]), torch.tensor([3.0, 0.5])
+    head = TensorDictModule(nn.Linear(3, 2), ["observation"], [key])
+    actor = TensorDictSequential(head, TanhModule(in_keys=[key], low=low, high=high))
+    value = TensorDictModule(nn.Linear(2, 1), [key], ["state_action_value"])
+    if kind is DDPGLoss:
+        loss = DDPGLoss(actor, value)
+    else:
+        loss = TD3BCLoss(actor, value, bounds=(-2.0, 3.0))
+        loss.set_keys(action=key)
+    assert action_range_of(loss) == ([-2.0, 0.0], [3.0, 0.5])
+    policy = ActorPolicy(loss)
+    with torch.no_grad():
+        for parameter in loss.actor_network_params.parameters():
+            parameter.fill_(50.0)
+    np.testing.assert_allclose(policy({"observation": np.ones((4, 3))}), np.tile(high.numpy(), (4, 1)))
+
+
+def test_the_bounds_of_a_module_that_squashes_something_else_are_not_those_of_actions():
+    trunk = TensorDictModule(nn.Linear(3, 2), ["observation"], ["hidden"])
+    squashed = TensorDictSequential(trunk, TanhModule(in_keys=["hidden"], low=-9.0, high=9.0))
+    split = TensorDictModule(lambda hidden: (hidden, hidden.exp()), ["hidden"], ["loc", "scale"])
+    parts = TensorDictSequential(squashed, split)
+    actor = ProbabilisticActor(parts, ["loc", "scale"], distribution_class=IndependentNormal)
+    assert AWRActorLoss(actor)._action_range(torch.zeros(2)) == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["made there", "moved there"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http
 import json
 import os
 import pickle
 import random
 import shutil
 import zipfile
+from collections import Counter, OrderedDict
 from io import FileIO
 from pathlib import Path
 
@@ -263,6 +265,41 @@ def test_another_task_is_refused_with_both_names(tmp_path):
         load_checkpoint(path, {"task": "FetchReach"})
     with pytest.raises(CheckpointError, match="method=None; expected 'smore'"):
         load_checkpoint(path, {"method": "smore"})
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ({"a": {"b": [1, np.zeros(3)]}}, r"state\.a\.b\.1 is a numpy\.ndarray"),
+        ({"lr": np.float64(0.1)}, r"state\.lr is a numpy\.float64"),
+        ({"kind": (1, http.HTTPStatus.OK)}, r"state\.kind\.1 is a http\.HTTPStatus"),
+        ({"names": frozenset("a")}, r"state\.names is a builtins\.frozenset"),
+        ({np.int64(3): 1}, r"state: a key is a numpy\.int64"),
+    ],
+)
+def test_a_state_that_could_not_be_read_again_is_refused_by_its_place(tmp_path, state, where):
+    with pytest.raises(TypeError, match=where):
+        save_checkpoint(tmp_path, 1, state, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_refused_can_be_read_again(tmp_path):
+    plain = {"b": b"1", "c": 1j, 3: None, "t": (True, {2.5}), "s": torch.Size([2]), "d": torch.float64}
+    state = {**plain, "o": OrderedDict(a=1), "n": Counter("aab"), "dev": torch.device("cpu")}
+    assert load_checkpoint(save_checkpoint(tmp_path, 1, state, {}))[0] == state
+
+
+@pytest.mark.parametrize(
+    ("meta", "error", "message"),
+    [
+        ({"path": Path("a")}, TypeError, "meta must be expressible in JSON, got .*PosixPath"),
+        ({"sha256": "0", "step": 3}, ValueError, "meta must not have step, sha256"),
+    ],
+)
+def test_a_meta_that_a_checkpoint_cannot_have_is_refused(tmp_path, meta, error, message):
+    with pytest.raises(error, match=message):
+        save_checkpoint(tmp_path, 1, {}, meta)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_json_changes_is_not_a_difference(tmp_path):

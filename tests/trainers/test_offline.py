@@ -231,6 +231,49 @@ def test_a_torchrl_loss_as_it_is_made_goes_on_from_its_state(data, success, fuse
     torch.testing.assert_close(second(), first(), rtol=0.0, atol=0.0)
 
 
+def test_what_no_checkpoint_can_hold_is_refused_before_the_first_update(make_trainer, data, tmp_path):
+    sampler = GoalBatchSampler(data, 16)
+    state = sampler.state_dict
+    sampler.state_dict = lambda: {**state(), "order": np.arange(3)}
+    with pytest.raises(TypeError, match=r"update\.sampler\.order is a numpy\.ndarray"):
+        make_trainer(3, sampler=sampler, run_dir=tmp_path)
+    make_trainer(3, sampler=sampler).train()  # which keeps none
+    with pytest.raises(TypeError, match="meta must be expressible in JSON"):
+        make_trainer(3, meta={"data": data})
+    for key in ("step", "total_steps", "torch", "device", "sha256"):
+        with pytest.raises(ValueError, match=f"meta must not have {key}"):
+            make_trainer(3, meta={key: 1})
+
+
+def test_a_hook_of_any_stage_sees_the_updates_that_are_done(make_trainer):
+    trainer, seen = make_trainer(7, log_interval=3), {}
+    for stage in ("batch_process", "pre_steps_log", "pre_optim_steps", "post_optim", "post_steps", "post_steps_log"):
+
+        def look(batch=None, stage=stage):
+            seen.setdefault(stage, []).append(trainer.step)
+            return batch if stage == "batch_process" else {} if stage.endswith("log") else None
+
+        trainer.register_op(stage, look)
+    trainer.train()
+    before, after = [0, 3, 6], [3, 6, 7]
+    assert seen == {
+        **dict.fromkeys(("batch_process", "pre_steps_log", "pre_optim_steps"), before),
+        "post_optim": list(range(1, 8)),
+        **dict.fromkeys(("post_steps", "post_steps_log"), after),
+    }
+
+
+def test_an_error_that_the_last_hook_asks_for_is_raised_after_everything_is_saved(make_trainer, tmp_path):
+    trainer = make_trainer(4, run_dir=tmp_path, log_interval=2)
+    trainer.register_op("post_steps", lambda: trainer.stop_with(KeyboardInterrupt()) if trainer.step == 4 else None)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert latest_checkpoint(tmp_path / "checkpoint").name == "step_000000004"
+    assert [row["step"] for row in read_rows(tmp_path)] == ["2", "4"]
+    trainer.train()  # which has nothing left to do
+    assert trainer.step == 4
+
+
 def test_a_discount_that_was_chosen_stays(data, success):
     loss, sampler = make_iql(), GoalBatchSampler(data, 8, success=success, q=False)
     loss.make_value_estimator(gamma=0.9)

@@ -286,6 +286,27 @@ def test_the_best_networks_of_each_seed_are_those_of_its_best_evaluation(best, r
         assert not torch.equal(last[key], found[key])
 
 
+def test_the_seed_that_is_loaded_by_default_is_the_first_of_the_run_also_of_its_best_networks(
+    data, make_loss, tmp_path
+):
+    losses = [make_loss(seed) for seed in (5, 3, 11)]
+    update = FusedUpdate(losses, GoalBatchSampler(data, 8, q=True), seeds=(5, 3, 11), tau=0.05)
+    options = {"evaluator": Invented([(0.5, 0.1)] * 3), "run_dir": tmp_path, "progress_bar": False}
+    trainer = OfflineTrainer(update=update, total_steps=1, **options)
+    record_policy(tmp_path, losses[0], columns=COLUMNS)
+    trainer.register_op("post_steps", KeepBest(trainer))
+    trainer.train()
+    for which in ("best", "last"):
+        assert run_seeds(tmp_path, which) == (5, 3, 11)
+        assert load_policy(tmp_path, which).record.seed == 5
+    # as a version wrote them that did not say in which order they were
+    for file in (tmp_path / "best").rglob("meta.json"):
+        meta = json.loads(file.read_text())
+        del meta["seeds"]
+        file.write_text(json.dumps(meta))
+    assert run_seeds(tmp_path, "best") == (3, 5, 11)
+
+
 def test_best_networks_hold_their_own_seed_alone(best):
     size = sum(value.numel() * value.element_size() for value in best[1][0][0].values())
     (file,) = (best[0].run_dir / "best" / "seed_3").rglob("state.pt")

@@ -12,14 +12,20 @@ import numpy as np
 import pytest
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import SamplerWithoutReplacement
+from torchrl.record.loggers import Logger
 
 from torchrl_smore.data import GoalBatchSampler, GoalTransition, HindsightGoalTransform
 from torchrl_smore.envs import EnvPool
 from torchrl_smore.trainers import (
     CheckpointError,
+    CheckpointWarning,
     Evaluator,
     FusedUpdate,
+    KeepBest,
     OfflineTrainer,
+    Update,
+    adam,
     latest_checkpoint,
     load_checkpoint,
 )
@@ -197,6 +203,146 @@ def test_an_older_checkpoint_can_be_chosen_and_the_later_ones_go(make_run, tmp_p
             second.train()
     assert latest_checkpoint(tmp_path / "checkpoint").name == "step_000000010"
     assert metrics(tmp_path) == [row for row in whole if int(row["step"]) <= 9 or int(row["step"]) == 10]
+
+
+def test_a_run_that_is_killed_after_an_older_checkpoint_was_resumed_has_no_hole_in_its_metrics(make_run, tmp_path):
+    with EnvPool("PointReach", 2) as pool:
+        make_run(tmp_path, "packed", pool, keep_checkpoints=9).train()
+        whole = metrics(tmp_path)
+        second = make_run(tmp_path, "packed", pool, keep_checkpoints=9)
+        second.resume(tmp_path / "checkpoint" / "step_000000005")
+        crash_at(second, 7)
+        with pytest.raises(Stop):
+            second.train()
+        third = make_run(tmp_path, "packed", pool, keep_checkpoints=9)
+        third.resume()
+        assert third.step == 5
+        third.train()
+    assert metrics(tmp_path) == whole
+
+
+def test_a_checkpoint_from_elsewhere_is_not_resumed_over_a_run(make_trainer, tmp_path):
+    for name in ("one", "other"):
+        make_trainer(4, run_dir=tmp_path / name).train()
+    before = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+    trainer = make_trainer(6, run_dir=tmp_path / "other")
+    elsewhere = tmp_path / "one" / "checkpoint" / "step_000000004"
+    with pytest.raises(FileExistsError, match=r"other holds a run already, with step_000000004: .*one.* is not of it"):
+        trainer.resume(elsewhere)
+    assert (trainer.step, trainer.resumed) == (0, False)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+    # by another name of its folder it is the run's own
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    trainer.resume(tmp_path / "link" / "checkpoint" / "step_000000004")
+    new = make_trainer(6, run_dir=tmp_path / "new")
+    new.resume(elsewhere)
+    new.train()
+    assert latest_checkpoint(tmp_path / "new" / "checkpoint").name == "step_000000006"
+
+
+def test_a_logger_gets_the_rows_of_updates_that_are_done_again(make_trainer, tmp_path):
+    class Kept(Logger):
+        def __init__(self):
+            self.steps = []
+            super().__init__("kept", "")
+
+        def _create_experiment(self):
+            return self
+
+        def log_scalar(self, name, value, step=None):
+            if name == "loss_actor":
+                self.steps.append(step)
+
+        def log_video(self, *args, **options):
+            raise NotImplementedError
+
+        log_hparams = log_histogram = log_video
+
+        def __repr__(self):
+            return "Kept()"
+
+    logger = Kept()
+    trainer = make_trainer(4, run_dir=tmp_path, logger=logger, log_interval=1, save_interval=2)
+    trainer.train()
+    trainer.resume(tmp_path / "checkpoint" / "step_000000002")
+    trainer.train()
+    assert logger.steps == [1, 2, 3, 4, 3, 4]
+
+
+def test_what_was_evaluated_before_is_forgotten_where_an_earlier_update_is_resumed(make_run, tmp_path):
+    with EnvPool("PointReach", 2) as pool:
+        trainer = make_run(tmp_path, "packed", pool, keep_checkpoints=9)
+        trainer.register_op("post_steps", KeepBest(trainer))
+        trainer.train()
+        assert trainer.evaluated_step == 13
+        trainer.resume(tmp_path / "checkpoint" / "step_000000005")
+        assert (trainer.evaluation, trainer.evaluated_step) == (None, 0)
+        seen = []
+        trainer.register_op("post_steps", lambda: seen.append((trainer.step, trainer.evaluated_step)))
+        trainer.train()
+    assert seen == [(6, 0), (8, 8), (9, 8), (10, 8), (12, 12), (13, 13)]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_buffer_that_goes_through_its_rows_resumes_where_it_was(make_trainer, data, tmp_path, drop_last):
+    def make(name):
+        rb = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(len(data)),
+            sampler=SamplerWithoutReplacement(drop_last=drop_last),
+            sample_unit=GoalTransition(),
+            transform=HindsightGoalTransform(),
+            batch_size=16,
+            generator=torch.Generator().manual_seed(4),
+        )
+        rb.extend(data)
+        # 76 rows: a permutation ends within the run, and not where a checkpoint is
+        return make_trainer(9, run_dir=tmp_path / name, sampler=rb.sample, save_interval=4)
+
+    torch.manual_seed(2)
+    make("whole").train()
+    torch.manual_seed(2)
+    first = make("stopped")
+    crash_at(first, 6)
+    with pytest.raises(Stop):
+        first.train()
+    second = make("stopped")
+    torch.manual_seed(1234)
+    second.resume()
+    second.train()
+    whole, stopped = (
+        load_checkpoint(latest_checkpoint(tmp_path / name / "checkpoint"))[0] for name in ("whole", "stopped")
+    )
+    assert len(whole["update"]["sampler"]["_sample_list"]) < len(data)
+    assert_same(whole, stopped)
+
+
+def without_replacement(data):
+    rb = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(len(data)), sampler=SamplerWithoutReplacement(), batch_size=16
+    )
+    rb.extend(data)
+    return rb
+
+
+def test_a_state_without_that_of_its_buffer_is_of_before_and_loaded_with_a_warning(make_loss, data):
+    update = make_update(make_loss, without_replacement(data).sample)
+    state = update.state_dict()
+    del state["sampler"]
+    with pytest.warns(CheckpointWarning, match="without the state of its replay buffer's sampler"):
+        update.load_state_dict(state)
+
+
+def test_a_buffer_whose_state_no_checkpoint_can_hold_is_told(make_loss, data, monkeypatch):
+    rb = without_replacement(data)
+    monkeypatch.setattr(rb.sampler, "state_dict", lambda: {"tree": object()})
+    with pytest.warns(CheckpointWarning, match="cannot hold the state of a SamplerWithoutReplacement"):
+        state = make_update(make_loss, rb.sample).state_dict()
+    assert "sampler" not in state
+
+
+def make_update(make_loss, sampler):
+    loss = make_loss()
+    return Update(loss, sampler, adam(loss)[0])
 
 
 def test_a_checkpoint_of_another_task_is_refused_before_anything_changes(make_run, make_trainer, tmp_path):

@@ -14,6 +14,7 @@ from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, Tenso
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.data import Bounded, Composite
+from torchrl.modules import TanhModule
 from torchrl.objectives import LossModule
 
 #: How an actor sees where an encoder is shared: vectors that it does not train, vectors that it trains, or pictures.
@@ -147,7 +148,7 @@ class Networks(LossModule):
 
     def _action_range(self, like: Tensor) -> tuple[Any, Any]:
         """Smallest and largest action as actions are, those that the actor tells, ``[A]`` or 0-d each, or -1 and 1."""
-        bounds = _own_bounds(self.actor_network, self.actor_network_params)
+        bounds = _own_bounds(self.actor_network, self.actor_network_params, self.tensor_keys.action)
         low, high = (self._lowest_action, self._highest_action) if bounds is None else bounds
         return (-1.0, 1.0) if low is None or high is None else (low.to(like), high.to(like))
 
@@ -263,7 +264,8 @@ def action_bounds(
 ) -> tuple[Tensor, Tensor] | None:
     """Smallest and largest action, ``[A]`` or 0-d each.
 
-    They are ``low`` and ``high`` of the part of an actor whose class has both, else :func:`stated_bounds`.
+    They are ``low`` and ``high`` of the part of an actor whose class has both, those of a
+    :class:`torchrl.modules.TanhModule`, else :func:`stated_bounds`.
 
     Args:
         actor_network: of a loss, made functional.
@@ -273,7 +275,7 @@ def action_bounds(
     Returns:
         Both, or ``None`` for an actor that tells no bounds.
     """
-    return _own_bounds(actor_network, params) or stated_bounds(actor_network, action)
+    return _own_bounds(actor_network, params, action) or stated_bounds(actor_network, action)
 
 
 def stated_bounds(actor_network: Any, action: NestedKey) -> tuple[Tensor, Tensor] | None:
@@ -296,8 +298,12 @@ def stated_bounds(actor_network: Any, action: NestedKey) -> tuple[Tensor, Tensor
     return None
 
 
-def _own_bounds(actor_network: nn.Module, params: TensorDictBase) -> tuple[Tensor, Tensor] | None:
+def _own_bounds(actor_network: nn.Module, params: TensorDictBase, action: NestedKey) -> tuple[Tensor, Tensor] | None:
     for part in actor_network.modules():
+        if isinstance(part, TanhModule) and action in part.out_keys:
+            name = action if isinstance(action, str) else "_".join(action)
+            with lent(actor_network, params):
+                return getattr(part, f"{name}_low"), getattr(part, f"{name}_high")
         # the class is asked, since a module that lacks an attribute takes its time to say so
         if hasattr(type(part), "low") and hasattr(type(part), "high"):
             with lent(actor_network, params):

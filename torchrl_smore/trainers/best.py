@@ -39,7 +39,7 @@ class KeepBest(EvaluationHook):
     def __call__(self) -> None:
         """Looks at the newest evaluation."""
         trainer = self.trainer
-        if trainer.evaluations is self._last:
+        if not trainer.evaluations or trainer.evaluations is self._last:
             return
         self._last = trainer.evaluations
         if self._best is None:
@@ -56,7 +56,7 @@ class KeepBest(EvaluationHook):
     def _save(self, number: int, evaluation: Evaluation, loss: dict[str, Any]) -> None:
         trainer, step = self.trainer, self.trainer.evaluated_step
         state = {"step": step, "update": {"seeds": [trainer.seeds[number]], "losses": [loss]}}
-        meta = {**trainer.meta, "evaluation": evaluation.summary()}
+        meta = {"seeds": list(trainer.seeds), **trainer.meta, "evaluation": evaluation.summary()}
         save_checkpoint(self._folders[number], step, state, meta, keep=1)
 
 

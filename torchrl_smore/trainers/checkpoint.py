@@ -13,6 +13,7 @@ import random
 import shutil
 import tempfile
 import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,10 @@ FORMAT_VERSION = 3
 READ_VERSIONS = (2, 3)
 _STATE, _META, _META_DIGEST = "state.pt", "meta.json", "meta_sha256"
 _REPLACED, _REMOVED = "_replaced", "_removed"
+#: What a checkpoint says of itself in its meta.
+RESERVED = ("format_version", "step", "sha256", _META_DIGEST)
+#: What is read back without running code; a subclass, such as a number of NumPy or an enum, is not.
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
 class CheckpointError(ValueError):
@@ -49,8 +54,8 @@ def save_checkpoint(
     Args:
         root: folder of all checkpoints of a run; made if absent.
         step: updates done, at least 0.
-        state: nested mappings of tensors and plain Python values.
-        meta: what identifies the run (task, method, ...), expressible in JSON.
+        state: nested dictionaries and sequences of tensors and plain Python values.
+        meta: what identifies the run (task, method, ...), see :func:`check_meta`.
         keep: newest checkpoints to keep, at least 1.
 
     Returns:
@@ -59,8 +64,12 @@ def save_checkpoint(
     Raises:
         OSError: if the disk is full or refuses the write; names the path, the room that is needed and the room that is
             left. Older checkpoints stay as they were.
+        TypeError: if ``state`` holds something else, which could not be read again, or ``meta`` is no JSON.
+        ValueError: if ``meta`` has a key that checkpoints use.
     """
     root = Path(root)
+    check_storable(state)
+    check_meta(meta)
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step_{step:09d}"
     clear_leftovers(root)
@@ -85,10 +94,69 @@ def save_checkpoint(
         raise
     found = _checkpoints(root)
     place = found.index(final) + 1
-    for old in [*found[: max(place - max(keep, 1), 0)], *found[place:]]:
+    _remove([*found[: max(place - max(keep, 1), 0)], *found[place:]])
+    return final
+
+
+def drop_later(root: str | Path, step: int) -> None:
+    """Removes the checkpoints of later steps: a run that resumes an earlier one leaves the future that they belong to.
+
+    Args:
+        root: folder of all checkpoints of a run.
+        step: the last one that stays.
+    """
+    _remove([path for path in _checkpoints(Path(root)) if int(path.name[5:]) > step])
+
+
+def _remove(checkpoints: list[Path]) -> None:
+    for old in checkpoints:
         with contextlib.suppress(OSError):
             remove_folder(old, old.with_name(f".partial_{old.name}{_REMOVED}"))
-    return final
+
+
+def check_storable(state: Any, where: str = "state") -> None:
+    """Checks that a state can be read back, which runs no code: tensors and plain values of Python alone can.
+
+    Args:
+        state: nested dictionaries and sequences.
+        where: its name in the error.
+
+    Raises:
+        TypeError: for anything else; names the first place that has it.
+    """
+    if type(state) in (dict, OrderedDict, Counter):
+        for key, value in state.items():
+            check_storable(key, f"{where}: a key")
+            check_storable(value, f"{where}.{key}")
+    elif type(state) in (list, tuple, set):
+        for number, value in enumerate(state):
+            check_storable(value, f"{where}.{number}")
+    elif not isinstance(state, Tensor) and type(state) not in _PLAIN:
+        kind = type(state)
+        raise TypeError(
+            f"{where} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot hold: expected a tensor, a "
+            "number, string or other plain value of Python, or a dictionary, list, tuple or set of them (of what NumPy "
+            "has, torch.from_numpy makes a tensor and item() a number)."
+        )
+
+
+def check_meta(meta: Mapping[str, Any]) -> None:
+    """Checks what is to identify a run in its checkpoints.
+
+    Args:
+        meta: values by name.
+
+    Raises:
+        TypeError: if it cannot be expressed in JSON.
+        ValueError: if it has a key that checkpoints use: ``format_version``, ``step``, ``sha256``, ``meta_sha256``.
+    """
+    try:
+        json.dumps(dict(meta))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"meta must be expressible in JSON, got {meta!r}: {error}.") from error
+    taken = [key for key in RESERVED if key in meta]
+    if taken:
+        raise ValueError(f"meta must not have {', '.join(taken)}, which a checkpoint says of itself.")
 
 
 class _ErrorKeeper:

@@ -64,7 +64,7 @@ class ActorPolicy:
     ) -> None:
         self.loss = loss
         self.action_range = action_range_of(loss) if action_range is None else action_range
-        self.action_key = action_key or getattr(loss.tensor_keys, "action", "action")
+        self.action_key = action_key or _action_key(loss)
 
     @torch.no_grad()
     def __call__(self, observation: Observation) -> np.ndarray:
@@ -112,11 +112,18 @@ def action_range_of(loss: LossModule) -> tuple[float | list[float], float | list
     """Smallest and largest action of a loss's actor as plain numbers: one for each component, or -1 and 1.
 
     They are the bounds that losses see: ``low`` and ``high`` of a :class:`~torchrl_smore.modules.GaussianHead`, else of
-    the arguments of the actor's distribution, as of a :class:`torchrl.modules.TanhNormal`, else of its spec.
+    its :class:`torchrl.modules.TanhModule`, else of the arguments of its distribution, as of a
+    :class:`torchrl.modules.TanhNormal`, else of its spec.
     """
     actor = loss.actor_network
-    bounds = None if actor is None else action_bounds(actor, loss.actor_network_params, loss.tensor_keys.action)
+    bounds = None if actor is None else action_bounds(actor, loss.actor_network_params, _action_key(loss))
     return (-1.0, 1.0) if bounds is None else (bounds[0].tolist(), bounds[1].tolist())
+
+
+def _action_key(loss: LossModule) -> NestedKey:
+    """Where the actor of a loss writes actions; some of TorchRL's, such as its DDPG, have no key of that name."""
+    key: NestedKey = getattr(loss.tensor_keys, "action", "action")
+    return key
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,10 @@ from torchrl_smore.trainers.background import BackgroundEvaluator
 from torchrl_smore.trainers.checkpoint import (
     CheckpointError,
     CheckpointWarning,
+    check_meta,
+    check_storable,
     clear_leftovers,
+    drop_later,
     latest_checkpoint,
     load_checkpoint,
     rng_state,
@@ -63,6 +66,8 @@ _ABSENT_STAGES = (
 )
 
 OnDivergence = Literal["stop", "continue"]
+#: What a checkpoint says of the trainer that wrote it, beside ``seeds``.
+_OF_TRAINER = ("total_steps", "torch", "device")
 
 
 class DivergedError(RuntimeError):
@@ -136,9 +141,8 @@ class OfflineTrainer(Trainer):
     Args:
         loss: any TorchRL loss with ``loss_*`` outputs.
         sampler: returns a batch, for example ``replay_buffer.sample`` or a
-            :class:`~torchrl_smore.data.GoalBatchSampler`; if it has ``state_dict``, it goes into the checkpoint. A
-            replay buffer resumes exactly if it draws from torch's global generator, which is saved, and not from one
-            of its own.
+            :class:`~torchrl_smore.data.GoalBatchSampler`; what of its state a checkpoint has, and when it resumes
+            exactly, see :class:`~torchrl_smore.trainers.Update`.
         optimizer: over ``loss.parameters()``; see :func:`~torchrl_smore.trainers.adam`.
         total_steps: updates, positive.
         update: a ready update, instead of everything that one is made from.
@@ -153,14 +157,18 @@ class OfflineTrainer(Trainer):
         save_interval: updates between two checkpoints; the end is always saved.
         keep_checkpoints: newest checkpoints to keep.
         compile: see :class:`~torchrl_smore.trainers.update.Update`.
-        meta: identifies the run in its checkpoints (JSON); a checkpoint with another ``meta`` is refused.
+        meta: identifies the run in its checkpoints (JSON, without the keys that these have themselves); a checkpoint
+            with another ``meta`` is refused.
         on_divergence: what is done when a loss or a parameter is not finite: ``"stop"`` raises a
             :class:`DivergedError`, ``"continue"`` warns once. Parameters that are not finite are never saved.
         logger: a TorchRL logger that gets every row too.
         progress_bar: whether to show one.
 
     Raises:
-        ValueError: if a count is not positive, ``update`` is given beside what makes one, or neither is complete.
+        TypeError: if ``meta`` is no JSON, or, with a ``run_dir``, the state of the update is nothing that a checkpoint
+            can hold.
+        ValueError: if a count is not positive, ``update`` is given beside what makes one, or neither is complete, or
+            ``meta`` has a key that checkpoints use.
     """
 
     _optim_count: int
@@ -204,6 +212,13 @@ class OfflineTrainer(Trainer):
             update, loss, sampler, optimizer, scheduler=scheduler, target_updater=target_updater, compile=compile
         )
         self.seeds = self.update.seeds
+        self.meta = dict(meta or {})
+        check_meta(self.meta)
+        if taken := [key for key in _OF_TRAINER if key in self.meta]:
+            raise ValueError(f"meta must not have {', '.join(taken)}, which a checkpoint says of its trainer.")
+        if run_dir is not None:
+            # and not at the first save, after all the updates before it
+            check_storable(self.update.state_dict(), "update")
         super().__init__(
             collector=OfflineSteps(total_steps, (log_interval, eval_interval, save_interval)),
             total_frames=total_steps,
@@ -227,7 +242,6 @@ class OfflineTrainer(Trainer):
         self.log_interval = log_interval
         self.save_interval = save_interval
         self.keep_checkpoints = keep_checkpoints
-        self.meta = dict(meta or {})
         self.on_divergence = on_divergence
         self.evaluations: list[Evaluation] = []
         self.evaluated_step = 0
@@ -276,7 +290,8 @@ class OfflineTrainer(Trainer):
     @property
     def step(self) -> int:
         """Updates done."""
-        return int(self.collected_frames)
+        # not collected_frames, where TorchRL counts those that are about to be done
+        return self._optim_count
 
     @property
     def _device(self) -> torch.device:
@@ -291,6 +306,7 @@ class OfflineTrainer(Trainer):
         """Runs the remaining updates: after an interruption or :meth:`stop_with` it can be called again and goes on.
 
         What a hook ends early (:meth:`torchrl.trainers.Trainer.request_stop`) is evaluated and saved as it is then.
+        A run that resumed an older checkpoint leaves what came after it: those checkpoints and rows are removed.
 
         Raises:
             DivergedError: see ``on_divergence``.
@@ -303,6 +319,8 @@ class OfflineTrainer(Trainer):
                 self._check_folder()
                 for root in (self.run_dir / "checkpoint", *(self.run_dir / BEST_FOLDER).glob("seed_*")):
                     clear_leftovers(root)
+                # before the rows: a checkpoint whose rows are gone would leave a hole where it is resumed
+                drop_later(self.run_dir / "checkpoint", self.step)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv", self.step or None)
             stack.enter_context(in_mode(True, *self.update.losses))
             # after an interrupt TorchRL has counted updates that were not done
@@ -318,21 +336,24 @@ class OfflineTrainer(Trainer):
             self._finish_evaluation()
         if self.progress_bar:
             self._pbar.close()
+        if self._stop is not None:
+            # asked for after the last update, when everything is saved
+            error, self._stop = self._stop, None
+            raise error
         if not self.evaluations and self.evaluator is not None:
             # resumed at its end: the row is there, the evaluation itself is not
             self.evaluations, self.evaluated_step = self.evaluator.run_all(self.policies), self.step
 
     def _check_folder(self) -> None:
         """Refuses a folder whose run would be overwritten bit by bit."""
+        if not self.resumed and self.step == 0:
+            self._refuse_folder("resume() continues it; a new run needs a folder of its own.")
+
+    def _refuse_folder(self, why: str) -> None:
         assert self.run_dir is not None
-        if self.resumed or self.step > 0:
-            return
         with contextlib.suppress(CheckpointError):
             found = latest_checkpoint(self.run_dir / "checkpoint")
-            raise FileExistsError(
-                f"{self.run_dir} holds a run already, with {found.name}: resume() continues it; a new run needs a "
-                "folder of its own."
-            )
+            raise FileExistsError(f"{self.run_dir} holds a run already, with {found.name}: {why}")
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """The lock of ``run_dir``, which :meth:`train` holds: for what else must not be done by two processes.
@@ -348,6 +369,7 @@ class OfflineTrainer(Trainer):
     def stop_with(self, error: BaseException) -> None:
         """Makes :meth:`train` save a checkpoint after the update in progress and raise ``error``.
 
+        After the last update it ends as it would have and raises ``error`` then.
         May be called from a signal handler.
         """
         self._stop = error
@@ -387,14 +409,14 @@ class OfflineTrainer(Trainer):
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Runs ``batch.numel()`` updates, then logs, evaluates and saves what is due."""
         # the trainer has counted the whole interval; here each update counts once it is done
-        self.collected_frames -= batch.numel()
+        self.collected_frames = self.step
         self._pre_optim_hook()
         start = time.perf_counter()
         before = self.step
         for _ in range(batch.numel()):
             out = self.optimization_stepper.step(self, batch)
-            self.collected_frames += 1
-            self._optim_count = self.step
+            self._optim_count += 1
+            self.collected_frames = self.step
             self._averages.add(out)
             self._post_optim_hook()
             self._post_optim_log(out)
@@ -555,7 +577,7 @@ class OfflineTrainer(Trainer):
         returned = shown_return(means)
         shown = [key for key in means if key.startswith(("loss_", "eval/success_last")) or key == returned]
         # TorchRL's logging knows no other update than that which the trainer is at
-        now = self.step
+        now = self.collected_frames
         self.collected_frames = step
         try:
             self._log(log_pbar=False, **{key: value for key, value in means.items() if key not in shown})
@@ -591,7 +613,8 @@ class OfflineTrainer(Trainer):
             **self._averages.state_dict(),
         }
         device = self._device
-        meta = {**self.meta, "total_steps": int(self.total_frames), "torch": torch.__version__, "device": device.type}
+        meta = {"seeds": list(self.seeds), **self.meta}
+        meta.update(zip(_OF_TRAINER, (int(self.total_frames), torch.__version__, device.type)))
         path = save_checkpoint(self.run_dir / "checkpoint", self.step, state, meta, self.keep_checkpoints)
         self._saved_step = self.step
         return path
@@ -599,14 +622,22 @@ class OfflineTrainer(Trainer):
     def resume(self, checkpoint: str | Path | None = None) -> None:
         """Continues from a checkpoint, by default the newest of ``run_dir``.
 
+        Evaluations of before, in this process, are forgotten.
+
+        Args:
+            checkpoint: its folder, of this run or, where ``run_dir`` has no checkpoint so far, of another.
+
         Raises:
             CheckpointError: if there is none, it is damaged, or it belongs to another run; nothing has changed then.
+            FileExistsError: for a checkpoint from elsewhere, if ``run_dir`` has some of its own: they would be lost.
             ValueError: if the trainer has neither a ``run_dir`` nor was given a checkpoint.
         """
         if checkpoint is None:
             if self.run_dir is None:
                 raise ValueError("a trainer without run_dir needs the path of a checkpoint to resume from.")
             checkpoint = latest_checkpoint(self.run_dir / "checkpoint")
+        if self.run_dir is not None and Path(checkpoint).resolve().parent != (self.run_dir / "checkpoint").resolve():
+            self._refuse_folder(f"{checkpoint} is not of it; continue that in a folder of its own.")
         state, meta = load_checkpoint(checkpoint, self.meta)
         step = state.get("step")
         if step != meta["step"] or not isinstance(step, int) or not 0 <= step <= self.total_frames:
@@ -626,6 +657,10 @@ class OfflineTrainer(Trainer):
         set_rng_state(state["rng"])
         self._averages.load_state_dict(state, self._device)
         self.resumed, self._stop, self._saved_step = True, None, step
+        self.evaluations, self.evaluated_step, self._evaluated_states = [], 0, None
+        self.diverged = None
+        # of updates that are done again: a logger would take none of their rows
+        self._last_log.clear()
         self.collected_frames = self._optim_count = step
         self.collector.load_state_dict({"done": step})
 

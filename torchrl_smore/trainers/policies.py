@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -183,7 +185,7 @@ def load_policy(
         which: of a run folder, ``"last"``: the newest checkpoint; ``"best"``: the networks of the seed's best
             evaluation. (Chosen by its evaluation episodes, it looks better on these than it is.) Of a checkpoint
             there is no choice: ``"best"`` refuses one that is not that of a best evaluation.
-        seed: of a run of several seeds, which; the first by default.
+        seed: of a run of several seeds, which; by default the first of the run, or of those with a best evaluation.
         device: where to compute.
         goal_margin: goals farther outside those of the data than so many times their extent are refused: mostly they
             have another unit. ``None`` takes any.
@@ -335,11 +337,17 @@ def _newest(run_dir: Path, which: Which, seed: int | None) -> Path:
 
 
 def _best_folders(run_dir: Path) -> list[Path]:
-    """Folders ``seed_<seed>`` of a run, by seed; at least one."""
+    """Folders ``seed_<seed>`` of a run, in the order of its seeds; at least one."""
     found = [folder for folder in (run_dir / BEST_FOLDER).glob("seed_*") if folder.name[5:].isdecimal()]
     if not found:
         raise CheckpointError(f"{run_dir} has no networks of a best evaluation: it has not been evaluated so far.")
-    return sorted(found, key=lambda folder: int(folder.name[5:]))
+    by_seed = {int(folder.name[5:]): folder for folder in found}
+    order = sorted(by_seed)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, CheckpointError):
+        own = json.loads((latest_checkpoint(by_seed[order[0]]) / "meta.json").read_text())["seeds"]
+        # of a version that did not write it, by number
+        order.sort(key=own.index)
+    return [by_seed[seed] for seed in order]
 
 
 def _loaded(record: RunRecord, networks: Mapping[str, Any], role: str, state: Mapping[str, Tensor]) -> list[nn.Module]:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.data import ReplayBuffer
 from torchrl.objectives import HardUpdate, LossModule, TargetNetUpdater
 
 from torchrl_smore._errors import unknown_name
-from torchrl_smore.trainers.checkpoint import CheckpointError, check_fits, fitting_generators
+from torchrl_smore.trainers.checkpoint import (
+    CheckpointError,
+    CheckpointWarning,
+    check_fits,
+    check_storable,
+    fitting_generators,
+)
 
 #: How :func:`torch.compile` is used: not at all, with its default mode, or with its slowest search.
 Compile = Literal["off", "default", "max"]
 #: Names of :func:`torch.compile` for ours.
 MODES: dict[str, str] = {"default": "default", "max": "max-autotune-no-cudagraphs"}
+#: Where the state of a replay buffer has that of its generator.
+_GENERATOR = "generator"
 #: What optimisers of torch keep in the shape of each parameter.
 _OF_ADAM = ("exp_avg", "exp_avg_sq")
 _LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
@@ -64,7 +74,10 @@ class Update:
 
     Args:
         loss: any TorchRL loss whose output has ``loss_*`` entries.
-        sampler: returns a batch; for example ``replay_buffer.sample`` or a :class:`TwoPartSampler`.
+        sampler: returns a batch; for example ``replay_buffer.sample`` or a :class:`TwoPartSampler`. Its ``state_dict``
+            is part of the state; of a TorchRL replay buffer that of its sampler and of its generator, if it was given
+            one. (A buffer draws the same batches again if that is all: it must not prefetch, and must hold the same
+            data.)
         optimizer: over ``loss.parameters()``.
         scheduler: stepped after every update, or ``None``.
         target_updater: stepped after every update, or ``None``.
@@ -127,8 +140,10 @@ class Update:
         state = {"loss": self.loss.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.scheduler is not None:
             state["scheduler"] = self.scheduler.state_dict()
-        if hasattr(self.sampler, "state_dict"):
-            state["sampler"] = self.sampler.state_dict()
+        if (stateful := _stateful(self.sampler)) is not None:
+            own = stateful.state_dict()
+            if own or stateful is self.sampler:
+                state["sampler"] = own
         if isinstance(self.target_updater, HardUpdate):
             state["target_updater"] = self.target_updater.counter
         return state
@@ -142,6 +157,14 @@ class Update:
             CheckpointError: if it does not fit; nothing is overwritten then.
         """
         own = self.state_dict()
+        if "sampler" in own and "sampler" not in state and isinstance(_stateful(self.sampler), _BufferState):
+            warnings.warn(
+                "the checkpoint was saved without the state of its replay buffer's sampler, by an earlier version: the "
+                "run continues, not bit for bit.",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+            state = {**state, "sampler": own["sampler"]}
         check_fits({key: key for key in state}, {key: key for key in own}, "update")
         check_fits(state["loss"], own["loss"], "loss")
         self._check_optimizer(state["optimizer"])
@@ -176,10 +199,56 @@ class Update:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        if "sampler" in state and hasattr(self.sampler, "load_state_dict"):
-            self.sampler.load_state_dict(fitting_generators(state["sampler"], own["sampler"], seed=0))
+        stateful = _stateful(self.sampler)
+        if "sampler" in state and hasattr(stateful, "load_state_dict"):
+            stateful.load_state_dict(fitting_generators(state["sampler"], own["sampler"], seed=0))
         if isinstance(self.target_updater, HardUpdate):
             self.target_updater.counter = state["target_updater"]
+
+
+class _BufferState:
+    """What a TorchRL replay buffer changes when it is sampled from: its sampler, and its own generator if it has one.
+
+    Its data are not part of it.
+    """
+
+    def __init__(self, buffer: ReplayBuffer) -> None:
+        self.buffer = buffer
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            # a rest of a permutation is a view of it, of which all would be saved
+            key: value.clone() if isinstance(value, Tensor) else value
+            for key, value in self.buffer.sampler.state_dict().items()
+        }
+        try:
+            check_storable(state)
+        except TypeError:
+            warnings.warn(
+                f"a checkpoint cannot hold the state of a {type(self.buffer.sampler).__name__}: a run that is resumed "
+                "draws other batches.",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+            state = {}
+        generator = self.buffer._rng
+        return state if generator is None else {**state, _GENERATOR: generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rest = dict(state)
+        generator = rest.pop(_GENERATOR, None)
+        if generator is not None:
+            self.buffer._rng.set_state(generator)
+        if rest:
+            self.buffer.sampler.load_state_dict(rest)
+
+
+def _stateful(sampler: Any) -> Any:
+    """What of a sampler has a state: itself, the replay buffer whose method it is, or ``None``."""
+    buffer = getattr(sampler, "__self__", None)
+    if isinstance(buffer, ReplayBuffer):
+        return _BufferState(buffer)
+    return sampler if hasattr(sampler, "state_dict") else None
 
 
 def ensure_value_estimator(loss: LossModule) -> None:
