@@ -91,7 +91,8 @@ class Worker:
         self._come = bytearray()  # of answers not yet received: what interrupts a wait loses nothing of them
         environment = {**_rounding(), **os.environ} | {
             "OMP_NUM_THREADS": "1",  # the workers themselves fill the cores
-            "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+            # anything else than a string, which Python ignores too
+            "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path if isinstance(path, str)),
             "PYTHONSAFEPATH": "1",  # the parent's path and nothing before it
         }
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
@@ -236,7 +237,7 @@ def _of_main(error: Exception) -> str:
     if isinstance(error, AttributeError) and "__main__" in str(error):
         return (
             "a worker process imports what it runs, and does not run the script that started it: put the task and its "
-            "functions in a module of their own and import them from there, or use no worker processes.\n"
+            "functions in a module of their own and import them from there, or use no worker processes (workers=1).\n"
         )
     return ""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
 from torchrl_smore.envs import SCRIPTED, Task, collect, expert_behaviour, get_task, medium_behaviour
+from torchrl_smore.envs.collect import decisive_versions
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.trainers import locked
 
@@ -255,7 +256,7 @@ def note_experts(task: Task, num_trajectories: int, expert_fraction: float | Non
 
 
 def check_collected(store: TrajectoryStore, task: Task, out: Path) -> None:
-    """Refuses a dataset that was collected when its task was another; warns if only code of the task has changed.
+    """Refuses a dataset that was collected when its task was another; warns if only code or packages have changed.
 
     Args:
         store: which says what the task was then, as far as it was written then.
@@ -276,6 +277,15 @@ def check_collected(store: TrajectoryStore, task: Task, out: Path) -> None:
         )
     except DatasetError as error:
         raise DatasetError(f"{out}: {error}") from error
+    then = store.meta.get("versions")
+    then = then if isinstance(then, Mapping) else {}
+    other = [
+        f"{name} {then[name]} (now {now})"
+        for name, now in decisive_versions().items()
+        if now is not None and then.get(name) not in (None, now)
+    ]
+    if other:
+        log.warning("%s was collected with %s. Delete it to collect it anew", out, " and ".join(other))
     source = task.source_sha256
     if source is not None and store.meta.get("source_sha256", source) != source:
         log.warning(

@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -224,6 +225,155 @@ def test_an_actor_of_a_task_that_a_script_defines_acts_in_its_process(tmp_path):
     )
     command = [sys.executable, str(script), str(wide_actor(tmp_path / "actor.npz"))]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+SCRIPT = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+from torchrl_smore.envs import collect, register_task
+
+class Line(gymnasium.Env):
+    observation_space = spaces.Box(-9, 9, (1,))
+    action_space = spaces.Box(np.float32(-1), np.float32(1), (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1, 1)
+        return self.place.copy(), {}
+
+    def step(self, action):
+        self.place = np.clip(self.place + action, -9, 9)
+        return self.place.copy(), 0.0, False, False, {}
+
+OPTIONS = dict(threshold=0.5, horizon=3, goal_columns=[0], goals=([-2.0], [2.0]))
+"""
+
+
+def test_a_task_that_a_script_defines_is_collected_in_its_process_unless_workers_are_asked_for(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        SCRIPT + "register_task('Line', Line, **OPTIONS)\n"
+        "import logging, sys\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "workers = {} if len(sys.argv) == 1 else {'workers': int(sys.argv[1])}\n"
+        "collect('Line', expert_episodes=0, random_episodes=50, seed=0, progress=False, **workers)\n"
+    )
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert "Line is defined in the running script: it is collected in this process." in done.stderr
+    done = subprocess.run([*command, "2"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "use no worker processes (workers=1)" in done.stderr
+
+
+def test_an_id_that_a_script_has_registered_is_known_to_workers(tmp_path):
+    (tmp_path / "line_module.py").write_text(SCRIPT)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import gymnasium\n"
+        "from torchrl_smore.envs import EnvPool, collect, register_task\n"
+        "gymnasium.register(id='Line-v3', entry_point='line_module:Line')\n"
+        "task = register_task('Line', 'Line-v3', threshold=0.5, horizon=3, goal_columns=[0], goals=([-2.0], [2.0]))\n"
+        "stores = [collect('Line', expert_episodes=0, random_episodes=30, seed=0, progress=False, workers=workers)\n"
+        "          for workers in (1, 2)]\n"
+        "assert stores[0].sha256 == stores[1].sha256\n"
+        "with EnvPool(task, 2, num_workers=1) as pool:\n"
+        "    assert pool.reset([0, 1])['observation'].shape == (2, 1)\n"
+    )
+    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=120)
+
+
+def matrices(observation):
+    """Actions that depend on how a long sum of products is rounded."""
+    weights = np.random.default_rng(0).normal(size=(105, 2))
+    hidden = np.tanh(observation["observation"] @ weights.T)
+    for _ in range(30):
+        hidden = np.tanh(3.0 * hidden @ np.random.default_rng(1).normal(size=(105, 105)))
+    return hidden[:, :2]
+
+
+def test_an_expert_of_ones_own_multiplies_alike_whatever_the_number_of_workers():
+    own = dataclasses.replace(TASKS["PointRooms"], name="Own", make_expert=partial(partial, matrices))
+    assert collect_module._wants_worker(request_of(own))
+    assert not collect_module._wants_worker(request_of(TASKS["PointRooms"]))
+    options = {"expert_episodes": 21, "random_episodes": 0, "seed": 0, "progress": False}
+    assert len({collect(own, **options, workers=workers).sha256 for workers in (1, 2)}) == 1
+
+
+def request_of(task):
+    behaviours = collect_module.Behaviour("expert"), 0.0, 0, collect_module.Behaviour("medium")
+    return collect_module._checked_request(task, 1, 0, 0, *behaviours)
+
+
+@pytest.mark.parametrize("module", ["numpy.random", "torchrl_smore.envs.collect", "json.decoder", "zlib"])
+def test_modules_that_another_process_finds_are_told_from_others(module, monkeypatch):
+    assert collect_module._is_found(module)
+    for name in ("not_there", f"{module}.not_there"):
+        monkeypatch.setitem(sys.modules, name, sys)
+        assert not collect_module._is_found(name)
+
+
+class Normalising:
+    """An expert that works in what it is given."""
+
+    def __call__(self, observation):
+        observation["observation"] -= observation["desired_goal"]
+        observation["desired_goal"] = np.zeros_like(observation["desired_goal"])
+        return -observation["observation"]
+
+
+class Scaling(PointBatch):
+    """Points whose simulator scales the actions that it is given, in place."""
+
+    def step(self, actions):
+        actions *= 0.5
+        return super().step(actions)
+
+
+def test_neither_an_expert_nor_a_simulator_changes_what_is_stored():
+    options = {"expert_episodes": 5, "random_episodes": 5, "seed": 0, "workers": 1, "progress": False}
+    task = dataclasses.replace(TASKS["PointReach"], make_expert=Normalising)
+    assert torch.equal(
+        collect(task, **options).data["observation"], other := collect(task, **options).data["achieved_goal"]
+    )
+    assert other.abs().sum() > 0
+    scaling = dataclasses.replace(TASKS["PointReach"], make_batch=partial(Scaling, PointWorld()))
+    given = collect(scaling, **options).data["action"]
+    assert torch.equal(given[-1], collect("PointReach", **options).data["action"][-1])
+
+
+class Held(PointBatch):
+    """Points that hold a file until they are closed."""
+
+    def __init__(self, file, *arguments):
+        super().__init__(*arguments)
+        self.file = file
+        self.file.with_suffix(f".{os.getpid()}.{id(self)}").touch()
+
+    def close(self):
+        self.file.with_suffix(f".{os.getpid()}.{id(self)}").unlink()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_simulators_are_closed(tmp_path, monkeypatch, workers):
+    task = dataclasses.replace(TASKS["PointReach"], make_batch=partial(Held, tmp_path / "held", PointWorld()))
+    for wanted in (False, True) if workers == 1 else (True,):
+        monkeypatch.setattr(collect_module, "_wants_worker", lambda request, wanted=wanted: wanted)
+        collect(task, expert_episodes=0, random_episodes=50, seed=0, workers=workers, progress=False)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_unfinished_collection_is_left_alone(tmp_path):
+    (tmp_path / "store.partial").mkdir()
+    (tmp_path / "store.partial" / "thesis.txt").write_text("years")
+    with pytest.raises(ValueError, match=r"store\.partial.* is no unfinished collection: it has thesis\.txt"):
+        point(expert_episodes=0, random_episodes=3, out=tmp_path / "store")
+    assert (tmp_path / "store.partial" / "thesis.txt").read_text() == "years"
+
+
+def test_workers_start_whatever_else_the_path_of_modules_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    assert point(expert_episodes=0, random_episodes=30, workers=2).num_trajectories == 30
 
 
 def test_a_worker_whose_parent_is_gone_writes_nothing(tmp_path):
@@ -458,7 +608,8 @@ class Altered(PointBatch):
 def test_what_a_simulator_does_wrong_is_told_before_anything_is_kept(tmp_path, key, value, message):
     task = dataclasses.replace(TASKS["PointReach"], make_batch=partial(Altered, key, value, PointWorld()))
     options = {"expert_episodes": 0, "random_episodes": 3, "seed": 0, "workers": 1, "progress": False}
-    with pytest.raises(ValueError, match=message):
+    # of a worker, as of every task of one's own that it can import
+    with pytest.raises((RuntimeError, ValueError), match=message):
         collect(task, **options, out=tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
@@ -526,6 +677,7 @@ def test_a_process_whose_workers_fail_ends():
             "one of expert_episodes, medium_episodes and random_episodes must",
         ),
         ({"medium_policy": "typo.npz"}, "medium_policy=typo.npz: of no use, as no episode is one of it"),
+        ({"expert_policy": "typo.npz", "expert_episodes": 0}, "expert_policy=typo.npz: of no use, as no episode is"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"expert_noise": -0.1}, "expert_noise must be a finite number of at least 0"),
         ({"action_noise": float("nan")}, "action_noise must be a finite number of at least 0"),
@@ -535,6 +687,13 @@ def test_a_process_whose_workers_fail_ends():
 def test_bad_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         point(**changes)
+
+
+@pytest.mark.parametrize("name", ["action_noise", "expert_noise", "expert_random_prob"])
+@pytest.mark.parametrize("value", ["0.5", [0.5]])
+def test_a_noise_that_is_no_number_is_refused_by_its_name(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got {re.escape(repr(value))}"):
+        point(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["seed", "expert_episodes", "random_episodes", "medium_episodes"])

@@ -73,6 +73,36 @@ class Forgetful(Cart):
         return observation + np.random.default_rng().normal(), info
 
 
+class Noisy(Cart):
+    """Draws in each step from a generator that no seed reaches."""
+
+    def step(self, action):
+        self.place += np.random.default_rng().normal()
+        return super().step(action)
+
+
+class Worn(Cart):
+    """Remembers the episodes before: a command does less in each."""
+
+    wear = 1.0
+
+    def reset(self, *, seed=None, options=None):
+        self.wear /= 2
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        return super().step(2.0 + self.wear * (action - 2.0))
+
+
+class Old(Cart):
+    """Draws from a generator that takes seeds of 32 bits."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=0)
+        self.place = np.random.RandomState(seed).uniform(-1, 1)
+        return np.array([7.0, self.place]), {}
+
+
 class Discrete(Cart):
     action_space = spaces.Discrete(3)
 
@@ -157,6 +187,33 @@ def test_the_gymnasium_checker_accepts_a_task_of_a_gymnasium_id():
     check_env(task.make_env(), skip_render_check=True)
 
 
+def test_an_environment_whose_seeds_have_32_bits_gets_such():
+    task = register_task("Old", Old, **OPTIONS)
+    store = collect(task, expert_episodes=0, random_episodes=6, seed=0, workers=1, progress=False)
+    firsts = store.data["observation"][::6, 1]
+    assert len(set(firsts.tolist())) == 6
+    env = task.make_env()
+    for seed in (3, 3 + 2**32, 3 + 5 * 2**32):
+        assert env.reset(seed=seed)[0]["observation"][1] == np.float32(np.random.RandomState(3).uniform(-1, 1))
+
+
+def beyond_one(observation):
+    # of torch, max is something else, and a tensor has no astype
+    return (np.abs(observation[..., 1:]).max(axis=-1) > 1.0).astype(bool)
+
+
+def test_a_rule_of_falls_may_be_of_numpy_alone():
+    task = register_task("Cart", Cart, **OPTIONS, has_fallen=beyond_one)
+    store = collect(task, expert_episodes=0, random_episodes=20, seed=0, workers=1, progress=False)
+    places = store.data["next", "observation"][:, 1].reshape(20, 6).abs()
+    fallen = places > 1.0
+    assert fallen.any(1).sum() > 0
+    for row in range(20):
+        first = int(fallen[row].int().argmax()) if fallen[row].any() else 5
+        assert (places[row, first:] == places[row, first]).all()
+    assert store.meta["composition"][0]["fallen"] == pytest.approx(float(fallen[:, -1].float().mean()))
+
+
 def test_after_a_fall_nothing_changes_and_nothing_is_earned():
     task = register_task("Cart", Cart, **{**OPTIONS, "goals": ([3.0], [3.0])}, has_fallen=beyond_two)
     env = task.make_env()
@@ -235,6 +292,17 @@ def test_a_module_that_fails_says_what_it_lacks_itself(tmp_path, monkeypatch):
         (Cart, {"observation_names": ["a"]}, "observation_names: expected 2 names"),
         (GoalCart, {}, "has its own goals: drop goal_columns and goals"),
         (Forgetful, {}, "observation: two resets with one seed differ"),
+        (Noisy, {}, "observation: two episodes with one seed and the same actions differ after step 1"),
+        (Worn, {}, "observation: two episodes with one seed and the same actions differ after step 1"),
+        (
+            Cart,
+            {
+                "has_fallen": lambda rows: (
+                    rows.max(axis=min(1, rows.ndim - 1)) > 2 if rows.ndim < 3 else rows[:, 0, 0] > 2
+                )
+            },
+            r"booleans of shape \[1, 2\] for observations \[1, 2, 2\], got bool \[1\]",
+        ),
         (Discrete, {}, "expected an action space of vectors with bounds, got Discrete"),
         (Unbounded, {}, "expected an action space of vectors with bounds"),
         (Image, {}, "expected an observation that is a vector"),

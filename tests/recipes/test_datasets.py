@@ -46,6 +46,24 @@ def test_a_store_of_the_task_as_it_was_is_refused_and_stays(datasets, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+def test_a_store_of_other_versions_of_a_simulator_is_taken_with_a_warning(datasets, tmp_path, caplog, monkeypatch):
+    task = get_task("PointReach")
+    store = datasets.collect_or_load(task, str(tmp_path), **FEW)
+    (out,) = tmp_path.iterdir()
+    here = datasets.decisive_versions()
+    caplog.clear()
+    for other in (here, {**here, "mujoco": None}):
+        monkeypatch.setattr(datasets, "decisive_versions", lambda other=other: other)
+        datasets.collect_or_load(task, str(tmp_path), **FEW)
+        assert not caplog.messages
+    monkeypatch.setattr(datasets, "decisive_versions", lambda: {**here, "mujoco": "99.0", "gymnasium": "98.0"})
+    assert datasets.collect_or_load(task, str(tmp_path), **FEW).sha256 == store.sha256
+    assert caplog.messages == [
+        f"{out} was collected with gymnasium {here['gymnasium']} (now 98.0) and mujoco {here['mujoco']} (now 99.0). "
+        "Delete it to collect it anew"
+    ]
+
+
 def test_a_store_whose_columns_have_other_names_by_now_is_read_with_a_warning(datasets, tmp_path, caplog):
     task = get_task("PointReach")
     store = datasets.collect_or_load(task, str(tmp_path), **FEW)

@@ -289,16 +289,9 @@ def test_what_is_not_refused_can_be_read_again(tmp_path):
     assert load_checkpoint(save_checkpoint(tmp_path, 1, state, {}))[0] == state
 
 
-@pytest.mark.parametrize(
-    ("meta", "error", "message"),
-    [
-        ({"path": Path("a")}, TypeError, "meta must be expressible in JSON, got .*PosixPath"),
-        ({"sha256": "0", "step": 3}, ValueError, "meta must not have step, sha256"),
-    ],
-)
-def test_a_meta_that_a_checkpoint_cannot_have_is_refused(tmp_path, meta, error, message):
-    with pytest.raises(error, match=message):
-        save_checkpoint(tmp_path, 1, {}, meta)
+def test_a_meta_that_is_no_json_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"meta must be expressible in JSON, got .*Path"):
+        save_checkpoint(tmp_path, 1, {}, {"path": Path("a")})
     assert not list(tmp_path.iterdir())
 
 

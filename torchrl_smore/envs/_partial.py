@@ -26,7 +26,8 @@ class PartialFolder:
         request: what is being collected, expressible in JSON. A folder that was begun for another request is refused.
 
     Raises:
-        ValueError: if the folder holds another request, naming what differs, or one that cannot be read.
+        ValueError: if the folder holds another request, naming what differs, or one that cannot be read, or something
+            else than an unfinished collection.
     """
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
@@ -42,6 +43,11 @@ class PartialFolder:
         if begun.exists():
             self._check_same(self._begun(begun), request)
             return
+        if found := sorted(each.name for each in path.iterdir()):
+            raise ValueError(
+                f"{path}, where chunks would be kept, is no unfinished collection: it has {', '.join(found[:3])}. Move "
+                "it, or choose another folder for the dataset."
+            )
         write_text(begun, text)
 
     def _begun(self, file: Path) -> dict[str, Any]:

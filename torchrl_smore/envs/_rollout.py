@@ -144,8 +144,9 @@ def _lockstep(
     policy = _Policy(task, behaviour, controller, [np.random.default_rng(policy_seed) for policy_seed in policy_seeds])
     states, actions = [observation], []
     for step in range(task.horizon):
-        action = policy(observation, step)
-        observation = batch.step(action)
+        # copies, of which neither a policy nor a simulator changes what is stored
+        action = policy({key: values.copy() for key, values in observation.items()}, step)
+        observation = batch.step(action.copy())
         actions.append(action)
         states.append(observation)
     out = {key: np.stack([state[key] for state in states], axis=1) for key in ("observation", "achieved_goal")}

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import logging
 import math
 import operator
 import os
 import pickle
 import queue
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import IO, TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -81,7 +83,6 @@ class _Request:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for chunks to belong to the same collection."""
-        versions = _versions()
         # what only some tasks have is named only there
         trained = {f"{kind}_policy": digest for kind, digest in self.policy_sha256.items()}
         medium = {"medium_episodes": self.medium_episodes} if self.medium_episodes else {}
@@ -99,7 +100,8 @@ class _Request:
             "chunk": _CHUNK,
             **trained,
             **medium,
-        } | {name: versions[name] for name in _DECISIVE}
+            **decisive_versions(),
+        }
 
 
 def collect(
@@ -131,9 +133,10 @@ def collect(
     Stored actions lie in ``[-1, 1]``: those of an expert that lie beyond are clipped before they are executed.
 
     With ``out``, finished chunks of 20 episodes are kept in the folder ``<out>.partial``; after a kill, the same call
-    resumes from there, and collects damaged chunks anew, with a warning. When all are there, the store is saved at
-    ``out`` and the folder removed. A second process with the same ``out`` waits until the first has ended; a line of
-    the log says so.
+    resumes from there, and collects damaged chunks anew, with a warning. (Of a task of one's own, the files that define
+    its functions must be the same then; what these import is not looked at, and what was typed into an interpreter has
+    no file.) When all are there, the store is saved at ``out`` and the folder removed. A second process with the same
+    ``out`` waits until the first has ended; a line of the log says so.
 
     Args:
         task: the task or its name; where it has :attr:`Task.data_tasks`, episodes of the first are collected.
@@ -147,9 +150,10 @@ def collect(
             the scripted expert, which ``"scripted"`` names for every task that has it.
         medium_policy: the same for the medium trajectories (``medium.npz`` of the folder); ``None``: the folder that
             ``expert_policy`` is, and if that is none with a ``medium.npz``, the actor that comes with this package.
-        workers: number of processes, at least 1; 1 runs in this process, or with a trained actor in a worker, where
-            products round alike on every processor; a task that a script defines in itself stays in this one.
-            ``"auto"`` takes every core for simulators and one process for tasks that are vectorised already.
+        workers: number of processes, at least 1; 1 runs in this process, or with a trained actor or a task of one's own
+            in a worker, where products round alike on every processor. ``"auto"`` takes every core for simulators, one
+            process for tasks that are vectorised already, and this one for a task that a script or a notebook defines
+            in itself, which workers do not find.
         expert_noise: standard deviation of Gaussian noise on the expert's actions, which are clipped afterwards; the
             stored actions contain it. ``None``: :attr:`Task.expert_noise` for the actor of this package, else 0.
         expert_random_prob: probability in each step that a uniform action replaces the expert's; ``None``:
@@ -167,12 +171,14 @@ def collect(
     Raises:
         ValueError: for an argument outside its range, a policy that is missing or is not for this task, an expert
             whose actions have another shape or are not finite, a simulator whose observations are not finite or whose
-            goal does not stay for the episode, or if ``<out>.partial`` was begun for another request or task.
-        TypeError: for a number of episodes, or a seed, that is no whole number.
+            goal does not stay for the episode, or if ``<out>.partial`` was begun for another request or task, or is no
+            unfinished collection.
+        TypeError: for a number of episodes, or a seed, that is no whole number, or a noise that is no number.
         FileExistsError: if ``out`` exists and ``overwrite`` is False.
         DatasetError: if ``out`` is something else than a store, which is not replaced.
         ImportError: if a package of the ``envs`` extra is missing.
-        RuntimeError: if a worker fails, naming it and the reason. Finished chunks are kept.
+        RuntimeError: if a worker fails, naming it and the reason, also where that is a simulator or an expert which in
+            this process would be a ValueError. Finished chunks are kept.
         NotImplementedError: for several workers on a system without ``select.poll``, which is Windows.
         OSError: if the disk is full (with several workers a RuntimeError that says so). Finished chunks are kept.
     """
@@ -180,6 +186,8 @@ def collect(
     behaviour = expert_behaviour(task, expert_policy, expert_noise, expert_random_prob)
     if medium_policy is not None and not medium_episodes:
         raise ValueError(f"medium_policy={medium_policy}: of no use, as no episode is one of it (medium_episodes=0).")
+    if expert_policy is not None and not (expert_episodes or medium_episodes):
+        raise ValueError(f"expert_policy={expert_policy}: of no use, as no episode is one of it (expert_episodes=0).")
     request = _checked_request(
         task,
         expert_episodes,
@@ -223,7 +231,8 @@ def expert_behaviour(
         noise = task.expert_noise if own else 0.0
     if random_prob is None:
         random_prob = task.expert_random_prob if own else 0.0
-    return Behaviour("expert", check_noise("expert_noise", noise), float(random_prob), _actor_file(file, "expert"))
+    noise, random_prob = check_noise("expert_noise", noise), check_noise("expert_random_prob", random_prob)
+    return Behaviour("expert", noise, random_prob, _actor_file(file, "expert"))
 
 
 def medium_behaviour(
@@ -283,7 +292,12 @@ def _digest(behaviour: Behaviour) -> str:
 
 def _num_workers(workers: int | str, request: _Request) -> int:
     if workers == "auto":
-        return 1 if request.task.make_batch is not None or not HAS_WORKERS else _num_cores()
+        if request.task.make_batch is not None or not HAS_WORKERS:
+            return 1
+        if not _reaches_workers(request):
+            _logger.info("%s is defined in the running script: it is collected in this process.", request.task.name)
+            return 1
+        return _num_cores()
     number = operator.index(workers) if isinstance(workers, SupportsIndex) and not isinstance(workers, bool) else 0
     if number < 1:
         raise ValueError(f'workers must be "auto" or an integer of at least 1, got {workers!r}.')
@@ -353,9 +367,12 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
     """Runs the chunks of the given numbers and yields each number when its chunk is on disk."""
     if num_workers <= 1 and not _wants_worker(request):
         state: dict[str, Any] = {}
-        for number in numbers:
-            _run_chunk(state, request, folder, number)
-            yield number
+        try:
+            for number in numbers:
+                _run_chunk(state, request, folder, number)
+                yield number
+        finally:
+            _close_batch(state)
         return
     # however long a chunk takes: one that dies is noticed, and its episodes are as long as their task says
     pool = [Worker(f"collection worker {n} of {request.task.name}", math.inf) for n in range(max(1, num_workers))]
@@ -377,6 +394,11 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
     try:
         for future in as_completed([threads.submit(run, number) for number in numbers]):
             yield future.result()
+        for worker in pool:
+            # what simulators hold beside their process, a server for example, they let go of when they are closed
+            worker.send(_close_batch)
+        for worker in pool:
+            worker.close()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in pool:
@@ -385,14 +407,51 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
 
 
 def _wants_worker(request: _Request) -> bool:
-    """Whether a single process is a worker all the same, in which an actor's products round as they do elsewhere."""
-    if not HAS_WORKERS or not request.policy_sha256:
-        return False
+    """Whether a single process is a worker all the same, in which products round as they do elsewhere.
+
+    Those of an actor, and whatever a task of one's own may multiply.
+    """
+    rounds = request.policy_sha256 or request.source_sha256 is not None
+    return HAS_WORKERS and bool(rounds) and _reaches_workers(request)
+
+
+def _reaches_workers(request: _Request) -> bool:
+    """Whether a worker finds by name whatever the request is made of: it does not run the script that is running."""
     try:
-        # a worker does not find what the script defines
-        return b"__main__" not in pickle.dumps(request)
+        named = _Named(io.BytesIO(pickle.dumps(request)))
+        named.load()
     except (pickle.PicklingError, AttributeError, TypeError):
         return False
+    return "__main__" not in named.modules and all(map(_is_found, named.modules))
+
+
+def _is_found(module: str) -> bool:
+    """Whether a new process finds a module, as it does not find what was loaded from a file by its path."""
+    path, parts = None, module.split(".")
+    for count in range(1, len(parts) + 1):
+        found = (finder.find_spec(".".join(parts[:count]), path) for finder in sys.meta_path)
+        spec = next((each for each in found if each is not None), None)
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return True
+
+
+class _Named(pickle.Unpickler):
+    """Remembers from which modules something is unpickled."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.modules: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.modules.add(module)
+        return super().find_class(module, name)
+
+
+def _close_batch(state: dict[str, Any]) -> None:
+    if "batch" in state:
+        state.pop("batch").close()
 
 
 def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: int) -> None:
@@ -412,6 +471,8 @@ def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: i
 
 def _assemble(request: _Request, partial: PartialFolder) -> TrajectoryStore:
     # here and not above, so that workers, which never need it, start without importing torch
+    import torch
+
     from torchrl_smore.data.padding import repeat_last_transition
     from torchrl_smore.data.trajectories import TrajectoryStore
 
@@ -423,7 +484,9 @@ def _assemble(request: _Request, partial: PartialFolder) -> TrajectoryStore:
     meta = _meta(request, np.concatenate([chunk["reward"] for chunk in chunks]), last)
     store = TrajectoryStore.from_episodes(episodes, meta)
     if request.task.has_fallen is not None:
-        repeat_last_transition(store.data, request.task.has_fallen(store.data["next", "observation"]))
+        # a rule of one's own may be NumPy's
+        fallen = request.task.has_fallen(store.data["next", "observation"].numpy())
+        repeat_last_transition(store.data, torch.from_numpy(np.asarray(fallen)))
     return store
 
 
@@ -454,6 +517,11 @@ def _meta(request: _Request, reward: np.ndarray, last: np.ndarray) -> dict[str, 
 
 def _versions() -> dict[str, str | None]:
     return {name: _version(name) for name in _PACKAGES}
+
+
+def decisive_versions() -> dict[str, str | None]:
+    """Versions of the packages on which data depend, as they are here; ``None`` where one is missing."""
+    return {name: _version(name) for name in _DECISIVE}
 
 
 def _version(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import io
@@ -25,6 +26,8 @@ from torchrl_smore.envs.wrappers import GOAL_KEYS, check_whole
 Goals = tuple[Sequence[float], Sequence[float]] | Callable[[np.random.Generator], Any]
 
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
+_SMALL_SEEDS = 1 << 32
+_LOOKED_AT = 5  # steps of an episode, which tell whether it repeats itself
 _GOAL_STREAM = 0x60A1  # keeps goals apart from the environment's own draws, which use the seed itself
 
 
@@ -48,7 +51,9 @@ def register_task(
 
     The environment's rewards, time limit and ends are not used: a reward is 1 where ``|achieved - desired| <=
     threshold`` after the step, and episodes last ``horizon`` steps. Its actions are scaled from its own bounds to
-    ``[-1, 1]``. It is built here, and looked at: reset twice with one seed, and stepped once.
+    ``[-1, 1]``. It is built here, and looked at: an episode of a few steps is begun twice with one seed, another one
+    between them. Seeds are whole numbers below ``2**64``; where its ``reset`` takes none beyond 32 bits, it gets them
+    modulo ``2**32``.
 
     Args:
         name: letters, digits, ``.``, ``-``, ``_``; of no other task.
@@ -93,7 +98,7 @@ def register_task(
     if not gammas or not all(0 < gamma <= 1 for gamma in gammas):
         raise ValueError(f"gammas must be one or more discounts in (0, 1], got {gammas}.")
     columns = None if goal_columns is None else tuple(goal_columns)
-    make_base_env = partial(_own_env, env, columns, goals, has_fallen)
+    make_base_env = partial(_own_env, _KnownId(env) if isinstance(env, str) else env, columns, goals, has_fallen)
     with contextlib.closing(make_base_env()) as built:
         if has_fallen is not None:
             _check_rule(name, has_fallen, built)
@@ -147,6 +152,24 @@ def _own_env(
             raise ValueError(f"an observation of {space} has no goals: give goal_columns and goals.")
         env = _ColumnGoals(env, columns, goals)
     return _Endless(_scaled(env), has_fallen)
+
+
+class _KnownId(str):
+    """An id of gymnasium's registry that takes its entry along to processes in which nobody has registered it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        spec = gymnasium.registry.get(self.rpartition(":")[2])
+        # those that packages register on being imported need not be taken along
+        if spec is None or str(spec.entry_point).startswith(("gymnasium.", "gymnasium_robotics.")):
+            return _KnownId, (str(self),)
+        return _registered, (str(self), spec)
+
+
+def _registered(env_id: str, spec: Any) -> _KnownId:
+    gymnasium.registry.setdefault(spec.id, spec)
+    return _KnownId(env_id)
 
 
 def _made(env_id: str) -> Env:
@@ -226,6 +249,11 @@ class _Endless(Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode."""
         self._fallen = None
+        if seed is not None and seed >= _SMALL_SEEDS:
+            # of NumPy's RandomState, which old environments draw from
+            with contextlib.suppress(ValueError, OverflowError):
+                return self.env.reset(seed=seed, options=options)
+            seed %= _SMALL_SEEDS
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: NDArray[Any]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -250,9 +278,10 @@ def _widths(name: str, env: Env) -> dict[str, int]:
     first, second = (env.reset(seed=0)[0] for _ in range(2))
     if not isinstance(first, dict) or set(GOAL_KEYS) - set(first):
         raise ValueError(f"{name}: expected a Dict observation of {', '.join(GOAL_KEYS)}, got {env.observation_space}.")
-    stepped = env.step(np.zeros(env.action_space.shape, dtype=np.float32))[0]  # type: ignore[arg-type]
+    episodes = [_begun(env, seed) for seed in (0, 1, 0)]
     for key in GOAL_KEYS:
-        values = [np.asarray(observation[key]) for observation in (first, second, stepped)]
+        steps = [np.asarray(observation[key]) for episode in episodes for observation in episode]
+        values = [np.asarray(observation[key]) for observation in (first, second)] + steps
         for value in values:
             if value.ndim != 1 or value.dtype.kind not in "fiu" or not np.isfinite(value.astype(np.float32)).all():
                 raise ValueError(f"{name}: {key}: expected a vector of finite numbers, got {value!r}.")
@@ -263,10 +292,28 @@ def _widths(name: str, env: Env) -> dict[str, int]:
                 f"{name}: {key}: two resets with one seed differ, {values[0].tolist()} and {values[1].tolist()}: draw "
                 "every random number from the environment's np_random."
             )
+        # a simulator may differ by what it rounds, and what is stored is float32
+        for step, (one, other) in enumerate(zip(steps[: _LOOKED_AT + 1], steps[-_LOOKED_AT - 1 :])):
+            if not np.allclose(one, other, rtol=1e-4, atol=1e-5):
+                raise ValueError(
+                    f"{name}: {key}: two episodes with one seed and the same actions differ after step {step}, "
+                    f"{one.tolist()} and {other.tolist()}: draw every random number from the environment's np_random, "
+                    "and let reset forget the episode before."
+                )
     if first["achieved_goal"].shape != first["desired_goal"].shape:
         raise ValueError(f"{name}: achieved_goal and desired_goal differ in width.")
     widths = {key: len(first[key]) for key in ("observation", "desired_goal")}
     return {**widths, "action": env.action_space.shape[0]}  # type: ignore[index]
+
+
+def _begun(env: Env, seed: int) -> list[dict[str, Any]]:
+    """Copies of the first observations of an episode, whose actions the seed decides too."""
+    generator = np.random.default_rng(seed)
+    observations = [copy.deepcopy(env.reset(seed=seed)[0])]
+    for _ in range(_LOOKED_AT):
+        action = generator.uniform(-1.0, 1.0, env.action_space.shape).astype(np.float32)  # type: ignore[arg-type]
+        observations.append(copy.deepcopy(env.step(action)[0]))
+    return observations
 
 
 def _floats(bound: Sequence[float]) -> tuple[float, ...]:
@@ -274,7 +321,7 @@ def _floats(bound: Sequence[float]) -> tuple[float, ...]:
 
 
 def _check_rule(name: str, has_fallen: Callable[[Any], Any], env: Env) -> None:
-    """Refuses a rule of falls that does not say one thing of each of two observations.
+    """Refuses a rule of falls that does not say one thing of each observation, alone or of several.
 
     Raises:
         ValueError: naming both shapes.
@@ -283,7 +330,7 @@ def _check_rule(name: str, has_fallen: Callable[[Any], Any], env: Env) -> None:
     if not isinstance(first, dict) or "observation" not in first:
         return  # no observation of a task, which is refused in its own words
     row = np.asarray(first["observation"], dtype=np.float32)
-    for rows in (row, np.stack([row, row])):
+    for rows in (row, np.stack([row, row]), np.stack([row, row])[None]):
         try:
             found = np.asarray(has_fallen(rows))
         except Exception as error:

@@ -120,7 +120,14 @@ def disturb(action: NDArray[Any], sigma: float, generator: np.random.Generator) 
 
 
 def check_noise(name: str, sigma: float) -> float:
-    """Returns ``sigma``, or raises ``ValueError``, which calls it ``name``, unless it is finite and at least 0."""
+    """Returns ``sigma``, or raises, calling it ``name``.
+
+    Raises:
+        ValueError: unless it is finite and at least 0.
+        TypeError: if it is no number.
+    """
+    if isinstance(sigma, (str, bytes)) or not isinstance(sigma, SupportsFloat):
+        raise TypeError(f"{name} must be a number, got {sigma!r}.")
     if not (math.isfinite(sigma) and sigma >= 0.0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {sigma!r}.")
     return float(sigma)

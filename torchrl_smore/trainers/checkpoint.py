@@ -55,7 +55,8 @@ def save_checkpoint(
         root: folder of all checkpoints of a run; made if absent.
         step: updates done, at least 0.
         state: nested dictionaries and sequences of tensors and plain Python values.
-        meta: what identifies the run (task, method, ...), see :func:`check_meta`.
+        meta: what identifies the run (task, method, ...), expressible in JSON; of what a checkpoint says of itself
+            (:data:`RESERVED`), as the meta of one that was loaded has, this one's is written.
         keep: newest checkpoints to keep, at least 1.
 
     Returns:
@@ -65,7 +66,6 @@ def save_checkpoint(
         OSError: if the disk is full or refuses the write; names the path, the room that is needed and the room that is
             left. Older checkpoints stay as they were.
         TypeError: if ``state`` holds something else, which could not be read again, or ``meta`` is no JSON.
-        ValueError: if ``meta`` has a key that checkpoints use.
     """
     root = Path(root)
     check_storable(state)
@@ -148,15 +148,11 @@ def check_meta(meta: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: if it cannot be expressed in JSON.
-        ValueError: if it has a key that checkpoints use: ``format_version``, ``step``, ``sha256``, ``meta_sha256``.
     """
     try:
         json.dumps(dict(meta))
     except (TypeError, ValueError) as error:
         raise TypeError(f"meta must be expressible in JSON, got {meta!r}: {error}.") from error
-    taken = [key for key in RESERVED if key in meta]
-    if taken:
-        raise ValueError(f"meta must not have {', '.join(taken)}, which a checkpoint says of itself.")
 
 
 class _ErrorKeeper:

@@ -24,6 +24,7 @@ from torchrl_smore.trainers._averages import Averages
 from torchrl_smore.trainers._steps import OfflineSteps, UpdateStepper
 from torchrl_smore.trainers.background import BackgroundEvaluator
 from torchrl_smore.trainers.checkpoint import (
+    RESERVED,
     CheckpointError,
     CheckpointWarning,
     check_meta,
@@ -214,8 +215,8 @@ class OfflineTrainer(Trainer):
         self.seeds = self.update.seeds
         self.meta = dict(meta or {})
         check_meta(self.meta)
-        if taken := [key for key in _OF_TRAINER if key in self.meta]:
-            raise ValueError(f"meta must not have {', '.join(taken)}, which a checkpoint says of its trainer.")
+        if taken := [key for key in (*RESERVED, *_OF_TRAINER) if key in self.meta]:
+            raise ValueError(f"meta must not have {', '.join(taken)}, which every checkpoint has of its own.")
         if run_dir is not None:
             # and not at the first save, after all the updates before it
             check_storable(self.update.state_dict(), "update")
