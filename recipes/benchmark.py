@@ -77,6 +77,7 @@ def main(config: Config) -> None:
         if earlier is not None:
             print(f"{config.earlier}: {len(earlier.take_over(jobs))} runs taken over", flush=True)
             before["datasets"] = earlier.datasets | before["datasets"]
+            before["differs"] = earlier.differs | before["differs"]
         # another driver may have worked until now
         results = {job.folder: found for job in jobs if (found := read_result(job.folder)) is not None}
         print(describe(plan, jobs, [job for job in jobs if job.folder not in results], out), flush=True)
@@ -370,7 +371,7 @@ def run_here(orders: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, 
     for number, job in enumerate(orders):
         try:
             yield number, run_job(job)
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
+        except Exception as error:  # whatever ends one run, the others go on, as on Ray
             yield number, error
 
 

@@ -20,6 +20,7 @@ from parts.cli import check_range, nearest, option
 from parts.datasets import dataset_folder, digest
 from parts.grid import GridCell, Plan
 from parts.manifest import Manifest, read_manifest
+from parts.manifest import Stage as Asked
 from parts.methods import METHODS
 from parts.options import OF_COLLECTION, with_defaults
 from parts.options import Config as RunConfig
@@ -50,6 +51,10 @@ _OF_RUNS = ("preset", "steps", "batch_size", "eval_episodes", "eval_interval", "
 _OF_RUNS += ("device", "compile", "precision", "seeds_together", *OF_DATA)
 _BESIDE_A_MANIFEST = ("manifest", "status", "earlier", "expert_policy", "data_dir", "out", "jobs", "address")
 _BESIDE_A_MANIFEST += ("gpu_share",)
+
+
+class NoCellsError(ValueError):
+    """What is asked for has no cell that can be run."""
 
 
 @dataclass
@@ -178,10 +183,7 @@ def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
     check_options(config)
     for task, options in of_tasks.items():
         _check_of_task(config, task, options)
-    requests = [
-        [read_request(dataclasses.replace(config, **request), of_tasks) for request in stage.requests]
-        for stage in manifest.stages
-    ]
+    requests = [_of_stage(config, stage, of_tasks) for stage in manifest.stages]
     check_one_dataset(config, [plan for asked in requests for _, plan in asked], of_tasks)
     stages = []
     taken: dict[Path, set[int]] = {}
@@ -200,6 +202,19 @@ def make_stages(config: Config, manifest: Manifest, out: Path) -> list[Stage]:
             known = nearest(name, [*tasks])
             raise ValueError(f"{config.manifest} says something of {name}, which is no task of its stages.{known}")
     return stages
+
+
+def _of_stage(config: Config, stage: Asked, of_tasks: Mapping[str, Mapping[str, Any]]) -> list[tuple[Config, Plan]]:
+    """What a stage asks for: of its tables those that have its tasks, methods and settings."""
+    found, empty = [], None
+    for request in stage.requests:
+        try:
+            found.append(read_request(dataclasses.replace(config, **request), of_tasks))
+        except NoCellsError as error:
+            empty = error
+    if not found and empty is not None:
+        raise empty
+    return found
 
 
 def _check_of_task(config: Config, task: str, options: Mapping[str, Any]) -> None:
@@ -258,7 +273,7 @@ def read_request(config: Config, of_tasks: Mapping[str, Mapping[str, Any]] | Non
     plan = grid.with_actors(plan, config.expert_policy)
     if not plan.cells:
         missing = f" ({'; '.join(plan.unavailable)})" if plan.unavailable else ""
-        raise ValueError(f"the grid has no cell that can be run{missing}: loosen tasks=, methods= or settings=.")
+        raise NoCellsError(f"the grid has no cell that can be run{missing}: loosen tasks=, methods= or settings=.")
     return config, plan
 
 

@@ -92,7 +92,8 @@ def _connect(ray: Any, address: str | None, num_jobs: int) -> None:
         os.environ.update(worker_environment())
         allowed = getattr(os, "sched_getaffinity", None)  # which macOS and Windows lack: there Ray counts cores itself
         cores = None if allowed is None else len(allowed(0))
-        ray.init(num_cpus=num_jobs or cores, include_dashboard=False, **quiet)
+        # by its name, since Ray would otherwise look into RAY_ADDRESS for a cluster, which has other files
+        ray.init(address="local", num_cpus=num_jobs or cores, include_dashboard=False, **quiet)
         return
     _check_reachable(address)
     try:

@@ -23,12 +23,14 @@ class Earlier:
     Attributes:
         cells: names of its cells' folders, which end with a digest of their options.
         datasets: by name, what each returns.
+        differs: by task, what data and expert differ in from the paper's, in words.
         results: rows of each run.
         curves: rows of each run.
     """
 
     cells: frozenset[str]
     datasets: dict[str, Any]
+    differs: dict[str, str]
     results: _Rows
     curves: _Rows
 
@@ -37,7 +39,7 @@ class Earlier:
 
         Args:
             jobs: each with ``folder``, ``cell_folder``, ``cell``, ``seeds`` and ``options``. One that has a result
-                is left alone, and so is one of whose seeds a number is missing.
+                is left alone, and so is one of whose seeds a return or success, or every row of a curve, is missing.
         """
         taken = []
         for job in jobs:
@@ -45,10 +47,12 @@ class Earlier:
                 continue
             cell = job.cell.task, paper_name(job.cell.method), canonical_setting(job.cell.setting)
             results = [self.results.get((*cell, seed), []) for seed in job.seeds]
-            if not all(rows and all(row.steps == job.options["steps"] for row in rows) for rows in results):
+            if not all(_is_whole(rows, job.options["steps"]) for rows in results):
                 continue
-            curves = [row for seed in job.seeds for row in self.curves.get((*cell, seed), [])]
-            keep_result(job.folder, [asdict(row) for rows in results for row in rows], [asdict(row) for row in curves])
+            curves = [self.curves.get((*cell, seed), []) for seed in job.seeds]
+            if not all(curves):
+                continue
+            keep_result(job.folder, *([asdict(row) for rows in each for row in rows] for each in (results, curves)))
             taken.append(job)
         return taken
 
@@ -69,11 +73,17 @@ def read_earlier(folder: str | Path) -> Earlier:
     try:
         grid = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
         cells, datasets = frozenset(str(cell["id"]) for cell in grid["cells"]), dict(grid["datasets"])
+        differs = dict(grid.get("differs", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'grid.json'} is damaged, or of no benchmark: {error!r}.") from error
-    return Earlier(
-        cells, datasets, _by_run(read_results(folder / "results.csv")), _by_run(read_curves(folder / "curves.csv"))
-    )
+    results, curves = read_results(folder / "results.csv"), read_curves(folder / "curves.csv")
+    return Earlier(cells, datasets, differs, _by_run(results), _by_run(curves))
+
+
+def _is_whole(rows: Iterable[Result], steps: int) -> bool:
+    """Whether rows of a run are all of its end, a return and a success among them."""
+    metrics = {row.metric.rpartition("_")[0] for row in rows if row.steps == steps}
+    return {"discounted_return", "success"} <= metrics and all(row.steps == steps for row in rows)
 
 
 def _by_run(rows: Iterable[Result]) -> _Rows:

@@ -161,12 +161,13 @@ def earlier(import_recipe, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     rows = [
-        Result("1", "PointReach", "GCSL", "default", seed, "success_last", seed / 8, 4, 1, "abc", "torch=1")
+        Result("1", "PointReach", "GCSL", "default", seed, metric, seed / 8, 4, 1, "abc", "torch=1")
         for seed in (0, 1)
+        for metric in ("discounted_return_0.99", "success_last")
     ]
     write_results(kept / "results.csv", rows)
     write_curves(kept / "curves.csv", rows)
-    (kept / "grid.json").write_text(json.dumps({"cells": [{"id": "cell_1"}], "datasets": {}}))
+    (kept / "grid.json").write_text(json.dumps({"cells": [{"id": "cell_1"}], "datasets": {}, "differs": {"a": "b"}}))
 
     def make(seeds, *, cell="cell_1", steps=4):
         words = SimpleNamespace(task="PointReach", method="gcsl", setting="expert=0.1")
@@ -185,14 +186,46 @@ def test_what_is_taken_over_has_all_seeds_equal_options_and_as_many_updates(impo
     assert not any(job.folder.exists() for job in others)
     result = jobs.read_result(whole.folder)
     assert [(row["seed"], row["value"], row["commit"]) for row in result["results"]] == [
-        (0, 0.0, "abc"),
-        (1, 0.125, "abc"),
+        *[(0, 0.0, "abc")] * 2,
+        *[(1, 0.125, "abc")] * 2,
     ]
-    assert [row["seed"] for row in result["curves"]] == [0, 1]
+    assert [row["seed"] for row in result["curves"]] == [0, 0, 1, 1]
+    assert read(kept).differs == {"a": "b"}
     # what is finished here is left alone
     jobs.keep_result(whole.folder, [], [])
     assert read(kept).take_over([whole]) == []
     assert jobs.read_result(whole.folder)["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "left"),
+    [
+        ("results.csv", lambda row: row.metric != "discounted_return_0.99"),
+        ("results.csv", lambda row: row.metric != "success_last" or row.seed),
+        ("curves.csv", lambda row: row.seed == 0),
+    ],
+    ids=["no return", "no success of one", "no curve of one"],
+)
+def test_a_run_of_which_something_is_missing_is_not_taken_over(import_recipe, earlier, file, left):
+    kept, make = earlier
+    write = write_results if file == "results.csv" else write_curves
+    write(kept / file, [row for row in read_results(kept / file) if left(row)])
+    assert import_recipe("parts.earlier").read_earlier(kept).take_over([make((0, 1))]) == []
+
+
+def test_a_stage_of_several_tables_may_name_tasks_that_not_all_of_them_have(planning, write):
+    # of the two, Table 1 alone has the Ant
+    stage = {"name": "both", "seeds": 1, "tables": [1, 13], "methods": ["smore"]}
+
+    def cells(**changes):
+        options = {**TINY["options"], "num_trajectories": 100}
+        path = write(options=options, tasks={}, differs={}, stages=[{**stage, **changes}])
+        return {cell.task for made in planning.read_plan(planning.Config(manifest=path))[3] for cell in made.plan.cells}
+
+    assert cells(tasks=["AntTgtVel-m-e"]) == {"AntTgtVel-m-e"}
+    assert cells(tasks=["AntTgtVel-m-e", "FetchPush"]) == {"AntTgtVel-m-e", "FetchPush"}
+    with pytest.raises(ValueError, match="no cell"):
+        cells(tables=[13], tasks=["AntTgtVel-m-e"])
 
 
 def test_faults_of_earlier_tables_are_named_before_anything_is_written(recipe, import_recipe, earlier, write, tmp_path):

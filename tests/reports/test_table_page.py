@@ -5,7 +5,7 @@ import json
 import pytest
 
 from torchrl_smore.reports import Source, read_benchmark, write_table_page
-from torchrl_smore.reports.numbers import ResultsError, RunSet
+from torchrl_smore.reports.numbers import ResultsError, RunSet, write_curves, write_results
 from torchrl_smore.reports.paper import max_return, summarize
 from torchrl_smore.reports.paper.summary import summary_notes
 
@@ -260,6 +260,44 @@ def test_the_folder_beside_it_gives_the_same_page_and_tells_no_place(page, tmp_p
     first = page.read_text()
     again = write_table_page(read_benchmark(tmp_path / "table1"), page, command=COMMAND, resamples=20)
     assert again.read_text() == first
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_claims_of_other_tables_are_judged_by_the_runs_of_their_settings(source, make_result, tmp_path):
+    others = [
+        make_result(task="FetchReach", setting=f"beta={beta}", seed=seed, value=30.0, steps=20_000)
+        for beta in (0.7, 0.8, 0.9)
+        for seed in range(100, 103)
+    ]
+    more = Source((*source.results, *others), source.curves, (), source.grid)
+
+    def missing(claim, page):
+        text = cells(page, f"| {claim} |")[3]
+        return "FetchReach" in text
+
+    page = write_table_page(source, tmp_path / "a.md", command=COMMAND, min_seeds=3, resamples=5)
+    assert missing("C7", page)
+    page = write_table_page(more, tmp_path / "b.md", command=COMMAND, min_seeds=3, resamples=5)
+    assert not missing("C7", page)
+    # and the table is that of its own settings
+    assert cells(page, "| FetchReach | return")[3] == "**0.950 ± 0.050** (3)"
+    first = page.read_text()
+    again = write_table_page(read_benchmark(tmp_path / "b"), page, command=COMMAND, min_seeds=3, resamples=5)
+    assert again.read_text() == first
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_folder_of_a_benchmark_is_not_that_of_its_page(source, tmp_path):
+    folder = tmp_path / "table1"
+    folder.mkdir()
+    write_results(folder / "results.csv", source.results)
+    write_curves(folder / "curves.csv", source.curves)
+    (folder / "grid.json").write_text(json.dumps({**source.grid, "registry": []}))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"table1 is the folder of the benchmark itself, whose tables would lose"):
+        write_table_page(read_benchmark(folder), tmp_path / "table1.md", command=COMMAND, resamples=5)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert not (tmp_path / "table1.md").exists()
 
 
 def test_nothing_is_written_of_what_cannot_be_a_page(source, make_result, tmp_path):

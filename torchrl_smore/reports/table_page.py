@@ -26,6 +26,7 @@ from torchrl_smore.reports.numbers import (
 )
 from torchrl_smore.reports.paper import (
     HORIZONS,
+    IMAGE_TASKS,
     METHOD,
     NUM_TRAJECTORIES,
     NUM_UPDATES,
@@ -81,11 +82,12 @@ def write_table_page(
     """Writes the page, and beside it a folder of its name with its figures and the results that it is made of.
 
     Tasks and methods of which there is no run are left out and named, so an unfinished benchmark gives a smaller table.
-    The folder holds ``results.csv``, ``curves.csv`` and ``grid.json`` of the runs on the data of Table 1, from which
-    the same page can be made again.
+    The folder holds ``results.csv``, ``curves.csv`` and ``grid.json`` of the runs on the paper's tasks, from which the
+    same page can be made again.
 
     Args:
-        source: any results; those on other data than Table 1's are left out.
+        source: any results. Those in other settings than Table 1's, on its data alone, are what the claims are judged
+            by that are about other tables; those of other tasks are left out.
         path: of the page, ``.md``.
         command: the line that makes the page again.
         test: of significance, for the claims; ``None``: :class:`~torchrl_smore.reports.SignificanceTest` as it is.
@@ -96,20 +98,28 @@ def write_table_page(
         ``path``.
 
     Raises:
-        ValueError: if ``path`` is no Markdown file or no result is on the data of Table 1.
+        ValueError: if ``path`` is no Markdown file, no result is on the data of Table 1, or the folder is the one that
+            the results were read from and has more than would be written there.
         ResultsError: if the seeds of one cell differ in their number of updates.
     """
-    path = Path(path)
+    path, given = Path(path), source
     if path.suffix != ".md":
         raise ValueError(f"the page is a Markdown file: expected a name that ends with .md, got {path.name}.")
-    source = _of_table(source)
+    every, source = _of_paper(source), _of_table(source)
     if not source.results:
         raise ValueError("no result is of a task of Table 1 on its data: there is nothing to put on the page.")
+    kept = {name: source.grid[name] for name in _KEPT_OF_GRID if name in source.grid}
+    folder = path.with_suffix("")
+    read_there = any(file.resolve().parent == folder.resolve() for file in given.files)
+    if read_there and (every.results, every.curves, kept) != (given.results, given.curves, given.grid):
+        raise ValueError(
+            f"{folder} is the folder of the benchmark itself, whose tables would lose what a page does not keep: give "
+            "the page another name or place."
+        )
     runs = RunSet(source.results)
     lines = [_line(task, runs, source) for task in task_order(row.task for row in source.results)]
     summary = summarize(runs, resamples=resamples)
-    claims = evaluate_claims(runs, tasks=None, min_seeds=min_seeds, test=test)
-    folder = path.with_suffix("")
+    claims = evaluate_claims(every.results, tasks=None, min_seeds=min_seeds, test=test)
     folder.mkdir(parents=True, exist_ok=True)
     figures = []
     if source.curves:
@@ -119,9 +129,8 @@ def write_table_page(
         save_figure(improvement_figure(METHOD, summary.improvement), folder / "improvement")
         title = f"Probability that {METHOD} is better"
         figures += [f"## {title}", "", f"![{title}]({folder.name}/improvement.png)", ""]
-    write_results(folder / "results.csv", source.results)
-    write_curves(folder / "curves.csv", source.curves)
-    kept = {name: source.grid[name] for name in _KEPT_OF_GRID if name in source.grid}
+    write_results(folder / "results.csv", every.results)
+    write_curves(folder / "curves.csv", every.curves)
     write_text(folder / "grid.json", json.dumps(kept, indent=1) + "\n")
     text = [
         *(f"<!-- {command} -->", "# Table 1", ""),
@@ -135,6 +144,15 @@ def write_table_page(
         *("## Runs", "", *_facts(source, command, folder.name), ""),
     ]
     return write_text(path, "\n".join(text))
+
+
+def _of_paper(source: Source) -> Source:
+    """The rows of the paper's tasks."""
+    results, curves = (
+        tuple(row for row in rows if row.task in HORIZONS or row.task in IMAGE_TASKS)
+        for rows in (source.results, source.curves)
+    )
+    return Source(results, curves, source.files, source.grid)
 
 
 def _of_table(source: Source) -> Source:

@@ -177,6 +177,28 @@ def test_c11_holds_once_smore_leads_everywhere_and_asks_for_the_smallest_spread(
     assert evaluate_claim("C11", spread).verdict == "fails"
 
 
+def test_who_shares_the_first_place_is_not_ahead(make_result):
+    in_sample = [
+        make_result(method=method, seed=seed, value=value + seed * (method != "GC-IQL"))
+        for method, value in (("SMORe", 30.0), ("GC-IQL", 30.5), ("GC-SQL", 20.0), ("GC-EQL", 20.0), ("GC-XQL", 20.0))
+        for seed in range(2)
+    ]
+    # 30 and 31 against 30.5 twice
+    shared = evaluate_claim("C11", in_sample, tasks=["FetchReach"], min_seeds=2)
+    assert (shared.verdict, shared.numbers["not best on"]) == ("fails", "FetchReach")
+    ahead = scaled(in_sample, 1.01, method="SMORe")
+    assert evaluate_claim("C11", ahead, tasks=["FetchReach"], min_seeds=2).verdict == "holds"
+
+
+def test_runs_of_unequal_length_judge_nothing(paper_as_results):
+    runs = paper_as_results("14")
+    longer = [Result(**{**vars(run), "steps": 2000}) if run.method == "SMORe" else run for run in runs]
+    assert evaluate_claim("C10", runs).verdict == "holds"
+    outcome = evaluate_claim("C10", longer)
+    assert outcome.verdict == "not enough runs"
+    assert "FetchReach: runs of one length (found 1,000, 2,000 updates)" in outcome.missing
+
+
 def noisy_runs(make_result, smore):
     return [
         make_result(method=method, setting=f"expert=0.10;noise={noise}", seed=seed, value=value)

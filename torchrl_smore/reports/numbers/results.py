@@ -235,12 +235,14 @@ class Sample:
         std: standard deviation over seeds; NaN if unknown.
         num_seeds: how many.
         values: one of each seed, ``[num_seeds]``, or ``None`` if they are not known.
+        steps: updates that the evaluated networks had, or ``None`` if that is not known.
     """
 
     mean: float
     std: float
     num_seeds: int
     values: np.ndarray | None = None
+    steps: int | None = None
 
 
 class RunSet:
@@ -256,11 +258,11 @@ class RunSet:
     def __init__(self, results: Iterable[Result]) -> None:
         self.results = merge_results(results)
         self._values: dict[tuple, dict[int, float]] = {}
-        first: dict[tuple, Result] = {}
+        self._first: dict[tuple, Result] = {}
         for result in self.results:
             task, method, setting, seed, metric = result.key
             cell = task, method, setting, metric
-            other = first.setdefault(cell, result)
+            other = self._first.setdefault(cell, result)
             if other.steps != result.steps:
                 raise ResultsError(
                     f"expected seeds of one length, but of {task}, {method}, {setting}, {metric} seed {other.seed} had "
@@ -279,11 +281,12 @@ class RunSet:
         """
         own = {"discounted_return": f"discounted_return_{discount:g}", "success_rate": "success_last"}
         metric = own.get(cell.metric, cell.metric)
-        by_seed = self._values.get((cell.task, cell.method, canonical_setting(cell.setting), metric))
+        key = cell.task, cell.method, canonical_setting(cell.setting), metric
+        by_seed = self._values.get(key)
         if by_seed is None:
             return None
         values = np.array([by_seed[seed] for seed in sorted(by_seed)])
-        return Sample(*mean_and_std(values), len(values), values)
+        return Sample(*mean_and_std(values), len(values), values, self._first[key].steps)
 
 
 def _read(path: Path, key: Callable[[Result], tuple]) -> list[Result]:
