@@ -760,6 +760,30 @@ def test_data_without_rewards_reach_no_stored_goal_and_say_so(caplog):
     assert "no reward is positive" in caplog.text
 
 
+def test_rewards_of_which_none_is_positive_are_told_of_all_rows_and_not_of_each_write(caplog):
+    rb = ReplayBuffer(storage=LazyTensorStorage(100), batch_size=4, sample_unit=GoalTransition())
+    with caplog.at_level("WARNING", "torchrl_smore"):
+        for reward in (-3.0, -2.0, -1.0):
+            rows = labelled((3,))
+            rows["next", "reward"] = torch.full((3, 1), reward)
+            rb.extend(rows)
+            rb.sample()
+    (said,) = caplog.messages
+    assert "no reward is positive (they lie in [-3, -3])" in said
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan"), float("inf")])
+def test_a_threshold_that_is_no_distance_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold must be a finite distance of at least 0, got"):
+        GoalTransition(threshold=threshold)
+
+
+@pytest.mark.parametrize("values", [(float("nan"), 1.0), (0.0, float("inf")), (0.0,)])
+def test_rewards_that_are_no_numbers_are_refused(values):
+    with pytest.raises(ValueError, match="reward_values must be the finite rewards"):
+        HindsightGoalTransform(success=lambda achieved, goal: achieved == goal, reward_values=values)
+
+
 @pytest.mark.parametrize("kind", [ReplayBuffer, TensorDictReplayBuffer])
 @pytest.mark.parametrize("how", ["sample_unit", "sampler"])
 def test_a_storage_of_lists_is_refused_at_the_first_sample_with_what_to_use(kind, how):

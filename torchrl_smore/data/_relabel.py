@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,12 +52,22 @@ class SparseReward:
         values: reward of a step that does not, and that does, reach the goal.
         terminate_at_goal: end the trajectory where the goal is reached.
         dtype: of the reward.
+
+    Raises:
+        ValueError: if ``values`` are no two finite numbers.
     """
 
     success: SuccessFn
     values: tuple[float, float] = (0.0, 1.0)
     terminate_at_goal: bool = False
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if len(self.values) != 2 or not all(map(math.isfinite, self.values)):
+            raise ValueError(
+                f"reward_values must be the finite rewards of a step that does not and that does reach the goal, got "
+                f"{self.values}."
+            )
 
     def __call__(
         self, achieved_goal: Tensor, goal: Tensor, terminated: Tensor | None, truncated: Tensor | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -53,12 +54,10 @@ def stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "
         data: rows ``[N]``.
         reward_key: where their reward is, ``[N]`` or ``[N, 1]``; it may be missing.
     """
-    reward = data.get(reward_key, None)
+    mask, reward = _stored_goal_reached(data, reward_key), data.get(reward_key, None)
     if reward is None:
         _logger.warning("no %s in the data: no row counts as one that reaches its stored goal", reward_key)
-        return torch.zeros(data.shape[0], dtype=torch.bool, device=data.device)
-    mask = positive(reward)
-    if not bool(mask.any()) and bool((reward < 0).any()):
+    elif not bool(mask.any()) and bool((reward < 0).any()):
         _logger.warning(
             "no reward is positive (they lie in [%g, %g]), so no row counts as one that reaches its stored goal. If 0 "
             "is the reward at the goal, pass reached=lambda data: data['next', 'reward'].squeeze(-1) >= 0.",
@@ -66,6 +65,14 @@ def stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "
             float(reward.max()),
         )
     return mask
+
+
+def _stored_goal_reached(data: TensorDictBase, reward_key: NestedKey = ("next", "reward")) -> Tensor:
+    """:func:`stored_goal_reached` without a word."""
+    reward = data.get(reward_key, None)
+    if reward is None:
+        return torch.zeros(data.shape[0], dtype=torch.bool, device=data.device)
+    return positive(reward)
 
 
 def positive(reward: Tensor) -> Tensor:
@@ -346,7 +353,9 @@ class GoalTransition(SampleUnit):
         tail = with_ends(tail, self.trajectory_key)
         if _end_flags(tail) is None:
             return False
-        new = checked_reached(self.reached, stored[place[-number:]]).nonzero().squeeze(-1) + size - number
+        # of few rows none may well reach its goal: what is worth a warning was told of all of them
+        rule = _stored_goal_reached if self.reached is stored_goal_reached else self.reached
+        new = checked_reached(rule, stored[place[-number:]]).nonzero().squeeze(-1) + size - number
         gone = int(torch.searchsorted(rows.reached, dropped))
         stop = cache.stop.replaced(first, stored_stop(tail, open_end=True) + first - dropped, dropped, by=dropped)
         reached = cache.reached.replaced(rows.reached.shape[0], new, gone, by=dropped)
@@ -521,11 +530,13 @@ class _Cache:
 
 
 def check_away(used: Collection[str], threshold: float | None) -> None:
-    """Checks that there is a threshold for the goal strategy ``"away"`` if it is used.
+    """Checks the threshold of goals, and that there is one for the goal strategy ``"away"`` if that is used.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it is negative or not finite.
     """
+    if threshold is not None and not 0.0 <= threshold < math.inf:
+        raise ValueError(f"threshold must be a finite distance of at least 0, got {threshold}.")
     if "away" in used and threshold is None:
         raise ValueError("the goal strategy 'away' needs a threshold.")
 
