@@ -482,7 +482,7 @@ def test_what_cannot_be_mapped_is_refused(store, tmp_path):
         ValueError, match=r"mapped= expects rows .* got rows of several trajectories that lie among each"
     ):
         GoalBatchSampler(data, 4, mapped=tmp_path)
-    with pytest.raises(ValueError, match="got a table on meta"):
+    with pytest.raises(ValueError, match="got rows on cpu for a table on meta"):
         GoalBatchSampler(store.data, 4, mapped=tmp_path, device="meta")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         GoalBatchSampler(store.data, 4, mapped=tmp_path / "nowhere")

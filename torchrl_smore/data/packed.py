@@ -171,10 +171,11 @@ class GoalBatchSampler(SeededBatches):
         data = _packable(data, *(["achieved_goal"] if "achieved_goal" in extras else []))
         device = torch.device(device or data.get("action").device)
         order = trajectory_order(data, trajectory_key)
-        if mapped is not None and (order is not None or device.type != "cpu"):
-            found = (
-                f"a table on {device}" if order is None else "rows of several trajectories that lie among each other"
-            )
+        places = {str(device), str(data.get("action").device)}
+        if mapped is not None and (order is not None or places != {"cpu"}):
+            found = "rows of several trajectories that lie among each other"
+            if order is None:
+                found = f"rows on {data.get('action').device} for a table on {device}"
             raise ValueError(f"mapped= expects rows on a CPU in the order of their trajectories, got {found}.")
         if resident is not None and mapped is None:
             raise ValueError(f"resident={resident}: of no use without mapped=, a folder for the rest of the rows.")
