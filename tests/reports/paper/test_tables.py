@@ -145,6 +145,12 @@ def test_a_base_column_takes_the_runs_of_the_main_table(make_result):
     assert row == ["35.50 (1)", "–", "–", "–"]
 
 
+def test_one_run_of_the_binary_reward_stands_beside_both_of_the_papers(make_result):
+    run = make_result(table="13", method="GoFAR", setting="gofar_binary", value=12.5)
+    text = to_markdown(build_table(13, [run], command=COMMAND, view="discounted_return_0.99"))
+    assert sum("12.5" in cell for cell in markdown_row(text, "FetchReach", "ours")) == 2
+
+
 def test_success_rates_come_from_the_last_step_and_are_aggregated(make_result):
     runs = [
         make_result(seed=seed, task=task, metric=metric, value=value)

@@ -17,6 +17,8 @@ Method = TypeVar("Method", bound=Hashable)
 
 #: The setting that most of the paper's tables have: a tenth of the data are an expert's.
 BASE_SETTING = "expert=0.1"
+# of Table 13: the authors ran it twice, and one run of ours stands beside both
+_SECOND_ATTEMPT = "r_gofar_binary"
 #: What the part of a setting begins with that names data of one's own.
 OWN_DATA = "data="
 #: The setting of Figure 3: observations and goals are pictures, and all of the data are primitives of a script.
@@ -39,6 +41,8 @@ def our_sample(cell: Cell, runs: RunSet, view: View) -> Sample | None:
     task = without_data(cell.task)
     if view == "return_over_max" and task not in HORIZONS:
         return runs.sample(cell._replace(metric=view))
+    if cell.setting == _SECOND_ATTEMPT:
+        cell = cell._replace(setting="gofar_binary")
     sample = runs.sample(cell, discount=0.98 if view == "discounted_return_0.98" else 0.99)
     if sample is None or sample.values is None or view != "return_over_max":
         return sample
