@@ -21,6 +21,7 @@ from torchrl.data import (
     LazyMemmapStorage,
     LazyTensorStorage,
     ListStorage,
+    RandomSampler,
     ReplayBuffer,
     TensorDictReplayBuffer,
     TensorStorage,
@@ -770,6 +771,24 @@ def test_rewards_of_which_none_is_positive_are_told_of_all_rows_and_not_of_each_
             rb.sample()
     (said,) = caplog.messages
     assert "no reward is positive (they lie in [-3, -3])" in said
+
+
+def test_weights_of_a_sampler_are_not_given_to_rows_that_anchors_put_in_place_of_its_own():
+    class Weighing(RandomSampler):
+        def sample(self, storage, batch_size):
+            index, info = super().sample(storage, batch_size)
+            return index, {**info, "priority_weight": index + 1.0}
+
+    def buffer(**options):
+        storage, unit = LazyTensorStorage(20), GoalTransition(**options)
+        rb = TensorDictReplayBuffer(storage=storage, sampler=Weighing(), sample_unit=unit, batch_size=8)
+        rb.extend(labelled((12,)))
+        return rb
+
+    batch = buffer().sample()
+    assert len(batch["priority_weight"]) > 0
+    with pytest.raises(ValueError, match=r"weighs the rows that it has drawn .* with anchors= others are drawn"):
+        buffer(anchors=functools.partial(anchor_weights, "uniform")).sample()
 
 
 @pytest.mark.parametrize("threshold", [-0.1, float("nan"), float("inf")])

@@ -8,7 +8,9 @@ import warnings
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from tensordict.utils import unravel_key
+from torchrl.modules import OneHotCategorical, ProbabilisticActor
 from torchrl.objectives.utils import SoftUpdate, ValueEstimators
 
 from torchrl_smore.modules import goal_specs, make_discriminator, make_networks
@@ -612,3 +614,73 @@ def test_a_missing_entry_is_named(case, build, batch_for):
     for key in loss.in_keys:
         with pytest.raises(KeyError, match=unravel_key(key)[-1] if isinstance(key, tuple) else key):
             loss(batch_for(loss).exclude(key))
+
+
+@pytest.mark.parametrize("name", ["crl_td", "smore_actor_goal", "gciql_actor_goal"])
+def test_a_goal_that_is_replaced_where_no_network_reads_it_is_refused(build, batch_for, name):
+    kind, _, own = name.partition("_actor")
+    loss, keys = build(kind, keys={"desired_goal": "goal"}), {"actor_goal": "actor_goal"} if own else {}
+    loss.set_keys(**keys)
+    batch = batch_for(loss)
+    assert torch.isfinite(loss(batch)["loss_actor"])
+    batch["desired_goal"] = batch["goal"].clone()
+    loss.set_keys(desired_goal="desired_goal")
+    with pytest.raises(
+        ValueError, match=r"was to read another 'desired_goal' .*, and reads .*'goal'.*: name the entry"
+    ):
+        loss(batch)
+
+
+@pytest.mark.parametrize("name", ["smore_no_awr", "smore_no_awr_no_expectile", "am", "wgcsl", "crl", "score_dual"])
+def test_an_action_that_is_replaced_where_no_network_reads_it_is_refused(build, batch_for, name):
+    loss = build(name)
+    batch = batch_for(loss)
+    # as a score that reads scaled actions beside an actor that writes them as they are
+    for part in (batch, batch["q"]) if "q" in batch else (batch,):
+        part["scaled"] = part["action"].clone()
+    networks = [each for name, each in vars(loss).items() if name in NETWORK_OF.values()]
+    for network in networks:
+        network.in_keys = ["scaled" if key == "action" else key for key in network.in_keys]
+    with pytest.raises(ValueError, match="was to read another 'action'"):
+        loss(batch)
+
+
+@pytest.mark.parametrize("name", ["smore_no_awr", "am", "wgcsl", "gofar", "gcsl"])
+def test_an_actor_whose_action_has_no_gradient_is_refused_where_it_learns_by_that(build, batch_for, name):
+    loss = build(name)
+    batch = batch_for(loss)
+    assert loss(batch)["loss_actor"].requires_grad
+    whole = loss._policy_action
+    loss._policy_action = lambda *inputs: (whole(*inputs) > 0).float()
+    with pytest.raises(
+        ValueError, match=rf"{type(loss).__name__.removeprefix('Repeatable')}.* has no gradient, as with"
+    ):
+        loss(batch)
+    with torch.no_grad():
+        loss(batch)
+    # one that is not to learn needs none
+    loss.actor_network_params.requires_grad_(False)
+    loss(batch)
+
+
+def test_one_hot_actions_are_learnt_by_their_likelihood_alone():
+    torch.manual_seed(0)
+    head = TensorDictModule(torch.nn.Linear(4, 3), ["both"], ["logits"])
+    both = TensorDictModule(lambda *parts: torch.cat(parts, -1), ["observation", "desired_goal"], ["both"])
+    trunk = TensorDictSequential(both, head)
+    actor = ProbabilisticActor(trunk, ["logits"], distribution_class=OneHotCategorical)
+    batch = TensorDict(
+        {
+            **{key: torch.randn(8, 2) for key in ("observation", "desired_goal")},
+            "action": torch.nn.functional.one_hot(torch.arange(8) % 3, 3).float(),
+        },
+        [8],
+    )
+    with pytest.raises(ValueError, match="take a likelihood instead"):
+        GCSLLoss(actor)(batch)
+    loss = GCSLLoss(actor, regression="nll")
+    out = loss(batch)["loss_actor"]
+    logits = head.module(torch.cat([batch["observation"], batch["desired_goal"]], -1))
+    torch.testing.assert_close(out, torch.nn.functional.cross_entropy(logits, batch["action"].argmax(-1)))
+    out.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in loss.parameters())

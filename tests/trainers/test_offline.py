@@ -231,6 +231,14 @@ def test_a_torchrl_loss_as_it_is_made_goes_on_from_its_state(data, success, fuse
     torch.testing.assert_close(second(), first(), rtol=0.0, atol=0.0)
 
 
+@pytest.mark.parametrize("kind", [Update, OfflineTrainer])
+def test_a_buffer_in_place_of_its_method_is_refused_when_it_is_given(make_loss, kind):
+    loss, rb = make_loss(), ReplayBuffer(storage=LazyTensorStorage(10), batch_size=2)
+    options = {} if kind is Update else {"total_steps": 3}
+    with pytest.raises(TypeError, match=r"sampler must be callable .* got a ReplayBuffer: its method sample is one"):
+        kind(loss, rb, adam(loss)[0], **options)
+
+
 def test_what_no_checkpoint_can_hold_is_refused_before_the_first_update(make_trainer, data, tmp_path):
     sampler = GoalBatchSampler(data, 16)
     state = sampler.state_dict

@@ -268,7 +268,15 @@ class GoalTransition(SampleUnit):
             ValueError: for weights or data that cannot be sampled from, or rows of several transitions each.
         """
         if isinstance(index, tuple) or index.ndim != 1:
-            raise NotImplementedError("GoalTransition works on one-dimensional storages with a flat index.")
+            raise NotImplementedError(
+                "GoalTransition takes a flat index of single rows: of a one-dimensional storage, and of a sampler that "
+                "draws them, such as RandomSampler, and not slices."
+            )
+        if self.anchors is not None and any(_is_weight(key) for key in info):
+            raise ValueError(
+                "the sampler weighs the rows that it has drawn (priority_weight), and with anchors= others are drawn "
+                "in their place: take a sampler without weights, or leave anchors= out."
+            )
         known = self._rows(storage)
         index = index.to(known.stop.device)
         size = NUM_UNIFORMS + (NUM_STITCH_UNIFORMS if self.stitch else 0)
@@ -418,6 +426,10 @@ class GoalTransition(SampleUnit):
         assert self.threshold is not None
         width = 3.0 * self.threshold if self.stitch_width is None else self.stitch_width
         return GoalCells.of(achieved, width), achieved
+
+
+def _is_weight(key: NestedKey) -> bool:
+    return (key if isinstance(key, str) else key[-1]) in ("priority_weight", "_weight")
 
 
 def _last_written(storage: TensorStorage) -> int | None:

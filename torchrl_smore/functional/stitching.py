@@ -116,9 +116,11 @@ def stitched_goal(
         return [(after[:, first:stop] - before[:, first:stop]).norm(dim=-1) > threshold for first, stop in parts]
 
     mask = mask & torch.stack(changed(achieved_goal, goal)).any(0)
-    goal = goal.clone()
+    column = torch.arange(goal.shape[1], device=goal.device)
     for further, (first, stop) in zip(changed(met, reached), parts):
-        goal[:, first:stop] = torch.where((mask & further).unsqueeze(-1), reached[:, first:stop], goal[:, first:stop])
+        # not goal[:, first:stop] = ..., which torch 2.11 does not compile
+        within = (column >= first) & (column < stop)
+        goal = torch.where((mask & further).unsqueeze(-1) & within, reached, goal)
     return goal
 
 

@@ -141,6 +141,23 @@ class Networks(LossModule):
         with lent(self.actor_network, self.actor_network_params if params is None else params):
             return self.actor_network(self._seen(inputs))[self.tensor_keys.action]
 
+    def _trained_action(self, inputs: TensorDictBase) -> Tensor:
+        """:meth:`_policy_action` where the actor learns by its gradient, ``[*B, A]``.
+
+        Raises:
+            ValueError: if the action has none, as one of a distribution over discrete actions.
+        """
+        action = self._policy_action(inputs)
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not action.requires_grad:
+            entries = self.actor_network_params.values(True, True)
+            if any(entry.requires_grad for entry in entries if isinstance(entry, Tensor)):
+                raise ValueError(
+                    f"{type(self).__name__} trains its actor through the action of the policy, and that of this "
+                    "actor_network has no gradient, as with discrete actions: take a likelihood instead "
+                    "(regression='nll', or actor='awr'), or a loss that has one."
+                )
+        return action
+
     def _distribution(self, inputs: TensorDictBase) -> torch.distributions.Distribution:
         """Action distribution of the current policy."""
         with lent(self.actor_network, self.actor_network_params):
@@ -173,11 +190,25 @@ class Networks(LossModule):
 
 
 def inputs_of(rows: TensorDictBase, in_keys: Iterable[NestedKey], replaced: Replaced | None = None) -> TensorDict:
-    """Inputs of a network under their names at the root, some of them replaced."""
+    """Inputs of a network under their names at the root, some of them replaced.
+
+    Raises:
+        ValueError: for a replaced entry that the network does not read: it would be left out in silence.
+    """
+    _check_read(in_keys, replaced)
     out = TensorDict({}, batch_size=rows.batch_size)
     for key in in_keys:
         out.set(key, replaced[key] if replaced and key in replaced else rows[key])
     return out
+
+
+def _check_read(in_keys: Iterable[NestedKey], replaced: Replaced | None) -> None:
+    for key in replaced or ():
+        if key not in in_keys:
+            raise ValueError(
+                f"a network was to read another {key!r} than the batch has, and reads {', '.join(map(repr, in_keys))}: "
+                "name the entry by set_keys as the networks do, for example set_keys(desired_goal='goal')."
+            )
 
 
 def inputs_after(
@@ -190,7 +221,11 @@ def inputs_after(
         in_keys: of the network.
         keys: ``tensor_keys`` of the loss, with ``action`` and ``desired_goal``.
         replaced: entries in place of those of ``rows``; for the action there is no other.
+
+    Raises:
+        ValueError: see :func:`inputs_of`.
     """
+    _check_read(in_keys, replaced)
     out = TensorDict({}, batch_size=rows.batch_size)
     for key in in_keys:
         if replaced and key in replaced:
@@ -248,14 +283,19 @@ def _draws_itself(module: nn.Module) -> bool:
     return not module._parameters and all(_draws_itself(child) for child in module.children())
 
 
-def at_actor_goal(rows: TensorDictBase, keys: Any) -> TensorDictBase:
-    """``rows``, which pursue the goals of the actor where it has its own (``keys.actor_goal``)."""
+def at_actor_goal(rows: TensorDictBase, keys: Any, in_keys: Sequence[NestedKey]) -> TensorDictBase:
+    """``rows``, which pursue the goals of the actor where it has its own (``keys.actor_goal``).
+
+    Raises:
+        ValueError: if it has, and none of ``in_keys``, which the networks read, is that of goals.
+    """
     if keys.actor_goal is None:
         return rows
+    _check_read(in_keys, {keys.desired_goal: rows[keys.actor_goal]})
     own = rows.copy().set(keys.desired_goal, rows[keys.actor_goal])
     pictures = own.get(PICTURES, None)
     if pictures is not None:
-        own.set(PICTURES, at_actor_goal(pictures, keys))
+        own.set(PICTURES, at_actor_goal(pictures, keys, in_keys))
     return own
 
 

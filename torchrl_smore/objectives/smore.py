@@ -185,7 +185,7 @@ class SMORELoss(OfflineLoss):
     @torch.no_grad()
     def advantage(self, tensordict: TensorDictBase) -> Tensor:
         """Target score less value at the dataset's actions, ``[*B]``, in the unit of the score."""
-        rows = at_actor_goal(self._rows(tensordict), self.tensor_keys)
+        rows = at_actor_goal(self._rows(tensordict), self.tensor_keys, self.in_keys)
         return self._smallest_score(rows) - self._call("value_network", rows, self.tensor_keys.value)
 
     @torch.no_grad()
@@ -216,10 +216,10 @@ class SMORELoss(OfflineLoss):
 
     def _actor_term(self, rows: TensorDictBase, fit: ExpectileAWR | None = None) -> Term:
         """Eq. 11 with the weights of ``fit``, unless the actor has goals of its own; or ascent of the score."""
-        keys, own = self.tensor_keys, at_actor_goal(rows, self.tensor_keys)
+        keys, own = self.tensor_keys, at_actor_goal(rows, self.tensor_keys, self.in_keys)
         if self.actor == "score":
             inputs = inputs_of(
-                self._for_actor(own), self.score_network.in_keys, {keys.action: self._policy_action(own)}
+                self._for_actor(own), self.score_network.in_keys, {keys.action: self._trained_action(own)}
             )
             params = constant(self.score_network_params)
             score = self._call("score_network", inputs, keys.score, params).amin(0)

@@ -85,7 +85,8 @@ class Update:
 
     Raises:
         ValueError: for another ``compile``.
-        TypeError: for an ``optimizer`` that is none, such as the pair that :func:`adam` returns.
+        TypeError: for an ``optimizer`` that is none, such as the pair that :func:`adam` returns, or a ``sampler`` that
+            is not callable.
 
     A call raises ``ValueError`` for a loss that writes no ``loss_*`` entry, or others than scalars.
     """
@@ -105,6 +106,9 @@ class Update:
         if not isinstance(optimizer, torch.optim.Optimizer):
             hint = ": adam() returns an optimiser and its scheduler" if isinstance(optimizer, tuple) else ""
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}{hint}.")
+        if not callable(sampler):
+            hint = ": its method sample is one" if isinstance(sampler, ReplayBuffer) else ""
+            raise TypeError(f"sampler must be callable and return a batch, got a {type(sampler).__name__}{hint}.")
         ensure_value_estimator(loss)
         self.loss = loss
         self.losses: tuple[LossModule, ...] = (loss,)

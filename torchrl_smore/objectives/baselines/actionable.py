@@ -197,7 +197,7 @@ class ActionableModelsLoss(OfflineLoss):
         """Ascent of the smallest Q at the policy's action; the parameters of Q are constants."""
         params, losses = constant(self.qvalue_network_params), []
         for rows in goals:
-            replaced = {self.tensor_keys.action: self._policy_action(rows)}
+            replaced = {self.tensor_keys.action: self._trained_action(rows)}
             inputs = inputs_of(self._for_actor(rows), self.qvalue_network.in_keys, replaced)
             losses.append(-self._qvalues(inputs, params).amin(0))
         return self._reducer(goals[0])(self._mixed(losses)), {"policy_qvalue": -losses[0].detach().mean()}

@@ -156,7 +156,10 @@ class ContrastiveTDLoss(EnergyLoss):
         """Odds of reaching the random goal after the step, ``[*B]``."""
         keys = self.tensor_keys
         goal = {keys.desired_goal: random_goal}
-        action = self._own_action(self._distribution(inputs_after(rows, self.actor_network.in_keys, keys, goal)))
+        asked = self.actor_network.in_keys
+        # an actor may do without goals
+        own = goal if keys.desired_goal in asked else None
+        action = self._own_action(self._distribution(inputs_after(rows, asked, keys, own)))
         inputs = inputs_after(rows, self.critic_network.in_keys, keys, {**goal, keys.action: action})
         pair = self._embeddings("critic_network", inputs, self.target_critic_network_params)
         return td_nce_weight(pair_energy(*pair, self.energy))

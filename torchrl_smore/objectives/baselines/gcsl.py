@@ -86,5 +86,5 @@ class GCSLLoss(OfflineLoss):
 
     def _actor_term(self, rows: TensorDictBase) -> Term:
         """Regression on the dataset's actions, all rows alike."""
-        policy = self._distribution(rows) if self.regression == "nll" else self._policy_action(rows)
+        policy = self._distribution(rows) if self.regression == "nll" else self._trained_action(rows)
         return imitation_term(policy, rows[self.tensor_keys.action], self._reducer(rows))

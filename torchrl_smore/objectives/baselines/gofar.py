@@ -218,7 +218,7 @@ class GoFARLoss(OfflineLoss):
             weight = self.dual.weight(error)
         else:
             weight = awr_weight(self.advantage_scale * error, self.temperature, self.weight_clip)
-        policy = self._distribution(rows) if self.regression == "nll" else self._policy_action(rows)
+        policy = self._distribution(rows) if self.regression == "nll" else self._trained_action(rows)
         loss, metadata = imitation_term(policy, rows[self.tensor_keys.action], self._reducer(rows), weight)
         return loss, {"actor_weight": weight.mean(), **metadata}
 

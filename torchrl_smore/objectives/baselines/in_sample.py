@@ -146,7 +146,7 @@ class InSampleQLoss(OfflineLoss):
         Returns:
             Shape ``[*B]``, in the unit of the return (``advantage_scale`` is not applied), without gradient.
         """
-        return self._advantage(at_actor_goal(self._rows(tensordict), self.tensor_keys))
+        return self._advantage(at_actor_goal(self._rows(tensordict), self.tensor_keys, self.in_keys))
 
     @abstractmethod
     def _value_term(self, rows: TensorDictBase) -> ValueFit:
@@ -182,7 +182,7 @@ class InSampleQLoss(OfflineLoss):
 
     def _actor_term(self, rows: TensorDictBase, fit: ValueFit | None = None) -> Term:
         """Regression with the weights of ``fit``, unless the actor has goals of its own."""
-        own = at_actor_goal(rows, self.tensor_keys)
+        own = at_actor_goal(rows, self.tensor_keys, self.in_keys)
         weight = fit.weight if fit is not None and own is rows else self._weight_at(own)
         return regression_term(self._log_prob(own), weight, self._reducer(own))
 

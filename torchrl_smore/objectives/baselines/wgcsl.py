@@ -229,7 +229,7 @@ class WGCSLLoss(OfflineLoss):
             threshold = self._best_advantage(advantage, self._row_weight(rows, advantage) > 0.0)
             weight = weight * best_advantage_weight(advantage, threshold, self.low_weight)
             below = (advantage < threshold).to(advantage.dtype)
-        policy = self._distribution(rows) if self.regression == "nll" else self._policy_action(rows)
+        policy = self._distribution(rows) if self.regression == "nll" else self._trained_action(rows)
         loss, metadata = imitation_term(policy, rows[self.tensor_keys.action], self._reducer(rows), weight)
         own = {"mean_advantage": advantage.mean(), "actor_weight": weight.mean(), "below_threshold": below.mean()}
         return loss, {**own, **metadata}
