@@ -113,14 +113,14 @@ def stitched_goal(
     parts = parts or ((0, goal.shape[1]),)
 
     def changed(before: Tensor, after: Tensor) -> list[Tensor]:
-        return [(after[:, first:stop] - before[:, first:stop]).norm(dim=-1) > threshold for first, stop in parts]
+        # not norm, which under torch.compile of torch 2.11 keeps a dimension of one column
+        squared = (after - before).square()
+        return [squared[:, first:stop].sum(-1).sqrt() > threshold for first, stop in parts]
 
     mask = mask & torch.stack(changed(achieved_goal, goal)).any(0)
-    column = torch.arange(goal.shape[1], device=goal.device)
+    goal = goal.clone()
     for further, (first, stop) in zip(changed(met, reached), parts):
-        # not goal[:, first:stop] = ..., which torch 2.11 does not compile
-        within = (column >= first) & (column < stop)
-        goal = torch.where((mask & further).unsqueeze(-1) & within, reached, goal)
+        goal[:, first:stop] = torch.where((mask & further).unsqueeze(-1), reached[:, first:stop], goal[:, first:stop])
     return goal
 
 
