@@ -67,6 +67,10 @@ def _rounding() -> dict[str, str]:
     return {}
 
 
+class DeadWorkerError(RuntimeError):
+    """A worker has ended, or was killed since it did not answer: what it was asked for nobody knows."""
+
+
 class Worker:
     """Runs functions in a process of its own, one at a time, in the order sent.
 
@@ -188,22 +192,22 @@ class Worker:
         self._process.stdout.close()  # type: ignore[union-attr]
         self._stderr.close()
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> DeadWorkerError:
         if self._timed_out:
-            return RuntimeError(
+            return DeadWorkerError(
                 f"{self.name} (process {self.pid}) has not answered for {self.timeout_s:g} s, as one that was stopped: "
                 "it was killed."
             )
         try:
             code = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
-            return RuntimeError(f"{self.name} (process {self.pid}) no longer answers.")
+            return DeadWorkerError(f"{self.name} (process {self.pid}) no longer answers.")
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         said = ""
         if not self._stderr.closed:
             self._stderr.seek(0)
             said = "\n".join(self._stderr.read().decode(errors="replace").splitlines()[-_ERROR_LINES:])
-        return RuntimeError(
+        return DeadWorkerError(
             f"{self.name} (process {self.pid}) {cause}." + (f" Its last words:\n{said}" if said else "")
         )
 

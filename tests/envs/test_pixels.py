@@ -68,6 +68,19 @@ def test_a_painter_that_is_closed_takes_nothing_from_another(table):
     np.testing.assert_array_equal(table.states(state), before)
 
 
+def test_a_painter_that_is_closed_draws_no_more():
+    try:
+        painter = get_task("Tabletop").painter(32)
+    except RenderError as error:
+        pytest.skip(str(error))
+    state = np.zeros((1, 10))
+    assert painter.states(state).shape == (1, 32, 32, 3)
+    painter.close()
+    painter.close()
+    with pytest.raises(RuntimeError, match="the TabletopPainter is closed"):
+        painter.states(state)
+
+
 def test_drawer_can_and_gripper_are_seen(table):
     state = draw_episode("drawer", np.random.default_rng(0))[0].state
     states = np.stack([state] * 4)

@@ -1,14 +1,18 @@
+import dataclasses
 import functools
 import os
 import signal
 import time
+from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 
 from torchrl_smore._worker import Worker
 from torchrl_smore.envs import TASKS, EnvPool
 from torchrl_smore.envs.pool import _reset
+from torchrl_smore.trainers import BackgroundEvaluator
 
 
 def rollout(pool, seeds, steps):
@@ -258,3 +262,114 @@ def test_a_worker_imports_torch_only_when_the_package_is_asked_for_a_name():
     assert [worker.receive(), worker.receive()] == ["TrajectoryStore", True]
     worker.close()
     worker.close()
+
+
+class Logged(gymnasium.Env):
+    """A place on a line that writes when it is opened and closed; the third one that is built fails if told to."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {key: gymnasium.spaces.Box(-9, 9, (1,)) for key in ("observation", "achieved_goal", "desired_goal")}
+    )
+    action_space = gymnasium.spaces.Box(np.float32(-1), np.float32(1), (1,))
+    built: ClassVar[list] = []
+
+    def __init__(self, log, fails=""):
+        self.log, self.fails = log, fails
+        if fails == "opening" and len(self.built) == 2:
+            raise OSError("no licence left")
+        self.built.append(self)
+        self.write("open")
+
+    def write(self, word):
+        with self.log.open("a") as file:
+            file.write(f"{word}\n")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1, 1)
+        return dict.fromkeys(self.observation_space, self.place), {}
+
+    def step(self, action):
+        return dict.fromkeys(self.observation_space, self.place), 0.0, False, False, {}
+
+    def close(self):
+        self.write("close")
+        if self.fails == "closing" and self is self.built[0]:
+            raise OSError("gone already")
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """A function that makes a task of logged environments, and one that says what was written."""
+    log = tmp_path / "log"
+    Logged.built.clear()
+
+    def make(fails=""):
+        own = functools.partial(Logged, log, fails)
+        return dataclasses.replace(TASKS["PointReach"], name="Logged", make_batch=None, make_base_env=own)
+
+    return make, lambda: log.read_text().split()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_environments_are_closed_wherever_they_are(logged, workers):
+    make, written = logged
+    pool = EnvPool(make(), 2, num_workers=workers)
+    pool.close()
+    pool.close()
+    assert sorted(written()) == ["close", "close", "open", "open"]
+
+
+def test_environments_of_another_process_that_evaluates_are_closed(logged):
+    make, written = logged
+    with BackgroundEvaluator(functools.partial(EnvPool, make(), 2), episodes=2, horizon=2) as background:
+        background.run_all([still])
+    assert sorted(written()) == ["close", "close", "open", "open"]
+
+
+def still(observation):
+    return np.zeros((len(observation["observation"]), 2))
+
+
+def test_those_that_are_open_are_closed_where_one_cannot_be_opened_or_closed(logged):
+    make, written = logged
+    with pytest.raises(OSError, match="no licence left"):
+        EnvPool(make("opening"), 4)
+    assert written() == ["open", "open", "close", "close"]
+    Logged.built.clear()
+    pool = EnvPool(make("closing"), 3)
+    with pytest.raises(OSError, match="gone already"):
+        pool.close()
+    assert written()[4:] == ["open"] * 3 + ["close"] * 3
+
+
+def test_one_environment_in_two_places_is_refused(logged):
+    make, _ = logged
+    one = make().make_base_env()
+    shared = dataclasses.replace(make(), make_base_env=lambda: one)
+    with pytest.raises(ValueError, match="the same environment was built twice"):
+        EnvPool(shared, 2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("task", ["PointReach", "FetchReach", "Tabletop"])
+def test_a_step_before_the_first_episode_is_refused(task, noise):
+    with EnvPool(task, 1, action_noise=noise) as pool:
+        action = np.zeros((1, pool.task.action_dim))
+        with pytest.raises(RuntimeError, match="no episodes: reset it before the first step"):
+            pool.step(action)
+        pool.reset([0])
+        pool.step(action)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_envs": 2.5}, TypeError, "num_envs must be a whole number, got 2.5"),
+        ({"num_workers": 1.5}, TypeError, "num_workers must be a whole number, got 1.5"),
+        ({"timeout_s": -1.0}, ValueError, "timeout_s must be positive, got -1"),
+    ],
+)
+def test_numbers_that_no_pool_can_have_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        EnvPool("PointReach", **{"num_envs": 2, **options})

@@ -94,6 +94,17 @@ class Worn(Cart):
         return super().step(2.0 + self.wear * (action - 2.0))
 
 
+class Wandering(GoalCart):
+    """Draws a goal in each step."""
+
+    def seen(self):
+        return {**super().seen(), "desired_goal": self.np_random.uniform(-1, 1, 1)}
+
+
+def sometimes_nan(generator):
+    return [np.nan]
+
+
 class Old(Cart):
     """Draws from a generator that takes seeds of 32 bits."""
 
@@ -303,6 +314,13 @@ def test_a_module_that_fails_says_what_it_lacks_itself(tmp_path, monkeypatch):
             },
             r"booleans of shape \[1, 2\] for observations \[1, 2, 2\], got bool \[1\]",
         ),
+        (
+            Wandering,
+            {"goals": None, "goal_columns": None},
+            r"the goal changes in step 1 of an episode, from \[.*\] to \[.*\]: it must stay",
+        ),
+        (Cart, {"goals": sometimes_nan}, r"goals: expected a goal of finite numbers, got \[nan\]"),
+        (Cart, {"make_expert": 5}, "make_expert must be what builds an expert, got 5"),
         (Discrete, {}, "expected an action space of vectors with bounds, got Discrete"),
         (Unbounded, {}, "expected an action space of vectors with bounds"),
         (Image, {}, "expected an observation that is a vector"),
@@ -326,6 +344,19 @@ def test_what_makes_no_task_is_refused_and_not_registered(env, options, message)
     with pytest.raises(ValueError, match=message):
         register_task(**{"name": "Cart", "env": env, **OPTIONS, **options})
     assert set(TASKS) == before
+
+
+@pytest.mark.parametrize("options", [{"goals": None}, {"goal_columns": [7]}])
+def test_an_environment_of_which_no_task_can_be_made_is_closed(options):
+    closed = []
+
+    class Closing(Cart):
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(ValueError, match="goal_columns"):
+        register_task("Cart", Closing, **{**OPTIONS, **options})
+    assert len(closed) == 1
 
 
 def test_a_registered_task_survives_pickling():

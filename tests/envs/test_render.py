@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from torchrl_smore.envs import RenderError, get_task, render_episode
-from torchrl_smore.envs._stages import FETCH, STAGES
+from torchrl_smore.envs._stages import STAGES
 from torchrl_smore.envs.locomotion import make_half_cheetah
 
 RED, GREEN, BLUE = (0, 1, 2)
@@ -173,7 +173,7 @@ def test_pictures_of_an_arm_change_with_its_motion_and_its_goal(task, moved):
     ],
 )
 def test_a_goal_is_marked_where_it_is(task, goal, marks):
-    np.testing.assert_allclose(STAGES.get(task, FETCH).marks(np.array(goal)), marks, atol=1e-12)
+    np.testing.assert_allclose(STAGES[task].marks(np.array(goal)), marks, atol=1e-12)
 
 
 def test_the_ball_at_the_door_is_as_wide_as_the_angle_that_counts_as_reached():
@@ -278,3 +278,45 @@ def test_beside_the_goal_a_film_shows_what_a_policy_of_pictures_sees():
         assert (frame[:, 64:68] == 255).all()
     with pytest.raises(ValueError, match="FetchPush has no pictures"):
         render_episode("FetchPush", 5, np.zeros((1, 4)), goal_beside=True)
+
+
+@pytest.mark.parametrize(("camera", "columns"), [("track", (0, 1, 2)), (None, (4, 5)), (None, (0, 1, 2))])
+def test_a_mujoco_task_of_ones_own_is_seen_whole(monkeypatch, camera, columns):
+    from torchrl_smore.envs import TASKS, register_task
+
+    monkeypatch.setattr("torchrl_smore.envs.register.TASKS", dict(TASKS))
+    env, action = ("HalfCheetah-v5", 6) if camera else ("Reacher-v5", 2)
+    goals = ([-0.1] * len(columns), [0.1] * len(columns))
+    task = register_task("Own", env, threshold=0.02, horizon=3, goal_columns=columns, goals=goals)
+    frames = film(task, 0, np.ones((8, action)), size=64)
+    # the robot, which moves, takes a good part of the picture
+    moved = np.abs(frames[0].astype(int) - frames[-1].astype(int)).sum(-1) > 30
+    assert moved.mean() > 0.005
+    assert len(np.unique(frames[0].reshape(-1, 3), axis=0)) > 20
+
+
+def test_what_a_film_in_another_process_lacks_is_said_and_is_not_opengl():
+    task = dataclasses.replace(get_task("PointReach"), name="Mine", make_base_env=Undrawable)
+    with pytest.raises(RuntimeError, match=r"Mine could not be filmed: OSError: no licence") as caught:
+        render_episode(task, 0, np.zeros((1, 2)), own_process=True)
+    assert not isinstance(caught.value, RenderError)
+    unknown = dataclasses.replace(get_task("PointReach"), name="Mine", make_base_env=NotThere())
+    with pytest.raises(RuntimeError, match=r"the process that films Mine failed:(.|\n)*not to be found here") as caught:
+        render_episode(unknown, 0, np.zeros((1, 2)), own_process=True)
+    assert not isinstance(caught.value, RenderError)
+
+
+class Undrawable:
+    def __init__(self):
+        raise OSError("no licence")
+
+
+def refuse():
+    raise AttributeError("not to be found here")
+
+
+class NotThere:
+    """What cannot be unpickled, as what a script defines cannot in another process."""
+
+    def __reduce__(self):
+        return refuse, ()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
 from torchrl_smore.envs import EnvPool
 from torchrl_smore.objectives import AWRActorLoss
-from torchrl_smore.trainers import ActorPolicy, Evaluator, mean_interval, mean_metrics
+from torchrl_smore.trainers import ActorPolicy, BackgroundEvaluator, Evaluator, mean_interval, mean_metrics
 from torchrl_smore.trainers.evaluation import wilson_interval
 
 
@@ -148,6 +150,73 @@ def test_the_summary_is_plain_json():
     assert summary["success_any"] == 0.5
     assert summary["episodes"] == 2
     assert summary["intervals"].keys() == result.metrics.keys()
+
+
+def test_horizon_and_discounts_are_those_of_the_task_unless_others_are_given():
+    with EnvPool("Reacher", 1) as pool:
+        evaluator = Evaluator(pool)
+        assert (evaluator.horizon, evaluator.gammas) == (pool.task.horizon, tuple(pool.task.gammas))
+        assert pool.task.horizon == 50
+        own = dataclasses.replace(pool.task, horizon=7, gammas=(0.5, 1.0))
+        pool.task = own
+        assert Evaluator(pool, episodes=1).run(lambda seen: np.zeros((1, 2))).metrics.keys() >= {
+            "discounted_return_0.5",
+            "discounted_return_1",
+        }
+        assert Evaluator(pool, horizon=3, gammas=(0.9,)).horizon == 3
+
+    class WithoutTask:
+        num_envs = 1
+
+    assert (Evaluator(WithoutTask()).horizon, Evaluator(WithoutTask()).gammas) == (50, (0.98, 0.99))
+
+
+@pytest.mark.parametrize(
+    ("actions", "found"),
+    [
+        (lambda rows: np.zeros((rows + 1, 2)), r"got \[4, 2\] of float64"),
+        (lambda rows: np.zeros((rows - 1, 2)), r"got \[2, 2\] of float64"),
+        (lambda rows: np.float64(1.0), r"got \[\] of float64"),
+        (lambda rows: np.zeros(rows), r"got \[3\] of float64"),
+        (lambda rows: np.zeros((rows, 2), dtype=complex), r"got \[3, 2\] of complex128"),
+        (lambda rows: np.full((rows, 2), None), r"got \[3, 2\] of object"),
+    ],
+)
+def test_actions_that_are_not_one_row_for_each_observation_are_refused(actions, found):
+    def still(seen):
+        return np.zeros((len(seen["observation"]), 2))
+
+    def wrong(seen):
+        return actions(len(seen["observation"]))
+
+    with EnvPool("PointReach", 6) as pool:
+        evaluator = Evaluator(pool, episodes=3, horizon=2)
+        # of two, each with a row too many or too few, none would be missing
+        for policies in ([wrong, still], [still, wrong]):
+            with pytest.raises(ValueError, match=rf"expected actions \[3, A\], .* {found} from .*wrong"):
+                evaluator.run_all(policies)
+        with pytest.raises(ValueError, match="at least one policy to evaluate"):
+            evaluator.run_all([])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"episodes": 2.5}, TypeError, "episodes must be a whole number, got 2.5"),
+        ({"horizon": 2.5}, TypeError, "horizon must be a whole number, got 2.5"),
+        ({"first_seed": 1.5}, TypeError, "first_seed must be a whole number, got 1.5"),
+        ({"first_seed": -1}, ValueError, "first_seed must be at least 0, got -1"),
+        ({"gammas": (1.5,)}, ValueError, r"gammas must be one or more discounts in \(0, 1\], got \(1.5,\)"),
+        ({"gammas": (float("nan"),)}, ValueError, r"gammas must be one or more discounts in \(0, 1\]"),
+        ({"gammas": (0.0, 0.5)}, ValueError, r"gammas must be one or more discounts in \(0, 1\]"),
+        ({"gammas": (0.9999999, 1.0)}, ValueError, "gammas must differ in their first 6 digits"),
+    ],
+)
+def test_numbers_that_no_evaluation_can_have_are_refused(options, error, message):
+    with EnvPool("PointReach", 1) as pool, pytest.raises(error, match=message):
+        Evaluator(pool, **options)
+    with pytest.raises(error, match=message):
+        BackgroundEvaluator(partial(EnvPool, "PointReach", 1), **options)
 
 
 @pytest.mark.parametrize("counts", [{"episodes": 0}, {"horizon": 0}])

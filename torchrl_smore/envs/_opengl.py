@@ -43,6 +43,7 @@ def open_gl(model: Any, size: int, backend: str) -> tuple[Any, Any]:
     model.vis.global_.offwidth = model.vis.global_.offheight = size
     with warnings.catch_warnings(record=True) as said:  # GLFW only warns where it fails
         warnings.simplefilter("always")
+        window = None
         try:
             window = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
             window.make_current()
@@ -52,6 +53,8 @@ def open_gl(model: Any, size: int, backend: str) -> tuple[Any, Any]:
             context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         # a missing library shows itself as anything from OSError to AttributeError
         except Exception as error:
+            if window is not None:
+                window.free()
             reason = said[0].message if said else error
             raise render_error(backend, f"{type(reason).__name__}: {reason}") from error
     mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)

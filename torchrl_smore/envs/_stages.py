@@ -22,8 +22,9 @@ def _in_the_plane(goal: Array) -> Array:
     return np.array([[*goal, _FINGERTIP_HEIGHT]])
 
 
-def _each_in_space(goal: Array) -> Array:
-    return goal.reshape(-1, 3)
+def each_in_space(goal: Array) -> Array:
+    """Points ``[k, 3]`` of a goal of ``3 k`` numbers; none of any other."""
+    return goal.reshape(-1, 3) if goal.size % 3 == 0 else goal.reshape(-1, 1)[:0].repeat(3, 1)
 
 
 def _above_the_torso(goal: Array) -> Array:
@@ -51,7 +52,7 @@ class Stage:
     """
 
     view: Mapping[str, Any]
-    marks: Callable[[Array], Array] = _each_in_space
+    marks: Callable[[Array], Array] = each_in_space
     radius: float | None = None
     follows: str | None = None
 
@@ -68,8 +69,9 @@ _TABLETOP = Stage(
     {"distance": 0.98, "azimuth": 90.0, "elevation": -45.6, "lookat": (0.0, 0.044, 0.0)}, _handle_can_and_cube, 0.03
 )
 
-FETCH = Stage({"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)})
+_FETCH = Stage({"distance": 1.05, "azimuth": 145.0, "elevation": -28.0, "lookat": (1.33, 0.75, 0.54)})
 STAGES: dict[str, Stage] = {
+    **dict.fromkeys(("FetchReach", "FetchPush", "FetchPick"), _FETCH),
     "FetchSlide": Stage({"distance": 1.45, "azimuth": 145.0, "elevation": -35.0, "lookat": (1.30, 0.75, 0.45)}),
     "HandReach": Stage({"distance": 0.38, "azimuth": 55.0, "elevation": -30.0, "lookat": (1.0, 0.92, 0.17)}),
     "Reacher": Stage(
@@ -91,4 +93,4 @@ STAGES: dict[str, Stage] = {
         _TABLETOP,
     ),
 }
-"""The stages of tasks that the view of Fetch does not do for, by name of the task."""
+"""The stages of the tasks here, by name of the task."""

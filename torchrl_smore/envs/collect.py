@@ -27,6 +27,7 @@ from torchrl_smore._lock import locked
 from torchrl_smore._worker import HAS_WORKERS, PARENT_IS_GONE, Worker
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
+from torchrl_smore.envs.batch import close_batch
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import check_noise, check_whole
@@ -372,7 +373,7 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
                 _run_chunk(state, request, folder, number)
                 yield number
         finally:
-            _close_batch(state)
+            close_batch(state)
         return
     # however long a chunk takes: one that dies is noticed, and its episodes are as long as their task says
     pool = [Worker(f"collection worker {n} of {request.task.name}", math.inf) for n in range(max(1, num_workers))]
@@ -396,7 +397,7 @@ def _run_chunks(request: _Request, folder: Path, numbers: list[int], num_workers
             yield future.result()
         for worker in pool:
             # what simulators hold beside their process, a server for example, they let go of when they are closed
-            worker.send(_close_batch)
+            worker.send(close_batch)
         for worker in pool:
             worker.close()
     finally:
@@ -447,11 +448,6 @@ class _Named(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         self.modules.add(module)
         return super().find_class(module, name)
-
-
-def _close_batch(state: dict[str, Any]) -> None:
-    if "batch" in state:
-        state.pop("batch").close()
 
 
 def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: int) -> None:

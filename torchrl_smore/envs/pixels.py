@@ -105,9 +105,16 @@ class _ScenePainter:
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._view.fixedcamid = model.camera("view").id
         self._viewport = mujoco.MjrRect(0, 0, size, size)
+        self._closed = False
 
     def _draw(self, rows: Array) -> Frames:
-        """Frames ``[n, size, size, 3]`` of ``rows`` ``[n, k]``."""
+        """Frames ``[n, size, size, 3]`` of ``rows`` ``[n, k]``.
+
+        Raises:
+            RuntimeError: after :meth:`close`: MuJoCo would draw in the window of another painter, or in none.
+        """
+        if self._closed:
+            raise RuntimeError(f"the {type(self).__name__} is closed.")
         self._window.make_current()  # another window may have been opened since
         frames = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
         for frame, row in zip(frames, np.asarray(rows, dtype=np.float64)):
@@ -127,7 +134,10 @@ class _ScenePainter:
         mujoco.mjr_readPixels(frame, None, self._viewport, self._context)
 
     def close(self) -> None:
-        """Releases the OpenGL context."""
+        """Releases the OpenGL context. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
         self._window.make_current()  # or what another window has under the same numbers would be freed
         self._context.free()
         self._window.free()

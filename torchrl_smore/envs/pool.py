@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import TracebackType
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrl_smore._worker import TIMEOUT_S, Worker
-from torchrl_smore.envs.batch import BatchEnv, Observation
+from torchrl_smore.envs.batch import BatchEnv, Observation, close_batch
 from torchrl_smore.envs.tasks import Task, get_task
 from torchrl_smore.envs.wrappers import GOAL_KEYS, check_noise, check_whole
 
@@ -21,9 +22,10 @@ _NAMED = 8  # environments, at most, in an error
 class EnvPool:
     """``num_envs`` environments of a task behind one ``reset`` and one ``step``.
 
-    An episode depends on its seed alone: neither on the number of workers nor on what ran before. Episodes do not end
-    by themselves; the caller steps ``task.horizon`` times and resets. Use it as a context manager, or call
-    :meth:`close`.
+    An episode depends on its seed alone: neither on the number of workers nor on what ran before. (Workers ask NumPy's
+    OpenBLAS for one kernel on all processors, see ``docs/tasks.md``: a task of one's own that multiplies matrices may
+    round otherwise in this process, unless that has ``OPENBLAS_CORETYPE=Haswell`` too.) Episodes do not end by
+    themselves; the caller steps ``task.horizon`` times and resets. Use it as a context manager, or call :meth:`close`.
 
     Args:
         task: the task or its name.
@@ -40,6 +42,7 @@ class EnvPool:
         ValueError: for an unknown task, a count below its minimum, a negative noise or a ``timeout_s`` that is not
             positive.
         ImportError: if a package the simulator needs is missing and ``num_workers`` is 0.
+        TypeError: for a count that is no whole number.
         RuntimeError: if a worker fails or does not answer in time, naming it and the reason. The pool is then closed.
         NotImplementedError: for workers on a system without ``select.poll``, which is Windows.
     """
@@ -54,15 +57,18 @@ class EnvPool:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.task = get_task(task)
+        num_envs, num_workers = check_whole("num_envs", num_envs), check_whole("num_workers", num_workers)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
+        if not timeout_s > 0.0:
+            raise ValueError(f"timeout_s must be positive, got {timeout_s}.")
         self.num_envs = num_envs
         sigma = check_noise("action_noise", action_noise)
         self._here: dict[str, Any] = {}
         self._workers: list[Worker] = []
-        self._closed = False
+        self._closed = self._begun = False
         if num_workers == 0:
             _open(self._here, self.task, num_envs, sigma)
             return
@@ -94,7 +100,9 @@ class EnvPool:
         whole = [check_whole("a seed", seed) for seed in seeds]
         if whole and min(whole) < 0:
             raise ValueError(f"seeds must be at least 0, got {min(whole)}.")
-        return self._call(_reset, whole)
+        observation = self._call(_reset, whole)
+        self._begun = True
+        return observation
 
     def step(self, actions: NDArray[Any]) -> tuple[Observation, NDArray[np.float32]]:
         """Steps every environment.
@@ -107,7 +115,10 @@ class EnvPool:
 
         Raises:
             ValueError: for actions of another shape, or that are not finite, naming their environments.
+            RuntimeError: before the first :meth:`reset`.
         """
+        if not self._begun and not self._closed:
+            raise RuntimeError("the pool has no episodes: reset it before the first step.")
         actions = np.asarray(actions, dtype=np.float32)
         expected = (self.num_envs, self.task.action_dim)
         if actions.shape != expected:
@@ -121,10 +132,13 @@ class EnvPool:
         """Ends the workers and releases the environments. Safe to call twice."""
         self._closed = True
         for worker in self._workers:
+            # not of one that is dead
+            with contextlib.suppress(RuntimeError):
+                worker.send(close_batch)
+        for worker in self._workers:
             worker.close()
         self._workers = []
-        if "batch" in self._here:
-            self._here.pop("batch").close()
+        close_batch(self._here)
 
     def __enter__(self) -> EnvPool:
         return self

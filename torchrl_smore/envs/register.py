@@ -97,6 +97,8 @@ def register_task(
     gammas = _floats(gammas)
     if not gammas or not all(0 < gamma <= 1 for gamma in gammas):
         raise ValueError(f"gammas must be one or more discounts in (0, 1], got {gammas}.")
+    if make_expert is not None and not callable(make_expert):
+        raise ValueError(f"make_expert must be what builds an expert, got {make_expert!r}.")
     columns = None if goal_columns is None else tuple(goal_columns)
     make_base_env = partial(_own_env, _KnownId(env) if isinstance(env, str) else env, columns, goals, has_fallen)
     with contextlib.closing(make_base_env()) as built:
@@ -143,6 +145,16 @@ def _own_env(
 ) -> Env:
     """The environment with a Dict observation, actions in ``[-1, 1]`` and no end but a fall."""
     env = _made(source) if isinstance(source, str) else source()
+    with contextlib.ExitStack() as opened:
+        opened.callback(env.close)
+        whole = _with_goals(env, columns, goals, has_fallen)
+        opened.pop_all()
+    return whole
+
+
+def _with_goals(
+    env: Env, columns: tuple[int, ...] | None, goals: Goals | None, has_fallen: Callable[[Any], Any] | None
+) -> Env:
     space = env.observation_space
     if isinstance(space, spaces.Dict):
         if columns is not None or goals is not None:
@@ -227,6 +239,8 @@ class _ColumnGoals(Wrapper):
         self._goal = np.asarray(goal, dtype=np.float32)
         if self._goal.shape != (len(self._columns),):
             raise ValueError(f"goals: expected a goal of {len(self._columns)} numbers, got {self._goal.tolist()}.")
+        if not np.isfinite(self._goal).all():
+            raise ValueError(f"goals: expected a goal of finite numbers, got {self._goal.tolist()}.")
         return self._with_goals(observation), info
 
     def step(self, action: NDArray[Any]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -299,6 +313,14 @@ def _widths(name: str, env: Env) -> dict[str, int]:
                     f"{name}: {key}: two episodes with one seed and the same actions differ after step {step}, "
                     f"{one.tolist()} and {other.tolist()}: draw every random number from the environment's np_random, "
                     "and let reset forget the episode before."
+                )
+    for episode in episodes:
+        for step, observation in enumerate(episode):
+            if not np.array_equal(observation["desired_goal"], episode[0]["desired_goal"]):
+                told = [np.asarray(each["desired_goal"]).tolist() for each in (episode[0], observation)]
+                raise ValueError(
+                    f"{name}: the goal changes in step {step} of an episode, from {told[0]} to {told[1]}: it must stay "
+                    "for the episode."
                 )
     if first["achieved_goal"].shape != first["desired_goal"].shape:
         raise ValueError(f"{name}: achieved_goal and desired_goal differ in width.")

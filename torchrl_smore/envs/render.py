@@ -9,10 +9,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore._worker import TIMEOUT_S, Worker
+from torchrl_smore._worker import TIMEOUT_S, DeadWorkerError, Worker
 from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs._opengl import OpenGL, RenderError, default_opengl, open_gl, render_error
-from torchrl_smore.envs._stages import FETCH, STAGES
+from torchrl_smore.envs._stages import STAGES, each_in_space
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
 from torchrl_smore.envs.tasks import Task, get_task
@@ -23,6 +23,7 @@ _WHITE, _PAPER, _WALL = (1.0, 1.0, 1.0), (0.91, 0.92, 0.94), (0.33, 0.37, 0.43)
 _TRAIL, _POINT, _BLOCK = (0.45, 0.62, 0.86), (0.11, 0.32, 0.66), (0.95, 0.68, 0.15)
 _AIM, _REACHED = (0.86, 0.24, 0.20), (0.16, 0.62, 0.32)  # the goal before and while it is reached
 
+_TRACK = "track"  # the camera of many MuJoCo models that follows the robot
 _FRAME_S = 10.0  # in which a frame is drawn, by the slowest of libraries
 _FLOOR = 800.0  # half the length of the floor of a locomotion task, in metres
 
@@ -40,7 +41,9 @@ def render_episode(
     """Films the episode that starts at a seed and takes the given actions.
 
     The goal is drawn with the distance that counts as reached: red at first, green while it is reached; a velocity as a
-    ball above the robot, with which the camera runs. Point tasks are drawn without any graphics library.
+    ball above the robot, with which the camera runs. Point tasks are drawn without any graphics library. A MuJoCo task
+    of one's own is seen by its camera ``track``, or else from where MuJoCo sees all of it, and its goal is drawn if it
+    is of points in space, of three numbers each.
 
     Args:
         task: the task or its name.
@@ -79,7 +82,7 @@ def render_episode(
         with closing(Worker(f"the process that films {task.name}", time_s)) as worker:
             worker.send(_film_apart, task, seed, actions, size, backend, goal_beside)
             frames = worker.receive()
-    except RuntimeError as error:
+    except DeadWorkerError as error:
         raise render_error(backend, str(error).strip().splitlines()[0]) from error
     if isinstance(frames, Exception):
         raise frames
@@ -147,8 +150,8 @@ class _MujocoCamera:
 
         self._mujoco, self._env, self._task = mujoco, env, task
         _make_presentable(env.model)
-        self._stage = STAGES.get(task.name, FETCH)
-        if self._stage.follows is not None:
+        self._stage = STAGES.get(task.name)
+        if self._stage is not None and self._stage.follows is not None:
             # floors end after 40 m, less than an episode: make them longer, and the pattern as much finer
             floor = env.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
             longer = _FLOOR / env.model.geom_size[floor, 0].max()
@@ -159,22 +162,29 @@ class _MujocoCamera:
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # the goal's own mark is drawn below, to scale
         self._view = mujoco.MjvCamera()
-        for key, value in self._stage.view.items():
-            setattr(self._view, key, value)
+        if self._stage is not None:
+            for key, value in self._stage.view.items():
+                setattr(self._view, key, value)
+        elif _TRACK in [env.model.camera(number).name for number in range(env.model.ncam)]:
+            self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._view.fixedcamid = env.model.camera(_TRACK).id
+        else:
+            mujoco.mjv_defaultFreeCamera(env.model, self._view)
         self._viewport = mujoco.MjrRect(0, 0, size, size)
 
     def shoot(self, observation: Observation) -> Frame:
         """The picture of the current state."""
         mujoco, scene = self._mujoco, self._scene
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        stage = self._stage
-        origin = np.zeros(3) if stage.follows is None else self._env.data.body(stage.follows).xpos
-        self._view.lookat[:] = origin + stage.view["lookat"]
+        stage, origin = self._stage, np.zeros(3)
+        if stage is not None:
+            origin = origin if stage.follows is None else self._env.data.body(stage.follows).xpos
+            self._view.lookat[:] = origin + stage.view["lookat"]
         mujoco.mjv_updateScene(self._env.model, self._env.data, self._option, None, self._view, everything, scene)
         goal = observation["desired_goal"]
         color = _REACHED if self._task.reached(observation["achieved_goal"], goal) else _AIM
-        radius = self._task.threshold if stage.radius is None else stage.radius
-        for mark in origin + stage.marks(goal):
+        radius = self._task.threshold if stage is None or stage.radius is None else stage.radius
+        for mark in origin + (each_in_space(goal) if stage is None else stage.marks(goal)):
             self._add_ball(mark, min(0.012, 0.8 * radius), (*color, 1.0))
             self._add_ball(mark, radius, (*color, 0.35))
         mujoco.mjr_render(self._viewport, scene, self._context)

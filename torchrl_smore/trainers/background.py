@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from torchrl_smore._worker import HAS_WORKERS, Worker
-from torchrl_smore.trainers.evaluation import GAMMAS, Evaluation, Evaluator, Policy, Pool, check_plan
+from torchrl_smore.trainers.evaluation import Evaluation, Evaluator, Policy, Pool, check_plan
 
 _TIMEOUT_S = 86_400.0
 
@@ -21,7 +21,8 @@ class BackgroundEvaluator:
     """An :class:`Evaluator` in a process of its own: what it is asked for is computed while the caller goes on.
 
     It gets copies of the policies as they are when :meth:`start` is called, and computes with as many threads as this
-    process, so that results are those of the same evaluator here. :class:`OfflineTrainer` waits for one evaluation only
+    process, so that results are those of the same evaluator here (but for what a policy multiplies in NumPy, see
+    :class:`~torchrl_smore.envs.EnvPool`). :class:`OfflineTrainer` waits for one evaluation only
     where the next is due, at the end, and before it saves a checkpoint of a later update.
 
     The process imports PyTorch and TorchRL once more: some seconds of another core, and 0.5 GB of memory. Use it as a
@@ -37,8 +38,8 @@ class BackgroundEvaluator:
         timeout_s: seconds, positive, within which an evaluation must be done; a day by default.
 
     Raises:
-        ValueError: if ``episodes``, ``horizon`` or ``timeout_s`` is not positive, or ``gammas`` is empty.
-        TypeError: if ``make_pool`` cannot be pickled.
+        ValueError: if ``timeout_s`` is not positive, and see :class:`Evaluator`.
+        TypeError: if ``make_pool`` cannot be pickled, and see :class:`Evaluator`.
         NotImplementedError: on a system without ``select.poll``, which is Windows; see :attr:`SUPPORTED`.
     """
 
@@ -50,16 +51,16 @@ class BackgroundEvaluator:
         make_pool: Callable[[], Pool],
         *,
         episodes: int = 50,
-        horizon: int = 50,
+        horizon: int | None = None,
         first_seed: int = 10_000,
-        gammas: Sequence[float] = GAMMAS,
+        gammas: Sequence[float] | None = None,
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
         self.episodes = episodes
         self.horizon = horizon
         self.first_seed = first_seed
-        self.gammas = tuple(gammas)
-        check_plan(episodes, horizon, self.gammas)
+        self.gammas = None if gammas is None else tuple(gammas)
+        check_plan(episodes, horizon, first_seed, self.gammas)
         request = _pickled(make_pool, "the function that makes environments for an evaluation process")
         options = {"episodes": episodes, "horizon": horizon, "first_seed": first_seed, "gammas": self.gammas}
         self._worker = Worker("the evaluation process", timeout_s)
@@ -124,7 +125,10 @@ class BackgroundEvaluator:
         return self.result()
 
     def close(self) -> None:
-        """Ends the process. Safe to call twice."""
+        """Releases the environments and ends the process. Safe to call twice."""
+        # not of one that is dead
+        with contextlib.suppress(RuntimeError):
+            self._worker.send(_close)
         self._worker.close()
 
     def __enter__(self) -> BackgroundEvaluator:
@@ -159,6 +163,12 @@ def _unpickled(content: bytes) -> Any:
 def _make(state: dict[str, Any], make_pool: bytes, options: dict[str, Any], threads: int) -> None:
     torch.set_num_threads(threads)
     state["evaluator"] = Evaluator(_unpickled(make_pool)(), **options)
+
+
+def _close(state: dict[str, Any]) -> None:
+    evaluator = state.pop("evaluator", None)
+    if hasattr(getattr(evaluator, "pool", None), "close"):
+        evaluator.pool.close()
 
 
 def _run(state: dict[str, Any], policies: bytes) -> list[Evaluation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,12 +161,14 @@ class Evaluator:
     Args:
         pool: environments.
         episodes: number of episodes, positive.
-        horizon: steps of an episode, positive.
-        first_seed: episode e is reset with ``first_seed + e``.
-        gammas: discounts to report, at least one.
+        horizon: steps of an episode, positive; ``None``: those of ``pool.task``, or 50 for a pool that has no task.
+        first_seed: episode e is reset with ``first_seed + e``; at least 0.
+        gammas: discounts to report, at least one, in ``(0, 1]``, that differ in their first 6 digits; ``None``: those
+            of ``pool.task``, or 0.98 and 0.99.
 
     Raises:
-        ValueError: if ``episodes`` or ``horizon`` is not positive, or ``gammas`` is empty.
+        ValueError: for a number out of its range.
+        TypeError: for a count that is no whole number.
     """
 
     def __init__(
@@ -173,16 +176,17 @@ class Evaluator:
         pool: Pool,
         *,
         episodes: int = 50,
-        horizon: int = 50,
+        horizon: int | None = None,
         first_seed: int = 10_000,
-        gammas: Sequence[float] = GAMMAS,
+        gammas: Sequence[float] | None = None,
     ) -> None:
+        task = getattr(pool, "task", None)
         self.pool = pool
         self.episodes = episodes
-        self.horizon = horizon
+        self.horizon: int = getattr(task, "horizon", 50) if horizon is None else horizon
         self.first_seed = first_seed
-        self.gammas = tuple(gammas)
-        check_plan(episodes, horizon, self.gammas)
+        self.gammas = tuple(getattr(task, "gammas", GAMMAS) if gammas is None else gammas)
+        check_plan(episodes, self.horizon, first_seed, self.gammas)
 
     def run(self, policy: Policy) -> Evaluation:
         """Evaluates ``policy``: a function of a batch of observations that returns actions in ``[-1, 1]``."""
@@ -192,7 +196,12 @@ class Evaluator:
         """Evaluates several policies side by side in the pool, each on the same episodes.
 
         Policies that are modules act in evaluation mode, which is given back.
+
+        Raises:
+            ValueError: without a policy, or for actions that are not one row of numbers for each observation.
         """
+        if not policies:
+            raise ValueError("expected at least one policy to evaluate, got none.")
         with in_mode(False, *[policy for policy in policies if isinstance(policy, nn.Module)]):
             return self._run_all(policies)
 
@@ -218,7 +227,9 @@ class Evaluator:
         observation = self.pool.reset([seed for _, seed in padded])
         rewards, lost = [], np.zeros(len(padded), dtype=bool)
         for _ in range(self.horizon):
-            parts = [policy({key: rows[share] for key, rows in observation.items()}) for policy, share in shares]
+            parts = [
+                _acted(policy, {key: rows[share] for key, rows in observation.items()}) for policy, share in shares
+            ]
             actions = np.concatenate(parts)
             broken = ~np.isfinite(actions).all(-1)
             if broken.any():
@@ -248,21 +259,48 @@ class Evaluator:
         return Evaluation(metrics, intervals, len(distance), per_episode)
 
 
-def check_plan(episodes: int, horizon: int, gammas: Sequence[float]) -> None:
+def _acted(policy: Policy, observation: Observation) -> np.ndarray:
+    """Actions of a policy, one row for each observation: of several policies one's would go to another's episodes."""
+    actions = np.asarray(policy(observation))
+    rows = len(next(iter(observation.values())))
+    if actions.ndim != 2 or len(actions) != rows or actions.dtype.kind not in "fiu":
+        raise ValueError(
+            f"expected actions [{rows}, A], one row of real numbers for each observation, got {list(actions.shape)} of "
+            f"{actions.dtype} from {policy!r}."
+        )
+    return actions
+
+
+def check_plan(episodes: int, horizon: int | None, first_seed: int, gammas: Sequence[float] | None) -> None:
     """Refuses what an evaluator cannot do.
 
     Args:
         episodes: of each policy.
-        horizon: steps of an episode.
-        gammas: discounts of the returns.
+        horizon: steps of an episode; ``None``: those of a task.
+        first_seed: of the first episode.
+        gammas: discounts of the returns; ``None``: those of a task.
 
     Raises:
-        ValueError: if a count is not positive, or there is no discount.
+        ValueError: if a count is not positive, a seed negative, there is no discount, one outside ``(0, 1]``, or two
+            with one name.
+        TypeError: for a count that is no whole number.
     """
-    if episodes < 1 or horizon < 1:
+    counts = {"episodes": episodes, "horizon": 1 if horizon is None else horizon, "first_seed": first_seed}
+    for name, count in counts.items():
+        try:
+            operator.index(count)
+        except TypeError:
+            raise TypeError(f"{name} must be a whole number, got {count!r}.") from None
+    if counts["episodes"] < 1 or counts["horizon"] < 1:
         raise ValueError(f"episodes and horizon must be positive, got {episodes} and {horizon}.")
-    if not gammas:
-        raise ValueError("gammas must be one or more discounts, got none.")
+    if first_seed < 0:
+        raise ValueError(f"first_seed must be at least 0, got {first_seed}.")
+    if gammas is None:
+        return
+    if not gammas or not all(0.0 < gamma <= 1.0 for gamma in gammas):
+        raise ValueError(f"gammas must be one or more discounts in (0, 1], got {tuple(gammas) or 'none'}.")
+    if len({f"{gamma:g}" for gamma in gammas}) < len(gammas):
+        raise ValueError(f"gammas must differ in their first 6 digits, which name their returns, got {tuple(gammas)}.")
 
 
 def mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
