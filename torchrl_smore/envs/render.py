@@ -82,7 +82,7 @@ def render_episode(
         with closing(Worker(f"the process that films {task.name}", time_s)) as worker:
             worker.send(_film_apart, task, seed, actions, size, backend, goal_beside)
             frames = worker.receive()
-    except DeadWorkerError as error:
+    except (DeadWorkerError, NotImplementedError) as error:
         raise render_error(backend, str(error).strip().splitlines()[0]) from error
     if isinstance(frames, Exception):
         raise frames
