@@ -226,11 +226,6 @@ def test_a_crash_of_the_filming_process_is_an_error_of_ours(monkeypatch):
 _die = exit
 
 
-def test_an_environment_that_fails_in_a_process_of_its_own_says_why():
-    with pytest.raises(RuntimeError, match=r"PointReach could not be filmed: Error: Seed must be greater .* value: -1"):
-        render_episode("PointReach", -1, np.zeros((1, 2)), own_process=True)
-
-
 def test_a_long_film_has_more_time_than_a_short_one(monkeypatch):
     from torchrl_smore.envs import render
 
@@ -320,3 +315,17 @@ class NotThere:
 
     def __reduce__(self):
         return refuse, ()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"seed": None}, TypeError, "seed must be a whole number, got None"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"size": 20.5}, TypeError, "size must be a whole number, got 20.5"),
+        ({"opengl": "bogus"}, ValueError, "unknown OpenGL library 'bogus'"),
+    ],
+)
+def test_what_no_film_can_be_of_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        render_episode("PointReach", **{"seed": 0, "actions": np.zeros((1, 2)), **options})

@@ -216,3 +216,29 @@ def test_building_a_fetch_environment_prints_nothing(python):
     make = "from torchrl_smore.envs import TASKS; TASKS['FetchReach'].make_env().reset(seed=0)"
     done = python("-c", quiet + imported + make)
     assert (done.status, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("kind", [np.zeros, torch.zeros])
+@pytest.mark.parametrize(
+    ("achieved", "goal", "found"),
+    [((4, 2), (4, 2), r"achieved goals \[\*, 3\] .*, got \[4, 2\]"), ((4, 3), (1,), r"goal goals .*, got \[1\]")],
+)
+def test_goals_of_another_width_are_not_reached_but_refused(kind, achieved, goal, found):
+    task = get_task("FetchReach")
+    with pytest.raises(ValueError, match=f"FetchReach: expected {found}"):
+        task.reached(kind(achieved), kind(goal))
+    assert task.reached(kind((4, 3)), kind(3)).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "message"),
+    [
+        (-5, 0.1, "num_trajectories must be at least 0, got -5"),
+        (10, float("nan"), r"expert_fraction in \[0, 1\], got nan"),
+    ],
+)
+def test_a_composition_of_numbers_that_cannot_be_is_refused(count, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        get_task("FetchReach").composition(count, fraction)
+    with pytest.raises(TypeError):
+        get_task("FetchReach").composition(100.5, 0.1)

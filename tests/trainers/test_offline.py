@@ -239,6 +239,25 @@ def test_a_buffer_in_place_of_its_method_is_refused_when_it_is_given(make_loss, 
         kind(loss, rb, adam(loss)[0], **options)
 
 
+def test_gradients_are_clipped_by_a_hook_of_the_optimiser(make_loss, data):
+    loss, norms = make_loss(), []
+    optimizer, _ = adam(loss, lr=1e-3)
+    before = [parameter.detach().clone() for parameter in loss.parameters()]
+
+    def clip(*_):
+        torch.nn.utils.clip_grad_norm_(loss.parameters(), 1e-12)
+        norms.append(torch.stack([p.grad.norm() for p in loss.parameters() if p.grad is not None]).norm())
+
+    optimizer.register_step_pre_hook(clip)
+    trainer = OfflineTrainer(loss, GoalBatchSampler(data, 16), optimizer, total_steps=3, progress_bar=False)
+    trainer.train()
+    assert len(norms) == 3
+    assert max(norms) <= 1.001e-12
+    # Adam's epsilon of 1e-8 is far above such gradients: a step of 1e-3 * 1e-12 / 1e-8 at most
+    moved = max(float((a - b).abs().max()) for a, b in zip(before, loss.parameters()))
+    assert moved < 1e-6
+
+
 def test_what_no_checkpoint_can_hold_is_refused_before_the_first_update(make_trainer, data, tmp_path):
     sampler = GoalBatchSampler(data, 16)
     state = sampler.state_dict

@@ -10,7 +10,7 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -82,7 +82,7 @@ def register_task(
     Raises:
         ValueError: for an argument out of its range or a name that is taken, an environment that is none of the above
             or does not repeat itself under one seed, or functions that are not importable by name.
-        TypeError: if ``horizon`` is no whole number.
+        TypeError: if ``horizon`` or one of ``goal_columns`` is no whole number.
         ImportError: if gymnasium is missing.
     """
     if not _NAME.fullmatch(name):
@@ -99,7 +99,7 @@ def register_task(
         raise ValueError(f"gammas must be one or more discounts in (0, 1], got {gammas}.")
     if make_expert is not None and not callable(make_expert):
         raise ValueError(f"make_expert must be what builds an expert, got {make_expert!r}.")
-    columns = None if goal_columns is None else tuple(goal_columns)
+    columns = None if goal_columns is None else _columns(goal_columns)
     make_base_env = partial(_own_env, _KnownId(env) if isinstance(env, str) else env, columns, goals, has_fallen)
     with contextlib.closing(make_base_env()) as built:
         if has_fallen is not None:
@@ -221,6 +221,8 @@ class _ColumnGoals(Wrapper):
             raise ValueError(f"goal_columns must lie in [0, {space.shape[0]}), got {list(columns)}.")
         self._columns, self._goals = list(columns), goals
         if not callable(goals):
+            if not isinstance(goals, Sequence) or len(goals) != 2:
+                raise ValueError(f"goals must be a function, or smallest and largest numbers, got {goals!r}.")
             low, high = (np.asarray(bound, dtype=np.float64) for bound in goals)
             fits = low.shape == high.shape == (len(columns),) and np.isfinite(high - low).all()
             if not (fits and (low <= high).all()):
@@ -336,6 +338,12 @@ def _begun(env: Env, seed: int) -> list[dict[str, Any]]:
         action = generator.uniform(-1.0, 1.0, env.action_space.shape).astype(np.float32)  # type: ignore[arg-type]
         observations.append(copy.deepcopy(env.step(action)[0]))
     return observations
+
+
+def _columns(given: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(given, Iterable):
+        raise ValueError(f"goal_columns must be numbers of columns, got {given!r}.")
+    return tuple(check_whole("a goal column", column) for column in given)
 
 
 def _floats(bound: Sequence[float]) -> tuple[float, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, closing
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_smore._errors import unknown_name
 from torchrl_smore._worker import TIMEOUT_S, DeadWorkerError, Worker
 from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs._opengl import OpenGL, RenderError, default_opengl, open_gl, render_error
@@ -16,6 +17,7 @@ from torchrl_smore.envs._stages import STAGES, each_in_space
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
 from torchrl_smore.envs.tasks import Task, get_task
+from torchrl_smore.envs.wrappers import check_whole
 
 Frame = NDArray[np.uint8]
 
@@ -64,6 +66,7 @@ def render_episode(
         RuntimeError: if the environment fails in a process of its own.
         ValueError: for an unknown task or library, a wrong shape, actions that are not finite, an environment that
             cannot be drawn, or a task that has no pictures, beside which the goal cannot be shown.
+        TypeError: for a seed or a size that is no whole number.
         ImportError: if a package the simulator needs is missing.
     """
     task = get_task(task)
@@ -72,8 +75,13 @@ def render_episode(
         raise ValueError(f"expected actions of shape [T, {task.action_dim}], got {list(actions.shape)}.")
     if not np.isfinite(actions).all():
         raise ValueError(f"expected finite actions, got {actions[~np.isfinite(actions).all(1)][0].tolist()}.")
+    size, seed = check_whole("size", size), check_whole("seed", seed)
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}.")
+    if opengl is not None and opengl not in get_args(OpenGL):
+        raise unknown_name("OpenGL library", opengl, get_args(OpenGL))
     backend = opengl or default_opengl()
     if not own_process:
         return _film(task, seed, actions, size, backend, goal_beside)

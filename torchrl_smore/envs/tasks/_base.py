@@ -180,6 +180,9 @@ class Task:
 
         Returns:
             Booleans of shape ``[*]``, of the same kind and device.
+
+        Raises:
+            ValueError: for goals of another width: what is too narrow would be broadcast, and count as reached.
         """
         parts = self.parts_reached(achieved, goal).values()
         return functools.reduce(operator.and_, parts)
@@ -193,7 +196,16 @@ class Task:
 
         Returns:
             Booleans of shape ``[*]`` each.
+
+        Raises:
+            ValueError: see :meth:`reached`.
         """
+        for name, values in (("achieved", achieved), ("goal", goal)):
+            if values.shape[-1:] != (self.goal_dim,):
+                raise ValueError(
+                    f"{self.name}: expected {name} goals [*, {self.goal_dim}] ({', '.join(self.goal_columns)}), got "
+                    f"{list(values.shape)}."
+                )
         squared = (achieved - goal) ** 2
         parts = self.goal_parts or (("goal", 0, self.goal_dim),)
         distance = {name: squared[..., first:stop].sum(-1) ** 0.5 for name, first, stop in parts}
@@ -227,6 +239,10 @@ class Task:
         Raises:
             ValueError: if there are fewer trajectories than the expert's, or the share lies outside its range.
         """
+        if operator.index(num_trajectories) < 0:
+            raise ValueError(f"{self.name}: num_trajectories must be at least 0, got {num_trajectories}.")
+        if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
+            raise ValueError(f"{self.name}: set expert_fraction in [0, 1], got {expert_fraction}.")
         if expert_fraction is None and self.expert_episodes is not None:
             experts = self.expert_episodes
         else:
