@@ -249,8 +249,8 @@ def test_gradients_are_clipped_by_a_hook_of_the_optimiser(make_loss, data):
         norms.append(torch.stack([p.grad.norm() for p in loss.parameters() if p.grad is not None]).norm())
 
     optimizer.register_step_pre_hook(clip)
-    trainer = OfflineTrainer(loss, GoalBatchSampler(data, 16), optimizer, total_steps=3, progress_bar=False)
-    trainer.train()
+    options = {"target_updater": SoftUpdate(loss, tau=0.05), "total_steps": 3, "progress_bar": False}
+    OfflineTrainer(loss, GoalBatchSampler(data, 16), optimizer, **options).train()
     assert len(norms) == 3
     assert max(norms) <= 1.001e-12
     # Adam's epsilon of 1e-8 is far above such gradients: a step of 1e-3 * 1e-12 / 1e-8 at most
