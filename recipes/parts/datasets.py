@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_smore.data import DatasetError, TrajectoryStore, mix, readers, split_by_behaviour
-from torchrl_smore.envs import SCRIPTED, Task, collect, expert_behaviour, get_task, medium_behaviour
-from torchrl_smore.envs.collect import decisive_versions
+from torchrl_smore.envs import (
+    SCRIPTED,
+    Task,
+    collect,
+    decisive_versions,
+    expert_behaviour,
+    get_task,
+    medium_behaviour,
+)
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.trainers import locked
 

@@ -117,7 +117,10 @@ class Cart(gymnasium.Env):
         self.place = start
 
     def seen(self):
-        return {key: np.array([self.place], np.float32) for key in self.observation_space}
+        return {
+            **{key: np.array([self.place], np.float32) for key in ("observation", "achieved_goal")},
+            "desired_goal": np.ones(1, np.float32),
+        }
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -5,7 +5,7 @@ simulators of the other tasks, of the extra ``envs``, are asked for when an envi
 """
 
 from torchrl_smore.envs._rollout import quality, task_actor
-from torchrl_smore.envs.collect import SCRIPTED, collect, expert_behaviour, medium_behaviour
+from torchrl_smore.envs.collect import SCRIPTED, collect, decisive_versions, expert_behaviour, medium_behaviour
 from torchrl_smore.envs.experts import Expert, PlanningExpert, begin_episodes
 from torchrl_smore.envs.mixtures import ACTION_NOISES, MIXTURES, mixture_counts
 from torchrl_smore.envs.pixels import Painter, PixelPolicy, paint
@@ -28,6 +28,7 @@ __all__ = [
     "Task",
     "begin_episodes",
     "collect",
+    "decisive_versions",
     "expert_behaviour",
     "get_task",
     "medium_behaviour",
