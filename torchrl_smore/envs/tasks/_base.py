@@ -180,9 +180,6 @@ class Task:
 
         Returns:
             Booleans of shape ``[*]``, of the same kind and device.
-
-        Raises:
-            ValueError: for goals of another width: what is too narrow would be broadcast, and count as reached.
         """
         parts = self.parts_reached(achieved, goal).values()
         return functools.reduce(operator.and_, parts)
@@ -196,16 +193,7 @@ class Task:
 
         Returns:
             Booleans of shape ``[*]`` each.
-
-        Raises:
-            ValueError: see :meth:`reached`.
         """
-        for name, values in (("achieved", achieved), ("goal", goal)):
-            if values.shape[-1:] != (self.goal_dim,):
-                raise ValueError(
-                    f"{self.name}: expected {name} goals [*, {self.goal_dim}] ({', '.join(self.goal_columns)}), got "
-                    f"{list(values.shape)}."
-                )
         squared = (achieved - goal) ** 2
         parts = self.goal_parts or (("goal", 0, self.goal_dim),)
         distance = {name: squared[..., first:stop].sum(-1) ** 0.5 for name, first, stop in parts}
