@@ -430,7 +430,8 @@ def _is_found(module: str) -> bool:
     """Whether a new process finds a module, as it does not find what was loaded from a file by its path."""
     path, parts = None, module.split(".")
     for count in range(1, len(parts) + 1):
-        found = (finder.find_spec(".".join(parts[:count]), path) for finder in sys.meta_path)
+        finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+        found = (finder.find_spec(".".join(parts[:count]), path) for finder in finders)
         spec = next((each for each in found if each is not None), None)
         if spec is None:
             return False
