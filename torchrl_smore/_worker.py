@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import math
 import os
 import pickle
@@ -21,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 #: Seconds in which a worker must take a request, and in which it must answer it.
 TIMEOUT_S = 600.0
@@ -65,6 +66,41 @@ def _rounding() -> dict[str, str]:
         if {"avx2", "fma"} <= set(flags):
             return {"OPENBLAS_CORETYPE": "Haswell"}
     return {}
+
+
+def can_be_sent(value: Any) -> bool:
+    """Whether a worker finds by name whatever a value is made of: it does not run the script that is running."""
+    try:
+        named = _Named(io.BytesIO(pickle.dumps(value)))
+        named.load()
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return "__main__" not in named.modules and all(map(_is_found, named.modules))
+
+
+def _is_found(module: str) -> bool:
+    """Whether a new process finds a module, as it does not find what was loaded from a file by its path."""
+    path, parts = None, module.split(".")
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    for count in range(1, len(parts) + 1):
+        found = (finder.find_spec(".".join(parts[:count]), path) for finder in finders)
+        spec = next((each for each in found if each is not None), None)
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return True
+
+
+class _Named(pickle.Unpickler):
+    """Remembers from which modules something is unpickled."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.modules: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.modules.add(module)
+        return super().find_class(module, name)
 
 
 class DeadWorkerError(RuntimeError):
@@ -241,7 +277,8 @@ def _of_main(error: Exception) -> str:
     if isinstance(error, AttributeError) and "__main__" in str(error):
         return (
             "a worker process imports what it runs, and does not run the script that started it: put the task and its "
-            "functions in a module of their own and import them from there, or use no worker processes (workers=1).\n"
+            "functions in a module of their own and import them from there, or use no worker processes (workers=1), in "
+            "an EnvPool num_workers=0.\n"
         )
     return ""
 

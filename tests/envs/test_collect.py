@@ -309,10 +309,10 @@ def request_of(task):
 def test_modules_that_another_process_finds_are_told_from_others(module, monkeypatch):
     # some packages leave finders of another protocol there
     monkeypatch.setattr(sys, "meta_path", [object(), *sys.meta_path])
-    assert collect_module._is_found(module)
+    assert _worker._is_found(module)
     for name in ("not_there", f"{module}.not_there"):
         monkeypatch.setitem(sys.modules, name, sys)
-        assert not collect_module._is_found(name)
+        assert not _worker._is_found(name)
 
 
 class Normalising:

@@ -5,32 +5,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import io
 import logging
 import math
 import operator
 import os
-import pickle
 import queue
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
+from torchrl_smore._errors import check_whole
 from torchrl_smore._lock import locked
-from torchrl_smore._worker import HAS_WORKERS, PARENT_IS_GONE, Worker
+from torchrl_smore._worker import HAS_WORKERS, PARENT_IS_GONE, Worker, can_be_sent
 from torchrl_smore.envs._partial import PartialFolder, write_chunk
 from torchrl_smore.envs._rollout import Behaviour, quality, run_episodes
 from torchrl_smore.envs.batch import close_batch
 from torchrl_smore.envs.experts import policy_files
 from torchrl_smore.envs.tasks import Task, get_task
-from torchrl_smore.envs.wrappers import check_noise, check_whole
+from torchrl_smore.envs.wrappers import check_noise
 
 if TYPE_CHECKING:
     from torchrl_smore.data.trajectories import TrajectoryStore
@@ -295,7 +293,7 @@ def _num_workers(workers: int | str, request: _Request) -> int:
     if workers == "auto":
         if request.task.make_batch is not None or not HAS_WORKERS:
             return 1
-        if not _reaches_workers(request):
+        if not can_be_sent(request):
             _logger.info("%s is defined in the running script: it is collected in this process.", request.task.name)
             return 1
         return _num_cores()
@@ -413,42 +411,7 @@ def _wants_worker(request: _Request) -> bool:
     Those of an actor, and whatever a task of one's own may multiply.
     """
     rounds = request.policy_sha256 or request.source_sha256 is not None
-    return HAS_WORKERS and bool(rounds) and _reaches_workers(request)
-
-
-def _reaches_workers(request: _Request) -> bool:
-    """Whether a worker finds by name whatever the request is made of: it does not run the script that is running."""
-    try:
-        named = _Named(io.BytesIO(pickle.dumps(request)))
-        named.load()
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return False
-    return "__main__" not in named.modules and all(map(_is_found, named.modules))
-
-
-def _is_found(module: str) -> bool:
-    """Whether a new process finds a module, as it does not find what was loaded from a file by its path."""
-    path, parts = None, module.split(".")
-    for count in range(1, len(parts) + 1):
-        finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
-        found = (finder.find_spec(".".join(parts[:count]), path) for finder in finders)
-        spec = next((each for each in found if each is not None), None)
-        if spec is None:
-            return False
-        path = spec.submodule_search_locations
-    return True
-
-
-class _Named(pickle.Unpickler):
-    """Remembers from which modules something is unpickled."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        self.modules: set[str] = set()
-
-    def find_class(self, module: str, name: str) -> Any:
-        self.modules.add(module)
-        return super().find_class(module, name)
+    return HAS_WORKERS and bool(rounds) and can_be_sent(request)
 
 
 def _run_chunk(state: dict[str, Any], request: _Request, folder: Path, number: int) -> None:

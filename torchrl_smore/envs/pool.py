@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_smore._errors import check_whole
 from torchrl_smore._worker import TIMEOUT_S, Worker
 from torchrl_smore.envs.batch import BatchEnv, Observation, close_batch
 from torchrl_smore.envs.tasks import Task, get_task
-from torchrl_smore.envs.wrappers import GOAL_KEYS, check_noise, check_whole
+from torchrl_smore.envs.wrappers import GOAL_KEYS, check_noise
 
 _NAMED = 8  # environments, at most, in an error
 

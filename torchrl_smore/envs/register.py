@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_smore._errors import check_whole
 from torchrl_smore.envs._gym import Env, Wrapper, gymnasium, spaces
 from torchrl_smore.envs.experts import Expert, PlanningExpert
 from torchrl_smore.envs.experts.actor_file import refuse_to_act
 from torchrl_smore.envs.tasks import TASKS, Task
-from torchrl_smore.envs.wrappers import GOAL_KEYS, check_whole
+from torchrl_smore.envs.wrappers import GOAL_KEYS
 
 Goals = tuple[Sequence[float], Sequence[float]] | Callable[[np.random.Generator], Any]
 

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_smore._errors import unknown_name
+from torchrl_smore._errors import check_whole, unknown_name
 from torchrl_smore._worker import TIMEOUT_S, DeadWorkerError, Worker
 from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs._opengl import OpenGL, RenderError, default_opengl, open_gl, render_error
@@ -17,7 +17,6 @@ from torchrl_smore.envs._stages import STAGES, each_in_space
 from torchrl_smore.envs.batch import Observation
 from torchrl_smore.envs.point import HALF_WIDTH, PointEnv
 from torchrl_smore.envs.tasks import Task, get_task
-from torchrl_smore.envs.wrappers import check_whole
 
 Frame = NDArray[np.uint8]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-import operator
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,22 +130,6 @@ def check_noise(name: str, sigma: float) -> float:
     if not (math.isfinite(sigma) and sigma >= 0.0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {sigma!r}.")
     return float(sigma)
-
-
-def check_whole(name: str, value: SupportsIndex) -> int:
-    """A whole number of any library as an int.
-
-    Args:
-        name: what the error calls it.
-        value: an int, or what says that it is one, as NumPy's integers do.
-
-    Raises:
-        TypeError: for anything else, also for a float that is whole.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}.") from None
 
 
 def require_mujoco(what: str) -> ModuleType:

@@ -202,7 +202,7 @@ def inputs_of(rows: TensorDictBase, in_keys: Iterable[NestedKey], replaced: Repl
     return out
 
 
-def _check_read(in_keys: Iterable[NestedKey], replaced: Replaced | None) -> None:
+def _check_read(in_keys: Iterable[NestedKey], replaced: Iterable[NestedKey] | None) -> None:
     for key in replaced or ():
         if key not in in_keys:
             raise ValueError(
@@ -291,7 +291,7 @@ def at_actor_goal(rows: TensorDictBase, keys: Any, in_keys: Sequence[NestedKey])
     """
     if keys.actor_goal is None:
         return rows
-    _check_read(in_keys, {keys.desired_goal: rows[keys.actor_goal]})
+    _check_read(in_keys, [keys.desired_goal])
     own = rows.copy().set(keys.desired_goal, rows[keys.actor_goal])
     pictures = own.get(PICTURES, None)
     if pictures is not None:

@@ -86,8 +86,8 @@ def write_table_page(
     same page can be made again.
 
     Args:
-        source: any results. Those in other settings than Table 1's, on its data alone, are what the claims are judged
-            by that are about other tables; those of other tasks are left out.
+        source: any results. The table has those on the data of Table 1; claims about other tables are judged by those
+            in other settings; those of other tasks are left out.
         path: of the page, ``.md``.
         command: the line that makes the page again.
         test: of significance, for the claims; ``None``: :class:`~torchrl_smore.reports.SignificanceTest` as it is.

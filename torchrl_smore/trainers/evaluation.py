@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
+from torchrl_smore._errors import check_whole
 from torchrl_smore.objectives._networks import action_bounds
 from torchrl_smore.trainers.modes import in_mode
 
@@ -285,15 +285,10 @@ def check_plan(episodes: int, horizon: int | None, first_seed: int, gammas: Sequ
             with one name.
         TypeError: for a count that is no whole number.
     """
-    counts = {"episodes": episodes, "horizon": 1 if horizon is None else horizon, "first_seed": first_seed}
-    for name, count in counts.items():
-        try:
-            operator.index(count)
-        except TypeError:
-            raise TypeError(f"{name} must be a whole number, got {count!r}.") from None
-    if counts["episodes"] < 1 or counts["horizon"] < 1:
+    steps = 1 if horizon is None else check_whole("horizon", horizon)
+    if check_whole("episodes", episodes) < 1 or steps < 1:
         raise ValueError(f"episodes and horizon must be positive, got {episodes} and {horizon}.")
-    if first_seed < 0:
+    if check_whole("first_seed", first_seed) < 0:
         raise ValueError(f"first_seed must be at least 0, got {first_seed}.")
     if gammas is None:
         return

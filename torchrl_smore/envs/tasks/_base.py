@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torchrl_smore._errors import unknown_name
+from torchrl_smore._errors import check_whole, unknown_name
 from torchrl_smore.envs._gym import Env
 from torchrl_smore.envs._opengl import OpenGL
 from torchrl_smore.envs.batch import BatchEnv, GymBatch
@@ -226,8 +226,9 @@ class Task:
 
         Raises:
             ValueError: if there are fewer trajectories than the expert's, or the share lies outside its range.
+            TypeError: if ``num_trajectories`` is no whole number.
         """
-        if operator.index(num_trajectories) < 0:
+        if check_whole("num_trajectories", num_trajectories) < 0:
             raise ValueError(f"{self.name}: num_trajectories must be at least 0, got {num_trajectories}.")
         if expert_fraction is not None and not 0.0 <= expert_fraction <= 1.0:
             raise ValueError(f"{self.name}: set expert_fraction in [0, 1], got {expert_fraction}.")
