@@ -307,6 +307,14 @@ def test_the_seed_that_is_loaded_by_default_is_the_first_of_the_run_also_of_its_
     assert run_seeds(tmp_path, "best") == (3, 5, 11)
 
 
+@pytest.mark.parametrize("seeds", [3, {"a": 1}, "3", [9], None])
+def test_another_meaning_of_seeds_in_a_runs_meta_is_passed_over(best, seeds):
+    run_dir = best[0].run_dir
+    for file in (run_dir / "best").rglob("meta.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "seeds": seeds}))
+    assert run_seeds(run_dir, "best") == (3, 5)
+
+
 def test_best_networks_hold_their_own_seed_alone(best):
     size = sum(value.numel() * value.element_size() for value in best[1][0][0].values())
     (file,) = (best[0].run_dir / "best" / "seed_3").rglob("state.pt")

@@ -343,7 +343,7 @@ def _best_folders(run_dir: Path) -> list[Path]:
         raise CheckpointError(f"{run_dir} has no networks of a best evaluation: it has not been evaluated so far.")
     by_seed = {int(folder.name[5:]): folder for folder in found}
     order = sorted(by_seed)
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, CheckpointError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, CheckpointError):
         own = json.loads((latest_checkpoint(by_seed[order[0]]) / "meta.json").read_text())["seeds"]
         # of a version that did not write it, by number
         order.sort(key=own.index)
